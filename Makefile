@@ -1,0 +1,30 @@
+# make demo [DATA=folder|zip|cifar10|...] [PORT=3000] [CHECK=1]     make test     make lock
+PYTHON ?= python3
+DATA ?= shapes
+PORT ?= 3000
+BIN = .venv/bin
+
+.PHONY: demo test lock
+
+demo: .venv/ready
+	@$(BIN)/python demo.py --data "$(DATA)" --port "$(PORT)" $(if $(CHECK),--check)
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "Twinview runs on Python 3.11 to 3.13 and $(PYTHON) is another: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Setting up .venv: about 7 GB, once."
+	@$(PYTHON) -m venv .venv || { \
+	  echo "$(PYTHON) cannot make environments: on Debian and Ubuntu, apt install python3-venv."; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock:
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
+	  --group dev pyproject.toml -o requirements.lock

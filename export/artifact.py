@@ -1,0 +1,208 @@
+"""The contract between training and serving: the pixels an encoder sees, and the bundle it travels in.
+
+A bundle is a folder of two files:
+
+    encoder.onnx      input `pixels` uint8 (N, H, W, 3) RGB, output `embedding` float32 (N, d): h, not normalised
+    model_card.json   the ModelCard below
+
+Training's evaluation and the service both read pictures through `read_pixels`, so what is evaluated is what
+is served. Only numpy, Pillow and the standard library are imported: whoever serves needs no torch.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+GRAPH = "encoder.onnx"
+CARD = "model_card.json"
+
+# What Pillow may try on bytes from strangers: raster formats only (its EPS plugin would start Ghostscript).
+# JPEG includes MPO, which Pillow does not register: asking for it by name fails whatever is not a JPEG.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+MAX_PIXELS = 2**27  # 134 megapixels, 0.4 GB as RGB
+
+# `_open` refuses by the header, and with our own number; Pillow's own limit only warns below twice its size.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class UnreadableImage(ValueError):
+    """Bytes that do not decode. The message completes the sentence "<name> ..."."""
+
+
+class TooManyPixels(UnreadableImage):
+    """An image larger than the limit, refused by its header before anything was decoded."""
+
+
+class BundleError(ValueError):
+    """A folder that is no usable encoder bundle. The message names the folder and what to do."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the encoder's `pixels`.
+
+    With `crop` None the whole picture is stretched to the square: nothing is cut away, and since the crops of
+    training vary in aspect by 3/4 to 4/3, a photograph's stretch is one that the encoder has seen. With a number,
+    the centred square of `crop` times the shorter side is taken (0.875 in the paper's ImageNet evaluation).
+    """
+
+    size_px: int
+    """Side of the square that the encoder sees."""
+    crop: float | None = None
+    """Side of the centred square, as a share of the shorter side, in (0, 1]; None for the whole picture."""
+    interpolation: str = "bicubic"
+    """bicubic or bilinear; always antialiased."""
+
+    def __post_init__(self):
+        if not self.size_px >= 1:
+            raise ValueError(f"size_px must be at least 1, not {self.size_px}")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ValueError(f"crop must be in (0, 1] or None, not {self.crop}")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"interpolation must be bicubic or bilinear, not {self.interpolation!r}")
+
+
+def read_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode to an upright 8-bit RGB image: EXIF orientation applied, transparency laid on white, first frame.
+
+    raises  UnreadableImage (TooManyPixels among them) for whatever cannot be decoded whole.
+    """
+    return _decode(data, max_pixels, at_least_px=None)
+
+
+def read_pixels(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode and preprocess in one: uint8 (S, S, 3) RGB, S = size_px.
+
+    A JPEG of at least four times the size is decoded at a reduced scale (never below twice the size), which
+    makes large photographs several times cheaper. raises UnreadableImage.
+    """
+    at_least_px = 2 * preprocessing.size_px / (preprocessing.crop or 1)
+    return preprocess(_decode(data, max_pixels, at_least_px), preprocessing)
+
+
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """RGB image of any size -> uint8 (S, S, 3), S = size_px, in one antialiased resampling."""
+    size, box = preprocessing.size_px, None
+    if preprocessing.crop is not None:
+        side = preprocessing.crop * min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    return np.asarray(image.resize((size, size), filters[preprocessing.interpolation], box=box))
+
+
+def _decode(data: bytes, max_pixels: int, at_least_px: float | None) -> Image.Image:
+    if not data:
+        raise UnreadableImage("is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:  # the plugins' parsers raise nearly anything on hostile bytes
+        raise UnreadableImage("is not an image of a format this reads") from error
+    if image.width * image.height > max_pixels:
+        raise TooManyPixels(f"has {image.width} x {image.height} pixels; at most {max_pixels:,} are read")
+    try:
+        if at_least_px is not None:
+            image.draft(image.mode, (int(at_least_px), int(at_least_px)))  # JPEG only; others ignore it
+        image.load()
+        with contextlib.suppress(Exception):  # EXIF that cannot be read turns nothing
+            image = ImageOps.exif_transpose(image)
+        return _to_rgb(image)
+    except Exception as error:
+        raise UnreadableImage("is truncated or damaged") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):  # one deep channel; 16-bit RGB arrives here as 8-bit
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        top = 65535 if image.mode.startswith("I") else 1.0 if values.max() <= 1 else 255
+        image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is known of an encoder. `id` names the function: same graph and preprocessing, same id."""
+
+    id: str
+    """Architecture and the start of a hash of graph and preprocessing; vectors are stored under it."""
+    architecture: str
+    """For instance resnet18 or resnet50-2x."""
+    dimension: int
+    """d, the length of an embedding."""
+    preprocessing: Preprocessing
+    sha256: str
+    """Of encoder.onnx."""
+    training: dict = field(default_factory=dict)
+    """Data, images, epochs, settings, commit."""
+    figures: dict = field(default_factory=dict)
+    """What was measured: kNN accuracy, parity error."""
+    licence: str = "unspecified"
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    folder: Path
+    card: ModelCard
+
+    @property
+    def graph(self) -> Path:
+        return self.folder / GRAPH
+
+
+def encoder_id(architecture: str, graph_sha256: str, preprocessing: Preprocessing) -> str:
+    recipe = json.dumps([graph_sha256, dataclasses.asdict(preprocessing)], sort_keys=True)
+    return f"{architecture}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+def save_bundle(folder: Path, graph: bytes, card: ModelCard) -> Bundle:
+    """Write both files beside `folder`, then put them in its place by renaming: a reader sees old or new."""
+    folder = Path(folder)
+    fresh, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    for name, content in ((GRAPH, graph), (CARD, json.dumps(card.to_dict(), indent=2).encode())):
+        with open(fresh / name, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return Bundle(folder, card)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read and check a bundle. raises BundleError: absent, incomplete, unreadable card, or hash that differs."""
+    folder = Path(folder)
+    for name in (CARD, GRAPH):
+        if not (folder / name).is_file():
+            raise BundleError(
+                f"{folder} is no encoder bundle: it has no {name}. Make one with `python export/to_onnx.py RUN`."
+            )
+    try:
+        facts = json.loads((folder / CARD).read_text())
+        card = ModelCard(**{**facts, "preprocessing": Preprocessing(**facts["preprocessing"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{folder / CARD} cannot be read as a model card: {error}") from error
+    digest = hashlib.sha256((folder / GRAPH).read_bytes()).hexdigest()
+    if digest != card.sha256:
+        raise BundleError(f"{folder / GRAPH} is not the file its card describes (sha256 {digest[:12]}…); export again.")
+    return Bundle(folder, card)

@@ -1,0 +1,167 @@
+"""Export a run's encoder f, without the projection head g, as a bundle that the service loads.
+
+    python export/to_onnx.py runs/NAME
+
+The graph takes uint8 pixels [N, S, S, 3] and gives float32 h [N, d]; N is free and the scaling to [0, 1] is inside.
+It gets its name only after ONNX Runtime has given torch's own values at several batch sizes.
+"""
+
+if __name__ == "__main__" and not __package__:
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import hashlib
+import logging
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+import tyro
+from torch import Tensor, nn
+
+from export.artifact import Bundle, BundleError, ModelCard, Preprocessing, encoder_id, load_bundle, save_bundle
+from training import checkpoint
+from training.checkpoint import CheckpointError
+from training.config import PretrainSettings
+from training.encoders import Encoder, to_input
+
+PARITY_BATCHES = (1, 2, 7, 32)
+PARITY_LIMIT = 1e-4  # greatest difference over the greatest value of torch's output
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Export a run's encoder to ONNX with its model card."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder (runs/NAME), or a checkpoint file."""
+    out: Path | None = None
+    """The bundle's folder; by default RUN/encoder, where the service looks for the newest."""
+    licence: str = "unspecified"
+    """Under which the encoder may be used; stands in its card."""
+
+
+class Served(nn.Module):
+    """What is exported: uint8 (N, S, S, 3) -> h (N, d) float32."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.encoder(to_input(pixels)).float()
+
+
+def export(settings: ExportSettings) -> tuple[Bundle, bool]:
+    """Returns the bundle, and whether it was made now. Raises CheckpointError, BundleError."""
+    path = checkpoint.find(settings.run)
+    out = settings.out or (settings.run if settings.run.is_dir() else settings.run.parent) / "encoder"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        there = load_bundle(out)
+        if there.card.training["checkpoint_sha256"] == digest and there.card.licence == settings.licence:
+            return there, False
+    except (BundleError, KeyError):
+        pass  # absent or of another kind: made anew
+    saved = checkpoint.load(path)
+    encoder = checkpoint.encoder_of(saved)
+    trained = checkpoint.settings_of(saved)
+    graph = to_graph(encoder, trained.size_px)
+    error = parity_error(graph, encoder, trained.size_px)
+    if not error <= PARITY_LIMIT:
+        raise BundleError(
+            f"{path}: ONNX Runtime differs from torch by {error:.1e} (limit {PARITY_LIMIT}); not exported"
+        )
+    card = make_card(graph, trained, encoder.dimension, saved["facts"], digest, error, settings.licence)
+    return save_bundle(out, graph, card), True
+
+
+def to_graph(encoder: Encoder, size_px: int) -> bytes:
+    """The serialised ONNX graph, without the exporter's notes on source files: same weights, same bytes."""
+    example = torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Served(encoder).eval(),
+            (example,),
+            input_names=["pixels"],
+            output_names=["embedding"],
+            dynamic_shapes={"pixels": {0: torch.export.Dim("N")}},
+            dynamo=True,
+            verbose=False,
+        )
+    proto = program.model_proto
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.functions):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    del proto.graph.value_info[:]
+    onnx.checker.check_model(proto)
+    return proto.SerializeToString(deterministic=True)
+
+
+def parity_error(graph: bytes, encoder: Encoder, size_px: int) -> float:
+    """Greatest difference between ONNX Runtime and torch over several batch sizes, relative to the greatest |h|."""
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    worst = 0.0
+    for n in PARITY_BATCHES:
+        pixels = rng.integers(0, 256, (n, size_px, size_px, 3), dtype=np.uint8)
+        with torch.no_grad():
+            expected = Served(encoder).eval()(torch.from_numpy(pixels)).numpy()
+        (actual,) = session.run(["embedding"], {"pixels": pixels})
+        if actual.shape != expected.shape:
+            return float("inf")
+        worst = max(worst, float(np.abs(actual - expected).max() / np.abs(expected).max()))
+    return worst
+
+
+def make_card(
+    graph: bytes, trained: PretrainSettings, dimension: int, facts: dict, digest: str, error: float, licence: str
+) -> ModelCard:
+    sha256 = hashlib.sha256(graph).hexdigest()
+    preprocessing = Preprocessing(trained.size_px)
+    return ModelCard(
+        id=encoder_id(trained.architecture, sha256, preprocessing),
+        architecture=trained.architecture,
+        dimension=dimension,
+        preprocessing=preprocessing,
+        sha256=sha256,
+        training={
+            "checkpoint_sha256": digest,
+            "data": facts["data"],
+            "images": facts["images"],
+            "epochs": facts.get("epochs", 0),
+            "commit": facts["commit"],
+            "settings": trained.to_dict() | {"data": facts["data"]},  # the card is served: no path of this machine
+        },
+        figures={"parity_error": error, "before": facts.get("before", {}), "after": facts.get("after", {})},
+        licence=licence,
+    )
+
+
+def main() -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    settings = tyro.cli(ExportSettings)
+    try:
+        bundle, fresh = export(settings)
+    except (CheckpointError, BundleError, OSError) as error:
+        sys.exit(f"error: {error}")
+    card = bundle.card
+    if fresh:
+        print(
+            f"exported {card.id}: {bundle.graph.stat().st_size / 1e6:.1f} MB, {card.dimension} dimensions, "
+            f"parity error {card.figures['parity_error']:.1e}"
+        )
+    print(f"{'wrote' if fresh else 'already there:'} {bundle.folder}")
+    print("next: python serving/bulk.py --data YOUR_IMAGES, then bentoml serve")
+
+
+if __name__ == "__main__":
+    main()

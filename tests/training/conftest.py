@@ -1,0 +1,24 @@
+"""A small picture set and a way to train on it in seconds."""
+
+import pytest
+
+from training import shapes
+from training.config import PretrainSettings
+
+
+@pytest.fixture(scope="session")
+def small_shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "some shapes"
+    shapes.make(folder, train=64, test=20, size_px=24)
+    return folder
+
+
+@pytest.fixture
+def small_settings(small_shapes):
+    """Three epochs of two steps each."""
+
+    def make(**changes) -> PretrainSettings:
+        small = {"data": str(small_shapes), "name": "small", "size_px": 16, "batch_size": 32, "epochs": 3}
+        return PretrainSettings(**small | changes)
+
+    return make

@@ -1,0 +1,231 @@
+r"""SimCLR's augmentation of a whole batch, each image with its own draws (Chen et al. 2020, arXiv:2002.05709, App. A).
+
+Two halves: `draw` makes all random numbers, `render` is a pure function of images and draws. `augment` is both.
+
+    crop    resample the crop [start, start + length) to size_px with an antialiased bicubic filter. Per axis this is
+            a matrix, so a batch of different crops is two batched matrix products, on any device.
+    flip    in the same matrix
+    jitter  brightness, contrast, saturation, hue in random order, clipped to [0, 1] after each
+    grey    three equal channels
+    blur    Gaussian, borders reflected; again a matrix per axis
+
+The operations are torchvision's (contrast blends with the mean grey, saturation with the pixel's grey: the PyTorch
+listing of App. A), brightness multiplies (v2). No mean/std normalisation: the encoder's input is in [0, 1].
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+CROP_ASPECT = (3 / 4, 4 / 3)
+CROP_ATTEMPTS = 10
+TENSORFLOW_LEAST_AREA = 0.1  # its min_object_covered, effective whatever the area range says
+BLUR_SIGMA = (0.1, 2.0)
+GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision rounds them
+BICUBIC = -0.5  # Keys' a, as in Pillow and in torch's antialiased resize
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """What the views of a picture differ in. The defaults are the paper's for photographs."""
+
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Least and greatest share of the picture's area that a crop takes."""
+    crop_sampling: Literal["torchvision", "tensorflow"] = "torchvision"
+    """torchvision draws area uniformly and aspect log-uniformly; tensorflow (google-research/simclr) draws side
+    and aspect uniformly, which gives larger crops."""
+    flip: float = 0.5
+    """Probability of a left-right flip. Set 0 where mirror images mean different things."""
+    jitter: float = 0.8
+    """Probability of colour jitter."""
+    strength: float = 1.0
+    """The paper's s: brightness, contrast, saturation vary by 0.8 s, hue by 0.2 s of the circle."""
+    grey: float = 0.2
+    """Probability of grey."""
+    blur: float = 0.5
+    """Probability of Gaussian blur, sigma 0.1 to 2 pixels, kernel a tenth of the size, made odd."""
+
+    def __post_init__(self):
+        low, high = self.crop_area
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_area must satisfy 0 < least <= greatest <= 1, not {self.crop_area}")
+        if self.crop_sampling not in ("torchvision", "tensorflow"):
+            raise ValueError(f"crop_sampling must be torchvision or tensorflow, not {self.crop_sampling!r}")
+        for name in ("flip", "jitter", "grey", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability in [0, 1], not {getattr(self, name)}")
+        if not 0 <= self.strength <= 2.5:
+            raise ValueError(f"strength must be in [0, 2.5], not {self.strength}")  # 0.2 s is at most half a circle
+
+
+class Draws(NamedTuple):
+    """The random numbers of N views, all on one device."""
+
+    top: Tensor  # (N,) crop box in pixels, whole numbers
+    left: Tensor  # (N,)
+    height: Tensor  # (N,)
+    width: Tensor  # (N,)
+    flip: Tensor  # (N,) bool
+    brightness: Tensor  # (N,) factors; 1 leaves the image as it is
+    contrast: Tensor  # (N,)
+    saturation: Tensor  # (N,)
+    hue: Tensor  # (N,) shift in turns; 0 leaves the image as it is
+    blend_order: Tensor  # (N, 3) permutation of brightness 0, contrast 1, saturation 2
+    hue_place: Tensor  # (N,) how many of the three come before hue: 0 to 3
+    grey: Tensor  # (N,) bool
+    sigma: Tensor  # (N,) of the blur in pixels; 0 for none
+
+
+def augment(images: Tensor, settings: AugmentSettings, generator: torch.Generator, size_px: int) -> Tensor:
+    """One view of each image.
+
+    images     (N, H, W, 3) uint8 RGB, on the generator's device
+    generator  the only source of randomness: same state, same views
+    returns    (N, 3, size_px, size_px) float32 in [0, 1]
+    """
+    n, height, width, _ = images.shape
+    return render(images, draw(n, height, width, settings, generator), size_px)
+
+
+def draw(n: int, height: int, width: int, settings: AugmentSettings, generator: torch.Generator) -> Draws:
+    """The random numbers for n views of images of height x width pixels."""
+
+    def uniform(low: float = 0.0, high: float = 1.0, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(n, *shape, generator=generator, device=generator.device)
+
+    def happens(probability: float) -> Tensor:
+        return uniform() < probability
+
+    crop = _draw_crop(uniform, height, width, settings)
+    flip = happens(settings.flip)
+    jittered = happens(settings.jitter)
+    delta = 0.8 * settings.strength
+    brightness, contrast, saturation = (
+        torch.where(jittered, uniform(max(0.0, 1 - delta), 1 + delta), 1.0) for _ in range(3)
+    )
+    hue = torch.where(jittered, uniform(-0.2 * settings.strength, 0.2 * settings.strength), 0.0)
+    return Draws(
+        *crop,
+        flip,
+        brightness,
+        contrast,
+        saturation,
+        hue,
+        blend_order=uniform(0, 1, 3).argsort(dim=1),
+        # A quarter of the batch each, in random places, so that hue costs one pass and shapes stay fixed.
+        hue_place=uniform().argsort() * 4 // n,
+        grey=happens(settings.grey),
+        sigma=torch.where(happens(settings.blur), uniform(*BLUR_SIGMA), 0.0),
+    )
+
+
+def render(images: Tensor, draws: Draws, size_px: int) -> Tensor:
+    """Apply the draws. images (N, H, W, 3) uint8 -> (N, 3, size_px, size_px) float32 in [0, 1], autocast or not."""
+    with torch.autocast(images.device.type, enabled=False):
+        return _render(images, draws, size_px)
+
+
+def _render(images: Tensor, draws: Draws, size_px: int) -> Tensor:
+    n, height, width, _ = images.shape
+    rows = _resampling(draws.top, draws.height, height, size_px)  # (N, S, H)
+    columns = _resampling(draws.left, draws.width, width, size_px)  # (N, S, W)
+    columns = torch.where(draws.flip[:, None, None], columns.flip(1), columns)
+    x = rows @ (images.reshape(n, height, width * 3).float() / 255)  # (N, S, 3W)
+    x = x.view(n, size_px, width, 3).permute(0, 3, 1, 2).reshape(n, 3 * size_px, width)
+    x = (x @ columns.mT).view(n, 3, size_px, size_px).clamp(0, 1)
+    x = _jitter(x, draws)
+    x = torch.where(draws.grey[:, None, None, None], grey(x), x)
+    blur = _blurring(draws.sigma, size_px)[:, None]  # (N, 1, S, S)
+    return blur @ x @ blur.mT
+
+
+def _draw_crop(uniform, height: int, width: int, settings: AugmentSettings) -> tuple[Tensor, ...]:
+    """top, left, height, width (N,): the first of CROP_ATTEMPTS that fits, otherwise the whole image."""
+    least, greatest = settings.crop_area
+    if settings.crop_sampling == "torchvision":
+        area = uniform(least, greatest, CROP_ATTEMPTS) * height * width
+        aspect = uniform(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1]), CROP_ATTEMPTS).exp()
+        h, w = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
+        fits = (h >= 1) & (w >= 1) & (h <= height) & (w <= width)
+    else:
+        aspect = uniform(*CROP_ASPECT, CROP_ATTEMPTS) * width / height
+        shortest = (least * height * width / aspect).sqrt().round()
+        tallest = (greatest * height * width / aspect).sqrt().round()
+        tallest = tallest.minimum(((width + 0.5 - 1e-7) / aspect).floor()).clamp(max=height)
+        h = shortest + (uniform(0, 1, CROP_ATTEMPTS) * (tallest - shortest + 1).clamp(min=1)).floor()
+        w = (h * aspect).round()
+        share = h * w / (height * width)
+        fits = (h <= height) & (w <= width) & (share >= max(least, TENSORFLOW_LEAST_AREA)) & (share <= greatest)
+    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)  # (N, 1)
+    found = fits.any(dim=1)
+    h = torch.where(found, h.gather(1, first)[:, 0], height)
+    w = torch.where(found, w.gather(1, first)[:, 0], width)
+    return (uniform() * (height - h + 1)).floor(), (uniform() * (width - w + 1)).floor(), h, w
+
+
+def _resampling(start: Tensor, length: Tensor, old_px: int, new_px: int) -> Tensor:
+    """Matrices (N, new_px, old_px) that resample [start, start + length) of an axis, antialiased bicubic."""
+    old = torch.arange(old_px, device=start.device)[None, None]  # (1, 1, old)
+    new = torch.arange(new_px, device=start.device)[None, :, None]  # (1, new, 1)
+    start, length = start[:, None, None], length[:, None, None]
+    scale = length / new_px
+    t = (old + 0.5 - start - (new + 0.5) * scale) / scale.clamp(min=1)  # wider filter when shrinking
+    t = t.abs()
+    near = ((BICUBIC + 2) * t - (BICUBIC + 3)) * t * t + 1
+    far = BICUBIC * (((t - 5) * t + 8) * t - 4)
+    weight = torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
+    weight = torch.where((old >= start) & (old < start + length), weight, 0.0)  # nothing from outside the crop
+    return weight / weight.sum(dim=2, keepdim=True)
+
+
+def _blurring(sigma: Tensor, size_px: int) -> Tensor:
+    """Matrices (N, size_px, size_px) of a Gaussian blur with reflected borders; the identity where sigma is 0."""
+    radius = (size_px // 10) // 2
+    last = size_px - 1
+    i = torch.arange(size_px, device=sigma.device)[:, None]
+    k = torch.arange(size_px, device=sigma.device)[None]
+    matrix = torch.zeros(len(sigma), size_px, size_px, device=sigma.device)
+    # Pixel k stands at k, and once more mirrored at each border (which repeats no border pixel).
+    for distance, counts in ((k - i, True), (-k - i, k > 0), (2 * last - k - i, k < last)):
+        inside = (distance.abs() <= radius) & counts
+        matrix += torch.where(inside, torch.exp(-0.5 * (distance / sigma.clamp(min=1e-3)[:, None, None]) ** 2), 0.0)
+    return matrix / matrix.sum(dim=2, keepdim=True)
+
+
+def _jitter(x: Tensor, draws: Draws) -> Tensor:
+    factors = torch.stack([draws.brightness, draws.contrast, draws.saturation], dim=1)  # (N, 3)
+    places = draws.hue_place.argsort().tensor_split(4)  # which images' hue comes at which place
+    for place in range(4):
+        at = places[place]
+        x = x.index_copy(0, at, shift_hue(x[at], draws.hue[at]))
+        if place < 3:
+            blend = draws.blend_order[:, place, None, None, None]  # (N, 1, 1, 1)
+            factor = factors.gather(1, draws.blend_order[:, place, None])[:, :, None, None]
+            luminance = grey(x)[:, :1]
+            mean = luminance.mean(dim=(2, 3), keepdim=True)
+            other = torch.where(blend == 1, mean, torch.where(blend == 2, luminance, 0.0))
+            x = (factor * x + (1 - factor) * other).clamp(0, 1)
+    return x
+
+
+def grey(x: Tensor) -> Tensor:
+    """(N, 3, H, W) RGB -> the same shape with three equal channels."""
+    weights = torch.tensor(GREY_WEIGHTS, device=x.device)[:, None, None]
+    return (x * weights).sum(dim=1, keepdim=True).expand_as(x)
+
+
+def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotate the hue of (N, 3, H, W) RGB in [0, 1] by (N,) turns of the circle, in HSV."""
+    r, g, b = x.unbind(dim=1)
+    value = x.amax(dim=1)
+    chroma = value - x.amin(dim=1)
+    sextant = torch.where(value == r, g - b, torch.where(value == g, b - r, r - g)) / chroma.clamp(min=1e-12)
+    sextant = sextant + torch.where(value == r, 0.0, torch.where(value == g, 2.0, 4.0)) + 6 * turns[:, None, None]
+    channels = []
+    for offset in (5, 3, 1):
+        k = (sextant + offset) % 6
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(channels, dim=1)

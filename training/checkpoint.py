@@ -1,0 +1,101 @@
+"""A run's checkpoint: one file of plain tensors, numbers and dicts, replaced whole or not at all."""
+
+import io
+import os
+import pickle
+import time
+from pathlib import Path
+
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from training.config import PretrainSettings
+from training.encoders import Encoder
+
+NAME = "last.ckpt"
+EVERY_S = 5.0  # epochs that end sooner after the last checkpoint make none
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or written. The message names the file and what to do."""
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Write beside, flush to the disk, rename: whoever is killed at any moment leaves the old file or the new one."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()  # torch's own writer hides the operating system's error on a full disk
+        torch.save(checkpoint, content)
+        fresh = path.with_name(f".{path.name}.new")
+        try:
+            with open(fresh, "wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            kept = "; the one before it is kept" if path.exists() else ""
+            raise CheckpointError(
+                f"{path} could not be written: {error.strerror}{kept}. Make room, then continue with --resume."
+            ) from error
+
+    def load_checkpoint(self, path, map_location=None, weights_only=None):
+        return load(path)
+
+    def remove_checkpoint(self, path):
+        Path(path).unlink(missing_ok=True)
+
+
+class EveryEpoch(Checkpoint):
+    """Saves at each epoch's end, after the module's own hook (as Lightning runs its Checkpoint callbacks)."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.saved_at = 0.0
+
+    def on_train_epoch_end(self, trainer, module):
+        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        if last or time.monotonic() - self.saved_at > EVERY_S:
+            trainer.save_checkpoint(self.path)
+            self.saved_at = time.monotonic()
+
+
+def load(path: Path) -> dict:
+    """raises CheckpointError where there is none, or it is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint that can be read: {type(error).__name__}") from error
+    if not isinstance(checkpoint, dict) or "settings" not in checkpoint:
+        raise CheckpointError(f"{path} is not a checkpoint of training/pretrain.py")
+    return checkpoint
+
+
+def find(run: Path) -> Path:
+    """A run's folder, or a checkpoint's own path -> the checkpoint's path. raises CheckpointError."""
+    run = Path(run)
+    path = run / "checkpoints" / NAME if run.is_dir() else run
+    if not path.is_file():
+        raise CheckpointError(f"{run} holds no checkpoint; train one with `python training/pretrain.py`")
+    return path
+
+
+def settings_of(checkpoint: dict) -> PretrainSettings:
+    return PretrainSettings.from_dict(checkpoint["settings"])
+
+
+def encoder_of(checkpoint: dict) -> Encoder:
+    """f alone, on the CPU, in evaluation mode."""
+    settings = settings_of(checkpoint)
+    encoder = Encoder(settings.encoder, settings.width, settings.size_px)
+    prefix = "encoder."
+    weights = {key.removeprefix(prefix): w for key, w in checkpoint["state_dict"].items() if key.startswith(prefix)}
+    encoder.load_state_dict(weights)
+    return encoder.eval()

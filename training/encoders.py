@@ -1,0 +1,131 @@
+"""The encoder f and the projection head g (arXiv:2002.05709, Sec. 2.1; google-research/simclr, tf2/resnet.py).
+
+Encoders are torchvision's residual blocks with torchvision's parameter names. What differs from torchvision's ResNet:
+every channel count times `width`; a 3x3 stem without pooling for images of up to 32 px (App. B.9); the published
+initialisation. `f(x)` is h, the pooled features; there is no classifier.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+SMALL_IMAGE_PX = 32
+
+# name: block, blocks in each of the four stages, channels of the first stage
+ARCHITECTURES = {
+    "tiny": (BasicBlock, (1, 1, 1, 1), 16),
+    "resnet18": (BasicBlock, (2, 2, 2, 2), 64),
+    "resnet34": (BasicBlock, (3, 4, 6, 3), 64),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), 64),
+    "resnet101": (Bottleneck, (3, 4, 23, 3), 64),
+    "resnet152": (Bottleneck, (3, 8, 36, 3), 64),
+}
+
+
+class Encoder(nn.Module):
+    """f: (N, 3, H, W) float in [0, 1] -> h (N, d) float.
+
+    architecture  a key of ARCHITECTURES
+    width         1, 2 or 4: multiplies every channel count, the stem's included (the paper's 1x, 2x, 4x)
+    size_px       of the images it is meant for; chooses the stem
+    """
+
+    def __init__(self, architecture: str, width: int, size_px: int):
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"encoder must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
+        super().__init__()
+        block, depths, first = ARCHITECTURES[architecture]
+        channels = first * width
+        if size_px <= SMALL_IMAGE_PX:
+            self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        before = channels
+        for stage, depth in enumerate(depths):
+            planes = channels * 2**stage
+            blocks = []
+            for i in range(depth):
+                stride = 2 if stage > 0 and i == 0 else 1
+                blocks.append(_block(block, before, planes, stride))
+                before = planes * block.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.dimension = before
+        self._initialise()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return x.mean(dim=(2, 3))  # (N, d)
+
+    def _initialise(self) -> None:
+        """Kernels: truncated normal of variance 1 / fan_in. The last gain of each block 0: blocks start as identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_in = module.weight[0].numel()
+                std = fan_in**-0.5 / 0.8796  # what is cut beyond two deviations narrows the distribution by .8796
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            elif isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+            elif isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+
+
+def _block(block, before: int, planes: int, stride: int) -> nn.Module:
+    after = planes * block.expansion
+    downsample = None
+    if stride != 1 or before != after:
+        downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+    return block(before, planes, stride, downsample)
+
+
+def projection_head(dimension: int, layers: int, output: int) -> nn.Module:
+    """g: h (N, dimension) -> z (N, output), in the official layout.
+
+    layers - 1 times [Linear, BN, ReLU] of the features' width, then Linear and a BN with gain but without bias.
+    Linears have no bias of their own. 3 is SimCLR v2's and the repository's default, 2 is v1's "non-linear", 1 is
+    "linear", 0 is no head: z is h and `output` is not used.
+    """
+    if layers not in range(4):
+        raise ValueError(f"head_layers must be 0 to 3, not {layers}")
+    if layers == 0:
+        return nn.Identity()
+    modules: list[nn.Module] = []
+    for _ in range(layers - 1):
+        modules += [_linear(dimension, dimension), nn.BatchNorm1d(dimension), nn.ReLU(inplace=True)]
+    last = nn.BatchNorm1d(output)
+    last.bias.requires_grad_(False)  # stays 0
+    return nn.Sequential(*modules, _linear(dimension, output), last)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(linear.weight, std=0.01)
+    return linear
+
+
+def embed(encoder: nn.Module, images, batch_size: int = 512) -> Tensor:
+    """h of many images, in evaluation mode and float32: (N, d) float32 on the CPU.
+
+    images  uint8 (N, H, W, 3) array or tensor as stored, or float (N, 3, H, W) views in [0, 1]
+    The encoder's mode is put back afterwards.
+    """
+    device = next(encoder.parameters()).device
+    training = encoder.training
+    encoder.eval()
+    rows = []
+    with torch.no_grad():
+        for start in range(0, len(images), batch_size):
+            batch = torch.as_tensor(images[start : start + batch_size]).to(device)
+            x = to_input(batch) if batch.dtype == torch.uint8 else batch
+            rows.append(encoder(x).float().cpu())
+    encoder.train(training)
+    return torch.cat(rows)
+
+
+def to_input(pixels: Tensor) -> Tensor:
+    """The normalisation of SimCLR, which is only a scale: uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [0, 1]."""
+    return pixels.permute(0, 3, 1, 2).float() / 255

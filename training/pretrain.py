@@ -1,0 +1,317 @@
+"""Pretrain an encoder with SimCLR (Chen et al. 2020, arXiv:2002.05709) into runs/NAME.
+
+    python training/pretrain.py --data ~/Pictures --minutes 15
+
+Per step: a batch of N images, two views of each in one batch of 2N, h = f(view), z = g(h), NT-Xent, LARS. Everything
+random is drawn from (seed, step), so a run that is continued goes on as if it had never stopped.
+
+    runs/NAME/  config.json  metrics.csv  report.png  skipped.csv  checkpoints/last.ckpt  and TensorBoard's events
+"""
+
+if __name__ == "__main__" and not __package__:
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import csv
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from export.artifact import Preprocessing
+from training import checkpoint, knn, report, store
+from training.augment import augment
+from training.checkpoint import AtomicCheckpointIO, CheckpointError, EveryEpoch
+from training.config import PRESETS, RUNS, PretrainSettings, parse
+from training.data import DataError, open_source
+from training.encoders import Encoder, projection_head
+from training.lars import LARS, lars_groups
+from training.loss import gather, nt_xent
+from training.progress import RunBar
+from training.schedule import scaled_lr, warmup_cosine
+from training.store import Store
+
+FINAL, PASSING = 50_000, 10_000  # images in the bank of the measurements at both ends of a run, and of those between
+CALIBRATION_STEPS = 8
+
+
+class SimCLR(pl.LightningModule):
+    """f, g and one training step. `history` is a row an epoch; `facts` is what a model card wants to know."""
+
+    def __init__(self, settings: PretrainSettings, train: Store, test: Store | None):
+        super().__init__()
+        torch.manual_seed(settings.seed)
+        self.settings, self.train_store, self.test_store = settings, train, test
+        self.encoder = Encoder(settings.encoder, settings.width, settings.size_px)
+        self.projector = projection_head(self.encoder.dimension, settings.head_layers, settings.head_dimension)
+        self.to(memory_format=torch.channels_last)
+        self.history: list[dict] = []
+        self.facts = {"images": len(train.pixels), "commit": _commit()}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.train_store.pixels) // self.settings.batch_size
+
+    def training_step(self, images: Tensor, batch_index: int) -> Tensor:
+        loss = self.loss(images, self.global_step)
+        self.loss_sum += loss.detach()  # stays on the device
+        self.log("loss", loss.detach())
+        return loss
+
+    def loss(self, images: Tensor, step: int) -> Tensor:
+        """images (N, S, S, 3) uint8 -> NT-Xent over the batches of all processes together."""
+        views = self.two_views(images, step)  # (2N, 3, S, S)
+        z_a, z_b = self.projector(self.encoder(views)).chunk(2)  # both views share the batch norm's statistics
+        return nt_xent(gather(z_a), gather(z_b), self.settings.temperature)
+
+    def two_views(self, images: Tensor, step: int) -> Tensor:
+        generator = torch.Generator(images.device)
+        generator.manual_seed((self.settings.seed << 40) + step * 4096 + self.global_rank)
+        views = augment(images.repeat(2, 1, 1, 1), self.settings.augment, generator, self.settings.size_px)
+        return views.contiguous(memory_format=torch.channels_last)
+
+    def configure_optimizers(self):
+        s = self.settings
+        lr = scaled_lr(s.lr, s.batch_size, s.lr_scaling)
+        groups = lars_groups(self, s.weight_decay)
+        if s.optimizer == "lars":
+            optimizer = LARS(groups, lr=lr, momentum=s.momentum)
+        else:
+            groups = [{key: value for key, value in group.items() if key != "adapt"} for group in groups]
+            if s.optimizer == "sgd":
+                optimizer = torch.optim.SGD(groups, lr=lr, momentum=s.momentum)
+            else:
+                optimizer = torch.optim.AdamW(groups, lr=lr)
+        total = s.epochs * self.steps_per_epoch
+        warmup = round(s.warmup * total)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def train_dataloader(self):
+        return Batches(self)
+
+    def on_train_start(self):
+        if not self.history:
+            self.facts["before"] = self.measure(FINAL)
+
+    def on_train_epoch_start(self):
+        self.loss_sum = torch.zeros((), device=self.device)
+
+    def on_train_epoch_end(self):
+        bar = self.trainer.progress_bar_callback
+        epoch = self.current_epoch + 1
+        row = {
+            "epoch": epoch,
+            "step": self.global_step,
+            "loss": self.loss_sum.item() / max(1, bar.steps),
+            "lr": self.lr_schedulers().get_last_lr()[0],
+            "images_per_s": round(bar.images_per_s, 1),
+            "wait_share": round(bar.wait_share, 4),
+        }
+        if epoch == self.settings.epochs or self.global_step == self.trainer.max_steps:
+            self.facts |= {"epochs": epoch, "after": self.measure(FINAL)}
+            row |= self.facts["after"]
+        elif epoch % self.settings.knn_epochs == 0:
+            row |= self.measure(PASSING)
+        self.history.append(row)
+        self.log_dict({key: float(row[key]) for key in ("knn", "views_matched", "images_per_s") if key in row})
+        if self.trainer.is_global_zero:
+            write_metrics(Path(self.trainer.default_root_dir) / "metrics.csv", self.history)
+
+    def measure(self, most: int) -> dict:
+        return knn.figures(self.encoder, self.train_store, self.test_store, self.settings, most)
+
+    def last_figure(self) -> dict[str, str]:
+        for row in reversed([self.facts.get("before", {}), *self.history]):
+            for name in ("knn", "views_matched"):
+                if name in row:
+                    return {name: f"{row[name]:.1%}"}
+        return {}
+
+    def on_save_checkpoint(self, saved: dict) -> None:
+        saved |= {"settings": self.settings.to_dict(), "facts": self.facts, "history": self.history}
+
+    def on_load_checkpoint(self, saved: dict) -> None:
+        self.facts, self.history = saved["facts"], saved["history"]
+
+
+class Batches:
+    """An epoch's batches as uint8 tensors (N, S, S, 3), in an order that (seed, epoch) decides; the rest is dropped.
+
+    Each process takes its own share of every batch.
+    """
+
+    def __init__(self, module: SimCLR):
+        self.module = module
+
+    def __len__(self) -> int:
+        return self.module.steps_per_epoch
+
+    def __iter__(self):
+        trainer, settings, pixels = self.module.trainer, self.module.settings, self.module.train_store.pixels
+        order = np.random.default_rng([settings.seed, trainer.current_epoch]).permutation(len(pixels))
+        for step in range(len(self)):
+            batch = order[step * settings.batch_size : (step + 1) * settings.batch_size]
+            yield torch.from_numpy(pixels[np.sort(batch[trainer.global_rank :: trainer.world_size])])
+
+
+def pretrain(settings: PretrainSettings) -> Path:
+    """Train, or continue, and report. Returns the run's folder. Raises DataError, CheckpointError, ValueError."""
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # started by the first process, which has prepared everything
+        settings = PretrainSettings.from_dict(json.loads((RUNS / settings.name / "config.json").read_text()))
+    source = open_source(settings.data)
+    name = settings.name or f"{source.name}-{settings.preset}"
+    run = RUNS / name
+    last = run / "checkpoints" / checkpoint.NAME
+    saved = None
+    if last.exists():
+        if not settings.resume:
+            raise CheckpointError(f"{run} holds a run already: continue it with --resume, or give another --name")
+        saved = checkpoint.load(last)
+        settings = continued(settings, checkpoint.settings_of(saved), run)
+
+    preprocessing = Preprocessing(settings.size_px)
+    train = store.load(source, preprocessing, "train")
+    test = store.load(source, preprocessing, "test") if any(p.split == "test" for p in source.pictures) else None
+    if len(train.pixels) < 2:
+        raise DataError(
+            f"{settings.data} has 1 picture that can be read; SimCLR compares pictures and needs at least 2"
+        )
+    if len(train.pixels) < settings.batch_size:
+        print(f"batch size {settings.batch_size} -> {len(train.pixels)}: {settings.data} has no more pictures")
+        settings = dataclasses.replace(settings, batch_size=len(train.pixels))
+    if saved and saved["facts"]["images"] != len(train.pixels):
+        raise CheckpointError(
+            f"{run} was trained on {saved['facts']['images']:,} images and {settings.data} now has "
+            f"{len(train.pixels):,}: give another --name"
+        )
+    if saved and saved["facts"].get("epochs") == settings.epochs:
+        print(f"{run} is finished: {knn.sentence(saved['facts']['before'], saved['facts']['after'])}")
+        return run
+
+    if settings.minutes and not saved:
+        settings = dataclasses.replace(settings, epochs=epochs_in(settings.minutes, settings, train))
+    settings = dataclasses.replace(settings, name=name, resume=False)
+    module = SimCLR(settings, train, test)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(json.dumps(settings.to_dict(), indent=2))
+    write_skipped(run / "skipped.csv", train, test)
+    total = settings.epochs * module.steps_per_epoch
+    print(
+        f"{'continuing' if saved else 'pretraining'} {settings.architecture} on {len(train.pixels):,} images at "
+        f"{settings.size_px} px: {settings.epochs} epochs, {total:,} steps of {settings.batch_size} images, into {run}"
+    )
+    started = time.monotonic()
+    trainer = make_trainer(settings, run, total)
+    trainer.fit(module, ckpt_path=last if saved else None)
+    if trainer.is_global_zero:
+        report.write(run / "report.png", module)
+        minutes = (time.monotonic() - started) / 60
+        print(f"done in {minutes:.1f} min: {knn.sentence(module.facts['before'], module.facts['after'])}")
+        print(f"curves, pairs and neighbours: {run / 'report.png'}")
+    return run
+
+
+def make_trainer(settings: PretrainSettings, run: Path, total_steps: int) -> pl.Trainer:
+    gpu = torch.cuda.is_available()
+    torch.set_float32_matmul_precision("high")
+    return pl.Trainer(
+        default_root_dir=run,
+        accelerator="auto",
+        devices=settings.devices or ("auto" if gpu else 1),
+        precision="bf16-mixed" if gpu else "32-true",
+        sync_batchnorm=gpu,
+        max_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        logger=TensorBoardLogger(run, name="", version=""),
+        log_every_n_steps=10,
+        callbacks=[RunBar(total_steps, settings.batch_size), EveryEpoch(run / "checkpoints" / checkpoint.NAME)],
+        plugins=[AtomicCheckpointIO()],
+        enable_model_summary=False,
+    )
+
+
+def continued(asked: PretrainSettings, saved: PretrainSettings, run: Path) -> PretrainSettings:
+    """A run goes on with its own settings. What was asked for must be those, or the preset's defaults."""
+    defaults = PRESETS[asked.preset][1]
+    for field in dataclasses.fields(asked):
+        name = field.name
+        value, own = getattr(asked, name), getattr(saved, name)
+        if name not in ("name", "resume", "max_steps", "devices") and value not in (own, getattr(defaults, name)):
+            flag = f"--{name.replace('_', '-')}"
+            raise CheckpointError(
+                f"{run} was begun with {flag} {own}, not {value}: leave {flag} out, or give another --name"
+            )
+    return dataclasses.replace(saved, max_steps=asked.max_steps, devices=asked.devices)
+
+
+def epochs_in(minutes: float, settings: PretrainSettings, train: Store) -> int:
+    """How many epochs fit, by timing a few steps of a model that is then thrown away."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = SimCLR(settings, train, None).to(device)
+    optimizer = module.configure_optimizers()["optimizer"]
+    images = torch.from_numpy(train.pixels[: settings.batch_size]).to(device)
+    seconds = []
+    for step in range(CALIBRATION_STEPS):
+        started = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = module.loss(images, step)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    step_s = float(np.median(seconds[CALIBRATION_STEPS // 2 :]))
+    return max(1, int(minutes * 60 / step_s / module.steps_per_epoch))
+
+
+def write_metrics(path: Path, history: list[dict]) -> None:
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    with open(path, "w", newline="") as file:
+        rows = csv.DictWriter(file, columns)
+        rows.writeheader()
+        rows.writerows(history)
+
+
+def write_skipped(path: Path, *stores: Store | None) -> None:
+    with open(path, "w", newline="", errors="surrogateescape") as file:
+        rows = csv.writer(file)
+        rows.writerow(["name", "reason"])
+        for part in stores:
+            rows.writerows(part.skipped if part else [])
+
+
+def _commit() -> str:
+    """Of this code, where it is a git checkout."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def main() -> None:
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # its tips and device listings
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    try:
+        run = pretrain(parse())
+    except (DataError, CheckpointError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"next: python export/to_onnx.py {run}")
+
+
+if __name__ == "__main__":
+    main()

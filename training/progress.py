@@ -1,0 +1,67 @@
+"""One progress bar over a whole run, with its speed and the share of the time that it waited for data."""
+
+import time
+
+from pytorch_lightning.callbacks import ProgressBar
+from tqdm import tqdm
+
+REDRAW_S = 0.5
+
+
+class RunBar(ProgressBar):
+    """Also keeps `images_per_s` and `wait_share` of the epoch that has just ended, for the log."""
+
+    def __init__(self, total_steps: int, batch_size: int):
+        super().__init__()
+        self.total_steps = total_steps
+        self.batch_size = batch_size
+        self.images_per_s = 0.0
+        self.wait_share = 0.0
+
+    def on_train_start(self, trainer, module):
+        self.bar = tqdm(
+            total=self.total_steps,
+            initial=trainer.global_step,
+            desc="pretraining",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not trainer.is_global_zero,
+            mininterval=REDRAW_S,
+        )
+        self.drawn_at = 0.0
+
+    def on_train_epoch_start(self, trainer, module):
+        self.started = self.ended = time.perf_counter()
+        self.waited = 0.0
+        self.steps = 0
+
+    def on_train_batch_start(self, trainer, module, batch, batch_index):
+        self.waited += time.perf_counter() - self.ended
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index):
+        self.ended = time.perf_counter()
+        self.steps += 1
+        elapsed = self.ended - self.started
+        self.images_per_s = self.steps * self.batch_size / elapsed
+        self.wait_share = self.waited / elapsed
+        self.bar.update()
+        if self.ended - self.drawn_at > REDRAW_S:  # reading the loss waits for the device: seldom
+            self.drawn_at = self.ended
+            shown = {
+                "epoch": trainer.current_epoch + 1,
+                "img/s": f"{self.images_per_s:.0f}",
+                "wait": f"{self.wait_share:.0%}",
+                "loss": f"{outputs['loss'].item():.3f}",
+                **module.last_figure(),
+            }
+            self.bar.set_postfix(shown, refresh=False)
+
+    def on_train_end(self, trainer, module):
+        self.bar.close()
+
+    def on_exception(self, trainer, module, exception):
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+    def print(self, *args, **kwargs):
+        tqdm.write(" ".join(map(str, args)))

@@ -1,0 +1,75 @@
+"""A run on one page: its curves, some pairs of views, some pictures with their nearest neighbours."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from training.augment import augment
+from training.encoders import embed
+
+PAIRS, QUERIES, NEIGHBOURS = 6, 6, 7
+BANK = 5000
+
+
+def write(path: Path, module) -> None:
+    """module: a SimCLR after training."""
+    settings, pixels = module.settings, module.train_store.pixels
+    figure = plt.figure(figsize=(13, 11), layout="constrained")
+    curves, pairs, neighbours = figure.subfigures(3, 1, height_ratios=[1.1, 1.3, 2.6])
+    figure.suptitle(f"{settings.name}: {settings.architecture}, {len(pixels):,} images, {settings.epochs} epochs")
+    _curves(curves, module)
+
+    chosen = np.random.default_rng(settings.seed).permutation(len(pixels))[:BANK]
+    bank = torch.from_numpy(pixels[chosen])  # (M, S, S, 3)
+    generator = torch.Generator().manual_seed(settings.seed)
+    some = bank[:PAIRS].repeat(2, 1, 1, 1)
+    views = augment(some, settings.augment, generator, settings.size_px)  # (2 PAIRS, 3, S, S)
+    similarity = F.cosine_similarity(*embed(module.encoder, views).chunk(2))  # (PAIRS,)
+    pictures = views.permute(0, 2, 3, 1).numpy()
+    pairs.suptitle("pairs of views and the cosine of their h")
+    for i, axis in enumerate(pairs.subplots(2, PAIRS, squeeze=False).T):
+        if i < len(pictures) // 2:
+            _show(axis[0], pictures[i], f"{similarity[i]:.2f}")
+            _show(axis[1], pictures[len(pictures) // 2 + i])
+        else:
+            [a.axis("off") for a in axis]
+
+    h = F.normalize(embed(module.encoder, bank), dim=1)
+    near = (h[:QUERIES] @ h.T).topk(min(NEIGHBOURS + 1, len(h)), dim=1)  # the picture itself comes first
+    neighbours.suptitle("pictures (left) and their nearest neighbours by h")
+    for q, axes in enumerate(neighbours.subplots(QUERIES, NEIGHBOURS + 1, squeeze=False)):
+        for rank, axis in enumerate(axes):
+            if q < len(h) and rank < near.indices.shape[1]:
+                _show(axis, bank[near.indices[q, rank]].numpy(), f"{near.values[q, rank]:.2f}" if rank else "")
+            else:
+                axis.axis("off")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def _curves(figure, module) -> None:
+    history = module.history
+    loss, rate, quality = figure.subplots(1, 3)
+    epochs = [row["epoch"] for row in history]
+    loss.plot(epochs, [row["loss"] for row in history])
+    loss.axhline(np.log(2 * module.settings.batch_size - 1), color="grey", linestyle=":", label="chance")
+    loss.set(title="NT-Xent, nats", xlabel="epoch")
+    loss.legend()
+    rate.plot(epochs, [row["lr"] for row in history])
+    rate.set(title="learning rate", xlabel="epoch")
+    name = "knn" if "knn" in module.facts["before"] else "views_matched"
+    measured = [(0, module.facts["before"][name]), *((row["epoch"], row[name]) for row in history if name in row)]
+    quality.plot(*zip(*measured, strict=True), marker="o")
+    quality.set(title={"knn": "kNN accuracy", "views_matched": "views matched"}[name], xlabel="epoch", ylim=(0, 1))
+
+
+def _show(axis, picture, title: str = "") -> None:
+    axis.imshow(picture)
+    axis.set_title(title, fontsize=9)
+    axis.axis("off")

@@ -1,0 +1,24 @@
+"""The learning rate per step: scaling with the batch, linear warm-up, cosine to 0 (arXiv:2002.05709, App. B.6-B.9)."""
+
+import math
+
+
+def scaled_lr(lr: float, batch_size: int, scaling: str) -> float:
+    """The peak learning rate. batch_size counts images, not views.
+
+    linear  lr * batch_size / 256        (lr 0.3 in the paper)
+    sqrt    lr * sqrt(batch_size)        (lr 0.075: better for small batches and short training)
+    none    lr
+    """
+    scales = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size), "none": 1.0}
+    if scaling not in scales:
+        raise ValueError(f"scaling must be one of {', '.join(scales)}, not {scaling!r}")
+    return lr * scales[scaling]
+
+
+def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Share of the peak learning rate at a step: 0 at step 0, 1 at the end of the warm-up, 0 at total_steps."""
+    if step < warmup_steps:
+        return step / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

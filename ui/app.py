@@ -1,0 +1,124 @@
+"""The page: pictures like a picture, and the pairs of views that SimCLR trains on.
+
+The service mounts it at its own /ui, where its requests stay in the process. Alone, it asks a service over HTTP:
+
+    python ui/app.py --service http://127.0.0.1:3000
+"""
+
+import atexit
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+
+import gradio as gr  # noqa: E402
+import httpx  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
+from fastapi.responses import RedirectResponse, Response  # noqa: E402
+
+from serving.client import AsyncClient, ServiceError  # noqa: E402
+from ui import picture, similar, style, views  # noqa: E402
+
+PATH = "/ui"
+MASTHEAD = '<header class="masthead"><h1>Twinview</h1><p>Pictures by likeness, without a single label.</p></header>'
+
+
+@dataclass(frozen=True)
+class Options:
+    """Serve the search page on this machine, for a service that runs elsewhere or without it."""
+
+    service: str = "http://127.0.0.1:3000"
+    """Address of the service (`bentoml serve`). It need not be up yet."""
+    port: int = 7860
+    """Where the page is served, at http://127.0.0.1:PORT."""
+
+
+def build(client) -> gr.Blocks:
+    """The page over `client`, an AsyncClient."""
+    with gr.Blocks(title="Twinview", fill_width=True, delete_cache=(600, 3600)) as page:  # uploads are deleted within 70 minutes
+        gr.HTML(MASTHEAD, apply_default_css=False, js_on_load=None)
+        trail = gr.State(())  # the pictures looked at; the last is the present one
+        with gr.Row(elem_id="frame"):
+            with gr.Column(elem_id="side"):
+                well = picture.well()
+                with gr.Row():
+                    back = gr.Button("Back", size="sm", min_width=60, elem_id="back", visible=False)
+                    everything = gr.Button("All pictures", size="sm", min_width=60, elem_id="all", visible=False)
+            with gr.Column(elem_id="main"), gr.Tabs(elem_id="tabs") as tabs:
+                with gr.Tab("Similar"):
+                    similar.tab(client, trail, well, back, everything, page)
+                with gr.Tab("Views"):
+                    views.tab(client, trail, tabs)
+    return page.queue(default_concurrency_limit=16)
+
+
+def mount(app: FastAPI) -> FastAPI:
+    """Put the page at /ui of the service's own app. Its requests are answered in this process, without a socket."""
+    return _put(app, AsyncClient("http://service", transport=httpx.ASGITransport(app=app)))
+
+
+def standalone(client) -> FastAPI:
+    """An app of the page alone. Thumbnails pass through it, so a browser needs to reach no other address."""
+    app = FastAPI(openapi_url=None)
+
+    @app.get("/")
+    async def start() -> Response:
+        return RedirectResponse(PATH)
+
+    @app.get("/items/{id}/thumbnail")
+    async def thumbnail(id: str) -> Response:
+        try:
+            data = await client.thumbnail(id)
+        except ServiceError as error:
+            return Response(str(error), status_code=error.status or 502, media_type="text/plain")
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    return _put(app, client)
+
+
+def _put(app: FastAPI, client) -> FastAPI:
+    if "GRADIO_TEMP_DIR" not in os.environ:  # uploads lie in a folder that only this process's user reads
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="twinview-")
+        atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+    return gr.mount_gradio_app(
+        app,
+        build(client),
+        path=PATH,
+        theme=style.theme(),
+        css=style.CSS,
+        head=style.ICON + style.KEYS,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        show_error=False,
+    )
+
+
+def main(options: Options) -> None:
+    import uvicorn
+
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", options.port))
+    except (OSError, OverflowError) as error:
+        sys.exit(f"Port {options.port} cannot be used ({error}); name another with --port.")
+    print(f"The page is at http://127.0.0.1:{options.port}, for the service at {options.service}. Ctrl-C ends it.")
+    app = standalone(AsyncClient(options.service))
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Options, description=__doc__))
