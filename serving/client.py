@@ -240,7 +240,9 @@ def _embed(images: Picture | Sequence[Picture], normalize: bool) -> _Call[Embedd
     return _Call("POST", "/embed", read, options)
 
 
-def _search(image: Picture | None, vector: Sequence[float] | np.ndarray | None, id: str | None, k: int) -> _Call[Matches]:
+def _search(
+    image: Picture | None, vector: Sequence[float] | np.ndarray | None, id: str | None, k: int
+) -> _Call[Matches]:
     def read(response: httpx.Response) -> Matches:
         answer = _checked(response).json()
         return Matches(answer["model"], [Match(**match) for match in answer["results"]])

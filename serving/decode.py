@@ -1,12 +1,23 @@
-"""From files to pixels, on threads of their own, before anything is batched: a broken file harms its own request only."""
+"""From files to pixels, before anything is batched: a broken file harms no request but its own."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from export.artifact import MAX_PIXELS, Preprocessing, TooManyPixels, UnreadableImage, read_pixels
 from serving.errors import TooLarge, Undecodable
+
+
+class File(NamedTuple):
+    """An encoded image of a request."""
+
+    field: str
+    """Where it stands, for instance images[3]."""
+    name: str
+    """As its owner calls it; may be empty."""
+    data: bytes
 
 
 class Decoder:
@@ -17,13 +28,10 @@ class Decoder:
         self.max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, "decode")
 
-    async def __call__(self, files: list[tuple[str, str, bytes]]) -> np.ndarray:
-        """files    (field, name, bytes) of n >= 1 encoded images, for instance ("images[3]", "cat.txt", b"...")
-        returns  uint8 (n, S, S, 3) RGB
-        raises   Undecodable, TooLarge, naming the first image that cannot be read
-        """
+    async def __call__(self, files: list[File]) -> np.ndarray:
+        """n >= 1 files -> uint8 (n, S, S, 3) RGB. raises Undecodable or TooLarge, naming the first that fails."""
         loop = asyncio.get_running_loop()
-        reading = [loop.run_in_executor(self._pool, self._read, data) for _, _, data in files]
+        reading = [loop.run_in_executor(self._pool, self._read, file.data) for file in files]
         results = await asyncio.gather(*reading, return_exceptions=True)
         for (field, name, _), result in zip(files, results, strict=True):
             if isinstance(result, UnreadableImage):

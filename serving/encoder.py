@@ -35,7 +35,9 @@ def find_bundle(chosen: str | None = None, runs: Path = Path("runs")) -> Bundle:
             return load_bundle(folder)
         stored = _in_store(chosen)
         if stored is None:
-            raise NoEncoder(f"{chosen} is neither an encoder bundle's folder nor a tag of BentoML's model store. {HOW_TO}.")
+            raise NoEncoder(
+                f"{chosen} is neither an encoder bundle's folder nor a tag of BentoML's model store. {HOW_TO}."
+            )
         return load_bundle(stored)
     exports = sorted(runs.glob("*/encoder/model_card.json"), key=lambda card: card.stat().st_mtime)
     folder = exports[-1].parent if exports else _in_store(MODEL)

@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 
@@ -57,10 +57,12 @@ class Index:
         """Add or replace, all or none. `vectors` (n, d), of any length but 0; ids must differ."""
         import pyarrow as pa
 
-        columns = dict(zip(COLUMNS, map(list, zip(*map(astuple, items), strict=True)), strict=True))
-        flat = pa.array(unit(vectors).astype(np.float32).ravel())
-        columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, self.dimension)
+        columns = {name: [getattr(item, name) for item in items] for name in COLUMNS}
+        columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(unit(vectors).ravel()), self.dimension)
         with self._explained("written"):
+            thumbnails = {self._thumbnail_path(item.id).parent for item in items}
+            for folder in sorted(thumbnails | {self.folder / "thumbnails"}):
+                _fsync(folder)
             table = self._table(create=True)
             rows = pa.table(columns, schema=self._schema())
             table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
@@ -71,7 +73,7 @@ class Index:
         with self._explained("read"):
             if (table := self._table()) is None:
                 return []
-            query = table.search(unit(vector[None])[0].astype(np.float32), vector_column_name="vector")
+            query = table.search(unit(vector[None])[0], vector_column_name="vector")
             query = query.distance_type("dot").limit(k).select([*COLUMNS, "_distance"])
             if without is not None and _possible(without):
                 query = query.where(f"id != '{without}'", prefilter=True)
@@ -115,19 +117,16 @@ class Index:
         return path if _possible(id) and path.is_file() else None
 
     def add_thumbnail(self, id: str, jpeg: bytes) -> None:
-        """Write it durably, unless it is there. raises OSError."""
+        """Write it, unless it is there. The upsert of its item makes it durable."""
         path = self._thumbnail_path(id)
         if path.exists():
             return
-        if not path.parent.exists():
+        with self._explained("written"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            for folder in (path.parent.parent, self.folder):
-                _fsync(folder)
-        part = path.with_name(f".{id}.{os.getpid()}.part")
-        part.write_bytes(jpeg)
-        _fsync(part)
-        part.replace(path)
-        _fsync(path.parent)
+            part = path.with_name(f".{id}.{os.getpid()}.part")
+            part.write_bytes(jpeg)
+            _fsync(part)
+            part.replace(path)
 
     def _thumbnail_path(self, id: str) -> Path:
         return self.folder / "thumbnails" / id[:2] / f"{id}.jpg"
@@ -167,7 +166,9 @@ class Index:
         else:
             return None
         if table.schema.names != self._schema().names or table.schema.field("vector").type.list_size != self.dimension:
-            raise IndexProblem(f"{self.folder} holds a table {self.encoder_id} that is not from here; choose another folder.")
+            raise IndexProblem(
+                f"{self.folder} holds a table {self.encoder_id} that is not from here; choose another folder."
+            )
         self._opened = table
         return table
 
@@ -210,7 +211,8 @@ def _possible(id: str) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition(", /")[0].partition("\n")[0]  # without the place in Lance's sources
+    text = getattr(error, "strerror", None) or str(error)
+    return text.partition(", /")[0].partition("\n")[0]  # without the place in Lance's sources
 
 
 def _fsync(path: Path) -> None:

@@ -27,6 +27,9 @@ class Limits:
     """Of all requests together, being decoded, waiting or being encoded; beyond it requests are turned away."""
 
 
+USUAL = Limits()
+
+
 class Gate:
     """Counts the images that are in the house."""
 

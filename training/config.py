@@ -162,7 +162,6 @@ def parse(arguments: list[str] | None = None) -> PretrainSettings:
             preset = arguments[i + 1]
     default = PRESETS.get(preset, PRESETS[PretrainSettings.preset])[1]  # an unknown one is tyro's to refuse
     lines = [f"  {name}: {purpose}" for name, (purpose, _) in PRESETS.items()]
-    description = "Pretrain an encoder on unlabelled images with SimCLR, into runs/NAME.\n\npresets:\n\n" + "\n\n".join(
-        lines
-    )
+    title = "Pretrain an encoder on unlabelled images with SimCLR, into runs/NAME. Presets:\n"
+    description = "\n".join([title, *lines])
     return tyro.cli(PretrainSettings, default=default, args=arguments, description=description)

@@ -105,8 +105,8 @@ def _crescent(x, y):
 
 
 def _heart(x, y):
-    side = 0.58  # half the side of a square that stands on its corner; a disc on each of its upper sides
-    y = y + 0.12
+    side = 0.55  # half the side of a square that stands on its corner; a disc on each of its upper sides
+    y = y + 0.17
     diagonal = _box((x + y) / np.sqrt(2, dtype=np.float32), (x - y) / np.sqrt(2, dtype=np.float32), side, side)
     lobe = np.hypot(np.abs(x) - side / np.sqrt(2), y - side / np.sqrt(2)) - side
     return np.minimum(diagonal, lobe)

@@ -14,18 +14,18 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-if not __package__:
+if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
-import gradio as gr  # noqa: E402
-import httpx  # noqa: E402
-from fastapi import FastAPI  # noqa: E402
-from fastapi.responses import RedirectResponse, Response  # noqa: E402
+import gradio as gr
+import httpx
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse, Response
 
-from serving.client import AsyncClient, ServiceError  # noqa: E402
-from ui import picture, similar, style, views  # noqa: E402
+from serving.client import AsyncClient, ServiceError
+from ui import picture, similar, style, views
 
 PATH = "/ui"
 MASTHEAD = '<header class="masthead"><h1>Twinview</h1><p>Pictures by likeness, without a single label.</p></header>'
@@ -43,7 +43,8 @@ class Options:
 
 def build(client) -> gr.Blocks:
     """The page over `client`, an AsyncClient."""
-    with gr.Blocks(title="Twinview", fill_width=True, delete_cache=(600, 3600)) as page:  # uploads are deleted within 70 minutes
+    deletion_s = (600, 3600)  # every ten minutes, uploads of more than an hour ago
+    with gr.Blocks(title="Twinview", fill_width=True, delete_cache=deletion_s) as page:
         gr.HTML(MASTHEAD, apply_default_css=False, js_on_load=None)
         trail = gr.State(())  # the pictures looked at; the last is the present one
         with gr.Row(elem_id="frame"):
@@ -62,7 +63,8 @@ def build(client) -> gr.Blocks:
 
 def mount(app: FastAPI) -> FastAPI:
     """Put the page at /ui of the service's own app. Its requests are answered in this process, without a socket."""
-    return _put(app, AsyncClient("http://service", transport=httpx.ASGITransport(app=app)))
+    inside = httpx.ASGITransport(app=app, raise_app_exceptions=False)  # a failure is answered 500, as over a socket
+    return _put(app, AsyncClient("http://service", transport=inside))
 
 
 def standalone(client) -> FastAPI:

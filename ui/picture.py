@@ -94,8 +94,9 @@ def well_html(chosen: Chosen | None) -> str:
         inside = '<span class="invitation"><b>Drop a picture</b>or paste one, or click to choose</span>'
         facts = ""
     else:
+        alt = f"The picture looked at: {described(chosen.name, chosen.label)}"
         inside = (
-            f'<img src="{escape(chosen.url)}" alt="The picture looked at: {escape(described(chosen.name, chosen.label))}">'
+            f'<img src="{escape(chosen.url)}" alt="{escape(alt)}">'
             '<span class="again">Drop, paste or choose another</span>'
         )
         facts = facts_html(chosen.name, chosen.label)
@@ -127,4 +128,4 @@ def notice(sentence: str) -> str:
 
 def warn(error: Exception) -> None:
     """Say in passing what went wrong; the page stays as it was."""
-    gr.Warning(escape(str(error)), title="That did not work")
+    gr.Warning(escape(str(error)))

@@ -21,6 +21,8 @@ from ui.picture import (
 
 PAGE = 60  # pictures of the collection at a time
 EMPTY = "The collection is empty. Fill it with `python serving/bulk.py --data ~/Pictures`, then open this page again."
+ALONE = "There is no other picture in the collection yet."
+ALIKE = "<h2>Most alike</h2><p>Nearest first, with the cosine of the embeddings. Choose one to go on from there.</p>"
 
 GRID_JS = """
 element.addEventListener("click", (event) => {
@@ -50,9 +52,8 @@ async def neighbours(client, chosen: Chosen, k: int) -> tuple[str, str]:
     query = {"id": chosen.id} if chosen.id is not None else {"image": await read(client, chosen)}
     results = (await client.search(**query, k=k)).results
     if not results:
-        return "", notice(EMPTY)
-    heading = "<h2>Most alike</h2><p>Nearest first, with the cosine of the embeddings. Choose one to go on from there.</p>"
-    return heading, grid_html(results)
+        return "", notice(EMPTY if chosen.id is None else ALONE)
+    return ALIKE, grid_html(results)
 
 
 def grid_html(items: list[Item]) -> str:

@@ -55,7 +55,9 @@ def theme() -> gr.themes.Base:
 
 
 CSS = """
-.gradio-container > main { max-width: 1480px !important; margin: 0 auto !important; padding: 26px 28px 60px !important; }
+.gradio-container > main {
+  max-width: 1480px !important; margin: 0 auto !important; padding: 26px 28px 60px !important;
+}
 .masthead { display: flex; align-items: baseline; gap: 4px 14px; flex-wrap: wrap; margin: 0 0 10px; }
 .masthead h1 { font-size: 25px; font-weight: 650; letter-spacing: -0.02em; margin: 0; }
 .masthead p { margin: 0; color: var(--body-text-color-subdued); }
@@ -86,8 +88,10 @@ CSS = """
 #well .facts { margin-top: 10px; }
 #well .facts:empty { display: none; }
 
-.facts, .caption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 8px; font-size: 13px; line-height: 1.45; }
-.name { color: var(--body-text-color-subdued); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; min-width: 0; }
+.facts, .caption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 8px; font-size: 13px; }
+.name {
+  min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; color: var(--body-text-color-subdued);
+}
 .label { font-weight: 500; color: var(--body-text-color); white-space: nowrap; }
 .label + .name { flex-basis: 100%; font-size: 12px; }
 .score { font-variant-numeric: tabular-nums; font-weight: 650; color: var(--primary-700); }
@@ -135,7 +139,9 @@ CSS = """
   background: var(--background-fill-primary); box-shadow: 0 0 0 2px var(--slider-color);
 }
 .dark #k input::-webkit-slider-runnable-track, .dark #settings input::-webkit-slider-runnable-track {
-  background: linear-gradient(to right, var(--slider-color) var(--range_progress), var(--neutral-700) var(--range_progress));
+  background: linear-gradient(
+    to right, var(--slider-color) var(--range_progress), var(--neutral-700) var(--range_progress)
+  );
 }
 .dark #k input::-moz-range-track, .dark #settings input::-moz-range-track { background: var(--neutral-700); }
 #settings { display: block; }

@@ -1,0 +1,50 @@
+"""How BentoML starts the service: `bentoml serve` and `bentoml build` find this file through bentofile.yaml.
+
+    TWINVIEW_ENCODER   encoder bundle's folder or tag of BentoML's model store; the newest under runs/ by default
+    TWINVIEW_INDEX     folder of the collection; ./index by default
+
+BentoML supervises the process, builds images and keeps models. Its HTTP layer is not used: it answers for itself at
+/readyz and /metrics, in other shapes than ours, and costs more than our own part of a small request.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+from pathlib import Path
+
+# No reports to its makers. The command line asked about this before it imported us, and remembers.
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+with contextlib.suppress(ImportError, AttributeError):
+    from bentoml._internal.utils.analytics.usage_stats import do_not_track
+
+    do_not_track.cache_clear()
+
+import bentoml
+
+from serving.app import create_app
+
+app = create_app(os.environ.get("TWINVIEW_ENCODER"), Path(os.environ.get("TWINVIEW_INDEX", "index")))
+
+
+class Direct(bentoml.Service):
+    """BentoML starts and stops; requests go straight to our app."""
+
+    def to_asgi(self, is_main: bool = True):
+        lifecycle = super().to_asgi(is_main)
+
+        async def asgi(scope, receive, send):
+            await (lifecycle if scope["type"] == "lifespan" else app)(scope, receive, send)
+
+        return asgi
+
+
+@bentoml.service(name="twinview", service_class=Direct, http={"host": "127.0.0.1"})
+@bentoml.asgi_app(app, path="/")
+class Twinview:
+    def __init__(self):
+        logging.getLogger("twinview").setLevel(logging.INFO)
+        if importlib.util.find_spec("ui"):  # a built bento may leave the page out
+            from ui.app import mount
+
+            mount(app)

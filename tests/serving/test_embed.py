@@ -1,0 +1,2 @@
+def test_x(http):
+    from conftest import picture

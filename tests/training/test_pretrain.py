@@ -1,0 +1,238 @@
+"""Whole runs, small: what they leave behind, going on after a kill, and what is refused."""
+
+import csv
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training import checkpoint
+from training.checkpoint import CheckpointError
+from training.config import PretrainSettings
+from training.data import DataError
+from training.pretrain import SimCLR, epochs_in, pretrain
+
+ROOT = Path(__file__).parents[2]
+
+# A run in a process of its own, with a checkpoint after every epoch however short.
+SCRIPT = """
+import json, sys
+from training import checkpoint, pretrain
+from training.config import PretrainSettings
+checkpoint.EVERY_S = 0.0
+pretrain.pretrain(PretrainSettings.from_dict(json.loads(sys.argv[1])))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def start(settings: PretrainSettings, folder: Path, **options) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, json.dumps(settings.to_dict())]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=folder, env=environment, **options)
+
+
+def test_a_run_leaves_its_settings_its_figures_a_checkpoint_and_a_picture(small_settings, capsys):
+    run = pretrain(small_settings(knn_epochs=2))
+    assert json.loads((run / "config.json").read_text())["epochs"] == 3
+    rows = list(csv.DictReader(open(run / "metrics.csv", newline="")))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [bool(row["knn"]) for row in rows] == [False, True, True]
+    assert all(float(row["loss"]) > 0 and float(row["images_per_s"]) > 0 for row in rows)
+    saved = checkpoint.load(checkpoint.find(run))
+    assert saved["facts"]["images"] == 64
+    assert saved["facts"]["after"]["knn"] == float(rows[-1]["knn"])
+    assert saved["facts"]["before"]["bank"] == saved["facts"]["after"]["bank"] == 64
+    with Image.open(run / "report.png") as report:
+        assert report.width > 800
+    assert list(run.glob("events.out.tfevents.*"))
+    assert "kNN accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_and_continued_ends_as_if_it_had_never_stopped(small_settings, tmp_path):
+    settings = small_settings(epochs=6, resume=True)
+    assert start(settings, tmp_path / "whole", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait() == 0
+    broken = tmp_path / "broken"
+    last = broken / "runs" / "small" / "checkpoints" / "last.ckpt"
+    for delay_s in (0.0, 0.02):  # at once after a checkpoint, and somewhere in what follows
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        process = start(settings, broken, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while (last.stat().st_mtime_ns if last.exists() else 0) == before:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.001)
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert checkpoint.load(last)["epoch"] < 5  # it really was interrupted
+    assert start(settings, broken, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait() == 0
+
+    whole, pieces = (
+        checkpoint.load(tmp_path / name / "runs" / "small" / "checkpoints" / "last.ckpt")
+        for name in ("whole", "broken")
+    )
+    assert whole["global_step"] == pieces["global_step"] == 12
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(weight, pieces["state_dict"][name]), name
+    momenta = [saved["optimizer_states"][0]["state"] for saved in (whole, pieces)]
+    assert momenta[0].keys() == momenta[1].keys()
+    for key in momenta[0]:
+        assert torch.equal(momenta[0][key]["momentum"], momenta[1][key]["momentum"])
+    assert [row["loss"] for row in whole["history"]] == [row["loss"] for row in pieces["history"]]
+
+
+def test_a_finished_run_is_left_as_it_is(small_settings, capsys):
+    run = pretrain(small_settings(epochs=1))
+    written = (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    pretrain(small_settings(epochs=1, resume=True))
+    assert "is finished: kNN accuracy" in capsys.readouterr().out
+    assert (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == written
+    with pytest.raises(CheckpointError, match=r"runs/small holds a run already: continue it with --resume"):
+        pretrain(small_settings(epochs=1))
+    with pytest.raises(CheckpointError, match=r"was begun with --epochs 1, not 2"):
+        pretrain(small_settings(epochs=2, resume=True))
+
+
+def test_a_run_is_not_continued_on_other_pictures(small_settings, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(5):
+        Image.new("RGB", (16, 16), (i * 40, 0, 0)).save(pictures / f"{i}.png")
+    pretrain(small_settings(data=str(pictures), batch_size=4, epochs=2, max_steps=1))
+    Image.new("RGB", (16, 16)).save(pictures / "more.png")
+    with pytest.raises(CheckpointError, match="trained on 5 images and .* now has 6"):
+        pretrain(small_settings(data=str(pictures), batch_size=4, epochs=2, resume=True))
+
+
+def test_two_pictures_and_a_batch_of_512_are_trained_as_a_batch_of_two(small_settings, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(2):
+        Image.new("RGB", (30, 20), (255 * i, 0, 0)).save(pictures / f"{i}.png")
+    run = pretrain(small_settings(data=str(pictures), batch_size=512, epochs=2))
+    printed = capsys.readouterr().out
+    assert "batch size 512 -> 2" in printed
+    assert "two views of a picture find each other among 2 pictures" in printed
+    assert (run / "report.png").exists()
+
+
+def test_one_picture_is_refused(small_settings, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (30, 20)).save(tmp_path / "pictures" / "only.png")
+    with pytest.raises(DataError, match="pictures has 1 picture that can be read; SimCLR needs at least 2"):
+        pretrain(small_settings(data=str(tmp_path / "pictures")))
+
+
+def test_broken_files_are_listed_in_the_run_and_the_rest_is_trained_on(small_settings, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(10):
+        Image.new("RGB", (16, 16), (i * 20, 0, 0)).save(pictures / f"{i}.png")
+    for i in (2, 5, 7):
+        (pictures / f"{i}.png").write_bytes((pictures / f"{i}.png").read_bytes()[:40])
+    run = pretrain(small_settings(data=str(pictures), batch_size=4, epochs=1))
+    rows = list(csv.reader(open(run / "skipped.csv", newline="")))
+    assert [row[0] for row in rows] == ["name", "2.png", "5.png", "7.png"]
+    assert checkpoint.load(checkpoint.find(run))["facts"]["images"] == 7
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(small_settings, monkeypatch):
+    """os.fsync stands for every call that can find the disk full."""
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    calls = []
+    fsync = os.fsync
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    pretrain(small_settings(name="decodes-the-pictures", epochs=1, max_steps=1))
+    calls.clear()
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    words = r"runs/small/checkpoints/last.ckpt could not be written: No space left on device; the one before it is kept"
+    with pytest.raises(CheckpointError, match=words):
+        pretrain(small_settings())
+    folder = Path("runs/small/checkpoints")
+    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
+    assert checkpoint.load(folder / "last.ckpt")["epoch"] == 1
+
+
+def test_a_file_that_is_no_checkpoint_is_named(small_settings, tmp_path):
+    for content in (b"", b"not a checkpoint", b"PK\x03\x04 half a zip"):
+        path = tmp_path / "last.ckpt"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="last.ckpt is not a checkpoint"):
+            checkpoint.load(path)
+    torch.save({"model": torch.zeros(1)}, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="is not a checkpoint of training/pretrain.py"):
+        checkpoint.load(tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="nowhere holds no checkpoint"):
+        checkpoint.find(Path("nowhere"))
+
+
+class PixelStore:
+    def __init__(self, n: int):
+        self.pixels = np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
+        self.labels = np.full(n, -1)
+
+
+def test_minutes_become_epochs_by_the_speed_of_the_first_steps(small_settings):
+    settings, store = small_settings(), PixelStore(64)
+    short, long = (epochs_in(minutes, settings, store) for minutes in (0.05, 1.0))
+    assert short >= 1
+    assert 4 < long / short < 100  # twentyfold, by a noisy clock
+    assert epochs_in(1e-9, settings, store) == 1
+
+
+def test_every_step_has_views_of_its_own_and_the_same_ones_every_time(small_settings):
+    module = SimCLR(small_settings(), PixelStore(8), None)
+    images = torch.from_numpy(module.train_store.pixels)
+    first, again, next_step = (module.two_views(images, step) for step in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, next_step)
+    view_a, view_b = first.chunk(2)
+    assert not torch.equal(view_a, view_b)
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
+def test_the_learning_rate_starts_at_nought_and_batch_norm_never_decays(small_settings, optimizer):
+    module = SimCLR(small_settings(optimizer=optimizer, warmup=0.5), PixelStore(64), None)
+    chosen = module.configure_optimizers()
+    matrices, vectors = chosen["optimizer"].param_groups
+    assert matrices["lr"] == 0.0
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (1e-4, 0.0)
+    assert all(p.ndim > 1 for p in matrices["params"])
+    assert all(p.ndim <= 1 for p in vectors["params"])
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert trained == sum(p.numel() for group in (matrices, vectors) for p in group["params"])
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
+    for arguments, words in (
+        (["--data", "no/such/folder"], "error: there is no folder or file no/such/folder"),
+        (["--data", str(tmp_path)], "holds no files"),
+    ):
+        result = subprocess.run(
+            [sys.executable, ROOT / "training" / "pretrain.py", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert result.returncode == 1
+        assert words in result.stderr
+        assert "Traceback" not in result.stderr
