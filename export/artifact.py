@@ -50,9 +50,9 @@ class BundleError(ValueError):
 class Preprocessing:
     """How a picture becomes the encoder's `pixels`.
 
-    With `crop` None the whole picture is stretched to the square: nothing is cut away, and since the crops of
-    training vary in aspect by 3/4 to 4/3, a photograph's stretch is one that the encoder has seen. With a number,
-    the centred square of `crop` times the shorter side is taken (0.875 in the paper's ImageNet evaluation).
+    With `crop` None the whole picture is stretched to the square: nothing is cut away, and training takes its crops,
+    which vary in aspect by 3/4 to 4/3, from the same squares. With a number, the centred square of `crop` times the
+    shorter side is taken (0.875 in the paper's ImageNet evaluation).
     """
 
     size_px: int

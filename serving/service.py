@@ -39,7 +39,11 @@ class Direct(bentoml.Service):
         return asgi
 
 
-@bentoml.service(name="twinview", service_class=Direct, http={"host": "127.0.0.1"})
+# For this machine alone, unless --host says otherwise. A container has a network of its own.
+HOST = "0.0.0.0" if "BENTOML_CONTAINERIZED" in os.environ else "127.0.0.1"
+
+
+@bentoml.service(name="twinview", service_class=Direct, http={"host": HOST})
 @bentoml.asgi_app(app, path="/")
 class Twinview:
     def __init__(self):

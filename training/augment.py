@@ -115,8 +115,7 @@ def draw(n: int, height: int, width: int, settings: AugmentSettings, generator: 
         saturation,
         hue,
         blend_order=uniform(0, 1, 3).argsort(dim=1),
-        # A quarter of the batch each, in random places, so that hue costs one pass and shapes stay fixed.
-        hue_place=uniform().argsort() * 4 // n,
+        hue_place=(4 * uniform()).long(),
         grey=happens(settings.grey),
         sigma=torch.where(happens(settings.blur), uniform(*BLUR_SIGMA), 0.0),
     )
@@ -139,31 +138,39 @@ def _render(images: Tensor, draws: Draws, size_px: int) -> Tensor:
     x = _jitter(x, draws)
     x = torch.where(draws.grey[:, None, None, None], grey(x), x)
     blur = _blurring(draws.sigma, size_px)[:, None]  # (N, 1, S, S)
-    return blur @ x @ blur.mT
+    return (blur @ x @ blur.mT).clamp(0, 1)  # a sum of rounded weights may exceed 1
 
 
 def _draw_crop(uniform, height: int, width: int, settings: AugmentSettings) -> tuple[Tensor, ...]:
-    """top, left, height, width (N,): the first of CROP_ATTEMPTS that fits, otherwise the whole image."""
-    least, greatest = settings.crop_area
+    """top, left, height, width (N,): the first of CROP_ATTEMPTS that fits, otherwise each library's way out."""
+    least, greatest = (share * height * width for share in settings.crop_area)
     if settings.crop_sampling == "torchvision":
-        area = uniform(least, greatest, CROP_ATTEMPTS) * height * width
+        area = uniform(least, greatest, CROP_ATTEMPTS)
         aspect = uniform(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1]), CROP_ATTEMPTS).exp()
         h, w = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
         fits = (h >= 1) & (w >= 1) & (h <= height) & (w <= width)
+        # otherwise the largest crop of an aspect in range, in the middle
+        instead = min(height, round(width / CROP_ASPECT[0])), min(width, round(height * CROP_ASPECT[1]))
     else:
-        aspect = uniform(*CROP_ASPECT, CROP_ATTEMPTS) * width / height
-        shortest = (least * height * width / aspect).sqrt().round()
-        tallest = (greatest * height * width / aspect).sqrt().round()
-        tallest = tallest.minimum(((width + 0.5 - 1e-7) / aspect).floor()).clamp(max=height)
-        h = shortest + (uniform(0, 1, CROP_ATTEMPTS) * (tallest - shortest + 1).clamp(min=1)).floor()
+        aspect = uniform(*CROP_ASPECT, CROP_ATTEMPTS)
+        widest = ((width + 0.5 - 1e-7) / aspect).floor()  # the greatest height whose rounded width fits
+        tallest = (greatest / aspect).sqrt().round().minimum(widest).clamp(max=height)
+        shortest = (least / aspect).sqrt().round().minimum(tallest)
+        h = shortest + (uniform(0, 1, CROP_ATTEMPTS) * (tallest - shortest + 1)).floor()
+        area = h * (h * aspect).round()
+        h = h + (area < least).float() - (area > greatest).float()  # rounding had led out of the range
         w = (h * aspect).round()
-        share = h * w / (height * width)
-        fits = (h <= height) & (w <= width) & (share >= max(least, TENSORFLOW_LEAST_AREA)) & (share <= greatest)
+        area = h * w
+        covers = area >= TENSORFLOW_LEAST_AREA * height * width
+        fits = (h <= height) & (w <= width) & (area >= least) & (area <= greatest) & covers
+        instead = height, width
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)  # (N, 1)
     found = fits.any(dim=1)
-    h = torch.where(found, h.gather(1, first)[:, 0], height)
-    w = torch.where(found, w.gather(1, first)[:, 0], width)
-    return (uniform() * (height - h + 1)).floor(), (uniform() * (width - w + 1)).floor(), h, w
+    h = torch.where(found, h.gather(1, first)[:, 0], instead[0])
+    w = torch.where(found, w.gather(1, first)[:, 0], instead[1])
+    top = torch.where(found, (uniform() * (height - h + 1)).floor(), (height - instead[0]) // 2)
+    left = torch.where(found, (uniform() * (width - w + 1)).floor(), (width - instead[1]) // 2)
+    return top, left, h, w
 
 
 def _resampling(start: Tensor, length: Tensor, old_px: int, new_px: int) -> Tensor:
@@ -197,9 +204,8 @@ def _blurring(sigma: Tensor, size_px: int) -> Tensor:
 
 def _jitter(x: Tensor, draws: Draws) -> Tensor:
     factors = torch.stack([draws.brightness, draws.contrast, draws.saturation], dim=1)  # (N, 3)
-    places = draws.hue_place.argsort().tensor_split(4)  # which images' hue comes at which place
     for place in range(4):
-        at = places[place]
+        at = (draws.hue_place == place).nonzero()[:, 0]  # hue costs the most: once an image
         x = x.index_copy(0, at, shift_hue(x[at], draws.hue[at]))
         if place < 3:
             blend = draws.blend_order[:, place, None, None, None]  # (N, 1, 1, 1)

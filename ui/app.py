@@ -109,15 +109,15 @@ def _put(app: FastAPI, client) -> FastAPI:
 def main(options: Options) -> None:
     import uvicorn
 
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1", options.port))
-    except (OSError, OverflowError) as error:
-        sys.exit(f"Port {options.port} cannot be used ({error}); name another with --port.")
-    print(f"The page is at http://127.0.0.1:{options.port}, for the service at {options.service}. Ctrl-C ends it.")
-    app = standalone(AsyncClient(options.service))
-    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", options.port))
+        except (OSError, OverflowError) as error:
+            sys.exit(f"Port {options.port} cannot be used ({error}); name another with --port.")
+        print(f"The page is at http://127.0.0.1:{options.port}, for the service at {options.service}. Ctrl-C ends it.")
+        app = standalone(AsyncClient(options.service))
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
 if __name__ == "__main__":

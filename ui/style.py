@@ -100,7 +100,7 @@ CSS = """
 
 .heading h2 { font-size: 17px; font-weight: 600; margin: 0 0 2px; letter-spacing: -0.01em; }
 .heading p, .explanation { margin: 0; color: var(--body-text-color-subdued); line-height: 1.5; }
-.explanation { max-width: 78ch; text-wrap: pretty; }
+.explanation { max-width: 96ch; text-wrap: pretty; }
 .grid, .pairs { list-style: none; padding: 0; margin: 0; display: grid; }
 .grid { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 22px 16px; }
 .grid li { min-width: 0; margin: 0; }
@@ -151,6 +151,7 @@ CSS = """
 
 #drawing { align-items: center; margin-top: 8px; }
 #drawing p { margin: 0; }
+#drawing i { font-style: normal; color: var(--body-text-color-subdued); margin-left: 10px; }
 #drawing button { flex: 0 0 120px; }
 .pairs { grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 18px; }
 .pair {

@@ -23,7 +23,7 @@ async def drawn(client, chosen: Chosen, pairs: int, seed: int, least_crop: float
     )
     cosine = mean(pair.similarity for pair in found)
     of = "this pair" if len(found) == 1 else f"these {len(found)} pairs"
-    summary = f"<p>Mean cosine of {of} under h: <b>{cosine:.2f}</b></p>"
+    summary = f"<p>Mean cosine of {of} under h: <b>{cosine:.2f}</b> <i>Drawn as small as the encoder sees them.</i></p>"
     return summary, f'<ul class="pairs">{"".join(map(_pair_html, found))}</ul>'
 
 

@@ -283,7 +283,7 @@ def kolmogorov_smirnov(a, b) -> tuple[float, float]:
 def crops(height: int, width: int, settings: AugmentSettings, n: int = 100_000) -> np.ndarray:
     """(n, 4) drawn boxes: top, left, height, width."""
     draws = draw(n, height, width, settings, generator())
-    return torch.stack(draws[:4], dim=1).numpy()
+    return torch.stack(draws[:4], dim=1).double().numpy()
 
 
 def assert_alike(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -420,10 +420,11 @@ def test_jitter_changes_all_four_or_none():
 
 def test_draws_are_independent_of_one_another():
     n = 40_000
-    draws = draw(n, 64, 64, AugmentSettings(jitter=1.0, blur=1.0, grey=0.5), generator())
+    settings = AugmentSettings(crop_area=(0.08, 0.3), jitter=1.0, blur=1.0, grey=0.5)
+    draws = draw(n, 64, 64, settings, generator())
     columns = {name: value for name, value in draws._asdict().items() if value.ndim == 1}
-    columns |= {"first_blend": draws.blend_order[:, 0], "place_y": draws.top / (65 - draws.height)}
-    columns |= {"place_x": draws.left / (65 - draws.width)}
+    columns |= {"first_blend": draws.blend_order[:, 0], "place_y": (draws.top + 0.5) / (65 - draws.height)}
+    columns |= {"place_x": (draws.left + 0.5) / (65 - draws.width)}
     for bound in ("top", "left", "width"):  # bound to the height by the crop's geometry
         del columns[bound]
     table = torch.stack([value.double() for value in columns.values()])  # (columns, n)

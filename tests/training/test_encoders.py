@@ -112,7 +112,7 @@ def test_kernels_start_as_a_truncated_normal_of_variance_1_over_fan_in():
 
 
 def test_an_unknown_architecture_is_rejected_by_name():
-    with pytest.raises(ValueError, match="encoder must be one of tiny, .*resnet152, not 'resnet19'"):
+    with pytest.raises(ValueError, match=r"encoder must be one of tiny, .*resnet152, not 'resnet19'"):
         Encoder("resnet19", 1, 32)
 
 

@@ -154,7 +154,7 @@ def one_step(w, g, **settings):
 
 
 def test_a_step_by_hand():
-    # |w| = 5, g + 0.1 w = (0.3, 1.4 - 1) = (0.3, 0.4) of norm 0.5, trust = 0.01 * 5 / 0.5 = 0.1, lr 2: v = 0.2 (0.3, 0.4)
+    # |w| = 5, g + 0.1 w = (0.3, 1.4 - 1) = (0.3, 0.4) of norm 0.5, trust = 0.01 * 5 / 0.5 = 0.1, v = 0.2 (0.3, 0.4)
     stepped = one_step([3.0, 4.0], [0.0, 0.0], lr=2.0, weight_decay=0.1, trust=0.01)
     assert stepped == pytest.approx([3 - 0.06, 4 - 0.08], rel=1e-12)
     stepped = one_step([3.0, 4.0], [0.6, -0.8], lr=2.0, weight_decay=0.0, trust=0.01)

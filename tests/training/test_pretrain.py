@@ -48,7 +48,7 @@ def start(settings: PretrainSettings, folder: Path, **options) -> subprocess.Pop
 def test_a_run_leaves_its_settings_its_figures_a_checkpoint_and_a_picture(small_settings, capsys):
     run = pretrain(small_settings(knn_epochs=2))
     assert json.loads((run / "config.json").read_text())["epochs"] == 3
-    rows = list(csv.DictReader(open(run / "metrics.csv", newline="")))
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [bool(row["knn"]) for row in rows] == [False, True, True]
     assert all(float(row["loss"]) > 0 and float(row["images_per_s"]) > 0 for row in rows)
@@ -113,7 +113,7 @@ def test_a_run_is_not_continued_on_other_pictures(small_settings, tmp_path):
         Image.new("RGB", (16, 16), (i * 40, 0, 0)).save(pictures / f"{i}.png")
     pretrain(small_settings(data=str(pictures), batch_size=4, epochs=2, max_steps=1))
     Image.new("RGB", (16, 16)).save(pictures / "more.png")
-    with pytest.raises(CheckpointError, match="trained on 5 images and .* now has 6"):
+    with pytest.raises(CheckpointError, match=r"trained on 5 images and .* now has 6"):
         pretrain(small_settings(data=str(pictures), batch_size=4, epochs=2, resume=True))
 
 
@@ -132,7 +132,7 @@ def test_two_pictures_and_a_batch_of_512_are_trained_as_a_batch_of_two(small_set
 def test_one_picture_is_refused(small_settings, tmp_path):
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (30, 20)).save(tmp_path / "pictures" / "only.png")
-    with pytest.raises(DataError, match="pictures has 1 picture that can be read; SimCLR needs at least 2"):
+    with pytest.raises(DataError, match="pictures has 1 picture that can be read; SimCLR compares pictures"):
         pretrain(small_settings(data=str(tmp_path / "pictures")))
 
 
@@ -144,7 +144,7 @@ def test_broken_files_are_listed_in_the_run_and_the_rest_is_trained_on(small_set
     for i in (2, 5, 7):
         (pictures / f"{i}.png").write_bytes((pictures / f"{i}.png").read_bytes()[:40])
     run = pretrain(small_settings(data=str(pictures), batch_size=4, epochs=1))
-    rows = list(csv.reader(open(run / "skipped.csv", newline="")))
+    rows = list(csv.reader((run / "skipped.csv").read_text().splitlines()))
     assert [row[0] for row in rows] == ["name", "2.png", "5.png", "7.png"]
     assert checkpoint.load(checkpoint.find(run))["facts"]["images"] == 7
 
@@ -176,10 +176,10 @@ def test_a_file_that_is_no_checkpoint_is_named(small_settings, tmp_path):
     for content in (b"", b"not a checkpoint", b"PK\x03\x04 half a zip"):
         path = tmp_path / "last.ckpt"
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="last.ckpt is not a checkpoint"):
+        with pytest.raises(CheckpointError, match=r"last\.ckpt is not a checkpoint"):
             checkpoint.load(path)
     torch.save({"model": torch.zeros(1)}, tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="is not a checkpoint of training/pretrain.py"):
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint of training/pretrain\.py"):
         checkpoint.load(tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match="nowhere holds no checkpoint"):
         checkpoint.find(Path("nowhere"))

@@ -1,5 +1,6 @@
 """The learning rate against the published formula and figures (arXiv:2002.05709, App. B.6-B.9)."""
 
+import itertools
 import math
 
 import pytest
@@ -41,8 +42,8 @@ def test_the_rate_rises_to_1_and_falls_to_0(steps):
     warmup, total = steps
     rates = [warmup_cosine(step, warmup, total) for step in range(total + 1)]
     assert all(0 <= rate <= 1 for rate in rates)
-    assert all(a < b for a, b in zip(rates[:warmup], rates[1 : warmup + 1], strict=True))
-    assert all(a > b for a, b in zip(rates[warmup:-1], rates[warmup + 1 :], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(rates[: warmup + 1]))
+    assert all(a > b for a, b in itertools.pairwise(rates[warmup:]))
     assert rates[warmup] == 1
     assert rates[-1] == pytest.approx(0, abs=1e-12)
 

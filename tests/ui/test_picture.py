@@ -1,0 +1,61 @@
+import asyncio
+
+import pytest
+
+from ui.picture import Chosen, UploadFailed, clicked, notice, read, uploaded, well_html
+
+HOSTILE = "a/<script>alert(1)</script>\"'${1}{{x}}`.jpg"
+
+
+def test_an_uploaded_file_is_taken_with_its_own_name(uploads, event):
+    (uploads / "3f").mkdir()
+    (uploads / "3f/cat.jpg").write_bytes(b"...")
+    chosen = uploaded(event(path=str(uploads / "3f/cat.jpg")))
+    assert (chosen.name, chosen.file) == ("cat.jpg", uploads / "3f/cat.jpg")
+    assert chosen.url == f"gradio_api/file={uploads}/3f/cat.jpg"
+
+
+def test_no_file_is_read_that_was_not_uploaded(uploads, event, tmp_path):
+    (tmp_path / "secret").write_text("...")
+    (uploads / "link").symlink_to(tmp_path / "secret")
+    for path in (tmp_path / "secret", uploads / "../secret", uploads / "link", uploads / "absent", uploads):
+        with pytest.raises(UploadFailed, match="not uploaded here"):
+            uploaded(event(path=str(path)))
+    with pytest.raises(UploadFailed):
+        uploaded(event())
+
+
+def test_a_failed_upload_says_why(event):
+    with pytest.raises(UploadFailed, match="could not be uploaded: too large"):
+        uploaded(event(failure="too large"))
+
+
+def test_a_deleted_upload_is_asked_for_again(fake, uploads):
+    with pytest.raises(UploadFailed, match=r"^cat\.jpg is no longer held here"):
+        asyncio.run(read(fake(), Chosen("cat.jpg", file=uploads / "cat.jpg")))
+
+
+def test_the_picture_of_an_item_is_its_thumbnail(fake):
+    assert asyncio.run(read(fake(), Chosen("cat.jpg", id="id1"))) == b"a thumbnail"
+
+
+def test_a_clicked_tile_tells_what_it_shows(event):
+    assert clicked(event(id="id1", name="a/cat.jpg", label="cat")) == Chosen("a/cat.jpg", "cat", id="id1")
+    assert clicked(event(id="id1", name="cat.jpg")) == Chosen("cat.jpg", None, id="id1")
+
+
+def test_the_well_describes_its_picture():
+    assert 'alt="The picture looked at: a/cat.jpg, cat"' in well_html(Chosen("a/cat.jpg", "cat", id="id1"))
+    assert "<img" not in well_html(None)
+
+
+def test_a_name_is_only_text():
+    html = well_html(Chosen(HOSTILE, HOSTILE, id=HOSTILE))
+    assert "<script" not in html and "&lt;script" in html
+    assert '"../items/a%2F%3Cscript%3E' in html
+
+
+def test_code_in_a_notice_stands_out():
+    assert notice("Run `python <it>` now.") == (
+        '<p class="notice" role="status">Run <code>python &lt;it&gt;</code> now.</p>'
+    )
