@@ -7,10 +7,12 @@ BentoML supervises the process, builds images and keeps models. Its HTTP layer i
 /readyz and /metrics, in other shapes than ours, and costs more than our own part of a small request.
 """
 
+import asyncio
 import contextlib
 import importlib.util
 import logging
 import os
+import signal
 from pathlib import Path
 
 # No reports to its makers. The command line asked about this before it imported us, and remembers.
@@ -21,8 +23,11 @@ with contextlib.suppress(ImportError, AttributeError):
     do_not_track.cache_clear()
 
 import bentoml
+import uvicorn
 
 from serving.app import create_app
+
+STOP_S = 5  # after which requests that are still being answered are cut off
 
 app = create_app(os.environ.get("TWINVIEW_ENCODER"), Path(os.environ.get("TWINVIEW_INDEX", "index")))
 
@@ -34,7 +39,11 @@ class Direct(bentoml.Service):
         lifecycle = super().to_asgi(is_main)
 
         async def asgi(scope, receive, send):
-            await (lifecycle if scope["type"] == "lifespan" else app)(scope, receive, send)
+            try:
+                await (lifecycle if scope["type"] == "lifespan" else app)(scope, receive, send)
+            except asyncio.CancelledError:  # cut off while stopping: end a stream as if it had come to its end
+                with contextlib.suppress(RuntimeError):
+                    await send({"type": "http.response.body"})
 
         return asgi
 
@@ -47,8 +56,17 @@ HOST = "0.0.0.0" if "BENTOML_CONTAINERIZED" in os.environ else "127.0.0.1"
 @bentoml.asgi_app(app, path="/")
 class Twinview:
     def __init__(self):
+        _end_streams_in_time()
         logging.getLogger("twinview").setLevel(logging.INFO)
         if importlib.util.find_spec("ui"):  # a built bento may leave the page out
             from ui.app import mount
 
             mount(app)
+
+
+def _end_streams_in_time() -> None:
+    """Make a stop final after STOP_S. Every open page holds a stream that never ends of its own, and both uvicorn and
+    BentoML wait for those, BentoML for a day. The worker that calls this has uvicorn's server behind its signals."""
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(server, uvicorn.Server) and server.config.timeout_graceful_shutdown is None:
+        server.config.timeout_graceful_shutdown = STOP_S

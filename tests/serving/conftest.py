@@ -10,15 +10,17 @@ from fastapi.testclient import TestClient
 from onnx import TensorProto, helper
 from PIL import Image
 
-from export.artifact import Bundle, ModelCard, Preprocessing, encoder_id, save_bundle
+from export.artifact import Bundle, ModelCard, Preprocessing, encoder_id, read_pixels, save_bundle
 from serving.app import create_app
+from serving.encoder import Encoder
+from serving.index import Index, Item, content_id
 from serving.limits import USUAL, Limits
 
 SIZE_PX = 32
 DIMENSION = 48
 
 
-def make_bundle(folder, scale: float = 1 / 255) -> Bundle:
+def _make_bundle(folder, scale: float = 1 / 255) -> Bundle:
     """embedding = scale * the means over 8 x 8 pixels, (N, 3 * 4 * 4). Another scale makes another encoder's id."""
     pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", SIZE_PX, SIZE_PX, 3])
     embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", DIMENSION])
@@ -39,7 +41,7 @@ def make_bundle(folder, scale: float = 1 / 255) -> Bundle:
     return save_bundle(folder, content, card)
 
 
-def picture(seed: int, size: tuple[int, int] = (40, 30), format: str = "PNG") -> bytes:
+def _picture(seed: int, size: tuple[int, int] = (40, 30), format: str = "PNG") -> bytes:
     """An encoded picture of large coloured squares; another for every seed."""
     squares = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     buffer = io.BytesIO()
@@ -48,8 +50,18 @@ def picture(seed: int, size: tuple[int, int] = (40, 30), format: str = "PNG") ->
 
 
 @pytest.fixture(scope="session")
+def make_bundle():
+    return _make_bundle
+
+
+@pytest.fixture(scope="session")
+def picture():
+    return _picture
+
+
+@pytest.fixture(scope="session")
 def bundle(tmp_path_factory) -> Bundle:
-    return make_bundle(tmp_path_factory.mktemp("runs") / "means" / "encoder")
+    return _make_bundle(tmp_path_factory.mktemp("runs") / "means" / "encoder")
 
 
 @pytest.fixture
@@ -71,3 +83,22 @@ def serve(bundle, tmp_path):
 @pytest.fixture
 def http(serve) -> TestClient:
     return serve()
+
+
+@pytest.fixture
+def fill(bundle, tmp_path):
+    """fill(n) -> the n items it has put into the index of `serve`, item i with the vector of picture(i)."""
+
+    def put(n: int, folder=tmp_path / "index") -> list[Item]:
+        index, encode = Index(folder, bundle.card.id, DIMENSION), Encoder(bundle)
+        files = [_picture(i) for i in range(n)]
+        items = [
+            Item(content_id(data), f"{'ab'[i % 2]}/{i}.png", "ab"[i % 2], f"/pictures/{i}.png", 40, 30)
+            for i, data in enumerate(files)
+        ]
+        for item, data in zip(items, files, strict=True):
+            index.add_thumbnail(item.id, data)
+        index.upsert(items, encode(np.stack([read_pixels(data, bundle.card.preprocessing) for data in files])))
+        return items
+
+    return put

@@ -2,21 +2,18 @@ import asyncio
 import json
 import re
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import gradio as gr
 import pytest
+import tyro
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
 from serving.client import AsyncClient, ServiceError
+from ui import app
 from ui.app import Options, build, main, mount, standalone
 from ui.picture import Chosen
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -89,20 +86,20 @@ def test_views_are_drawn_only_in_sight(fake, page_of):
 
 
 def test_mounted_the_page_asks_the_service_inside_the_process(in_loop):
-    app = FastAPI()
+    service = FastAPI()
 
-    @app.get("/items")
+    @service.get("/items")
     async def items():
         raise RuntimeError("a bug")
 
-    @app.exception_handler(Exception)
+    @service.exception_handler(Exception)
     async def _(request, error):
         return JSONResponse(
             {"error": {"message": "the service failed", "code": "internal", "type": "", "param": None}}, 500
         )
 
-    assert in_loop(mount, app) is app
-    page = next(route.app for route in app.routes if getattr(route, "path", None) == "/ui").get_blocks()
+    assert in_loop(mount, service) is service
+    page = next(route.app for route in service.routes if getattr(route, "path", None) == "/ui").get_blocks()
     assert "the service failed" in asyncio.run(callback(page, "show")((), 24, 0))[4]
 
 
@@ -137,7 +134,8 @@ def test_a_port_in_use_is_said_in_one_sentence():
         main(Options(port=99999))
 
 
-def test_the_script_explains_itself():
-    script = [sys.executable, "ui/app.py", "--help"]
-    told = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def test_the_script_explains_itself(capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(Options, description=app.__doc__, args=["--help"])
+    told = capsys.readouterr().out
     assert "--service" in told and "--port" in told and "bentoml serve" in told
