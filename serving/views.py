@@ -30,7 +30,7 @@ def draw_views(pixels: np.ndarray, pairs: int, seed: int, settings: dict[str, li
 
     chosen = _parse(settings, AugmentSettings)
     generator = torch.Generator().manual_seed(seed)
-    images = torch.from_numpy(pixels).repeat(2 * pairs, 1, 1, 1)  # (2 * pairs, S, S, 3)
+    images = torch.tensor(pixels).repeat(2 * pairs, 1, 1, 1)  # (2 * pairs, S, S, 3)
     views = augment(images, chosen, generator, size_px=len(pixels))  # (2 * pairs, 3, S, S) in [0, 1]
     return (views * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 

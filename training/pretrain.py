@@ -59,7 +59,7 @@ class SimCLR(pl.LightningModule):
         self.projector = projection_head(self.encoder.dimension, settings.head_layers, settings.head_dimension)
         self.to(memory_format=torch.channels_last)
         self.history: list[dict] = []
-        self.facts = {"images": len(train.pixels), "commit": _commit()}
+        self.facts = {"data": train.source, "images": len(train.pixels), "commit": _commit()}
 
     @property
     def steps_per_epoch(self) -> int:

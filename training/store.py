@@ -34,6 +34,8 @@ AHEAD = 64  # tasks that may be waiting or done before the oldest is written
 
 @dataclass(frozen=True)
 class Store:
+    source: str
+    """The source's name."""
     pixels: np.ndarray
     """uint8 (N, S, S, 3) RGB, read-only."""
     labels: np.ndarray
@@ -74,7 +76,7 @@ def load(source: Source, preprocessing: Preprocessing, split: str, cache: Path =
     classes = sorted({picture.label for picture in source.pictures if picture.label is not None})
     number = {label: i for i, label in enumerate(classes)}
     labels = np.array([number.get(picture.label, -1) for picture in kept], dtype=np.int64)
-    return Store(pixels, labels, classes, [picture.name for picture in kept], skipped, folder)
+    return Store(source.name, pixels, labels, classes, [picture.name for picture in kept], skipped, folder)
 
 
 def _key(pictures: list[Picture], preprocessing: Preprocessing) -> str:

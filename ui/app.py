@@ -117,7 +117,7 @@ def main(options: Options) -> None:
             sys.exit(f"Port {options.port} cannot be used ({error}); name another with --port.")
         print(f"The page is at http://127.0.0.1:{options.port}, for the service at {options.service}. Ctrl-C ends it.")
         app = standalone(AsyncClient(options.service))
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
 
 
 if __name__ == "__main__":

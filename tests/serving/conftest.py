@@ -86,6 +86,12 @@ def http(serve) -> TestClient:
 
 
 @pytest.fixture
+def no_store(monkeypatch):
+    """BentoML's model store, empty."""
+    monkeypatch.setattr("serving.encoder._in_store", lambda tag: None)
+
+
+@pytest.fixture
 def fill(bundle, tmp_path):
     """fill(n) -> the n items it has put into the index of `serve`, item i with the vector of picture(i)."""
 

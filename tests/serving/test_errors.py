@@ -7,7 +7,7 @@ from PIL import Image
 
 from serving.limits import Limits
 
-SMALL = Limits(body_bytes=200_000, images=3, pixels=100 * 100, images_at_once=3)
+SMALL = Limits(body_bytes=200_000, images=3, pixels=100 * 100, images_at_once=8)
 PNG = "a.png"
 
 
@@ -99,7 +99,7 @@ def test_every_refusal_has_the_one_shape_and_names_what_was_given(refused, pictu
             assert error["param"] == item
 
     # 429
-    error = refused(429, "POST", "/views", files={"image": good}, data={"pairs": 4})
+    error = refused(429, "POST", "/views", files={"image": good}, data={"pairs": 5})
     assert (error["type"], error["code"]) == ("rate_limit_error", "busy")
 
 
@@ -120,7 +120,7 @@ def test_a_fault_of_the_service_says_so_and_nothing_of_its_insides(http, picture
     assert "secret" not in answer.text
 
 
-def test_without_an_encoder_the_service_stays_up_and_says_how_to_make_one(serve, tmp_path, picture):
+def test_without_an_encoder_the_service_stays_up_and_says_how_to_make_one(serve, tmp_path, picture, no_store):
     http = serve(encoder=tmp_path / "nowhere")
     assert http.get("/livez").status_code == 200
     assert http.get("/v1/models").json() == {"data": []}

@@ -186,6 +186,8 @@ def test_a_file_that_is_no_checkpoint_is_named(small_settings, tmp_path):
 
 
 class PixelStore:
+    source = "pixels"
+
     def __init__(self, n: int):
         self.pixels = np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
         self.labels = np.full(n, -1)

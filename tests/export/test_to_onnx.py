@@ -1,0 +1,130 @@
+"""What is exported: f alone, with torch's values, described by a card that is true."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from export import to_onnx
+from export.artifact import BundleError, load_bundle
+from export.to_onnx import ExportSettings, export
+from training.augment import AugmentSettings
+from training.checkpoint import AtomicCheckpointIO, CheckpointError
+from training.config import PretrainSettings
+from training.encoders import Encoder, projection_head
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")  # the exporter's own
+
+SETTINGS = PretrainSettings(
+    data="/home/somebody/pictures", encoder="tiny", size_px=20, augment=AugmentSettings(crop_area=(0.2, 1.0))
+)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """f and g with statistics and gains as after training, when every block and every batch norm does something."""
+    torch.manual_seed(0)
+    encoder = Encoder("tiny", 1, SETTINGS.size_px)
+    head = projection_head(encoder.dimension, 3, 128)
+    for module in (*encoder.modules(), *head.modules()):
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    return encoder.eval(), head
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+    encoder, head = trained
+    weights = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    weights |= {f"projector.{name}": value for name, value in head.state_dict().items()}
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    facts = {"data": "pictures", "images": 64, "epochs": 3, "commit": "abc", "before": {}, "after": {"knn": 0.5}}
+    saved = {"state_dict": weights, "settings": SETTINGS.to_dict(), "facts": facts, "history": []}
+    AtomicCheckpointIO().save_checkpoint(saved, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(run):
+    made, fresh = export(ExportSettings(run))
+    assert fresh
+    return made
+
+
+def torchs(encoder, pixels):
+    with torch.no_grad():
+        return encoder(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).numpy()
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 33])
+def test_the_graph_gives_torchs_embeddings_at_any_batch_size(bundle, trained, n):
+    pixels = np.random.default_rng(n).integers(0, 256, (n, 20, 20, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(bundle.graph, providers=["CPUExecutionProvider"])
+    (embedding,) = session.run(["embedding"], {"pixels": pixels})
+    assert (embedding.dtype, embedding.shape) == (np.float32, (n, 128))
+    expected = torchs(trained[0], pixels)
+    assert np.abs(embedding - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_no_weight_of_the_projection_head_is_in_the_file(bundle, trained):
+    encoder, head = trained
+    graph = onnx.load(bundle.graph).graph
+    stored = [onnx.numpy_helper.to_array(weight) for weight in graph.initializer]
+    floats = sum(weight.size for weight in stored if weight.dtype == np.float32)
+    kernels = sum(p.numel() for p in encoder.parameters() if p.ndim > 1)
+    assert kernels <= floats <= sum(p.numel() for p in encoder.parameters())  # batch norms are folded into kernels
+    for weight in head.parameters():
+        if weight.ndim > 1:
+            values = weight.detach().numpy()
+            assert not any(values.shape == other.shape and np.allclose(values, other) for other in stored)
+            assert not any(values.T.shape == other.shape and np.allclose(values.T, other) for other in stored)
+            assert values.ravel()[:16].tobytes() not in bundle.graph.read_bytes()
+
+
+def test_the_card_says_what_the_bundle_is(bundle):
+    card = load_bundle(bundle.folder).card
+    assert card.sha256 == hashlib.sha256(bundle.graph.read_bytes()).hexdigest()
+    assert (card.architecture, card.dimension, card.preprocessing.size_px) == ("tiny", 128, 20)
+    assert card.id.startswith("tiny-")
+    assert card.figures["parity_error"] < 1e-5
+    assert card.figures["after"] == {"knn": 0.5}
+    assert (card.training["images"], card.training["epochs"], card.training["commit"]) == (64, 3, "abc")
+
+
+def test_nothing_in_the_bundle_tells_where_it_was_made(bundle):
+    for file in bundle.folder.iterdir():
+        content = file.read_bytes()
+        assert b"somebody" not in content
+        assert b"encoders.py" not in content
+
+
+def test_the_same_checkpoint_is_not_exported_twice_and_gives_the_same_bytes_elsewhere(run, bundle, tmp_path):
+    again, fresh = export(ExportSettings(run))
+    assert not fresh
+    assert (again.card.id, again.card.sha256) == (bundle.card.id, bundle.card.sha256)
+    elsewhere, fresh = export(ExportSettings(run / "checkpoints" / "last.ckpt", out=tmp_path / "encoder"))
+    assert fresh
+    assert elsewhere.graph.read_bytes() == bundle.graph.read_bytes()
+
+
+def test_a_graph_that_differs_from_torch_gets_no_name(run, tmp_path, monkeypatch, trained):
+    other = to_onnx.to_graph(Encoder("tiny", 1, 20).eval(), 20)
+    monkeypatch.setattr(to_onnx, "to_graph", lambda encoder, size_px: other)
+    with pytest.raises(BundleError, match=r"last\.ckpt: ONNX Runtime differs from torch by .*; not exported"):
+        export(ExportSettings(run, out=tmp_path / "encoder"))
+    assert not (tmp_path / "encoder").exists()
+
+
+def test_a_run_without_a_checkpoint_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere holds no checkpoint; train one"):
+        export(ExportSettings(tmp_path / "nowhere"))
+
+
+def test_settings_of_a_wider_encoder_name_it():
+    assert dataclasses.replace(SETTINGS, encoder="resnet50", width=2).architecture == "resnet50-2x"
