@@ -263,7 +263,7 @@ def epochs_in(minutes: float, settings: PretrainSettings, train: Store) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = SimCLR(settings, train, None).to(device)
     optimizer = module.configure_optimizers()["optimizer"]
-    images = torch.from_numpy(train.pixels[: settings.batch_size]).to(device)
+    images = torch.from_numpy(train.pixels[: settings.batch_size].copy()).to(device)  # the store is read-only
     seconds = []
     for step in range(CALIBRATION_STEPS):
         started = time.perf_counter()

@@ -5,12 +5,16 @@ The service mounts it at its own /ui, where its requests stay in the process. Al
     python ui/app.py --service http://127.0.0.1:3000
 """
 
+import asyncio
 import atexit
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +94,7 @@ def _put(app: FastAPI, client) -> FastAPI:
     if "GRADIO_TEMP_DIR" not in os.environ:  # uploads lie in a folder that only this process's user reads
         os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="twinview-")
         atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
-    return gr.mount_gradio_app(
+    app = gr.mount_gradio_app(
         app,
         build(client),
         path=PATH,
@@ -104,6 +108,34 @@ def _put(app: FastAPI, client) -> FastAPI:
         mcp_server=False,
         show_error=False,
     )
+    _let_pages_go(app, app.routes[-1].app.stop_event)
+    return app
+
+
+def _let_pages_go(app: FastAPI, stop: asyncio.Event) -> None:
+    """On Ctrl-C or SIGTERM, `stop` what Gradio sends to open pages without end: a server would wait for the end."""
+    lifespan = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def listening(app: FastAPI):
+        loop, before = asyncio.get_running_loop(), {}
+
+        def stopped(number, frame):
+            loop.call_soon_threadsafe(stop.set)
+            before[number](number, frame)
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if callable(signal.getsignal(number)):  # the server's
+                    before[number] = signal.signal(number, stopped)
+        try:
+            async with lifespan(app) as state:
+                yield state
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    app.router.lifespan_context = listening
 
 
 def main(options: Options) -> None:
@@ -117,7 +149,8 @@ def main(options: Options) -> None:
             sys.exit(f"Port {options.port} cannot be used ({error}); name another with --port.")
         print(f"The page is at http://127.0.0.1:{options.port}, for the service at {options.service}. Ctrl-C ends it.")
         app = standalone(AsyncClient(options.service))
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from export.artifact import ModelCard, Preprocessing, encoder_id, save_bundle
+from serving import bulk
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 120
+STOPPED_S = 15
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -64,57 +66,65 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(command: list[str], ready_url: str, environment: dict[str, str], log: Path):
-    """Run a server until the block ends. raises with its output when it is not ready in time."""
+def running(command: list[str], environment: dict[str, str], log: Path):
+    """A server, until the block ends. raises when it does not stop by then."""
     with open(log, "w") as output:
         server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
-        deadline = time.monotonic() + READY_S
-        while True:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(ready_url).is_success:
-                    break
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{' '.join(command)} is not ready:\n{log.read_text()}")
-            time.sleep(0.2)
         yield
     finally:
         server.terminate()
         try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
+            server.wait(STOPPED_S)
+        finally:
             server.kill()
             server.wait()
 
 
+def wait_for(url: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(url).is_success:
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"{url} is not ready:\n{log.read_text()}")
+
+
 @dataclass(frozen=True)
-class Service:
-    url: str
-    environment: dict[str, str]
+class Servers:
+    service: str
+    """`bentoml serve`, with the page at its /ui."""
+    alone: str
+    """`python ui/app.py` for that service."""
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory, browser):
-    """A service over 13 pictures: three of each colour, labelled with it, and one of a hostile name."""
-    folder = tmp_path_factory.mktemp("service")
+def servers(tmp_path_factory, browser):
+    """Both, over 13 pictures: three of each colour, labelled with it, and one of a hostile name."""
+    folder = tmp_path_factory.mktemp("servers")
     make_bundle(folder / "encoder")
     for label, colour in COLOURS.items():
         (folder / "pictures" / label).mkdir(parents=True)
         for i in range(3):
             striped(colour, (48 + 4 * i, 36)).save(folder / "pictures" / label / f"{i}.png")
     striped((10, 200, 210)).save(folder / "pictures" / "green" / HOSTILE)
+    bulk.run(bulk.BulkSettings(str(folder / "pictures"), str(folder / "encoder"), folder / "index"))
     environment = os.environ | {
         "TWINVIEW_ENCODER": str(folder / "encoder"),
         "TWINVIEW_INDEX": str(folder / "index"),
         "BENTOML_HOME": str(folder / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",
     }
-    fill = [sys.executable, "serving/bulk.py", "--data", str(folder / "pictures")]
-    subprocess.run(fill, cwd=ROOT, env=environment, check=True, capture_output=True)
-    url = f"http://127.0.0.1:{free_port()}"
-    serve = [sys.executable, "-m", "bentoml", "serve", "--port", url.rpartition(":")[2]]
-    with running(serve, f"{url}/readyz", environment, folder / "service.log"):
-        yield Service(url, environment)
+    ports = [str(free_port()) for _ in range(2)]
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    serve = [sys.executable, "-m", "bentoml", "serve", "--port", ports[0]]
+    alone = [sys.executable, "ui/app.py", "--service", urls[0], "--port", ports[1]]
+    logs = folder / "service.log", folder / "page.log"
+    with running(serve, environment, logs[0]), running(alone, environment, logs[1]):
+        wait_for(f"{urls[0]}/readyz", logs[0])
+        wait_for(f"{urls[1]}/ui/", logs[1])
+        yield Servers(*urls)
 
 
 @pytest.fixture(scope="module")
@@ -155,23 +165,8 @@ def open_page(browser):
 
 
 @pytest.fixture
-def alone(service, tmp_path):
-    """alone(service_url) -> the address of `python ui/app.py` for it."""
-    with contextlib.ExitStack() as servers:
-
-        def start(service_url: str) -> str:
-            port = str(free_port())
-            command = [sys.executable, "ui/app.py", "--service", service_url, "--port", port]
-            url = f"http://127.0.0.1:{port}"
-            servers.enter_context(running(command, f"{url}/ui/", service.environment, tmp_path / "page.log"))
-            return url
-
-        yield start
-
-
-@pytest.fixture
-def page(service, open_page):
-    return open_page(service.url, viewport={"width": 1400, "height": 900})
+def page(servers, open_page):
+    return open_page(servers.service, viewport={"width": 1400, "height": 900})
 
 
 @pytest.fixture

@@ -272,9 +272,10 @@ def test_shrinking_is_antialiased():
         assert np.abs(middle.astype(int) - 127).max() <= 3
 
 
-def test_a_large_jpeg_read_at_a_reduced_scale_gives_nearly_the_same_pixels():
+@pytest.mark.parametrize("size", [(800, 600), (200, 150)])
+def test_a_jpeg_read_at_a_reduced_scale_gives_nearly_the_same_pixels(size):
     rng = np.random.default_rng(0)
-    smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((800, 600), Image.BICUBIC)
+    smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(size, Image.BICUBIC)
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encode(smooth, "JPEG", quality=95, exif=exif)

@@ -449,6 +449,13 @@ def test_a_disk_that_fills_up_leaves_no_part_of_a_set(tmp_path, fake_torchvision
         open_source("cifar100", tmp_path)
     assert not list(tmp_path.rglob("*.png"))
 
+    def full(root, download, **chosen):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fake_torchvision(full)
+    with pytest.raises(DataError, match="the disk is full"):
+        open_source("cifar100", tmp_path)
+
 
 def test_every_named_set_exists_in_torchvision_with_these_arguments():
     datasets = importlib.import_module("torchvision.datasets")

@@ -79,7 +79,8 @@ def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(folder, f
 
 def test_no_picture_of_the_test_split_stands_in_train(factors):
     split = factors["split"] == "test"
-    assert not set(factors["hue"][split]) & set(factors["hue"][~split])
+    for column in ("scale", "hue"):
+        assert not set(factors[column][split]) & set(factors[column][~split])
 
 
 def test_classes_have_equal_shares(factors):
@@ -167,7 +168,7 @@ def test_no_two_outlines_look_alike_at_any_angle():
             if first < second:
                 still = outline(first, 64)
                 overlap = max((still & moved).sum() / (still | moved).sum() for moved in turned[second])
-                assert overlap < 0.85, (first, second, overlap)
+                assert overlap < 0.8, (first, second, overlap)
 
 
 @pytest.mark.parametrize("texture", shapes.TEXTURES)

@@ -1,0 +1,159 @@
+import asyncio
+import io
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.client import ATTEMPTS, AsyncClient, Client, Item, Match, ServiceError
+
+METHODS = ("embed", "search", "items", "thumbnail", "views", "models", "ready")
+
+
+class Awaited:
+    """An AsyncClient whose methods are awaited here, so that one test speaks to both."""
+
+    def __init__(self, app):
+        self.app = app
+
+    def __getattr__(self, name):
+        async def call(*arguments, **options):
+            async with AsyncClient("http://service", transport=httpx.ASGITransport(self.app)) as client:
+                return await getattr(client, name)(*arguments, **options)
+
+        return lambda *arguments, **options: asyncio.run(call(*arguments, **options))
+
+
+@pytest.fixture(params=["sync", "async"])
+def connect(request):
+    """connect(http) -> a client of either kind for an app in this process."""
+
+    def relay(http):
+        def answer(sent: httpx.Request) -> httpx.Response:
+            got = http.request(sent.method, str(sent.url), content=sent.read(), headers=dict(sent.headers))
+            return httpx.Response(got.status_code, headers=dict(got.headers), content=got.content)
+
+        return httpx.MockTransport(answer)
+
+    def make(http):
+        return Client("http://service", transport=relay(http)) if request.param == "sync" else Awaited(http.app)
+
+    return make
+
+
+@pytest.fixture
+def client(connect, http, fill):
+    fill(5)
+    return connect(http)
+
+
+def test_a_path_bytes_and_a_pil_image_give_the_same_embedding(client, bundle, picture, tmp_path):
+    (tmp_path / "a.png").write_bytes(picture(1))
+    image = Image.open(io.BytesIO(picture(1)))
+    answer = client.embed([tmp_path / "a.png", str(tmp_path / "a.png"), picture(1), image])
+    assert answer.model == bundle.card.id
+    assert (answer.vectors.shape, answer.vectors.dtype) == ((4, 48), np.float32)
+    assert (answer.vectors == answer.vectors[0]).all()
+    np.testing.assert_array_equal(client.embed(image).vectors, answer.vectors[:1])
+    np.testing.assert_allclose(np.linalg.norm(client.embed(image, normalize=True).vectors), 1, rtol=1e-5)
+
+
+def test_an_image_in_a_mode_that_png_has_not_is_sent_too(client):
+    assert client.embed(Image.new("CMYK", (8, 8))).vectors.shape == (1, 48)
+
+
+def test_search_by_picture_vector_and_id(client, picture):
+    (first, *_) = matches = client.search(picture(2), k=5).results
+    assert first == Match(first.id, "a/2.png", "a", "/pictures/2.png", pytest.approx(1, abs=1e-5))
+    assert len(matches) == 5
+    assert client.search(vector=client.embed(picture(2)).vectors[0], k=5).results == matches
+    assert [match.id for match in client.search(id=first.id, k=4).results] == [match.id for match in matches[1:]]
+
+
+def test_items_thumbnails_views_models_and_readiness(client, bundle, picture):
+    page = client.items(limit=2, offset=1)
+    assert (page.count, len(page.items)) == (5, 2)
+    assert isinstance(page.items[0], Item)
+    assert client.thumbnail(page.items[0].id).startswith(b"\x89PNG")  # as the fixture wrote it
+    pairs = client.views(picture(1), pairs=2, seed=3, strength=0.5, crop_area=(0.5, 1.0))
+    assert [len(pair.views) for pair in pairs] == [2, 2]
+    assert -1 <= pairs[0].similarity <= 1
+    assert client.models()[0]["id"] == bundle.card.id
+    assert client.ready() is True
+
+
+def test_a_refusal_is_raised_with_the_services_sentence(client):
+    with pytest.raises(ServiceError, match=r"^images\[0\] \(image\) is not an image") as refused:
+        client.embed(b"no picture")
+    assert (refused.value.status, refused.value.code, refused.value.param) == (422, "undecodable", "images[0]")
+
+
+def test_without_an_encoder_the_client_says_not_ready_and_does_not_wait(serve, connect, tmp_path, no_store):
+    client = connect(serve(encoder=tmp_path / "nowhere"))
+    assert client.ready() is False
+    assert client.models() == []
+    with pytest.raises(ServiceError, match=r"training/pretrain\.py"):
+        client.items()
+
+
+def answering(*responses: httpx.Response):
+    """A transport that gives these in turn, and the requests that it got."""
+    got, left = [], list(responses)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        got.append(request.read())
+        return left.pop(0)
+
+    return httpx.MockTransport(answer), got
+
+
+def busy() -> httpx.Response:
+    error = {"message": "come back", "type": "rate_limit_error", "code": "busy", "param": None}
+    return httpx.Response(429, headers={"Retry-After": "7"}, json={"error": error})
+
+
+def test_a_busy_service_is_asked_again_after_the_time_it_names(monkeypatch):
+    waits = []
+    monkeypatch.setattr("serving.client.time.sleep", waits.append)
+    transport, got = answering(busy(), busy(), httpx.Response(200, json={"model": "m", "results": []}))
+    assert Client("http://service", transport=transport).search(b"picture").results == []
+    assert waits == [7, 7]
+    assert len(set(map(len, got))) == 1 and b"picture" in got[2]
+
+
+def test_a_service_that_stays_busy_is_given_up(monkeypatch):
+    monkeypatch.setattr("serving.client.time.sleep", lambda _: None)
+    transport, got = answering(*(busy() for _ in range(10)))
+    with pytest.raises(ServiceError, match="come back"):
+        Client("http://service", transport=transport).search(b"picture")
+    assert len(got) == ATTEMPTS
+
+
+def test_an_answer_that_is_not_the_services_is_told_by_its_status():
+    transport, _ = answering(httpx.Response(502, text="<html>Bad gateway</html>"))
+    with pytest.raises(ServiceError, match=r"http://service/items\S* answered 502"):
+        Client("http://service", transport=transport).items()
+
+
+def test_a_service_that_is_not_there_is_named():
+    with pytest.raises(ServiceError, match=r"http://127\.0\.0\.1:9\S* cannot be reached"):
+        Client("http://127.0.0.1:9").items()
+
+
+def test_the_key_is_sent_as_a_bearer_token():
+    keys = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["Authorization"])
+        return httpx.Response(200, json={"data": []})
+
+    Client("http://service", api_key="secret", transport=httpx.MockTransport(answer)).models()
+    assert keys == ["Bearer secret"]
+
+
+def test_both_clients_have_the_same_methods():
+    for name in METHODS:
+        sync, awaited = getattr(Client, name), getattr(AsyncClient, name)
+        assert sync.__annotations__ == awaited.__annotations__
+        assert sync.__kwdefaults__ == awaited.__kwdefaults__ and sync.__defaults__ == awaited.__defaults__
