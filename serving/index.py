@@ -9,6 +9,7 @@ and write at once. What `upsert` has returned from survives a crash of the machi
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -123,7 +124,7 @@ class Index:
             return
         with self._explained("written"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{id}.{os.getpid()}.part")
+            part = path.with_name(f".{id}.{os.getpid()}-{threading.get_ident()}.part")
             part.write_bytes(jpeg)
             _fsync(part)
             part.replace(path)
@@ -161,10 +162,13 @@ class Index:
             self._connection = lancedb.connect(self.folder, read_consistency_interval=timedelta(0))
         if create:
             table = self._connection.create_table(self.encoder_id, schema=self._schema(), exist_ok=True)
-        elif self.encoder_id in self._connection.list_tables().tables:
-            table = self._connection.open_table(self.encoder_id)
         else:
-            return None
+            try:
+                table = self._connection.open_table(self.encoder_id)
+            except ValueError as error:
+                if "not found" not in str(error):
+                    raise
+                return None  # or another process is about to make it
         if table.schema.names != self._schema().names or table.schema.field("vector").type.list_size != self.dimension:
             raise IndexProblem(
                 f"{self.folder} holds a table {self.encoder_id} that is not from here; choose another folder."

@@ -35,7 +35,7 @@ class PretrainSettings:
     """Layers of the projection head g: 2 in SimCLR v1, 3 in v2, 1 for a linear head, 0 for none."""
     head_dimension: int = 128
     """Length of z."""
-    temperature: float = 0.5
+    temperature: float = 0.2
     """tau of NT-Xent; 0.1 in the paper on ImageNet, 0.5 on CIFAR-10."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 

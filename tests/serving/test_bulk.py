@@ -60,10 +60,10 @@ def test_pictures_are_found_with_their_facts_vectors_and_thumbnails(pictures, se
 def test_indexing_again_adds_what_is_new_and_one_row_for_equal_files(pictures, settings, index, picture):
     folder = pictures(40)
     run(settings(folder))
-    (folder / "train" / "a" / "copy.png").write_bytes(picture(2))
-    (folder / "train" / "a" / "new.png").write_bytes(picture(100))
+    for name, seed in (("copy", 2), ("new", 100), ("newer", 100)):
+        (folder / "train" / "a" / f"{name}.png").write_bytes(picture(seed))
     tally = run(settings(folder))
-    assert (tally.indexed, tally.present) == (1, 41)
+    assert (tally.indexed, tally.present) == (1, 42)
     assert index.count() == 41
 
 
@@ -139,7 +139,7 @@ from serving.encoder import Encoder
 encode = Encoder.__call__
 Encoder.__call__ = lambda self, pixels: time.sleep(0.1) or encode(self, pixels)
 bulk.ROWS_PER_UPSERT = 32
-bulk.run(bulk.BulkSettings(data={str(folder)!r}, encoder={settings("x").encoder!r}, index=pathlib.Path({str(index.folder)!r})))
+bulk.run(bulk.BulkSettings({str(folder)!r}, {settings("x").encoder!r}, pathlib.Path({str(index.folder)!r})))
 """
     environment = {**os.environ, "PYTHONPATH": sys.path[0]}
     process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL)

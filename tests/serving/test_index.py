@@ -111,22 +111,22 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         Index(tmp_path / "file", "enc-1", 8).upsert(*made([1]))
 
 
-def write(index, numbers, start) -> None:
-    start.wait()
+def write(index, numbers, together) -> None:
     for i in numbers:
+        together.wait(60)
         index.upsert(*made(range(i, i + 10)))
 
 
 def test_processes_that_write_the_same_rows_at_once_leave_one_of_each(index):
-    """Another process and this one write overlapping ranges, while a third index reads."""
+    """Another process and this one write, step by step at the same moment, while a third index reads."""
     spawn = multiprocessing.get_context("spawn")
-    start = spawn.Barrier(2)
-    other = spawn.Process(target=write, args=(Index(index.folder, "enc-1", 8), range(0, 120, 10), start))
+    together = spawn.Barrier(2)
+    other = spawn.Process(target=write, args=(Index(index.folder, "enc-1", 8), range(0, 120, 10), together))
     other.start()
     index.upsert(*made(range(10)))
     counts, reader = [], Index(index.folder, "enc-1", 8)
     with ThreadPoolExecutor() as pool:
-        writing = pool.submit(write, index, range(0, 120, 10), start)
+        writing = pool.submit(write, index, range(0, 120, 10), together)
         while other.is_alive() or not writing.done():
             counts.append(reader.count())
             time.sleep(0.01)

@@ -71,7 +71,8 @@ def test_bentoml_serves_until_it_is_told_to_stop(served, bundle, picture):
 
     with httpx.stream("GET", f"{address}/ui/gradio_api/heartbeat/test", timeout=30) as page:
         assert page.status_code == 200
-        next(page.iter_raw())  # an open page must not hold up the end
+        beats = page.iter_raw()
+        next(beats)  # an open page must not hold up the end
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     told = log.read_text()
