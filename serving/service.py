@@ -27,7 +27,7 @@ import uvicorn
 
 from serving.app import create_app
 
-STOP_S = 5  # after which requests that are still being answered are cut off
+STOP_S = 10  # for requests under way, when the service is told to stop
 
 app = create_app(os.environ.get("TWINVIEW_ENCODER"), Path(os.environ.get("TWINVIEW_INDEX", "index")))
 
@@ -39,11 +39,8 @@ class Direct(bentoml.Service):
         lifecycle = super().to_asgi(is_main)
 
         async def asgi(scope, receive, send):
-            try:
+            with contextlib.suppress(asyncio.CancelledError):  # cut off, STOP_S after the stop: no fault to report
                 await (lifecycle if scope["type"] == "lifespan" else app)(scope, receive, send)
-            except asyncio.CancelledError:  # cut off while stopping: end a stream as if it had come to its end
-                with contextlib.suppress(RuntimeError):
-                    await send({"type": "http.response.body"})
 
         return asgi
 
@@ -56,7 +53,7 @@ HOST = "0.0.0.0" if "BENTOML_CONTAINERIZED" in os.environ else "127.0.0.1"
 @bentoml.asgi_app(app, path="/")
 class Twinview:
     def __init__(self):
-        _end_streams_in_time()
+        _stop_in_time()
         logging.getLogger("twinview").setLevel(logging.INFO)
         if importlib.util.find_spec("ui"):  # a built bento may leave the page out
             from ui.app import mount
@@ -64,9 +61,11 @@ class Twinview:
             mount(app)
 
 
-def _end_streams_in_time() -> None:
-    """Make a stop final after STOP_S. Every open page holds a stream that never ends of its own, and both uvicorn and
-    BentoML wait for those, BentoML for a day. The worker that calls this has uvicorn's server behind its signals."""
+def _stop_in_time() -> None:
+    """Else one upload that stalls would hold up the end: uvicorn waits for it without limit, and BentoML for a day.
+
+    BentoML leaves no other way to set this; the worker has uvicorn's server behind its signals.
+    """
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if isinstance(server, uvicorn.Server) and server.config.timeout_graceful_shutdown is None:
         server.config.timeout_graceful_shutdown = STOP_S

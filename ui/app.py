@@ -6,7 +6,6 @@ The service mounts it at its own /ui, where its requests stay in the process. Al
 """
 
 import asyncio
-import atexit
 import os
 import shutil
 import signal
@@ -32,6 +31,7 @@ from serving.client import AsyncClient, ServiceError
 from ui import picture, similar, style, views
 
 PATH = "/ui"
+UPLOADS = "twinview-uploads-"
 MASTHEAD = '<header class="masthead"><h1>Twinview</h1><p>Pictures by likeness, without a single label.</p></header>'
 
 
@@ -91,9 +91,8 @@ def standalone(client) -> FastAPI:
 
 
 def _put(app: FastAPI, client) -> FastAPI:
-    if "GRADIO_TEMP_DIR" not in os.environ:  # uploads lie in a folder that only this process's user reads
-        os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="twinview-")
-        atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+    if "GRADIO_TEMP_DIR" not in os.environ:  # uploads lie in a folder that nobody but this process's user reads
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix=UPLOADS)
     app = gr.mount_gradio_app(
         app,
         build(client),
@@ -108,12 +107,13 @@ def _put(app: FastAPI, client) -> FastAPI:
         mcp_server=False,
         show_error=False,
     )
-    _let_pages_go(app, app.routes[-1].app.stop_event)
+    _stop_clean(app, app.routes[-1].app.stop_event, Path(os.environ["GRADIO_TEMP_DIR"]))
     return app
 
 
-def _let_pages_go(app: FastAPI, stop: asyncio.Event) -> None:
-    """On Ctrl-C or SIGTERM, `stop` what Gradio sends to open pages without end: a server would wait for the end."""
+def _stop_clean(app: FastAPI, stop: asyncio.Event, uploads: Path) -> None:
+    """On Ctrl-C or SIGTERM, `stop` what Gradio sends to open pages without end: a server would wait for the end.
+    Then delete the uploads, where their folder is ours."""
     lifespan = app.router.lifespan_context
 
     @asynccontextmanager
@@ -134,6 +134,8 @@ def _let_pages_go(app: FastAPI, stop: asyncio.Event) -> None:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            if uploads.name.startswith(UPLOADS):
+                shutil.rmtree(uploads, ignore_errors=True)
 
     app.router.lifespan_context = listening
 

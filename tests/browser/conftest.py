@@ -23,7 +23,7 @@ from serving import bulk
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 120
-STOPPED_S = 15
+STOPPED_S = 30
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -126,7 +126,9 @@ def servers(tmp_path_factory, browser):
         wait_for(f"{urls[1]}/ui/", logs[1])
         yield Servers(*urls)
         for url in urls:  # a page that is left open keeps neither from stopping
-            browser.new_page().goto(f"{url}/ui/", wait_until="networkidle")
+            page = browser.new_page()
+            page.goto(f"{url}/ui/")
+            page.wait_for_selector("#grid .tile")
 
 
 @pytest.fixture(scope="module")

@@ -121,16 +121,16 @@ def test_processes_that_write_the_same_rows_at_once_leave_one_of_each(index):
     """Another process and this one write, step by step at the same moment, while a third index reads."""
     spawn = multiprocessing.get_context("spawn")
     together = spawn.Barrier(2)
-    other = spawn.Process(target=write, args=(Index(index.folder, "enc-1", 8), range(0, 120, 10), together))
+    other = spawn.Process(target=write, args=(Index(index.folder, "enc-1", 8), range(0, 60, 10), together))
     other.start()
     index.upsert(*made(range(10)))
     counts, reader = [], Index(index.folder, "enc-1", 8)
     with ThreadPoolExecutor() as pool:
-        writing = pool.submit(write, index, range(0, 120, 10), together)
+        writing = pool.submit(write, index, range(0, 60, 10), together)
         while other.is_alive() or not writing.done():
             counts.append(reader.count())
             time.sleep(0.01)
     writing.result()
     assert other.exitcode == 0
     assert counts == sorted(counts)
-    assert index.count() == len(index.ids()) == 120
+    assert index.count() == len(index.ids()) == 60

@@ -14,7 +14,7 @@ import pytest
 from serving.client import Client
 
 ROOT = Path(__file__).parents[2]
-START_S = 90
+START_S, STOP_S = 90, 10
 
 
 @pytest.fixture
@@ -69,12 +69,18 @@ def test_bentoml_serves_until_it_is_told_to_stop(served, bundle, picture):
     assert httpx.get(address).headers["location"] == "/ui/"
     assert "gradio" in httpx.get(f"{address}/ui/").text
 
-    with httpx.stream("GET", f"{address}/ui/gradio_api/heartbeat/test", timeout=30) as page:
-        assert page.status_code == 200
+    host, port = address.removeprefix("http://").split(":")
+    with (
+        httpx.stream("GET", f"{address}/ui/gradio_api/heartbeat/test", timeout=30) as page,
+        socket.create_connection((host, int(port))) as upload,
+    ):
         beats = page.iter_raw()
-        next(beats)  # an open page must not hold up the end
+        next(beats)  # neither an open page nor an upload that stalls may hold up the end
+        head = ("POST /search HTTP/1.1", "Host: a", "Content-Type: application/json", "Content-Length: 9", "", "{")
+        upload.sendall("\r\n".join(head).encode())
+        time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(STOP_S + 10) == 0
     told = log.read_text()
     assert "serving " + bundle.card.id in told
     assert f"listening on {address}" in told
