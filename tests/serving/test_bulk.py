@@ -67,6 +67,14 @@ def test_indexing_again_adds_what_is_new_and_one_row_for_equal_files(pictures, s
     assert index.count() == 41
 
 
+def test_what_is_there_already_is_not_decoded_again(pictures, settings, monkeypatch):
+    folder, decoded = pictures(20), []
+    run(settings(folder))
+    monkeypatch.setattr(bulk, "read_pixels", lambda *arguments: decoded.append(1) or read_pixels(*arguments))
+    assert run(settings(folder)).present == 20
+    assert decoded == []
+
+
 def test_broken_files_are_listed_and_the_others_are_kept(pictures, settings, index, picture, tmp_path):
     folder = pictures(10)
     (folder / "train" / "a" / "cat.txt").write_text("no picture")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.client import ATTEMPTS, AsyncClient, Client, Item, Match, ServiceError
+from serving.client import ATTEMPTS, LONGEST_WAIT_S, AsyncClient, Client, Item, Match, ServiceError
 
 METHODS = ("embed", "search", "items", "thumbnail", "views", "models", "ready")
 
@@ -108,9 +108,9 @@ def answering(*responses: httpx.Response):
     return httpx.MockTransport(answer), got
 
 
-def busy() -> httpx.Response:
+def busy(after: str = "7") -> httpx.Response:
     error = {"message": "come back", "type": "rate_limit_error", "code": "busy", "param": None}
-    return httpx.Response(429, headers={"Retry-After": "7"}, json={"error": error})
+    return httpx.Response(429, headers={"Retry-After": after}, json={"error": error})
 
 
 def test_a_busy_service_is_asked_again_after_the_time_it_names(monkeypatch):
@@ -120,6 +120,31 @@ def test_a_busy_service_is_asked_again_after_the_time_it_names(monkeypatch):
     assert Client("http://service", transport=transport).search(b"picture").results == []
     assert waits == [7, 7]
     assert len(set(map(len, got))) == 1 and b"picture" in got[2]
+
+
+def test_the_async_client_asks_again_after_the_same_time(monkeypatch):
+    waits = []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    monkeypatch.setattr("serving.client.asyncio.sleep", sleep)
+    transport, got = answering(busy(), httpx.Response(200, json={"count": 3, "items": []}))
+
+    async def ask():
+        async with AsyncClient("http://service", transport=transport) as client:
+            return await client.items()
+
+    assert asyncio.run(ask()).count == 3
+    assert (waits, len(got)) == ([7], 2)
+
+
+def test_no_wait_is_longer_than_the_client_allows(monkeypatch):
+    waits = []
+    monkeypatch.setattr("serving.client.time.sleep", waits.append)
+    transport, _ = answering(busy("86400"), httpx.Response(200, json={"count": 0, "items": []}))
+    Client("http://service", transport=transport).items()
+    assert waits == [LONGEST_WAIT_S]
 
 
 def test_a_service_that_stays_busy_is_given_up(monkeypatch):

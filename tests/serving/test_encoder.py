@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from export.artifact import BundleError
-from serving.encoder import Batcher, Encoder, NoEncoder, find_bundle
+from serving.encoder import Batcher, Encoder, NoEncoder, _providers, find_bundle
 
 
 def test_the_newest_export_is_served_unless_another_is_chosen(make_bundle, tmp_path):
@@ -42,6 +42,22 @@ def test_a_graph_that_does_not_run_or_gives_another_dimension_is_refused(bundle,
         (folder / "model_card.json").write_text(json.dumps({**card, **change}))
         with pytest.raises(BundleError, match=message):
             Encoder(find_bundle(str(folder)))
+
+
+def test_a_row_of_a_batch_equals_the_row_alone(bundle):
+    encode = Encoder(bundle)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
+    alone = np.concatenate([encode(pixels[i : i + 1]) for i in range(32)])
+    np.testing.assert_allclose(encode(pixels), alone, atol=1e-6)
+
+
+def test_a_gpu_is_used_where_the_runtime_and_the_driver_both_have_one(monkeypatch):
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("serving.encoder.ort.preload_dlls", lambda: None, raising=False)
+    for available, device, expected in ((both, True, both), (both, False, both[1:]), (both[1:], True, both[1:])):
+        monkeypatch.setattr("serving.encoder.ort.get_available_providers", lambda available=available: available)
+        monkeypatch.setattr("serving.encoder._cuda_device", lambda device=device: device)
+        assert [name if isinstance(name, str) else name[0] for name in _providers()] == expected
 
 
 class Recorder:

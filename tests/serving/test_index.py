@@ -59,6 +59,17 @@ def test_an_index_that_was_deleted_and_filled_anew_is_found_again(index):
     assert index.count() == 2
 
 
+def test_search_agrees_with_brute_force(index):
+    items, vectors = made(range(300))
+    index.upsert(items, vectors * np.arange(1, 301)[:, None])  # lengths must not matter
+    query = np.random.default_rng(1000).normal(size=8)
+    cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
+    order = np.argsort(-cosines)[:40]
+    found = index.search(5 * query, 40)
+    assert [item for item, _ in found] == [items[i] for i in order]
+    np.testing.assert_allclose([similarity for _, similarity in found], cosines[order], atol=1e-5)
+
+
 def test_the_left_out_item_is_left_out_before_the_nearest_are_counted(index):
     items, vectors = made(range(30))
     index.upsert(items, vectors)
