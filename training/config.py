@@ -105,8 +105,12 @@ class PretrainSettings:
 # What each is for, and what it should reach, stands beside it: the command line's help prints it.
 PRESETS: dict[str, tuple[str, PretrainSettings]] = {
     "tiny": (
-        "a 0.3 M parameter encoder at 48 px, for a machine without a GPU: minutes on two cores",
-        PretrainSettings(),
+        "a 0.3 M parameter encoder at 48 px, for a machine without a GPU: on shapes 50 % kNN in two minutes, two cores",
+        PretrainSettings(
+            augment=AugmentSettings(crop_area=(0.25, 1.0)),
+            batch_size=128,
+            lr=0.15,
+        ),
     ),
     "cifar": (
         "the paper's CIFAR-10 recipe (App. B.9) with ResNet-18 at 32 px: for a GPU",
