@@ -128,17 +128,23 @@ def render(images: Tensor, draws: Draws, size_px: int) -> Tensor:
 
 
 def _render(images: Tensor, draws: Draws, size_px: int) -> Tensor:
-    n, height, width, _ = images.shape
+    _, height, width, _ = images.shape
     rows = _resampling(draws.top, draws.height, height, size_px)  # (N, S, H)
     columns = _resampling(draws.left, draws.width, width, size_px)  # (N, S, W)
     columns = torch.where(draws.flip[:, None, None], columns.flip(1), columns)
-    x = rows @ (images.reshape(n, height, width * 3).float() / 255)  # (N, S, 3W)
-    x = x.view(n, size_px, width, 3).permute(0, 3, 1, 2).reshape(n, 3 * size_px, width)
-    x = (x @ columns.mT).view(n, 3, size_px, size_px).clamp(0, 1)
-    x = _jitter(x, draws)
-    x = torch.where(draws.grey[:, None, None, None], grey(x), x)
-    blur = _blurring(draws.sigma, size_px)[:, None]  # (N, 1, S, S)
-    return (blur @ x @ blur.mT).clamp(0, 1)  # a sum of rounded weights may exceed 1
+    x = images.permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W)
+    x = _jitter(_both_axes(x, rows, columns).clamp_(0, 1), draws)
+    x = torch.where(draws.grey[:, None, None, None], _luminance(x), x)
+    blur = _blurring(draws.sigma, size_px)  # (N, S, S)
+    return _both_axes(x, blur, blur).clamp_(0, 1)  # a sum of rounded weights may exceed 1
+
+
+def _both_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """A matrix along each axis of each image: (N, 3, H, W), (N, S, H), (N, S, W) -> (N, 3, S, S)."""
+    n, channels, height, width = x.shape
+    x = (x.reshape(n, channels * height, width) @ columns.mT).view(n, channels, height, -1)  # (N, 3, H, S)
+    x = rows @ x.transpose(1, 2).reshape(n, height, -1)  # (N, S, 3S)
+    return x.view(n, x.shape[1], channels, -1).transpose(1, 2)
 
 
 def _draw_crop(uniform, height: int, width: int, settings: AugmentSettings) -> tuple[Tensor, ...]:
@@ -189,49 +195,63 @@ def _resampling(start: Tensor, length: Tensor, old_px: int, new_px: int) -> Tens
 
 
 def _blurring(sigma: Tensor, size_px: int) -> Tensor:
-    """Matrices (N, size_px, size_px) of a Gaussian blur with reflected borders; the identity where sigma is 0."""
-    radius = (size_px // 10) // 2
-    last = size_px - 1
-    i = torch.arange(size_px, device=sigma.device)[:, None]
-    k = torch.arange(size_px, device=sigma.device)[None]
-    matrix = torch.zeros(len(sigma), size_px, size_px, device=sigma.device)
-    # Pixel k stands at k, and once more mirrored at each border (which repeats no border pixel).
-    for distance, counts in ((k - i, True), (-k - i, k > 0), (2 * last - k - i, k < last)):
-        inside = (distance.abs() <= radius) & counts
-        matrix += torch.where(inside, torch.exp(-0.5 * (distance / sigma.clamp(min=1e-3)[:, None, None]) ** 2), 0.0)
-    return matrix / matrix.sum(dim=2, keepdim=True)
+    """Matrices (N, size_px, size_px) of a Gaussian blur with reflected borders; the identity where sigma is 0.
+
+    Each is a weighted sum of the same few matrices, which shift by -radius to radius pixels.
+    """
+    radius, last = (size_px // 10) // 2, size_px - 1
+    offset = torch.arange(-radius, radius + 1, device=sigma.device)
+    i = torch.arange(size_px, device=sigma.device)
+    source = i + offset[:, None]  # (2r + 1, S)
+    source = last - (last - source.abs()).abs()  # mirrored at either border, which repeats no border pixel
+    shifts = (source[:, :, None] == i).float()  # (2r + 1, S, S)
+    weights = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)  # (N, 2r + 1)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    return (weights @ shifts.flatten(1)).view(-1, size_px, size_px)
 
 
 def _jitter(x: Tensor, draws: Draws) -> Tensor:
+    """The blends that come before the hue, the hue, and those after it: nothing depends on a value of the draws, so
+    that nothing waits for the device and the whole compiles into few kernels."""
     factors = torch.stack([draws.brightness, draws.contrast, draws.saturation], dim=1)  # (N, 3)
-    for place in range(4):
-        at = (draws.hue_place == place).nonzero()[:, 0]  # hue costs the most: once an image
-        x = x.index_copy(0, at, shift_hue(x[at], draws.hue[at]))
-        if place < 3:
-            blend = draws.blend_order[:, place, None, None, None]  # (N, 1, 1, 1)
-            factor = factors.gather(1, draws.blend_order[:, place, None])[:, :, None, None]
-            luminance = grey(x)[:, :1]
-            mean = luminance.mean(dim=(2, 3), keepdim=True)
-            other = torch.where(blend == 1, mean, torch.where(blend == 2, luminance, 0.0))
-            x = (factor * x + (1 - factor) * other).clamp(0, 1)
+    factors = factors.gather(1, draws.blend_order)
+    for place in range(3):
+        x = _blend(x, draws.blend_order[:, place], torch.where(place < draws.hue_place, factors[:, place], 1.0))
+    x = shift_hue(x, draws.hue)
+    for place in range(3):
+        x = _blend(x, draws.blend_order[:, place], torch.where(place < draws.hue_place, 1.0, factors[:, place]))
     return x
+
+
+def _blend(x: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
+    """Away from black (kind 0), the mean luminance (1) or the pixel's luminance (2), by (N,) factors."""
+    kind, factor = (values[:, None, None, None] for values in (kind, factor))
+    luminance = _luminance(x)
+    mean = luminance.mean(dim=(2, 3), keepdim=True)
+    other = torch.where(kind == 1, mean, torch.where(kind == 2, luminance, 0.0))  # (N, 1, H, W)
+    return torch.lerp(other.expand_as(x), x, factor).clamp_(0, 1)
+
+
+def _luminance(x: Tensor) -> Tensor:
+    """(N, 3, H, W) RGB -> (N, 1, H, W)."""
+    red, green, blue = GREY_WEIGHTS
+    return (x[:, :1] * red).add_(x[:, 1:2], alpha=green).add_(x[:, 2:], alpha=blue)
 
 
 def grey(x: Tensor) -> Tensor:
     """(N, 3, H, W) RGB -> the same shape with three equal channels."""
-    weights = torch.tensor(GREY_WEIGHTS, device=x.device)[:, None, None]
-    return (x * weights).sum(dim=1, keepdim=True).expand_as(x)
+    return _luminance(x).expand_as(x)
 
 
 def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
     """Rotate the hue of (N, 3, H, W) RGB in [0, 1] by (N,) turns of the circle, in HSV."""
     r, g, b = x.unbind(dim=1)
-    value = x.amax(dim=1)
-    chroma = value - x.amin(dim=1)
-    sextant = torch.where(value == r, g - b, torch.where(value == g, b - r, r - g)) / chroma.clamp(min=1e-12)
-    sextant = sextant + torch.where(value == r, 0.0, torch.where(value == g, 2.0, 4.0)) + 6 * turns[:, None, None]
-    channels = []
-    for offset in (5, 3, 1):
-        k = (sextant + offset) % 6
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, dim=1)
+    value, chroma = x.amax(dim=1), x.amax(dim=1) - x.amin(dim=1)
+    hue = torch.where(value == r, g - b, torch.where(value == g, b - r, r - g)) / chroma.clamp(min=1e-12)
+    hue = hue + torch.where(value == r, 0.0, torch.where(value == g, 2.0, 4.0)) + 6 * turns[:, None, None]
+    hue = hue - 6 * (hue / 6).floor()  # in sixths of the circle, [0, 6)
+    red = (hue - 3).abs_().sub_(1)
+    green = (hue - 2).abs_().neg_().add_(2)
+    blue = (hue - 4).abs_().neg_().add_(2)
+    # Each channel's share of the chroma, 1 within a sixth of its own hue and 0 opposite.
+    return torch.stack([value - chroma * (1 - share.clamp_(0, 1)) for share in (red, green, blue)], dim=1)
