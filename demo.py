@@ -5,6 +5,7 @@
 What a step has made before is used again, so a second call goes straight to the page.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -74,9 +75,12 @@ def say(sentence: str) -> None:
 
 def run(*command: str) -> None:
     print("$ python", shlex.join(command), flush=True)
-    status = subprocess.run([sys.executable, *command]).returncode
-    if status:
-        sys.exit(status)
+    process = subprocess.Popen([sys.executable, *command])
+    while process.poll() is None:
+        with contextlib.suppress(KeyboardInterrupt):  # the command hears Ctrl-C as well, and ends in its own way
+            process.wait()
+    if process.returncode:
+        sys.exit(process.returncode)
 
 
 def refuse_used_port(port: int) -> None:

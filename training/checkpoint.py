@@ -3,6 +3,9 @@
 import io
 import os
 import pickle
+import signal
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -51,17 +54,40 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class EveryEpoch(Checkpoint):
-    """Saves at each epoch's end, after the module's own hook (as Lightning runs its Checkpoint callbacks)."""
+    """Saves at each epoch's end, after the module's own hook (as Lightning runs its Checkpoint callbacks).
+
+    Ctrl-C ends the run there, with a checkpoint; a second one ends it at once, with the last that was written.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.saved_at = 0.0
+        self.stopping = False
+
+    def on_train_start(self, trainer, module):
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGINT, self._interrupted)
 
     def on_train_epoch_end(self, trainer, module):
+        # One process may hear of Ctrl-C before an epoch's end and another after it: they agree.
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(self.stopping, all=False)
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        if last or time.monotonic() - self.saved_at > EVERY_S:
+        if last or trainer.should_stop or time.monotonic() - self.saved_at > EVERY_S:
             trainer.save_checkpoint(self.path)
             self.saved_at = time.monotonic()
+
+    def on_train_end(self, trainer, module):
+        if hasattr(self, "before"):
+            signal.signal(signal.SIGINT, self.before)
+
+    def on_exception(self, trainer, module, exception):
+        self.on_train_end(trainer, module)
+
+    def _interrupted(self, number, frame):
+        if self.stopping:
+            raise SystemExit("\nStopped at once. The same command with --resume goes on from the last checkpoint.")
+        self.stopping = True
+        print("\nStopping at the end of this epoch; Ctrl-C once more stops at once.", file=sys.stderr, flush=True)
 
 
 def load(path: Path) -> dict:

@@ -168,8 +168,15 @@ class Batches:
             yield torch.from_numpy(pixels[np.sort(batch[trainer.global_rank :: trainer.world_size])])
 
 
+class Stopped(Exception):
+    """The user ended the run; the message says how to go on."""
+
+
 def pretrain(settings: PretrainSettings) -> Path:
-    """Train, or continue, and report. Returns the run's folder. Raises DataError, CheckpointError, ValueError."""
+    """Train, or continue, and report. Returns the run's folder.
+
+    raises  DataError, CheckpointError, ValueError; Stopped where Ctrl-C ended it
+    """
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # started by the first process, which has prepared everything
         settings = PretrainSettings.from_dict(json.loads((RUNS / settings.name / "config.json").read_text()))
     source = open_source(settings.data)
@@ -217,6 +224,9 @@ def pretrain(settings: PretrainSettings) -> Path:
     started = time.monotonic()
     trainer = make_trainer(settings, run, total)
     trainer.fit(module, ckpt_path=last if saved else None)
+    epochs = len(module.history)
+    if trainer.should_stop and epochs < settings.epochs:
+        raise Stopped(f"Stopped after {epochs} of {settings.epochs} epochs. The same command with --resume goes on.")
     if trainer.is_global_zero:
         report.write(run / "report.png", module)
         minutes = (time.monotonic() - started) / 60
@@ -309,6 +319,12 @@ def main() -> None:
         run = pretrain(parse())
     except (DataError, CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        print(stopped)
+        sys.exit(130)
+    except KeyboardInterrupt:  # before the first epoch
+        print("\nStopped. What was decoded is kept.")
+        sys.exit(130)
     print(f"next: python export/to_onnx.py {run}")
 
 

@@ -93,6 +93,8 @@ def standalone(client) -> FastAPI:
 def _put(app: FastAPI, client) -> FastAPI:
     if "GRADIO_TEMP_DIR" not in os.environ:  # uploads lie in a folder that nobody but this process's user reads
         os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix=UPLOADS)
+    for fetching in ("file=http{url:path}", "proxy={url:path}"):  # Gradio would fetch what a visitor names
+        app.add_api_route(f"{PATH}/gradio_api/{fetching}", _refuse, methods=["GET", "HEAD"], include_in_schema=False)
     app = gr.mount_gradio_app(
         app,
         build(client),
@@ -109,6 +111,10 @@ def _put(app: FastAPI, client) -> FastAPI:
     )
     _stop_clean(app, app.routes[-1].app.stop_event, Path(os.environ["GRADIO_TEMP_DIR"]))
     return app
+
+
+async def _refuse() -> Response:
+    return Response("this page fetches nothing from elsewhere", status_code=404, media_type="text/plain")
 
 
 def _stop_clean(app: FastAPI, stop: asyncio.Event, uploads: Path) -> None:

@@ -94,6 +94,26 @@ def test_a_run_killed_at_any_moment_and_continued_ends_as_if_it_had_never_stoppe
     assert [row["loss"] for row in whole["history"]] == [row["loss"] for row in pieces["history"]]
 
 
+@pytest.mark.slow
+def test_ctrl_c_ends_the_run_after_the_epoch_with_a_checkpoint(small_shapes, tmp_path):
+    command = [sys.executable, ROOT / "training" / "pretrain.py", "--data", small_shapes, "--name", "small"]
+    command += ["--size-px", "16", "--batch-size", "32", "--epochs", "2000", "--knn-epochs", "5000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "runs" / "small" / "metrics.csv"
+    while not metrics.exists():
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopping at the end of this epoch" in said
+    assert "Traceback" not in said
+    epochs = len(metrics.read_text().splitlines()) - 1
+    assert f"Stopped after {epochs} of 2000 epochs. The same command with --resume goes on." in printed
+    saved = checkpoint.load(tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt")
+    assert (saved["epoch"], saved["global_step"]) == (epochs - 1, 2 * epochs)
+
+
 def test_a_finished_run_is_left_as_it_is(small_settings, capsys):
     run = pretrain(small_settings(epochs=1))
     written = (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns

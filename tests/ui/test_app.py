@@ -43,6 +43,18 @@ def test_the_page_opens_where_no_service_answers(page_of):
     assert f"the service at {url} cannot be reached" in shown[4]
 
 
+def test_nothing_is_fetched_that_a_visitor_names(fake, alone):
+    with socket.socket() as elsewhere:
+        elsewhere.bind(("127.0.0.1", 0))
+        elsewhere.listen()
+        elsewhere.settimeout(0.2)
+        url = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/secret"
+        for way in (f"file={url}", f"file={url.replace('http', 'https')}", f"proxy={url}"):
+            assert alone(fake()).get(f"/ui/gradio_api/{way}").status_code == 404
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
+
+
 def test_the_services_own_sentence_is_shown_where_there_is_no_encoder(fake, page_of):
     failure = ServiceError("There is no encoder. Make one with `python training/pretrain.py`.", 503, "not_ready")
     shown = asyncio.run(callback(page_of(fake(failure=failure)), "show")((), 24, 0))
