@@ -47,6 +47,9 @@ class PretrainSettings:
     """Stop after so many steps, to try something out; the schedule stays that of the whole run."""
     batch_size: int = 256
     """Images (not views) per step, over all devices together."""
+    chunk_size: int = 0
+    """Images encoded at once on each device, for batches that do not fit into its memory; each is encoded twice, and
+    batch norm sees a chunk at a time. 0 for the whole batch."""
     optimizer: Literal["lars", "sgd", "adamw"] = "lars"
     """LARS as in google-research/simclr; plain momentum SGD; AdamW."""
     lr: float = 0.075
@@ -63,6 +66,8 @@ class PretrainSettings:
     """Of weights, order, and augmentation."""
     knn_epochs: int = 10
     """Epochs between two measurements of kNN accuracy (of views matched, without labels)."""
+    compile: bool | None = None
+    """Use torch.compile, which needs a C++ compiler. By default: on a GPU, and for long runs on a CPU."""
     devices: int = 0
     """Processes on this machine, one a GPU; 0 for all that there are."""
 
@@ -82,6 +87,8 @@ class PretrainSettings:
             raise ValueError(f"--momentum must be in [0, 1), not {self.momentum}")
         if not self.weight_decay >= 0:
             raise ValueError(f"--weight-decay must be at least 0, not {self.weight_decay}")
+        if not self.chunk_size >= 0:
+            raise ValueError(f"--chunk-size must be at least 0, not {self.chunk_size}")
         if not self.devices >= 0:
             raise ValueError(f"--devices must be at least 0, not {self.devices}")
         if any(part in ("..", "") for part in self.name.split("/")) and self.name:

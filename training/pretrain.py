@@ -28,12 +28,13 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from export.artifact import Preprocessing
 from training import checkpoint, knn, report, store
-from training.augment import augment
+from training.augment import Draws, draw, render
 from training.checkpoint import AtomicCheckpointIO, CheckpointError, EveryEpoch
 from training.config import PRESETS, RUNS, PretrainSettings, parse
 from training.data import DataError, open_source
@@ -41,11 +42,14 @@ from training.encoders import Encoder, projection_head
 from training.lars import LARS, lars_groups
 from training.loss import gather, nt_xent
 from training.progress import RunBar
+from training.recompute import recomputed
 from training.schedule import scaled_lr, warmup_cosine
 from training.store import Store
+from training.watch import RunProblem, Watch
 
 FINAL, PASSING = 50_000, 10_000  # images in the bank of the measurements at both ends of a run, and of those between
 CALIBRATION_STEPS = 8
+COMPILE_FROM_STEPS, COMPILE_FROM_MIN = 2000, 5.0  # of a run on a CPU, where compiling takes half a minute
 
 
 class SimCLR(pl.LightningModule):
@@ -58,6 +62,7 @@ class SimCLR(pl.LightningModule):
         self.encoder = Encoder(settings.encoder, settings.width, settings.size_px)
         self.projector = projection_head(self.encoder.dimension, settings.head_layers, settings.head_dimension)
         self.to(memory_format=torch.channels_last)
+        self.render, self.project = render, lambda views: self.projector(self.encoder(views))
         self.history: list[dict] = []
         self.facts = {"data": train.source, "images": len(train.pixels), "commit": _commit()}
 
@@ -67,21 +72,49 @@ class SimCLR(pl.LightningModule):
 
     def training_step(self, images: Tensor, batch_index: int) -> Tensor:
         loss = self.loss(images, self.global_step)
-        self.loss_sum += loss.detach()  # stays on the device
-        self.log("loss", loss.detach())
+        self.loss_value = loss.detach()  # what is measured stays on the device: reading it would wait
+        self.loss_sum += self.loss_value
+        self.log("loss", self.loss_value)
         return loss
 
     def loss(self, images: Tensor, step: int) -> Tensor:
         """images (N, S, S, 3) uint8 -> NT-Xent over the batches of all processes together."""
-        views = self.two_views(images, step)  # (2N, 3, S, S)
-        z_a, z_b = self.projector(self.encoder(views)).chunk(2)  # both views share the batch norm's statistics
+        n, size = len(images), self.settings.chunk_size or len(images)
+        draws = self.draws(images, step)
+        if size >= n:
+            z_a, z_b = self.pairs(images, draws)  # (N, d) each
+        else:
+            parts = [slice(start, start + size) for start in range(0, n, size)]
+            of_both = [Draws(*(torch.cat([d[:n][part], d[n:][part]]) for d in draws)) for part in parts]
+            chunks = [recomputed(self.pairs, self, images[p], drawn) for p, drawn in zip(parts, of_both, strict=True)]
+            z_a, z_b = (torch.cat(z) for z in zip(*chunks, strict=True))
+        self.spread = F.normalize(z_a.detach().float(), dim=1).std(dim=0).norm()  # 1 where directions are independent
         return nt_xent(gather(z_a), gather(z_b), self.settings.temperature)
 
-    def two_views(self, images: Tensor, step: int) -> Tensor:
+    def draws(self, images: Tensor, step: int) -> Draws:
+        """The random numbers of both views of each image: a function of seed, step and process."""
         generator = torch.Generator(images.device)
         generator.manual_seed((self.settings.seed << 40) + step * 4096 + self.global_rank)
-        views = augment(images.repeat(2, 1, 1, 1), self.settings.augment, generator, self.settings.size_px)
-        return views.contiguous(memory_format=torch.channels_last)
+        n, height, width, _ = images.shape
+        return draw(2 * n, height, width, self.settings.augment, generator)
+
+    def pairs(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """z of both views, which share the batch norm's statistics: (N, d) each."""
+        views = self.render(images.repeat(2, 1, 1, 1), draws, self.settings.size_px)  # (2N, 3, S, S)
+        return self.project(views.contiguous(memory_format=torch.channels_last)).chunk(2)
+
+    def compile_parts(self, images: Tensor) -> None:
+        """torch.compile the augmentation, and on a GPU f and g. Where that fails, say so and go on without."""
+        render_fast = torch.compile(render, dynamic=False, fullgraph=True)
+        try:
+            render_fast(images.repeat(2, 1, 1, 1), self.draws(images, 0), self.settings.size_px)
+        except Exception as error:  # no C++ compiler, most often
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            print(f"going on without torch.compile, which speeds training up: {reason}")
+            return
+        self.render = render_fast
+        if images.is_cuda:
+            self.project = torch.compile(self.project, dynamic=False)
 
     def configure_optimizers(self):
         s = self.settings
@@ -104,6 +137,9 @@ class SimCLR(pl.LightningModule):
         return Batches(self)
 
     def on_train_start(self):
+        if self.settings.compile:
+            local = self.settings.chunk_size or self.settings.batch_size // self.trainer.world_size
+            self.compile_parts(torch.from_numpy(self.train_store.pixels[:local].copy()).to(self.device))
         if not self.history:
             self.facts["before"] = self.measure(FINAL)
 
@@ -209,6 +245,8 @@ def pretrain(settings: PretrainSettings) -> Path:
         print(f"{run} is finished: {knn.sentence(saved['facts']['before'], saved['facts']['after'])}")
         return run
 
+    if settings.compile is None:
+        settings = dataclasses.replace(settings, compile=compiling_pays(settings, len(train.pixels)))
     if settings.minutes and not saved:
         settings = dataclasses.replace(settings, epochs=epochs_in(settings.minutes, settings, train))
     settings = dataclasses.replace(settings, name=name, resume=False)
@@ -247,8 +285,12 @@ def make_trainer(settings: PretrainSettings, run: Path, total_steps: int) -> pl.
         max_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         logger=TensorBoardLogger(run, name="", version=""),
-        log_every_n_steps=10,
-        callbacks=[RunBar(total_steps, settings.batch_size), EveryEpoch(run / "checkpoints" / checkpoint.NAME)],
+        log_every_n_steps=50,  # writing the loss waits for the device
+        callbacks=[
+            RunBar(total_steps, settings.batch_size),
+            Watch(round(settings.warmup * total_steps)),
+            EveryEpoch(run / "checkpoints" / checkpoint.NAME),
+        ],
         plugins=[AtomicCheckpointIO()],
         enable_model_summary=False,
     )
@@ -268,10 +310,22 @@ def continued(asked: PretrainSettings, saved: PretrainSettings, run: Path) -> Pr
     return dataclasses.replace(saved, max_steps=asked.max_steps, devices=asked.devices)
 
 
+def compiling_pays(settings: PretrainSettings, images: int) -> bool:
+    if torch.cuda.is_available():
+        return True
+    if settings.minutes:
+        return settings.minutes >= COMPILE_FROM_MIN
+    return settings.epochs * (images // settings.batch_size) >= COMPILE_FROM_STEPS
+
+
 def epochs_in(minutes: float, settings: PretrainSettings, train: Store) -> int:
     """How many epochs fit, by timing a few steps of a model that is then thrown away."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = SimCLR(settings, train, None).to(device)
+    if settings.compile:
+        module.compile_parts(
+            torch.from_numpy(train.pixels[: settings.chunk_size or settings.batch_size].copy()).to(device)
+        )
     optimizer = module.configure_optimizers()["optimizer"]
     images = torch.from_numpy(train.pixels[: settings.batch_size].copy()).to(device)  # the store is read-only
     seconds = []
@@ -317,7 +371,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     try:
         run = pretrain(parse())
-    except (DataError, CheckpointError, ValueError) as error:
+    except (DataError, CheckpointError, RunProblem, ValueError) as error:
         sys.exit(f"error: {error}")
     except Stopped as stopped:
         print(stopped)

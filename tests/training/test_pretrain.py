@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from training import checkpoint
+from training.augment import render
 from training.checkpoint import CheckpointError
 from training.config import PretrainSettings
 from training.data import DataError
@@ -224,11 +225,43 @@ def test_minutes_become_epochs_by_the_speed_of_the_first_steps(small_settings):
 def test_every_step_has_views_of_its_own_and_the_same_ones_every_time(small_settings):
     module = SimCLR(small_settings(), PixelStore(8), None)
     images = torch.from_numpy(module.train_store.pixels)
-    first, again, next_step = (module.two_views(images, step) for step in (0, 0, 1))
+    first, again, next_step = (render(images.repeat(2, 1, 1, 1), module.draws(images, step), 16) for step in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, next_step)
     view_a, view_b = first.chunk(2)
     assert not torch.equal(view_a, view_b)
+
+
+def test_a_batch_in_chunks_of_its_own_size_has_the_loss_of_the_whole(small_settings):
+    """And smaller chunks, whose batch norms see less, have the loss of another draw of the same kind."""
+    images = torch.from_numpy(PixelStore(8).pixels)
+    whole, one, two = (
+        SimCLR(small_settings(chunk_size=size), PixelStore(8), None).loss(images, 3).item() for size in (0, 8, 4)
+    )
+    assert whole == one != two
+    assert abs(whole - two) < 0.5
+
+
+@pytest.mark.slow
+def test_the_augmentation_compiles_whole_and_gives_the_same_views(small_settings):
+    module = SimCLR(small_settings(), PixelStore(8), None)
+    images = torch.from_numpy(module.train_store.pixels)
+    module.compile_parts(images)
+    assert module.render is not render, "torch.compile failed"
+    arguments = images.repeat(2, 1, 1, 1), module.draws(images, 5), 16
+    torch.testing.assert_close(module.render(*arguments), render(*arguments), rtol=0, atol=1e-5)
+
+
+def test_where_nothing_compiles_the_run_goes_on_and_says_so(small_settings, monkeypatch, capsys):
+    def fails(*arguments, **options):
+        def call(*arguments):
+            raise RuntimeError("no C++ compiler\nand more")
+
+        return call
+
+    monkeypatch.setattr("training.pretrain.torch.compile", fails)
+    pretrain(small_settings(epochs=1, compile=True))
+    assert "going on without torch.compile, which speeds training up: no C++ compiler\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
