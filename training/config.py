@@ -39,6 +39,10 @@ class PretrainSettings:
     """tau of NT-Xent; 0.1 in the paper on ImageNet, 0.5 on CIFAR-10."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
+    stream: bool | None = None
+    """Decode pictures anew in every epoch, while the step before runs, instead of once onto the disk. By default where
+    the decoded set would take more than half of the disk's free space."""
+
     epochs: int = 100
     """Passes over the images."""
     minutes: float | None = None

@@ -26,12 +26,13 @@ import tarfile
 import threading
 import zipfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -84,7 +85,7 @@ class Picture:
 class Source:
     name: str
     """Short, of letters, digits, dots and dashes: fit for a folder's name."""
-    pictures: list[Picture]
+    pictures: Sequence[Picture]
     """In the order of their names."""
 
     def __len__(self) -> int:
@@ -103,12 +104,12 @@ def open_source(data: str, cache: Path = Path("data")) -> Source:
     if not data.strip():
         raise DataError("no data was named: give a folder, a .zip, .tar files, or one of " + ", ".join(NAMES))
     if os.path.isdir(path):
-        files = _list_folder(Path(path))
+        pictures = _arrange(_list_folder(Path(path)))
     elif os.path.exists(path):
         if zipfile.is_zipfile(path) or path.lower().endswith(".zip"):
-            files = _list_zip(Path(path))
+            pictures = _arrange(_list_zip(Path(path)))
         elif path.lower().endswith(".tar"):
-            files = _list_shards([Path(path)])
+            pictures = _list_shards([Path(path)])
         else:
             raise DataError(f"{data} is a file, but no .zip or .tar; give the folder that holds the pictures")
     elif glob.has_magic(path):
@@ -120,7 +121,7 @@ def open_source(data: str, cache: Path = Path("data")) -> Source:
             raise DataError(
                 f"{data} matches {others[0]}, which is no .tar file; for a folder of pictures give the folder"
             )
-        files = _list_shards(shards)
+        pictures = _list_shards(shards)
     elif known in NAMES:
         folder = Path(cache) / known
         make_once(folder, shapes.make if known == "shapes" else partial(_download, known))
@@ -129,9 +130,9 @@ def open_source(data: str, cache: Path = Path("data")) -> Source:
         nearest = difflib.get_close_matches(known, NAMES, n=3)
         names = f"nearest: {', '.join(nearest)}" if nearest else f"known: {', '.join(NAMES)}"
         raise DataError(f"there is no folder or file {data}, and no data set of that name ({names})")
-    if not files:
+    if not pictures:
         raise DataError(f"{data} holds no files")
-    return Source(_short_name(path), _arrange(files))
+    return Source(_short_name(path), pictures)
 
 
 def _short_name(path: str) -> str:
@@ -170,39 +171,47 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 class _File(NamedTuple):
-    inside: tuple[str, ...]  # parts of its path, without a shard's name: tells split and label
+    inside: tuple[str, ...]  # parts of its path
     stamp: str
     read: Callable[[], bytes]
     path: Path | None = None
-    label: str | None = None  # where a sidecar gives one
 
 
 def _arrange(files: dict[str, _File]) -> list[Picture]:
-    """Labels and splits by the layout of the whole; sorted by name."""
-    paths = [file.inside for file in files.values()]
+    """Sorted by name, with labels and splits."""
+    layout = _layout({file.inside[:-1] for file in files.values()})
+    return [
+        Picture(name, *layout[file.inside[:-1]], file.path, file.stamp, file.read)
+        for name, file in sorted(files.items())
+        if file.inside[:-1] in layout
+    ]
+
+
+def _layout(folders: set[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str | None, str]]:
+    """Label and split of the files in each folder, by the layout of the whole; files beside splits have none.
+
+    folders  parts of the path of each folder that holds a file; () for the source itself
+    """
     depth = 0  # of the level that is looked at; above it there is a single folder each
     while True:
-        folders = {path[depth] for path in paths if len(path) > depth + 1}
-        is_split = all(folder.lower() in SPLITS for folder in folders)
-        if is_split or len(folders) != 1:
+        level = {folder[depth] for folder in folders if len(folder) > depth}
+        is_split = all(name.lower() in SPLITS for name in level)
+        if is_split or len(level) != 1:
             break
         depth += 1
-    splits = {folder: SPLITS[folder.lower()] for folder in folders} if is_split else {}
+    splits = {name: SPLITS[name.lower()] for name in level} if is_split else {}
     at_label = depth + 1 if splits else depth
     validation = "train" if "test" in splits.values() else "test"
-    pictures = []
-    for name in sorted(files):
-        inside, stamp, read, path, label = files[name]
+    layout = {}
+    for folder in folders:
         split = "train"
         if splits:
-            if len(inside) <= depth + 1:
+            if len(folder) <= depth:
                 continue
-            split = splits[inside[depth]]
+            split = splits[folder[depth]]
             split = validation if split == "val" else split
-        if label is None and len(inside) > at_label + 1:
-            label = inside[at_label]
-        pictures.append(Picture(name, label, split, path, stamp, read))
-    return pictures
+        layout[folder] = (folder[at_label] if len(folder) > at_label else None, split)
+    return layout
 
 
 def _list_folder(root: Path) -> dict[str, _File]:
@@ -250,49 +259,92 @@ def _list_zip(path: Path) -> dict[str, _File]:
     lock, files = threading.Lock(), {}
     for member in archive.infolist():
         inside = _parts(member.filename)
-        if inside and not member.is_dir():
+        if inside and not any(map(_hidden, inside)) and not member.is_dir():
             stamp = f"{member.file_size} {member.CRC:08x}"
             files["/".join(inside)] = _File(inside, stamp, partial(_read_member, archive, lock, member))
     return files
 
 
-def _list_shards(shards: list[Path]) -> dict[str, _File]:
+class Members(Sequence[Picture]):
+    """The pictures of .tar shards. Each is made when it is asked for: a million lie in some 70 MB."""
+
+    ROW = np.dtype(
+        [("shard", "i4"), ("kind", "i4"), ("name", "i8"), ("length", "i4"), ("offset", "i8"), ("size", "i8")]
+    )
+
+    def __init__(self, rows: np.ndarray, names: bytearray, shards: list[tuple], kinds: list[tuple]):
+        """
+        rows    (N,) ROW: places in `shards`, `kinds` and `names`, and where in the shard the file's bytes are
+        names   of all files inside their shards, one after the other
+        shards  path, what its files' names begin with, stamp
+        kinds   label and split
+        """
+        self._rows, self._names, self._shards, self._kinds = rows, names, shards, kinds
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[at] for at in range(*i.indices(len(self)))]
+        shard, kind, start, length, offset, size = self._rows[i].item()
+        path, above, stamp = self._shards[shard]
+        name = above + self._names[start : start + length].decode("utf-8", "surrogateescape")
+        read = partial(_read_range, path, offset, size)
+        return Picture(name, *self._kinds[kind], None, f"{size} {offset} {stamp}", read)
+
+
+def _list_shards(shards: list[Path]) -> Members:
     """The members of .tar files. Names start with the shard's where there are several."""
     above = Path(os.path.commonpath([shard.parent for shard in shards]))
-    files = {}
-    for shard in tqdm(shards, desc="listing shards", unit="shard", disable=len(shards) == 1):
-        folders = shard.relative_to(above).parts if len(shards) > 1 else ()
+    several = len(shards) > 1
+    shards = sorted(set(shards), key=lambda shard: f"{shard.relative_to(above).as_posix()}/")  # so are the names sorted
+    rows, names, facts, kinds = [], bytearray(), [], {}
+    for shard in tqdm(shards, desc="listing shards", unit="shard", disable=not several):
+        inside = shard.relative_to(above)
+        folders = inside.parent.parts if several else ()
         try:
-            facts = os.stat(shard)
+            stamp = os.stat(shard)
             members = _members(shard)
             labels = {
-                _sample(inside): _read_range(shard, offset, min(size, 1000)).decode(errors="replace").strip() or None
-                for inside, (offset, size) in members.items()
-                if inside[-1].lower().endswith(".cls")
+                _sample(name): _read_range(shard, offset, min(size, 1000)).decode(errors="replace").strip() or None
+                for name, (offset, size) in members.items()
+                if name.lower().endswith(".cls")
             }
         except (tarfile.TarError, OSError, ValueError) as error:
             raise DataError(f"{shard} cannot be read as a .tar: {_reason(error)}") from error
-        for inside, (offset, size) in members.items():
-            if inside[-1].lower().endswith(SIDECARS):
-                continue
-            stamp = f"{size} {offset} {facts.st_size} {facts.st_mtime_ns}"
-            read = partial(_read_range, shard, offset, size)
-            label = labels.get(_sample(inside))
-            files["/".join(folders + inside)] = _File(folders[:-1] + inside, stamp, read, None, label)
-    return files
+
+        def listed(members=members, labels=labels, folders=folders):
+            for name in sorted(members):
+                parts = name.split("/")
+                if name.lower().endswith(SIDECARS) or any(map(_hidden, parts)):
+                    continue
+                kind = kinds.setdefault(((*folders, *parts[:-1]), labels.get(_sample(name))), len(kinds))
+                encoded = name.encode("utf-8", "surrogateescape")
+                yield len(facts), kind, len(names), len(encoded), *members[name]
+                names.extend(encoded)
+
+        rows.append(np.fromiter(listed(), Members.ROW))
+        facts.append((shard, f"{inside.as_posix()}/" if several else "", f"{stamp.st_size} {stamp.st_mtime_ns}"))
+    rows = np.concatenate(rows)
+    layout = _layout({folder for folder, _ in kinds})
+    rows = rows[np.array([folder in layout for folder, _ in kinds], bool)[rows["kind"]]]
+    by_folder = [layout.get(folder, (None, "")) for folder, _ in kinds]
+    kinds = [(own or label, split) for (_, own), (label, split) in zip(kinds, by_folder, strict=True)]
+    return Members(rows, names, facts, kinds)
 
 
-def _members(shard: Path) -> dict[tuple[str, ...], tuple[int, int]]:
-    """Parts of the path of every file in a .tar: offset and size of its bytes. raises TarError, OSError."""
-    places, by_name = {}, {}
+def _members(shard: Path) -> dict[str, tuple[int, int]]:
+    """Path of every file in a .tar: offset and size of its bytes. raises TarError, OSError."""
+    places = {}
     with tarfile.open(shard, "r:") as archive:
         for member in archive:
-            if member.isreg():
-                by_name[member.name] = (member.offset_data, member.size)
-            if member.isreg() or (member.islnk() and member.linkname in by_name):
-                place = by_name[member.name if member.isreg() else member.linkname]
-                if inside := _parts(member.name):
-                    places[inside] = place
+            archive.members.clear()  # tarfile would keep a kilobyte each
+            name, target = ("/".join(_parts(path)) for path in (member.name, member.linkname))
+            if name and member.isreg():
+                places[name] = (member.offset_data, member.size)
+            elif name and member.islnk() and target in places:
+                places[name] = places[target]
         end = archive.offset
     # tarfile takes a damaged header for the end; at the true end there are zeros, or nothing
     if _read_range(shard, end, min(512, max(0, os.path.getsize(shard) - end))).strip(b"\0"):
@@ -300,15 +352,15 @@ def _members(shard: Path) -> dict[tuple[str, ...], tuple[int, int]]:
     return places
 
 
-def _sample(inside: tuple[str, ...]) -> tuple[str, ...]:
+def _sample(name: str) -> str:
     """WebDataset's key: the path up to the first dot of the file's name."""
-    return (*inside[:-1], inside[-1].partition(".")[0])
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Of a member's name; empty for a hidden one. Some archivers on Windows write backslashes."""
-    parts = tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
-    return () if any(map(_hidden, parts)) else parts
+    """Of a member's name. Some archivers on Windows write backslashes."""
+    return tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
 
 
 def _hidden(name: str) -> bool:

@@ -9,6 +9,7 @@ from training.augment import augment
 from training.config import PretrainSettings
 from training.encoders import embed
 from training.store import Store
+from training.stream import Rows, Stream
 
 
 def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float = 0.1) -> Tensor:
@@ -45,7 +46,9 @@ def views_matched(h_a: Tensor, h_b: Tensor) -> float:
     return (nearest == torch.arange(len(h_a))).float().mean().item()
 
 
-def figures(encoder: nn.Module, train: Store, test: Store | None, settings: PretrainSettings, most: int) -> dict:
+def figures(
+    encoder: nn.Module, train: Store | Stream, test: Store | Stream | None, settings: PretrainSettings, most: int
+) -> dict:
     """What can be said of an encoder on these images, as a flat dict for the log and the model card.
 
     With labels: `knn` in [0, 1], the test set's accuracy against the training set; where there is no labelled test
@@ -69,9 +72,9 @@ def figures(encoder: nn.Module, train: Store, test: Store | None, settings: Pret
     bank, queries = np.sort(bank[:most]), np.sort(queries[: max(1, most // 5)])
     k = default_k(len(bank))
     predicted = knn_predict(
-        embed(encoder, train.pixels[bank]),
+        embed(encoder, Rows(train.pixels, bank)),
         torch.from_numpy(train.labels[bank]),
-        embed(encoder, asked_of.pixels[queries]),
+        embed(encoder, Rows(asked_of.pixels, queries)),
         k,
     )
     right = (predicted == torch.from_numpy(asked_of.labels[queries])).float().mean().item()

@@ -6,10 +6,15 @@ The positive stays in the denominator. This is the paper's mean over all 2N anch
 means of the two halves instead, which is twice this value.
 """
 
+import math
+
 import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
+
+DENSE_ROWS = 8192  # 2N up to which the (2N, 2N) similarities are held at once: 256 MiB, and a few copies of them
+CHUNK_BYTES = 16 << 20  # of similarities at a time above it, and two copies of them; from 32 MiB on, malloc maps anew
 
 
 def nt_xent(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
@@ -21,6 +26,7 @@ def nt_xent(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
     raises       ValueError for another temperature, shape or N.
 
     Computed in float32 whatever autocast says: at tau = 0.1 half precision would round the logits by 0.04.
+    Above DENSE_ROWS rows the memory grows with N d, not with N^2, and there is no second derivative.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, not {temperature}")
@@ -31,11 +37,60 @@ def nt_xent(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
         raise ValueError(f"NT-Xent needs at least 2 images for a negative, not {n}")
     with torch.autocast(z_a.device.type, enabled=False):
         z = F.normalize(torch.cat([z_a, z_b]).float(), dim=1)  # (2N, d)
-        similarity = (z @ z.T) / temperature  # (2N, 2N)
-        itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
-        similarity = similarity.masked_fill(itself, float("-inf"))  # Eq. 1's indicator [k != i]
+        z = z / math.sqrt(temperature)  # so that the product of two rows is sim / tau
         partner = torch.arange(2 * n, device=z.device).roll(n)  # view i's partner is i + N mod 2N
-        return F.cross_entropy(similarity, partner)
+        if 2 * n > DENSE_ROWS:
+            return _ChunkedCrossEntropy.apply(z, partner)
+        return F.cross_entropy(_similarity(z, slice(0, 2 * n)), partner)
+
+
+def _similarity(z: Tensor, rows: slice) -> Tensor:
+    """What the anchors z[rows] say of all rows: (2N, d) -> (rows, 2N), a new tensor."""
+    similarity = z[rows] @ z.T
+    similarity.diagonal(rows.start).fill_(float("-inf"))  # Eq. 1's indicator [k != i]
+    return similarity
+
+
+def _chunks(rows: int) -> list[slice]:
+    size = max(1, CHUNK_BYTES // (4 * rows))
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    r"""Cross-entropy of the similarities with the partners, a chunk of anchors at a time.
+
+    As in Inf-CL (Cheng et al. 2024, arXiv:2410.17243) an anchor leaves only its logsumexp to the backward,
+    which computes the similarities s = z z^T again. Of the softmax P the gradient needs rows and columns,
+
+    .. math:: 2N \, \partial L / \partial z = (P + P^T) z - 2 z_{partner}, \quad P_{ik} = \exp(s_{ik} - lse_i)
+
+    and since s is symmetric both come from one chunk of it: P^T_{ik} = exp(s_ik - lse_k).
+    """
+
+    @staticmethod
+    def forward(ctx, z: Tensor, partner: Tensor) -> Tensor:
+        losses, log_sums = z.new_empty(len(z)), z.new_empty(len(z))  # (2N,) each
+        for rows in _chunks(len(z)):
+            similarity = _similarity(z, rows)
+            positive = similarity.gather(1, partner[rows, None])[:, 0]
+            losses[rows] = F.cross_entropy(similarity, partner[rows], reduction="none")  # -log P at the partner
+            log_sums[rows] = losses[rows] + positive
+        ctx.save_for_backward(z, partner, log_sums)
+        return losses.mean()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():  # create_graph=True, which once_differentiable misses where `gradient` is constant
+            raise RuntimeError(f"NT-Xent of more than {DENSE_ROWS} rows has no second derivative (create_graph=True)")
+        z, partner, log_sums = ctx.saved_tensors
+        z_gradient = torch.empty_like(z)
+        with torch.autocast(z.device.type, enabled=False):
+            for rows in _chunks(len(z)):
+                similarity = _similarity(z, rows)
+                both = (similarity - log_sums).exp_()  # P^T
+                both += similarity.sub_(log_sums[rows, None]).exp_()  # P
+                z_gradient[rows] = both @ z
+        return z_gradient.sub_(z[partner], alpha=2).mul_(gradient / len(z)), None
 
 
 def gather(z: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from export.artifact import Preprocessing
-from training import checkpoint, knn, report, store
+from training import checkpoint, knn, report, stream
 from training.augment import Draws, draw, render
 from training.checkpoint import AtomicCheckpointIO, CheckpointError, EveryEpoch
 from training.config import PRESETS, RUNS, PretrainSettings, parse
@@ -45,17 +46,19 @@ from training.progress import RunBar
 from training.recompute import recomputed
 from training.schedule import scaled_lr, warmup_cosine
 from training.store import Store
+from training.stream import Stream, ahead
 from training.watch import RunProblem, Watch
 
 FINAL, PASSING = 50_000, 10_000  # images in the bank of the measurements at both ends of a run, and of those between
 CALIBRATION_STEPS = 8
+RESIDENT_SHARE = 0.5  # of a GPU's free memory, at most, for the pictures
 COMPILE_FROM_STEPS, COMPILE_FROM_MIN = 2000, 5.0  # of a run on a CPU, where compiling takes half a minute
 
 
 class SimCLR(pl.LightningModule):
     """f, g and one training step. `history` is a row an epoch; `facts` is what a model card wants to know."""
 
-    def __init__(self, settings: PretrainSettings, train: Store, test: Store | None):
+    def __init__(self, settings: PretrainSettings, train: Store | Stream, test: Store | Stream | None):
         super().__init__()
         torch.manual_seed(settings.seed)
         self.settings, self.train_store, self.test_store = settings, train, test
@@ -187,21 +190,40 @@ class SimCLR(pl.LightningModule):
 class Batches:
     """An epoch's batches as uint8 tensors (N, S, S, 3), in an order that (seed, epoch) decides; the rest is dropped.
 
-    Each process takes its own share of every batch.
+    Each process takes its own share of every batch. Pictures that fit into the GPU are put there once (`resident`);
+    others are gathered, or decoded, while the step before them runs.
     """
 
-    def __init__(self, module: SimCLR):
+    def __init__(self, module: SimCLR, resident: bool | None = None):
         self.module = module
+        pixels, device = module.train_store.pixels, module.device
+        if resident is None:
+            resident = (
+                device.type == "cuda"
+                and isinstance(pixels, np.ndarray)
+                and pixels.nbytes < torch.cuda.mem_get_info(device)[0] * RESIDENT_SHARE
+            )
+        self.resident = torch.tensor(pixels, device=device) if resident else None
 
     def __len__(self) -> int:
         return self.module.steps_per_epoch
 
     def __iter__(self):
-        trainer, settings, pixels = self.module.trainer, self.module.settings, self.module.train_store.pixels
-        order = np.random.default_rng([settings.seed, trainer.current_epoch]).permutation(len(pixels))
-        for step in range(len(self)):
-            batch = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-            yield torch.from_numpy(pixels[np.sort(batch[trainer.global_rank :: trainer.world_size])])
+        trainer = self.module.trainer  # asked for its epoch when the first batch is: Lightning calls iter() before
+        yield from self.epoch(trainer.current_epoch, trainer.global_rank, trainer.world_size)
+
+    def epoch(self, epoch: int, rank: int = 0, world: int = 1):
+        settings, pixels = self.module.settings, self.module.train_store.pixels
+        order = np.random.default_rng([settings.seed, epoch]).permutation(len(pixels))
+        batches = order[: len(self) * settings.batch_size].reshape(len(self), settings.batch_size)
+        shares = np.sort(batches[:, rank::world], axis=1)  # (steps, N): neighbours on the disk are read together
+        if self.resident is not None:
+            for share in torch.from_numpy(shares).to(self.resident.device):
+                yield self.resident[share]
+        else:
+            for images in ahead(shares, pixels):
+                images = torch.from_numpy(images)
+                yield images.pin_memory() if torch.cuda.is_available() else images
 
 
 class Stopped(Exception):
@@ -213,7 +235,8 @@ def pretrain(settings: PretrainSettings) -> Path:
 
     raises  DataError, CheckpointError, ValueError; Stopped where Ctrl-C ended it
     """
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # started by the first process, which has prepared everything
+    devices, nodes = processes(settings)
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0 and not by_torchrun():  # started by the first, which has prepared all
         settings = PretrainSettings.from_dict(json.loads((RUNS / settings.name / "config.json").read_text()))
     source = open_source(settings.data)
     name = settings.name or f"{source.name}-{settings.preset}"
@@ -227,15 +250,23 @@ def pretrain(settings: PretrainSettings) -> Path:
         settings = continued(settings, checkpoint.settings_of(saved), run)
 
     preprocessing = Preprocessing(settings.size_px)
-    train = store.load(source, preprocessing, "train")
-    test = store.load(source, preprocessing, "test") if any(p.split == "test" for p in source.pictures) else None
+    train = stream.load(source, preprocessing, "train", stream=settings.stream)
+    test = None
+    if any(p.split == "test" for p in source.pictures):
+        test = stream.load(source, preprocessing, "test", stream=settings.stream)
     if len(train.pixels) < 2:
         raise DataError(
             f"{settings.data} has 1 picture that can be read; SimCLR compares pictures and needs at least 2"
         )
+    world = devices * nodes
     if len(train.pixels) < settings.batch_size:
-        print(f"batch size {settings.batch_size} -> {len(train.pixels)}: {settings.data} has no more pictures")
-        settings = dataclasses.replace(settings, batch_size=len(train.pixels))
+        most = len(train.pixels) // world * world
+        print(
+            f"batch size {settings.batch_size} -> {most}: {settings.data} has no more than {len(train.pixels)} pictures"
+        )
+        settings = dataclasses.replace(settings, batch_size=most)
+    if settings.batch_size % world or settings.batch_size < 2 * world:
+        raise ValueError(f"--batch-size {settings.batch_size} does not divide among {world} processes, two images each")
     if saved and saved["facts"]["images"] != len(train.pixels):
         raise CheckpointError(
             f"{run} was trained on {saved['facts']['images']:,} images and {settings.data} now has "
@@ -248,6 +279,8 @@ def pretrain(settings: PretrainSettings) -> Path:
     if settings.compile is None:
         settings = dataclasses.replace(settings, compile=compiling_pays(settings, len(train.pixels)))
     if settings.minutes and not saved:
+        if world > 1:
+            raise ValueError(f"--minutes is for one process; give --epochs to these {world}")
         settings = dataclasses.replace(settings, epochs=epochs_in(settings.minutes, settings, train))
     settings = dataclasses.replace(settings, name=name, resume=False)
     module = SimCLR(settings, train, test)
@@ -260,7 +293,7 @@ def pretrain(settings: PretrainSettings) -> Path:
         f"{settings.size_px} px: {settings.epochs} epochs, {total:,} steps of {settings.batch_size} images, into {run}"
     )
     started = time.monotonic()
-    trainer = make_trainer(settings, run, total)
+    trainer = make_trainer(settings, run, total, devices, nodes)
     trainer.fit(module, ckpt_path=last if saved else None)
     epochs = len(module.history)
     if trainer.should_stop and epochs < settings.epochs:
@@ -273,13 +306,26 @@ def pretrain(settings: PretrainSettings) -> Path:
     return run
 
 
-def make_trainer(settings: PretrainSettings, run: Path, total_steps: int) -> pl.Trainer:
+def by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def processes(settings: PretrainSettings) -> tuple[int, int]:
+    """Processes on each machine, one a GPU, and machines. torchrun decides where it started this one."""
+    if by_torchrun():
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        return here, int(os.environ["WORLD_SIZE"]) // here
+    return settings.devices or max(1, torch.cuda.device_count()), 1
+
+
+def make_trainer(settings: PretrainSettings, run: Path, total_steps: int, devices: int, nodes: int) -> pl.Trainer:
     gpu = torch.cuda.is_available()
     torch.set_float32_matmul_precision("high")
     return pl.Trainer(
         default_root_dir=run,
         accelerator="auto",
-        devices=settings.devices or ("auto" if gpu else 1),
+        devices=devices,
+        num_nodes=nodes,
         precision="bf16-mixed" if gpu else "32-true",
         sync_batchnorm=gpu,
         max_epochs=settings.epochs,
@@ -318,7 +364,7 @@ def compiling_pays(settings: PretrainSettings, images: int) -> bool:
     return settings.epochs * (images // settings.batch_size) >= COMPILE_FROM_STEPS
 
 
-def epochs_in(minutes: float, settings: PretrainSettings, train: Store) -> int:
+def epochs_in(minutes: float, settings: PretrainSettings, train: Store | Stream) -> int:
     """How many epochs fit, by timing a few steps of a model that is then thrown away."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = SimCLR(settings, train, None).to(device)
@@ -349,7 +395,7 @@ def write_metrics(path: Path, history: list[dict]) -> None:
         rows.writerows(history)
 
 
-def write_skipped(path: Path, *stores: Store | None) -> None:
+def write_skipped(path: Path, *stores: Store | Stream | None) -> None:
     with open(path, "w", newline="", errors="surrogateescape") as file:
         rows = csv.writer(file)
         rows.writerow(["name", "reason"])
@@ -366,13 +412,26 @@ def _commit() -> str:
         return ""
 
 
+def _told_to_stop(number, frame) -> None:
+    sys.exit(
+        "error: told to stop, as launchers do when another process has ended. The same command with --resume goes on."
+    )
+
+
 def main() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # its tips and device listings
     warnings.filterwarnings("ignore", module="pytorch_lightning")
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) > 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the first process speaks for all
+    signal.signal(signal.SIGTERM, _told_to_stop)
     try:
         run = pretrain(parse())
     except (DataError, CheckpointError, RunProblem, ValueError) as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            raise
+        sys.exit("error: another process of this run has ended. The same command with --resume goes on.")
     except Stopped as stopped:
         print(stopped)
         sys.exit(130)

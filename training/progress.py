@@ -63,5 +63,8 @@ class RunBar(ProgressBar):
         if hasattr(self, "bar"):
             self.bar.close()
 
+    def disable(self):
+        """Lightning's word to all processes but the first, whose bar is switched off above."""
+
     def print(self, *args, **kwargs):
         tqdm.write(" ".join(map(str, args)))

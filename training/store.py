@@ -61,7 +61,7 @@ def load(source: Source, preprocessing: Preprocessing, split: str, cache: Path =
     pictures = [picture for picture in source.pictures if picture.split == split]
     if not pictures:
         raise DataError(f"{source.name} has no pictures in its split {split}")
-    folder = Path(cache) / "store" / f"{source.name}-{split}-{preprocessing.size_px}px-{_key(pictures, preprocessing)}"
+    folder = place(source, pictures, preprocessing, split, cache)
     make_once(folder, partial(_write, source, pictures, preprocessing, split))
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
@@ -79,7 +79,13 @@ def load(source: Source, preprocessing: Preprocessing, split: str, cache: Path =
     return Store(source.name, pixels, labels, classes, [picture.name for picture in kept], skipped, folder)
 
 
-def _key(pictures: list[Picture], preprocessing: Preprocessing) -> str:
+def place(source: Source, pictures: Iterable[Picture], preprocessing: Preprocessing, split: str, cache: Path) -> Path:
+    """The folder of the store of these pictures, whether it exists or not."""
+    key = _key(pictures, preprocessing)
+    return Path(cache) / "store" / f"{source.name}-{split}-{preprocessing.size_px}px-{key}"
+
+
+def _key(pictures: Iterable[Picture], preprocessing: Preprocessing) -> str:
     digest = hashlib.sha256(json.dumps([DECODING, dataclasses.asdict(preprocessing)]).encode())
     for picture in pictures:
         digest.update(json.dumps([picture.name, picture.stamp]).encode())  # in ASCII, whatever the name holds

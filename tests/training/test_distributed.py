@@ -4,12 +4,25 @@ The network has no batch norm: SyncBatchNorm runs on accelerators only, and with
 its own half, so that one process and two would not compute the same function.
 """
 
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
 from torch import nn
 
+from training import checkpoint
 from training.loss import gather, nt_xent
+from training.pretrain import pretrain
+
+ROOT = Path(__file__).parents[2]
 
 torch.set_num_threads(1)  # the tensors are small: a second thread costs more in waiting than it computes
 
@@ -71,3 +84,55 @@ def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path):
         for ours, p in zip(report["gradients"], model.parameters(), strict=True):
             assert p.grad.norm() > 1e-4
             assert (ours - p.grad).norm() < 1e-5 * p.grad.norm()
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_says_that_one_was_killed_and_is_continued(small_shapes, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command += [ROOT / "training" / "pretrain.py", "--data", small_shapes, "--name", "two", "--size-px", "16"]
+    command += ["--batch-size", "32", "--epochs", "120", "--knn-epochs", "1000", "--resume"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    last = tmp_path / "runs" / "two" / "checkpoints" / "last.ckpt"
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    process = start()
+    while not last.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    (worker, *_) = (child for child in children(process.pid) if environ(child).get("RANK") == "1")
+    os.kill(worker, signal.SIGKILL)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert re.search(r"error: .*another process .*ends?e?d?\. The same command with --resume goes on\.", printed), (
+        printed
+    )
+    before = checkpoint.load(last)["global_step"]
+    assert before < 240  # it really was interrupted
+
+    process = start()
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    assert printed.count("done in") == 1  # one process speaks for both
+    assert checkpoint.load(last)["global_step"] == 240
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def environ(pid: int) -> dict[str, str]:
+    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
+@pytest.mark.parametrize(("batch", "world"), [(33, 2), (2, 2)])
+def test_a_batch_that_does_not_divide_among_the_processes_is_refused(
+    small_settings, tmp_path, monkeypatch, batch, world
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"--batch-size {batch} does not divide among {world} processes"):
+        pretrain(small_settings(batch_size=batch, devices=world))

@@ -44,6 +44,59 @@ def ours(z_a, z_b, temperature: float) -> float:
     return nt_xent(torch.as_tensor(z_a).float(), torch.as_tensor(z_b).float(), temperature).item()
 
 
+def slopes(z_a, z_b, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """The gradient of `loops` by central differences, (n, d) float64 each."""
+    step, found = 1e-6, (np.zeros_like(z_a), np.zeros_like(z_b))
+    for z, slope in zip((z_a, z_b), found, strict=True):
+        for at in np.ndindex(z.shape):
+            middle = z[at]
+            z[at] = middle + step
+            above = loops(z_a, z_b, temperature)
+            z[at] = middle - step
+            below = loops(z_a, z_b, temperature)
+            z[at] = middle
+            slope[at] = (above - below) / (2 * step)
+    return found
+
+
+def with_gradients(z_a, z_b, temperature: float, scale: float = 1.0):
+    """scale * loss in float32, and its gradient in each view."""
+    leaves = [torch.as_tensor(z).float().requires_grad_() for z in (z_a, z_b)]
+    loss = scale * nt_xent(*leaves, temperature)
+    loss.backward()
+    return loss.detach(), [leaf.grad for leaf in leaves]
+
+
+def assert_close(ours, expected) -> None:
+    """Value and gradients, to 1e-5 of the length of each."""
+    (value, gradients), (expected_value, expected_gradients) = ours, expected
+    assert float(value) == pytest.approx(float(expected_value), rel=1e-5)
+    for found, wanted in zip(gradients, expected_gradients, strict=True):
+        wanted = torch.as_tensor(wanted)
+        assert wanted.norm() > 1e-4  # or this would show nothing
+        assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """Has the loss computed for so many of the 2n anchors at a time, whatever n is."""
+
+    def of(anchors: int, n: int) -> None:
+        monkeypatch.setattr("training.loss.DENSE_ROWS", 0)
+        monkeypatch.setattr("training.loss.CHUNK_BYTES", anchors * 2 * n * 4)
+
+    return of
+
+
+@pytest.fixture(params=["dense", "chunks"])
+def either_way(request, monkeypatch):
+    """All similarities at once, then 4 anchors at a time for 3 images, 1 for many."""
+    if request.param == "chunks":
+        monkeypatch.setattr("training.loss.DENSE_ROWS", 0)
+        monkeypatch.setattr("training.loss.CHUNK_BYTES", 100)
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5, 1.0, 10.0])
 @pytest.mark.parametrize(("n", "d"), [(2, 3), (3, 1), (7, 16), (16, 128)])
 def test_the_loss_is_equation_1(n, d, temperature):
@@ -51,22 +104,52 @@ def test_the_loss_is_equation_1(n, d, temperature):
     assert ours(z_a, z_b, temperature) == pytest.approx(loops(z_a, z_b, temperature), rel=2e-6, abs=2e-6)
 
 
-def test_the_gradient_is_that_of_equation_1():
-    z_a, z_b = batch(0, 3, 4)
-    leaves = [torch.as_tensor(z).float().requires_grad_() for z in (z_a, z_b)]
-    nt_xent(*leaves, 0.5).backward()
-    step = 1e-6
-    for z, leaf in zip((z_a, z_b), leaves, strict=True):
-        expected = np.zeros_like(z)
-        for at in np.ndindex(z.shape):
-            middle = z[at]
-            z[at] = middle + step
-            above = loops(z_a, z_b, 0.5)
-            z[at] = middle - step
-            below = loops(z_a, z_b, 0.5)
-            z[at] = middle
-            expected[at] = (above - below) / (2 * step)
-        np.testing.assert_allclose(leaf.grad.numpy(), expected, rtol=1e-4, atol=1e-6)
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("n", [2, 3])
+def test_the_gradient_is_that_of_equation_1(n):
+    z_a, z_b = batch(0, n, 4)
+    assert_close(with_gradients(z_a, z_b, 0.5), (loops(z_a, z_b, 0.5), slopes(z_a, z_b, 0.5)))
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
+@pytest.mark.parametrize("anchors", [1, 7, 32, 37, 73, 74, 1000])
+def test_chunks_of_any_size_give_what_all_at_once_gives(chunks, anchors, temperature):
+    views = batch(1, 37, 16)
+    dense = with_gradients(*views, temperature)
+    chunks(anchors, 37)
+    assert_close(with_gradients(*views, temperature), dense)
+
+
+@pytest.mark.parametrize("anchors", [1, 3, 4])
+def test_chunks_of_two_images_give_equation_1(chunks, anchors):
+    z_a, z_b = batch(2, 2, 3)
+    chunks(anchors, 2)
+    assert_close(with_gradients(z_a, z_b, 0.5), (loops(z_a, z_b, 0.5), slopes(z_a, z_b, 0.5)))
+
+
+def test_chunks_of_images_that_occur_twice_give_equation_1(chunks):
+    z_a, z_b = (np.concatenate([z, z[:2]]) for z in batch(3, 3, 4))
+    z_b[1] = z_a[1]  # and a pair of one view twice
+    chunks(4, 5)
+    assert_close(with_gradients(z_a, z_b, 0.2), (loops(z_a, z_b, 0.2), slopes(z_a, z_b, 0.2)))
+
+
+def test_the_gradient_of_chunks_scales_with_the_loss(chunks):
+    views = batch(0, 6, 8)
+    chunks(5, 6)
+    value, gradients = with_gradients(*views, 0.2)
+    assert_close(with_gradients(*views, 0.2, scale=3.0), (3 * value, [3 * gradient for gradient in gradients]))
+
+
+def test_a_second_derivative_exists_up_to_dense_rows_only(monkeypatch):
+    monkeypatch.setattr("training.loss.DENSE_ROWS", 8)
+    z_a, z_b = (torch.as_tensor(z).float().requires_grad_() for z in batch(0, 4, 3))
+    (slope,) = torch.autograd.grad(nt_xent(z_a, z_b, 0.5), z_a, create_graph=True)
+    slope.square().sum().backward()
+    assert z_b.grad.norm() > 1e-4
+    z_a, z_b = (torch.as_tensor(z).float().requires_grad_() for z in batch(0, 5, 3))
+    with pytest.raises(RuntimeError, match="more than 8 rows has no second derivative"):
+        torch.autograd.grad(nt_xent(z_a, z_b, 0.5), z_a, create_graph=True)
 
 
 @given(seed=st.integers(0, 1000), n=st.integers(2, 6), factors=st.data())
@@ -101,13 +184,16 @@ def test_the_order_of_one_view_alone_does_matter():
     assert ours(z_a, np.roll(z_b, 1, axis=0), 0.2) > ours(z_a, z_b, 0.2) + 1
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("n", [2, 3, 100])
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_collapse_costs_log_2n_minus_1(n, temperature):
-    same = torch.ones(n, 4)
-    assert nt_xent(same, same, temperature).item() == pytest.approx(math.log(2 * n - 1), rel=1e-6)
+    value, gradients = with_gradients(np.ones((n, 4)), np.ones((n, 4)), temperature)
+    assert value == pytest.approx(math.log(2 * n - 1), rel=1e-6)
+    assert all(gradient.abs().max() < 1e-6 for gradient in gradients)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_rows_of_zeros_give_a_number_and_a_finite_gradient():
     z_a = torch.zeros(3, 4, requires_grad=True)
     loss = nt_xent(z_a, torch.zeros(3, 4), 0.5)
@@ -116,6 +202,7 @@ def test_rows_of_zeros_give_a_number_and_a_finite_gradient():
     assert z_a.grad.isfinite().all()
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_small_temperature_does_not_overflow():
     # Two images whose views are opposite: similarity -1 to the positive, 0 to both negatives.
     z = torch.eye(2)
@@ -124,6 +211,7 @@ def test_a_small_temperature_does_not_overflow():
         assert nt_xent(z, -z, temperature).item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_autocast_changes_nothing():
     z_a, z_b = (torch.as_tensor(z).float() for z in batch(0, 32, 64))
     alone = nt_xent(z_a, z_b, 0.1)
@@ -134,14 +222,29 @@ def test_autocast_changes_nothing():
     assert torch.equal(inside, alone)
 
 
+def test_a_backward_under_autocast_does_not_change_the_gradient_of_chunks(chunks):
+    views = batch(0, 32, 64)
+    chunks(7, 32)
+    alone = with_gradients(*views, 0.1)[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = with_gradients(*views, 0.1)[1]
+    assert all(map(torch.equal, inside, alone))
+
+
+@pytest.mark.usefixtures("either_way")
 def test_half_precision_inputs_are_computed_in_float32():
-    z_a, z_b = (torch.as_tensor(z).bfloat16() for z in batch(0, 32, 64))
+    z_a, z_b = (torch.as_tensor(z).bfloat16().requires_grad_() for z in batch(0, 32, 64))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = nt_xent(z_a, z_b, 0.1)
+    loss.backward()
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(loops(z_a.double().numpy(), z_b.double().numpy(), 0.1), rel=2e-6)
+    z_a64, z_b64 = (z.detach().double().numpy() for z in (z_a, z_b))
+    assert loss.item() == pytest.approx(loops(z_a64, z_b64, 0.1), rel=2e-6)
+    for z, gradient in zip((z_a, z_b), with_gradients(z_a64, z_b64, 0.1)[1], strict=True):
+        assert torch.equal(z.grad, gradient.bfloat16())
 
 
+@pytest.mark.usefixtures("either_way")
 def test_the_callers_tensors_stay_as_they_are():
     z_a, z_b = (torch.as_tensor(z).float() for z in batch(0, 4, 8))
     before = z_a.clone(), z_b.clone()

@@ -1,0 +1,113 @@
+"""Memory and time of NT-Xent, forward and backward: all similarities at once, and by chunks of anchors.
+
+    python benchmarks/loss_memory.py
+
+Each row is a process of its own (Linux; the first CUDA device where there is one). `extra MiB` is the peak over what
+it held with the two views in place and the libraries loaded: gradients, temporaries, all of it. `difference` is the
+greatest between both ways, of the loss and of the rows of its gradient, each relative to the dense one's length.
+"""
+
+if __name__ == "__main__" and not __package__:
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.result import publish
+from training import loss
+
+TEMPERATURE = 0.2
+DIMENSION = 128
+FULL = (1024, 4096, 16_384, 65_536)  # images, the paper's N
+QUICK = (1024, 4096, 8192)
+DENSE = 4096  # N up to which all at once is measured as well
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    quick: bool = False
+    """8,192 images at most."""
+
+
+def main(options: Options) -> None:
+    sizes = QUICK if options.quick else FULL
+    runs = [(n, way) for n in sizes for way in ("dense", "chunks") if way == "chunks" or n <= DENSE]
+    rows = []
+    for n, way in tqdm(runs, desc="measuring", unit="run"):
+        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+            rows.append({"N": n, "way": way} | fresh.submit(measure, n, way).result())
+        if way == "chunks" and n <= DENSE:
+            rows[-1]["difference"] = difference(n)
+    greatest = max(row["difference"] for row in rows if "difference" in row)
+    publish("loss_memory", rows, {"max_difference": greatest, "extra_mib": rows[-1]["extra MiB"]})
+
+
+def measure(n: int, way: str) -> dict[str, float]:
+    """Extra peak memory and seconds of one forward and backward, in a process that has done nothing else."""
+    step(way, *views(4))  # loads what the first call loads
+    z_a, z_b = views(n)
+    before = restart_peak()
+    start = time.perf_counter()
+    step(way, z_a, z_b)
+    seconds = time.perf_counter() - start
+    return {"extra MiB": (peak() - before) / MIB, "seconds": seconds}
+
+
+def difference(n: int) -> float:
+    """The greatest relative difference between both ways, of the loss and of the gradient of any row."""
+    z = views(n)
+    (dense, rows), (chunked, chunk_rows) = step("dense", *z), step("chunks", *z)
+    lengths = (chunk_rows - rows).norm(dim=1) / rows.norm(dim=1)  # (2N,)
+    return max(((chunked - dense) / dense).abs().item(), lengths.max().item())
+
+
+def views(n: int) -> tuple[Tensor, Tensor]:
+    """Two views that resemble each other, (n, DIMENSION) each; freed temporaries would count as held before."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(0)
+    z_a, z_b = (torch.randn(n, DIMENSION, device=device, generator=generator) for _ in range(2))
+    z_b.div_(2).add_(z_a)
+    return z_a.requires_grad_(), z_b.requires_grad_()
+
+
+def step(way: str, z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss and, once the device is done, its gradient: (), (2N, d)."""
+    loss.DENSE_ROWS = 2 * len(z_a) if way == "dense" else 0
+    value = loss.nt_xent(z_a, z_b, TEMPERATURE)
+    gradients = torch.autograd.grad(value, (z_a, z_b))
+    if z_a.is_cuda:
+        torch.cuda.synchronize()
+    return value.detach(), torch.cat(gradients)
+
+
+def restart_peak() -> int:
+    """Forgets the peak up to now; returns the bytes held."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
+    return peak()
+
+
+def peak() -> int:
+    """The most bytes held since: of the device's tensors, or resident in memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))  # "VmHWM:  26180 kB"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
