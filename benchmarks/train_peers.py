@@ -275,8 +275,9 @@ def peak_memory_mib() -> float:
 def train_twinview(problem: Problem, workers: int, turns: Callable, compiled: bool) -> None:
     import pytorch_lightning as pl
 
-    from training.pretrain import Batches, SimCLR
+    from training.pretrain import Batches, SimCLR, keep_freed_memory
 
+    keep_freed_memory()
     pixels = np.load(problem.pixels, mmap_mode="r")
     store = SimpleNamespace(source="noise", pixels=pixels, labels=np.full(len(pixels), -1))
     model = SimCLR(problem.settings, store, None).to(DEVICE)

@@ -25,7 +25,7 @@ import tyro
 
 from benchmarks.result import publish
 from training.config import PRESETS, PretrainSettings
-from training.pretrain import Batches, SimCLR
+from training.pretrain import Batches, SimCLR, keep_freed_memory
 
 GPU = torch.cuda.is_available()
 
@@ -56,6 +56,7 @@ def main(options: Options) -> None:
     encoder = "tiny" if options.quick else options.encoder
     rounds, inner = (3, 3) if options.quick else (9, 20 if GPU else 2)
     rows = []
+    keep_freed_memory()
     for resident in (True, False) if GPU else (False,):
         settings = dataclasses.replace(
             PRESETS["cifar"][1], encoder=encoder, size_px=options.size_px, batch_size=options.batch_size, compile=True
