@@ -291,3 +291,25 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
         assert result.returncode == 1
         assert words in result.stderr
         assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="for runs on a CPU, of glibc")
+def test_a_run_on_a_cpu_keeps_the_memory_that_a_step_has_freed(tmp_path):
+    code = """
+import resource, sys, torch
+from training import pretrain
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+if sys.argv[1] == "kept":
+    pretrain.keep_freed_memory()
+for _ in range(3):
+    torch.empty(2**26, dtype=torch.uint8).fill_(1)
+before = faults()
+torch.empty(2**26, dtype=torch.uint8).fill_(1)
+print(faults() - before)
+"""
+    faults = {}
+    for way in ("kept", "usual"):
+        command = [sys.executable, "-W", "ignore", "-c", code, way]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=True)
+        faults[way] = int(done.stdout)
+    assert faults["kept"] < 100 < faults["usual"]  # pages of a 64 MiB tensor that the system had to give

@@ -1,0 +1,50 @@
+"""The documents speak of what there is."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from export.to_onnx import ExportSettings
+from serving.bulk import BulkSettings
+from training.config import PRESETS, PretrainSettings
+from ui.app import Options
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("training", "export", "serving", "ui", "benchmarks")
+COMMANDS = {
+    "training/pretrain.py": PretrainSettings,
+    "export/to_onnx.py": ExportSettings,
+    "serving/bulk.py": BulkSettings,
+    "ui/app.py": Options,
+}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_architecture_names_every_file_of_a_room_and_no_other(room):
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = re.search(rf"\| \*\*{room}/\*\* \|.*?(?=\| \*\*|\n\n)", text, re.DOTALL).group()
+    named = {name for row in section.splitlines() for name in re.findall(r"`(\w+\.\w+)`", row.split("|")[1])}
+    there = {path.name for path in (ROOT / room).iterdir() if path.is_file() and path.name != "__init__.py"}
+    assert named == there - {"RECORDS.md"}
+
+
+def test_the_readme_names_commands_and_options_that_exist():
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    told = re.findall(r"python (\S+\.py)(.*)", text) + re.findall(r"gpu (training/pretrain\.py)(.*)", text)
+    told += re.findall(r"rdzv-endpoint \S+ +(training/pretrain\.py)(.*)", text)
+    assert {command for command, _ in told} == set(COMMANDS)
+    assert len(told) > len(COMMANDS)
+    for command, options in told:
+        known = {field.name.replace("_", "-") for field in dataclasses.fields(COMMANDS[command])}
+        assert set(re.findall(r"--([\w-]+)", options.partition("#")[0])) <= known, command
+    mentioned = set(re.findall(r"`--([\w-]+)`", text))
+    assert mentioned <= {field.name.replace("_", "-") for field in dataclasses.fields(PretrainSettings)} | {"help"}
+    assert set(re.findall(r"--preset (\w+)", text)) <= set(PRESETS)
+
+
+def test_the_readme_shows_pictures_that_are_there():
+    shown = re.findall(r"!\[[^\]]+\]\((\S+?)\)", (ROOT / "README.md").read_text())
+    assert len(shown) >= 2
+    assert all((ROOT / path).is_file() for path in shown)
