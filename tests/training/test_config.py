@@ -15,9 +15,9 @@ def test_no_argument_gives_the_tiny_preset():
 
 @pytest.mark.parametrize("spelling", [["--preset", "cifar"], ["--preset=cifar"]])
 def test_the_command_line_goes_over_the_preset_that_it_names(spelling):
-    settings = parse([*spelling, "--epochs", "7", "--augment.grey", "0.1"])
+    settings = parse([*spelling, "--epochs", "7", "--augment.grey", "0.3"])
     expected = PRESETS["cifar"][1]
-    augment = dataclasses.replace(expected.augment, grey=0.1)
+    augment = dataclasses.replace(expected.augment, grey=0.3)
     assert settings == dataclasses.replace(expected, epochs=7, augment=augment)
 
 
