@@ -97,11 +97,11 @@ def make_shards(folder: Path, images: int) -> tuple[str, str]:
     return str(folder / "small" / "*.tar"), str(folder / "large" / "*.tar")
 
 
-def jpeg(seed: int) -> bytes:
+def jpeg(seed: int, width: int = WIDTH, height: int = HEIGHT) -> bytes:
     """Blobs of colour with grain on them, which compress as photographs do."""
     random = np.random.default_rng(seed)
-    blobs = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
-    grain = random.normal(0, 16, (HEIGHT, WIDTH, 1))
+    blobs = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height))
+    grain = random.normal(0, 16, (height, width, 1))
     out = io.BytesIO()
     Image.fromarray((np.asarray(blobs) + grain).clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=QUALITY)
     return out.getvalue()

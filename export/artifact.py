@@ -150,6 +150,8 @@ class ModelCard:
     figures: dict = field(default_factory=dict)
     """What was measured: kNN accuracy, parity error."""
     licence: str = "unspecified"
+    probe: list[float] = field(default_factory=list)
+    """The probe_values of probe_pixels: whoever loads the graph can see that it still gives them. Empty: not known."""
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -163,6 +165,17 @@ class Bundle:
     @property
     def graph(self) -> Path:
         return self.folder / GRAPH
+
+
+def probe_pixels(size_px: int) -> np.ndarray:
+    """A picture that is the same everywhere, with detail at every scale: uint8 (1, S, S, 3)."""
+    row, column, colour = np.ogrid[:size_px, :size_px, :3]
+    return ((row * row + 5 * row * column + (85 * colour + 1) * column) % 256).astype(np.uint8)[None]
+
+
+def probe_values(embedding: np.ndarray) -> list[float]:
+    """h (d,) in short: the means of its 16 equal parts, or itself where it is no longer than that."""
+    return [float(part.mean()) for part in np.array_split(embedding, min(16, len(embedding)))]
 
 
 def encoder_id(architecture: str, graph_sha256: str, preprocessing: Preprocessing) -> str:

@@ -26,7 +26,17 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from export.artifact import Bundle, BundleError, ModelCard, Preprocessing, encoder_id, load_bundle, save_bundle
+from export.artifact import (
+    Bundle,
+    BundleError,
+    ModelCard,
+    Preprocessing,
+    encoder_id,
+    load_bundle,
+    probe_pixels,
+    probe_values,
+    save_bundle,
+)
 from training import checkpoint
 from training.checkpoint import CheckpointError
 from training.config import PretrainSettings
@@ -66,7 +76,8 @@ def export(settings: ExportSettings) -> tuple[Bundle, bool]:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         there = load_bundle(out)
-        if there.card.training["checkpoint_sha256"] == digest and there.card.licence == settings.licence:
+        card = there.card
+        if card.training["checkpoint_sha256"] == digest and card.licence == settings.licence and card.probe:
             return there, False
     except (BundleError, KeyError):
         pass  # absent or of another kind: made anew
@@ -122,6 +133,11 @@ def parity_error(graph: bytes, encoder: Encoder, size_px: int) -> float:
     return worst
 
 
+def probe_of(graph: bytes, size_px: int) -> list[float]:
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return probe_values(session.run(["embedding"], {"pixels": probe_pixels(size_px)})[0][0])
+
+
 def make_card(
     graph: bytes, trained: PretrainSettings, dimension: int, facts: dict, digest: str, error: float, licence: str
 ) -> ModelCard:
@@ -143,6 +159,7 @@ def make_card(
         },
         figures={"parity_error": error, "before": facts.get("before", {}), "after": facts.get("after", {})},
         licence=licence,
+        probe=probe_of(graph, trained.size_px),
     )
 
 

@@ -7,54 +7,88 @@ import gc
 import importlib.util
 import io
 import logging
-from collections.abc import AsyncIterator
+import os
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import orjson
 import prometheus_client
 from fastapi import APIRouter, Depends, FastAPI, Form, Query, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 from starlette.datastructures import UploadFile as StarletteUpload
 from starlette.middleware import Middleware
 
-from export.artifact import BundleError
-from serving import errors
+from export.artifact import BundleError, ModelCard
+from serving import answers, embeddings, errors, log, pack
 from serving.decode import File
-from serving.engine import Engine
-from serving.errors import NotFound, NotReady, TooLarge
+from serving.embeddings import EmbeddingsQuery
+from serving.engine import Embedded, Engine
+from serving.envelope import Envelope
+from serving.errors import NotFound, NotReady, UnsupportedType, documented
 from serving.index import IndexProblem, Item, unit
+from serving.keys import OPEN_PATHS, Access, Lock
 from serving.limits import USUAL, BodyLimit, Limits
-from serving.metrics import Measured, Metrics
+from serving.metrics import Metrics
+from serving.presence import present
+from serving.upload import BYTES, FORM, media_type, read_file, read_images
 from serving.views import MAX_PAIRS, png_uri
 
-log = logging.getLogger("twinview")
+logger = logging.getLogger("twinview")
 
+JSON = "application/json"
 NPY = "application/x-npy"
-FOREVER = "public, max-age=31536000, immutable"  # an id is a hash of the content
-router = APIRouter()
+URLENCODED = "application/x-www-form-urlencoded"
+FOREVER = "private, max-age=31536000, immutable"  # an id is a hash of the content
 
 
-def create_app(encoder: str | None, index: Path, limits: Limits = USUAL) -> FastAPI:
-    """encoder  as find_bundle's `chosen`; looked for when the app starts
+class Plain(APIRoute):
+    """Its function takes the request and gives the answer, and FastAPI documents it. What FastAPI does with arguments
+    and dependencies takes longer than to embed a small picture."""
+
+    def get_route_handler(self) -> Callable:
+        return self.endpoint
+
+
+def _name(route: APIRoute) -> str:
+    """Of an operation, and so of a generated client's method."""
+    return route.name
+
+
+plain = APIRouter(route_class=Plain, generate_unique_id_function=_name)
+router = APIRouter(generate_unique_id_function=_name)
+
+
+def create_app(encoder: str | None, index: Path, limits: Limits = USUAL, access: Access | None = None) -> FastAPI:
+    """encoder  as Engine's `encoders`; looked for when the app starts
     index    folder of the collection; need not exist
+    access   who is answered; by default what the environment says. raises KeyProblem.
     """
+    log.install(os.environ)
+    access = Access.from_environment(os.environ) if access is None else access
     metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
-            app.state.engine = await run_in_threadpool(Engine, encoder, index, limits, metrics)
+            app.state.engine = await run_in_threadpool(Engine, encoder, index, app.state.limits, metrics)
         except BundleError as error:  # stay up and say so: a page that explains beats one that is gone
             app.state.problem = f"{str(error).rstrip('.')}. Then start the service again: it looks for one only then."
-            log.warning(app.state.problem)
+            logger.warning(app.state.problem)
         else:
             await _announce(app.state.engine)
+        if not access.digests:
+            who = "everybody is answered" if access.open else "only this machine is answered"
+            logger.info("there are no API keys, so %s", who)
         gc.collect()
         gc.freeze()  # what is loaded stays: looking through it again would stop requests for 100 ms
         yield
@@ -67,13 +101,18 @@ def create_app(encoder: str | None, index: Path, limits: Limits = USUAL) -> Fast
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        middleware=[Middleware(Measured, metrics=metrics), Middleware(BodyLimit, most=limits.body_bytes)],
+        middleware=[
+            Middleware(Envelope, metrics=metrics),
+            Middleware(Lock, access=access),
+            Middleware(BodyLimit, most=limits.body_bytes),
+        ],
     )
     app.state.engine, app.state.problem = None, "the service is starting"
-    app.state.limits, app.state.metrics = limits, metrics
+    app.state.limits, app.state.metrics, app.state.started = limits, metrics, int(time.time())
     errors.install(app)
-    app.include_router(router)
+    app.router.routes[:0] = [*plain.routes, *router.routes]  # include_router would look through all of them twice
     app.mount("/docs/assets", StaticFiles(directory=_swagger()))
+    app.openapi = lambda: _openapi(app, access)
 
     @app.exception_handler(IndexProblem)
     async def _(request: Request, error: IndexProblem) -> JSONResponse:
@@ -84,11 +123,14 @@ def create_app(encoder: str | None, index: Path, limits: Limits = USUAL) -> Fast
 
 async def _announce(engine: Engine) -> None:
     """Also opens the index, so that the first search need not. One that is damaged does not stop the encoder."""
+    names = ", ".join(card.id for card in engine.cards)
     try:
         count = await run_in_threadpool(engine.index.count)
-        log.info("serving %s; %s pictures in %s", engine.card.id, f"{count:,}", engine.index.folder)
+        logger.info(
+            "serving %s on %s; %s pictures in %s", names, engine.providers[0], f"{count:,}", engine.index.folder
+        )
     except IndexProblem as error:
-        log.warning("serving %s without a collection. %s", engine.card.id, error)
+        logger.warning("serving %s on %s without a collection. %s", names, engine.providers[0], error)
 
 
 def _engine(request: Request) -> Engine:
@@ -100,26 +142,130 @@ def _engine(request: Request) -> Engine:
 Ready = Annotated[Engine, Depends(_engine)]
 
 
-@router.post("/embed")
-async def embed(request: Request, engine: Ready, images: list[UploadFile], normalize: bool = False) -> Response:
-    """Embeddings h of 1 to 256 images, in their order; of unit length with `normalize`.
+# Embeddings -----------------------------------------------------------------------------------------------------------
 
-    Asked for with `Accept: application/x-npy` they come as a float32 .npy of (n, d), the model's id in the header
-    `Twinview-Model`.
+
+class EmbedQuery(BaseModel):
+    normalize: bool = Field(False, description="Vectors of unit length.")
+    model: str = Field(embeddings.ALIAS, description=f"An id of /v1/models, or {embeddings.ALIAS} for the default.")
+    encoding_format: embeddings.Form = Field("float", description="base64 is of little-endian float32.")
+
+
+def _binary(*types: str) -> dict:
+    return {type: {"schema": {"type": "string", "format": "binary"}} for type in types}
+
+
+STAGES = {"Server-Timing": {"description": "Milliseconds in decode, queue and model.", "schema": {"type": "string"}}}
+EMBED = {
+    "openapi_extra": {
+        "parameters": [
+            {"name": name, "in": "query", "schema": facts}
+            for name, facts in EmbedQuery.model_json_schema()["properties"].items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                FORM: {
+                    "schema": {
+                        "type": "object",
+                        "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                        "required": ["images"],
+                    }
+                },
+                **_binary("image/*", BYTES, pack.MEDIA_TYPE),
+            },
+        },
+    },
+    "response_model": answers.Embedded,
+    "responses": {200: {"content": _binary(NPY), "headers": STAGES}, **documented(400, 404, 413, 415, 422, 429, 503)},
+}
+
+
+@plain.post("/embed", **EMBED)
+async def embed(request: Request) -> Response:
+    """Embeddings h of 1 to 256 images, in their order.
+
+    The body is a form with the files in its field `images`, or one image as it is, or a pack: each image behind its
+    length in 4 bytes, big-endian. Asked for with `Accept: application/x-npy` the answer is a float32 .npy of (n, d),
+    the model's id in the header `Twinview-Model`.
     """
-    most = request.app.state.limits.images
-    if len(images) > most:
-        raise TooLarge(f"{len(images)} images in one request; at most {most} are taken", "images")
-    files = [await _file(f"images[{i}]", image) for i, image in enumerate(images)]
-    vectors = await engine.embed(files)
-    if normalize:
-        vectors = unit(vectors)
+    engine = _engine(request)
+    query = _validated(EmbedQuery, dict(request.query_params))
+    files = await read_images(request, request.app.state.limits.images)
+    embedded = await _embed(request, engine, files, query.model)
+    vectors = unit(embedded.vectors) if query.normalize else embedded.vectors
+    headers = {"Server-Timing": _timing(embedded)}
     if NPY in request.headers.get("accept", ""):
         buffer = io.BytesIO()
         np.save(buffer, vectors)
-        return Response(buffer.getvalue(), media_type=NPY, headers={"Twinview-Model": engine.card.id})
-    answer = {"model": engine.card.id, "dimension": engine.card.dimension, "embeddings": vectors.tolist()}
-    return JSONResponse(answer)
+        return Response(buffer.getvalue(), media_type=NPY, headers={**headers, "Twinview-Model": embedded.model})
+    rows = embeddings.write(vectors, query.encoding_format)
+    return _json({"model": embedded.model, "dimension": vectors.shape[1], "embeddings": rows}, headers)
+
+
+EMBEDDINGS = {
+    "openapi_extra": {
+        "requestBody": {"required": True, "content": {JSON: {"schema": EmbeddingsQuery.model_json_schema()}}}
+    },
+    "response_model": answers.Embeddings,
+    "responses": {200: {"headers": STAGES}, **documented(400, 404, 413, 415, 422, 429, 503)},
+}
+
+
+@plain.post("/v1/embeddings", **EMBEDDINGS)
+async def create_embeddings(request: Request) -> Response:
+    """Embeddings in OpenAI's shape: for its clients, and all that speak to them."""
+    engine = _engine(request)
+    if media_type(request) not in (JSON, ""):
+        raise UnsupportedType(f"a query for embeddings comes as {JSON}, not as {media_type(request)[:100]}")
+    query = _validated(EmbeddingsQuery, await request.body())
+    _check_dimensions(engine, query)
+    files = embeddings.images_of(query, request.app.state.limits.images)
+    embedded = await _embed(request, engine, files, query.model)
+    vectors = unit(embedded.vectors) if query.normalize else embedded.vectors
+    answer = embeddings.answer(embedded.model, vectors, query.encoding_format)
+    return _json(answer, {"Server-Timing": _timing(embedded)})
+
+
+def _check_dimensions(engine: Engine, query: EmbeddingsQuery) -> None:
+    for card in engine.cards:
+        if query.dimensions not in (None, card.dimension) and (_chosen(query.model) or engine.card.id) == card.id:
+            message = f"dimensions: {card.id} gives {card.dimension}, and nothing is cut off"
+            raise errors.Malformed(message, "dimensions")
+
+
+async def _embed(request: Request, engine: Engine, files: list[File], model: str) -> Embedded:
+    async with present(request):
+        embedded = await engine.embed(files, _chosen(model))
+    request.app.state.metrics.embedded(len(files), embedded.times)
+    request.state.facts = {"images": len(files), "model": embedded.model}
+    return embedded
+
+
+def _chosen(model: str) -> str | None:
+    return None if model == embeddings.ALIAS else model
+
+
+def _timing(embedded: Embedded) -> str:
+    return ", ".join([f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in embedded.times.items()])
+
+
+def _json(content: dict, headers: dict[str, str]) -> Response:
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type=JSON)
+
+
+def _validated(kind: type, given: bytes | dict):
+    """An instance of the pydantic model `kind`. raises Malformed."""
+    try:
+        return kind.model_validate_json(given) if isinstance(given, bytes) else kind.model_validate(given)
+    except ValidationError as error:
+        raise errors.malformed(error.errors()) from error
+
+
+# The collection -------------------------------------------------------------------------------------------------------
+
+
+Number = Annotated[float, Field(ge=-1e18, le=1e18)]  # of more, the square does not fit float32
 
 
 class SearchQuery(BaseModel):
@@ -127,57 +273,61 @@ class SearchQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    vector: list[float] | None = Field(None, description="of any length but 0")
+    vector: list[Number] | None = Field(None, description="of any length but 0")
     id: str | None = Field(None, description="an item of the collection, itself left out of the results")
     k: int = Field(12, ge=1, le=1000)
 
 
 class SearchForm(SearchQuery):
-    vector: Json[list[float]] | None = None
+    vector: Json[list[Number]] | None = None
 
 
-SEARCH_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": SearchQuery.model_json_schema()},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        **SearchQuery.model_json_schema()["properties"],
-                        "image": {"type": "string", "format": "binary"},
-                    },
-                }
+SEARCH = {
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                JSON: {"schema": SearchQuery.model_json_schema()},
+                FORM: {
+                    "schema": {
+                        "type": "object",
+                        "properties": {
+                            **SearchQuery.model_json_schema()["properties"],
+                            "image": {"type": "string", "format": "binary"},
+                        },
+                    }
+                },
             },
-        },
-    }
+        }
+    },
+    "response_model": answers.Matches,
+    "responses": documented(400, 404, 413, 415, 422, 429, 503),
 }
 
 
-@router.post("/search", openapi_extra=SEARCH_BODY)
+@router.post("/search", **SEARCH)
 async def search(request: Request, engine: Ready) -> Response:
     """The k items of the collection nearest to one of: an image, a vector, an item. Nearest first, with the cosine."""
-    image = None
-    try:
-        if request.headers.get("content-type", "").startswith("application/json"):
-            query = SearchQuery.model_validate_json(await request.body())
-        else:
-            async with request.form(max_files=1) as form:
-                fields = dict(form)
-                if isinstance(fields.get("image"), StarletteUpload):
-                    image = await _file("image", fields.pop("image"))
-                query = SearchForm.model_validate(fields)
-    except ValidationError as error:
-        raise errors.malformed(error.errors()) from error
-    found = await engine.search(query.k, image, query.vector, query.id)
+    kind, image = media_type(request), None
+    if kind == JSON:
+        query = _validated(SearchQuery, await request.body())
+    elif kind in (FORM, URLENCODED, ""):
+        async with request.form(max_files=1) as form:
+            fields = dict(form)
+            if isinstance(fields.get("image"), StarletteUpload):
+                image = await read_file("image", fields.pop("image"))
+            query = _validated(SearchForm, fields)
+    else:
+        raise UnsupportedType(f"a search comes as {JSON} or {FORM}, not as {kind[:100]}")
+    async with present(request):
+        model, found = await engine.search(query.k, image, query.vector, query.id)
     results = [{**_public(item), "similarity": round(similarity, 6)} for item, similarity in found]
-    return JSONResponse({"model": engine.card.id, "results": results})
+    return JSONResponse({"model": model, "results": results})
 
 
-@router.get("/items")
+@router.get("/items", response_model=answers.Items, responses=documented(400, 503))
 async def items(
-    engine: Ready, limit: Annotated[int, Query(ge=1, le=1000)] = 50, offset: Annotated[int, Query(ge=0)] = 0
+    engine: Ready, limit: Annotated[int, Query(ge=1, le=1000)] = 50, offset: Annotated[int, Query(ge=0, lt=2**32)] = 0
 ) -> Response:
     """The collection, a page at a time."""
     count = await run_in_threadpool(engine.index.count)
@@ -185,7 +335,11 @@ async def items(
     return JSONResponse({"count": count, "items": [_public(item) for item in page]})
 
 
-@router.get("/items/{id}/thumbnail", response_class=FileResponse)
+@router.get(
+    "/items/{id}/thumbnail",
+    response_class=FileResponse,
+    responses={200: {"content": _binary("image/jpeg")}, **documented(404, 503)},
+)
 async def thumbnail(id: str, engine: Ready) -> Response:
     """JPEG, at most 256 px on its longest side."""
     path = await run_in_threadpool(engine.index.thumbnail, id)
@@ -194,7 +348,7 @@ async def thumbnail(id: str, engine: Ready) -> Response:
     return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": FOREVER})
 
 
-@router.post("/views")
+@router.post("/views", response_model=answers.Pairs, responses=documented(400, 413, 422, 429, 501, 503))
 async def views(
     request: Request,
     engine: Ready,
@@ -209,7 +363,9 @@ async def views(
     """
     form = await request.form()
     settings = {name: form.getlist(name) for name in form if name not in ("image", "pairs", "seed")}
-    drawn, similarities = await engine.views(await _file("image", image), pairs, seed, settings)
+    file = await read_file("image", image)
+    async with present(request):
+        drawn, similarities = await engine.views(file, pairs, seed, settings)
     answer = [
         {"views": [png_uri(view) for view in pair], "similarity": round(float(similarity), 6)}
         for pair, similarity in zip(drawn, similarities, strict=True)
@@ -217,24 +373,50 @@ async def views(
     return JSONResponse({"pairs": answer})
 
 
-@router.get("/v1/models")
+def _public(item: Item) -> dict:
+    return {"id": item.id, "name": item.name, "label": item.label, "path": item.path}
+
+
+# The service itself ---------------------------------------------------------------------------------------------------
+
+
+@router.get("/v1/models", response_model=answers.Models, responses=documented())
 async def models(request: Request) -> Response:
-    """The model card of the encoder that is served."""
+    """The model cards of the encoders that are served, the default first."""
     engine = request.app.state.engine
-    return JSONResponse({"data": [engine.card.to_dict()] if engine else []})
+    return JSONResponse({"object": "list", "data": [_model(request, card) for card in engine.cards] if engine else []})
 
 
-@router.get("/livez")
+@router.get("/v1/models/{id}", response_model=answers.Model, responses=documented(404, 503))
+async def model(request: Request, id: str, engine: Ready) -> Response:
+    """The model card of one encoder."""
+    for card in engine.cards:
+        if card.id == (_chosen(id) or engine.card.id):
+            return JSONResponse(_model(request, card))
+    raise NotFound(f"there is no model {id}; /v1/models lists what there is", "model")
+
+
+def _model(request: Request, card: ModelCard) -> dict:
+    shape = {"object": "model", "created": request.app.state.started, "owned_by": "twinview"}
+    return {"id": card.id, **shape, **card.to_dict()}
+
+
+@router.get("/livez", response_model=answers.Alive)
 async def livez() -> Response:
     return JSONResponse({"status": "alive"})
 
 
-@router.get("/readyz")
+@router.get("/readyz", response_model=answers.Ready, responses=documented(503))
 async def readyz(engine: Ready) -> Response:
-    return JSONResponse({"status": "ready", "model": engine.card.id})
+    names = [card.id for card in engine.cards]
+    return JSONResponse({"status": "ready", "model": names[0], "models": names, "providers": engine.providers})
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented()},
+)
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     text = prometheus_client.generate_latest(request.app.state.metrics.registry)
@@ -264,9 +446,16 @@ def _swagger() -> Path:
     return Path(importlib.util.find_spec("bentoml").origin).parent / "_internal/server/static_content"
 
 
-async def _file(field: str, upload: UploadFile) -> File:
-    return File(field, upload.filename or "", await upload.read())
-
-
-def _public(item: Item) -> dict:
-    return {"id": item.id, "name": item.name, "label": item.label, "path": item.path}
+def _openapi(app: FastAPI, access: Access) -> dict:
+    """FastAPI's document, with the keys."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        document["components"]["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            "password": {"type": "http", "scheme": "basic", "description": "The key is the password."},
+        }
+        document["security"] = [{"key": []}, {"password": []}] if access.digests else [{}, {"key": []}]
+        for path in OPEN_PATHS:
+            document["paths"][path]["get"]["security"] = []
+        app.openapi_schema = document
+    return app.openapi_schema

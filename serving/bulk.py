@@ -43,9 +43,9 @@ class BulkSettings:
     data: str
     """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), a torchvision name (cifar10, cifar100,
     stl10, ...), or shapes: the built-in set."""
-    encoder: str | None = os.environ.get("TWINVIEW_ENCODER")
-    """An encoder bundle's folder, or a tag of BentoML's model store. By default what TWINVIEW_ENCODER names, else the
-    newest under runs/."""
+    encoder: str | None = os.environ.get("TWINVIEW_ENCODER", "").partition(",")[0].strip() or None
+    """An encoder bundle's folder, or a tag of BentoML's model store. By default the first that TWINVIEW_ENCODER names,
+    else the newest under runs/."""
     index: Path = Path(os.environ.get("TWINVIEW_INDEX", "index"))
     """Folder of the collection; made where there is none. By default what TWINVIEW_INDEX names, else ./index."""
     split: Literal["all", "train", "test"] = "all"

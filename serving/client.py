@@ -6,25 +6,35 @@
 A picture is a path, encoded bytes, or a PIL image. Whatever the service refuses is raised as ServiceError, whose
 text is the service's own sentence. When the service is busy it says for how long; both clients wait and try again
 a few times.
+
+`embed` takes any number of pictures and sends them in packs, a request at a time. All are embedded by one encoder, also
+when the service takes up another meanwhile.
 """
 
 import asyncio
 import io
 import json
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import httpx
 import numpy as np
 from PIL import Image
 
+from serving.pack import MEDIA_TYPE, pack
+
 ATTEMPTS = 4  # of a request, when the service says to come back later
 LONGEST_WAIT_S = 30.0  # between two of them, whatever the service says
+
+PACK_IMAGES = 256  # what a service takes by default; one that takes less is sent less
+PACK_BYTES = 2**24  # without a larger picture: some proxies want no more
 
 PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
@@ -107,9 +117,22 @@ class Client:
     ):
         self._http = httpx.Client(base_url=url, headers=_headers(api_key), timeout=timeout_s, transport=transport)
 
-    def embed(self, images: Picture | Sequence[Picture], normalize: bool = False) -> Embeddings:
-        """h of each image; of unit length with `normalize`."""
-        return self._send(_embed(images, normalize))
+    def embed(
+        self, images: Picture | Iterable[Picture], normalize: bool = False, model: str | None = None
+    ) -> Embeddings:
+        """h of each image, in their order; of unit length with `normalize`. model: an id of `models`."""
+        steps = _embed(images, normalize, model)
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    answer = self._send(call)
+                except ServiceError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(answer)
+        except StopIteration as done:
+            return done.value
 
     def search(
         self,
@@ -134,7 +157,7 @@ class Client:
         return self._send(_views(image, pairs, seed, settings))
 
     def models(self) -> list[dict]:
-        """The served encoder's model card, in a list; empty where there is none."""
+        """The model cards of the encoders that are served, the default first; none where there is none."""
         return self._send(_models())
 
     def ready(self) -> bool:
@@ -173,8 +196,21 @@ class AsyncClient:
     ):
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), timeout=timeout_s, transport=transport)
 
-    async def embed(self, images: Picture | Sequence[Picture], normalize: bool = False) -> Embeddings:
-        return await self._send(_embed(images, normalize))
+    async def embed(
+        self, images: Picture | Iterable[Picture], normalize: bool = False, model: str | None = None
+    ) -> Embeddings:
+        steps = _embed(images, normalize, model)
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    answer = await self._send(call)
+                except ServiceError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(answer)
+        except StopIteration as done:
+            return done.value
 
     async def search(
         self,
@@ -225,19 +261,74 @@ class AsyncClient:
 # What both clients say ------------------------------------------------------------------------------------------------
 
 
-def _embed(images: Picture | Sequence[Picture], normalize: bool) -> _Call[Embeddings]:
-    several = [images] if isinstance(images, (str, PathLike, bytes, Image.Image)) else list(images)
+class _File(NamedTuple):
+    name: str
+    data: bytes
 
+
+def _embed(
+    images: Picture | Iterable[Picture], normalize: bool, model: str | None
+) -> Generator[_Call[Embeddings], Embeddings, Embeddings]:
+    """Gives the requests to be sent, takes their answers or their ServiceErrors, and ends with all of it together."""
+    single = isinstance(images, (str, PathLike, bytes, Image.Image))
+    packs = _packs([images] if single else images)
+    waiting: deque[list[_File]] = deque([next(packs, [])])  # of none, to hear what the service says to that
+    answers, done = [], 0
+    while waiting:
+        files = waiting.popleft()
+        try:
+            answer = yield _pack(files, normalize, model)
+        except ServiceError as error:
+            too_many = error.status == 413 and not re.match(r"images\[", error.param or "")
+            if not too_many or len(files) == 1:
+                raise _renumbered(error, files, done) from None
+            middle = len(files) // 2
+            waiting.extendleft([files[middle:], files[:middle]])
+            continue
+        answers.append(answer)
+        done += len(files)
+        model = answer.model
+        if not waiting and (following := next(packs, None)):
+            waiting.append(following)
+    return Embeddings(model, np.concatenate([answer.vectors for answer in answers]))
+
+
+def _packs(images: Iterable[Picture]) -> Iterator[list[_File]]:
+    """Read when they are wanted, so that a pack at a time is in memory."""
+    files, size = [], 0
+    for image in images:
+        file = _File(*_file(image))
+        if files and (len(files) == PACK_IMAGES or size + len(file.data) > PACK_BYTES):
+            yield files
+            files, size = [], 0
+        files.append(file)
+        size += len(file.data)
+    if files:
+        yield files
+
+
+def _pack(files: list[_File], normalize: bool, model: str | None) -> _Call[Embeddings]:
     def read(response: httpx.Response) -> Embeddings:
         answer = _checked(response)
         return Embeddings(answer.headers["Twinview-Model"], np.load(io.BytesIO(answer.content)))
 
     options = {
-        "files": [("images", _file(image)) for image in several],
-        "params": {"normalize": normalize},
-        "headers": {"Accept": "application/x-npy"},
+        "content": pack([file.data for file in files]),
+        "params": {"normalize": normalize} | ({"model": model} if model else {}),
+        "headers": {"Accept": "application/x-npy", "Content-Type": MEDIA_TYPE},
     }
     return _Call("POST", "/embed", read, options)
+
+
+def _renumbered(error: ServiceError, files: list[_File], before: int) -> ServiceError:
+    """images[i] of a pack that came after `before` images, as the caller counts them, with the file's name."""
+    named = re.fullmatch(r"images\[(\d+)\]", error.param or "")
+    if not named or int(named[1]) >= len(files):
+        return error
+    i = int(named[1])
+    param = f"images[{before + i}]"
+    message = error.message.replace(error.param, f"{param} ({files[i].name})", 1)
+    return ServiceError(message, error.status, error.code, param)
 
 
 def _search(

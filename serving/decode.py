@@ -1,6 +1,8 @@
 """From files to pixels, before anything is batched: a broken file harms no request but its own."""
 
 import asyncio
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -8,6 +10,13 @@ import numpy as np
 
 from export.artifact import MAX_PIXELS, Preprocessing, TooManyPixels, UnreadableImage, read_pixels
 from serving.errors import TooLarge, Undecodable
+
+# Handing one file to a thread and back costs as much as decoding one of 32 x 32 pixels: small ones go together.
+FILES_TOGETHER = 8
+BYTES_TOGETHER = 2**16
+
+# An image takes up to 16 bytes a pixel while it is decoded. Of those larger than this there is one at a time.
+LARGE_PIXELS = 2**25
 
 
 class File(NamedTuple):
@@ -23,26 +32,61 @@ class File(NamedTuple):
 class Decoder:
     """Pillow lets go of the interpreter while it decodes, so threads fill the cores."""
 
-    def __init__(self, preprocessing: Preprocessing, threads: int, max_pixels: int = MAX_PIXELS):
-        self.preprocessing = preprocessing
+    def __init__(self, threads: int, max_pixels: int = MAX_PIXELS):
         self.max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, "decode")
+        self._large = threading.Lock()
 
-    async def __call__(self, files: list[File]) -> np.ndarray:
-        """n >= 1 files -> uint8 (n, S, S, 3) RGB. raises Undecodable or TooLarge, naming the first that fails."""
+    async def __call__(self, files: Sequence[File], preprocessing: Preprocessing) -> np.ndarray:
+        """n >= 1 files -> uint8 (n, S, S, 3) RGB. raises Undecodable or TooLarge, naming the first that fails.
+
+        Cancelled, or failed, it leaves undone what no thread has begun.
+        """
         loop = asyncio.get_running_loop()
-        reading = [loop.run_in_executor(self._pool, self._read, file.data) for file in files]
-        results = await asyncio.gather(*reading, return_exceptions=True)
-        for (field, name, _), result in zip(files, results, strict=True):
-            if isinstance(result, UnreadableImage):
-                kind = TooLarge if isinstance(result, TooManyPixels) else Undecodable
-                raise kind(f"{field} ({name}) {result}" if name else f"{field} {result}", param=field)
-            if isinstance(result, BaseException):
-                raise result
-        return np.stack(results)
+        groups = list(_groups(files))
+        reading = [loop.run_in_executor(self._pool, self._read, group, preprocessing) for group in groups]
+        pixels: list[np.ndarray] = []
+        try:
+            for group, job in zip(groups, reading, strict=True):
+                read, problem = await job
+                if problem is not None:
+                    field, name, _ = group[len(read)]
+                    kind = TooLarge if isinstance(problem, TooManyPixels) else Undecodable
+                    raise kind(f"{field} ({name}) {problem}" if name else f"{field} {problem}", param=field)
+                pixels += read
+        finally:
+            for job in reading:
+                job.cancel()
+        return np.stack(pixels)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, data: bytes) -> np.ndarray:
-        return read_pixels(data, self.preprocessing, self.max_pixels)
+    def _read(self, files: list[File], preprocessing: Preprocessing) -> tuple[list[np.ndarray], UnreadableImage | None]:
+        """The pixels of all files, or of those before the first that cannot be read, and why it cannot."""
+        read = []
+        try:
+            for file in files:
+                read.append(self._read_one(file.data, preprocessing))
+        except UnreadableImage as problem:
+            return read, problem
+        return read, None
+
+    def _read_one(self, data: bytes, preprocessing: Preprocessing) -> np.ndarray:
+        try:
+            return read_pixels(data, preprocessing, min(LARGE_PIXELS, self.max_pixels))
+        except TooManyPixels:  # which the header has told
+            with self._large:
+                return read_pixels(data, preprocessing, self.max_pixels)
+
+
+def _groups(files: Sequence[File]) -> Iterator[list[File]]:
+    """In order, each one file or several small ones."""
+    group, size = [], 0
+    for file in files:
+        if group and (len(group) == FILES_TOGETHER or size + len(file.data) > BYTES_TOGETHER):
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += len(file.data)
+    yield group

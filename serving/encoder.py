@@ -1,22 +1,25 @@
-"""Which encoder is served, and running it: ONNX Runtime, one batch at a time."""
+"""Which encoder is served, and running it in ONNX Runtime on the best that the machine has."""
 
-import asyncio
+import contextlib
 import ctypes
+import logging
 import sys
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from export.artifact import Bundle, BundleError, load_bundle
+from export.artifact import Bundle, BundleError, load_bundle, probe_pixels, probe_values
 from serving.limits import cores
 
-MODEL = "twinview-encoder"  # its name in BentoML's model store
+log = logging.getLogger("twinview")
+
+STORED = "twinview-encoder"  # an encoder's name in BentoML's model store
 MAX_BATCH = 32
+PROBE_LIMIT = 1e-3  # greatest difference over the greatest value; another processor's rounding stays far below it
 HOW_TO = "Make one with `python training/pretrain.py` and then `python export/to_onnx.py`"
+TENSORRT = "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10"
+CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 class NoEncoder(BundleError):
@@ -24,26 +27,31 @@ class NoEncoder(BundleError):
 
 
 def find_bundle(chosen: str | None = None, runs: Path = Path("runs")) -> Bundle:
-    """The encoder to serve: `chosen`, else the newest export below `runs`, else the model store's latest.
+    """The encoder to serve, read and checked. Arguments and errors as `locate`'s; raises BundleError too."""
+    return load_bundle(locate(chosen, runs))
+
+
+def locate(chosen: str | None = None, runs: Path = Path("runs")) -> Path:
+    """Folder of the encoder to serve: `chosen`, else the newest export below `runs`, else the model store's latest.
 
     chosen  a bundle's folder, or a tag of BentoML's model store
-    raises  BundleError, NoEncoder
+    raises  NoEncoder
     """
     if chosen:
         folder = Path(chosen).expanduser()
         if folder.exists():
-            return load_bundle(folder)
+            return folder
         stored = _in_store(chosen)
         if stored is None:
             raise NoEncoder(
                 f"{chosen} is neither an encoder bundle's folder nor a tag of BentoML's model store. {HOW_TO}."
             )
-        return load_bundle(stored)
+        return stored
     exports = sorted(runs.glob("*/encoder/model_card.json"), key=lambda card: card.stat().st_mtime)
-    folder = exports[-1].parent if exports else _in_store(MODEL)
+    folder = exports[-1].parent if exports else _in_store(STORED)
     if folder is None:
         raise NoEncoder(f"There is no encoder: nothing under {runs}/ and none in BentoML's model store. {HOW_TO}.")
-    return load_bundle(folder)
+    return folder
 
 
 def _in_store(tag: str) -> Path | None:
@@ -56,99 +64,140 @@ def _in_store(tag: str) -> Path | None:
 
 
 class Encoder:
-    """f in ONNX Runtime, on a GPU where there is one. Calls come from one thread at a time."""
+    """f in ONNX Runtime. Calls come from one thread at a time."""
 
-    def __init__(self, bundle: Bundle):
-        """Load and warm up. raises BundleError for a graph that does not run."""
+    def __init__(self, bundle: Bundle, threads: int | None = None):
+        """Load, warm up, and see that it gives what its card says.
+
+        threads  for a run on the CPU; by default as many as there are cores
+        raises   BundleError for a graph that does not run or is not the one that was exported
+        """
         self.card = bundle.card
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = cores()
-        options.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(bundle.graph, options, providers=_providers())
-            size = bundle.card.preprocessing.size_px
-            for n in (1, MAX_BATCH):
-                shape = self(np.zeros((n, size, size, 3), np.uint8)).shape
-        except Exception as error:  # ONNX Runtime has a class of exception for each of its states
-            raise BundleError(f"{bundle.graph} does not run: {error}") from error
-        if shape != (MAX_BATCH, bundle.card.dimension):
-            raise BundleError(f"{bundle.graph} gives {shape[1:]} numbers; its card says {bundle.card.dimension}")
+        *better, last = _accelerations()
+        for providers in better:
+            try:
+                return self._open(bundle, providers, threads)
+            except BundleError as error:
+                log.warning("going on without %s: %s", _name(providers[0]), error)
+        self._open(bundle, last, threads)
+
+    @property
+    def providers(self) -> list[str]:
+        """What runs the graph, the preferred first; the others take over the nodes that it cannot run."""
+        return self._session.get_providers()
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (n, S, S, 3) -> h, float32 (n, d)."""
+        """uint8 (n, S, S, 3) -> h, float32 (n, d); n from 1 to MAX_BATCH."""
+        if self._buckets is not None:
+            return self._buckets(pixels)
         return self._session.run(["embedding"], {"pixels": pixels})[0]
 
+    def _open(self, bundle: Bundle, providers: list, threads: int | None) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or cores()
+        options.log_severity_level = 3
+        # A thread that waits for its share of a run by spinning takes the core that decodes the next pictures.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        size, dimension = bundle.card.preprocessing.size_px, bundle.card.dimension
+        try:
+            self._session = ort.InferenceSession(bundle.graph, options, providers=providers)
+            wanted = _name(providers[0])
+            if self.providers[0] != wanted:
+                log.warning("ONNX Runtime could not use %s here; it runs on %s", wanted, self.providers[0])
+            on_gpu = self.providers[0] != "CPUExecutionProvider"
+            self._buckets = Buckets(self._session, size, "cuda") if on_gpu else None
+            sizes = Buckets.SIZES[:-1] if on_gpu else ()
+            for n in (MAX_BATCH, *sizes):  # the largest first: it needs the most memory
+                shape = self(np.zeros((n, size, size, 3), np.uint8)).shape
+                if shape != (n, dimension):
+                    given = " x ".join(map(str, shape[1:]))
+                    raise BundleError(f"{bundle.graph} gives {given} numbers; its card says {dimension}")
+            difference = self._difference()
+        except BundleError:
+            raise
+        except Exception as error:  # ONNX Runtime has a class of exception for each of its states
+            raise BundleError(f"{bundle.graph} does not run: {error}") from error
+        if not difference <= PROBE_LIMIT:
+            raise BundleError(
+                f"{bundle.graph} on {self.providers[0]} differs by {difference:.1e} from what it gave when it was "
+                f"exported (limit {PROBE_LIMIT})"
+            )
 
-def _providers() -> list:
-    if "CUDAExecutionProvider" not in ort.get_available_providers() or not _cuda_device():
-        return ["CPUExecutionProvider"]
-    ort.preload_dlls()  # finds CUDA and cuDNN where pip installed them
-    # Every new batch size is tuned anew: by rule instead of by trying all algorithms.
-    return [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), "CPUExecutionProvider"]
+    def _difference(self) -> float:
+        """From the values of the probe in the card, over the greatest of them; 0 where the card has none."""
+        expected = np.asarray(self.card.probe)
+        actual = probe_values(self(probe_pixels(self.card.preprocessing.size_px))[0])
+        if not expected.size:
+            return 0.0
+        if len(actual) != len(expected):
+            return float("inf")
+        return float(np.abs(np.subtract(actual, expected)).max() / np.abs(expected).max())
+
+
+class Buckets:
+    """A session on a GPU, with a buffer there for each of a few batch sizes: cuDNN and TensorRT prepare themselves
+    anew for every size that they have not seen. A batch is filled up to the next size; the rows too many are dropped.
+    """
+
+    SIZES = (1, 2, 4, 8, 16, MAX_BATCH)
+
+    def __init__(self, session: ort.InferenceSession, size_px: int, device: str):
+        self._session = session
+        self._bound = {}
+        for n in self.SIZES:
+            pixels = ort.OrtValue.ortvalue_from_shape_and_type((n, size_px, size_px, 3), np.uint8, device, 0)
+            binding = session.io_binding()
+            binding.bind_ortvalue_input("pixels", pixels)
+            binding.bind_output("embedding", device)
+            self._bound[n] = pixels, binding
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (n, S, S, 3) -> float32 (n, d), n <= MAX_BATCH."""
+        rows = len(pixels)
+        n = next(size for size in self.SIZES if size >= rows)
+        buffer, binding = self._bound[n]
+        if n > rows:
+            pixels = np.concatenate([pixels, np.zeros((n - rows, *pixels.shape[1:]), np.uint8)])
+        buffer.update_inplace(np.ascontiguousarray(pixels))
+        binding.synchronize_inputs()
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return binding.copy_outputs_to_cpu()[0][:rows]
+
+
+def _accelerations() -> list[list]:
+    """Lists of execution providers as ONNX Runtime takes them, the best first; the last one must do."""
+    cpu = "CPUExecutionProvider"
+    available = ort.get_available_providers()
+    if "CUDAExecutionProvider" not in available or not _cuda_device():
+        return [[cpu]]
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds CUDA and cuDNN where pip installed them
+    # Algorithms by rule instead of by trying all; sums as exact as on a CPU. Whoever wants speed exports fp16.
+    cuda = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"})
+    if "TensorrtExecutionProvider" not in available or not _library(TENSORRT):
+        return [[cuda, cpu]]
+    cache = Path("~/.cache/twinview/tensorrt").expanduser()  # building takes minutes, and is for this GPU alone
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache), "trt_timing_cache_enable": "1"}
+    return [[("TensorrtExecutionProvider", kept), cuda, cpu], [cuda, cpu]]
+
+
+def _name(provider: str | tuple[str, dict]) -> str:
+    return provider if isinstance(provider, str) else provider[0]
+
+
+def _library(name: str) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None
 
 
 def _cuda_device() -> bool:
     """Whether the driver knows a GPU. Asking ONNX Runtime instead prints its errors on machines without one."""
-    count = ctypes.c_int(0)
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-    except OSError:
+    driver, count = _library(CUDA_DRIVER), ctypes.c_int(0)
+    if driver is None:
         return False
-
-
-class Batcher:
-    """Gathers the images of concurrent requests into batches; one runs at a time, on a thread of its own.
-
-    There is no timer: while a batch runs the next one gathers, and a request that comes alone never waits.
-    """
-
-    def __init__(self, encode: Callable[[np.ndarray], np.ndarray], max_batch: int = MAX_BATCH):
-        """encode  uint8 (n, S, S, 3) -> float32 (n, d), for any n from 1 to max_batch."""
-        self.encode = encode
-        self.max_batch = max_batch
-        self._waiting: deque[tuple[np.ndarray, asyncio.Future]] = deque()
-        self._thread = ThreadPoolExecutor(1, "encoder")
-        self._running: asyncio.Task | None = None
-
-    async def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (n, S, S, 3) -> float32 (n, d). To rounding, a row is what its image would get alone."""
-        parts = [pixels[i : i + self.max_batch] for i in range(0, len(pixels), self.max_batch)]
-        return np.concatenate(await asyncio.gather(*map(self._enqueue, parts)))
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _enqueue(self, pixels: np.ndarray) -> asyncio.Future:
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append((pixels, future))
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
-        return future
-
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while batch := self._next_batch():
-            pixels = np.concatenate([part for part, _ in batch])
-            try:
-                vectors = await loop.run_in_executor(self._thread, self.encode, pixels)
-            except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            start = 0
-            for part, future in batch:
-                if not future.done():
-                    future.set_result(vectors[start : start + len(part)])
-                start += len(part)
-
-    def _next_batch(self) -> list[tuple[np.ndarray, asyncio.Future]]:
-        """The oldest that fit together; those whose request has gone away are dropped."""
-        batch, size = [], 0
-        while self._waiting and size + len(self._waiting[0][0]) <= self.max_batch:
-            pixels, future = self._waiting.popleft()
-            if not future.done():
-                batch.append((pixels, future))
-                size += len(pixels)
-        return batch
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

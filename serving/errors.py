@@ -13,19 +13,34 @@ from collections.abc import Sequence
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 KINDS = {  # status: (type, code)
     400: ("invalid_request_error", "malformed"),
     401: ("authentication_error", "no_key"),
+    403: ("permission_error", "closed"),
     404: ("not_found_error", "not_found"),
     405: ("invalid_request_error", "method_not_allowed"),
     413: ("invalid_request_error", "too_large"),
+    415: ("invalid_request_error", "unsupported_type"),
     422: ("invalid_request_error", "undecodable"),
     429: ("rate_limit_error", "busy"),
     500: ("server_error", "internal_error"),
     501: ("server_error", "not_offered"),
     503: ("server_error", "not_ready"),
+}
+DESCRIPTIONS = {
+    400: "The request is malformed; `param` names the field.",
+    401: "The service wants a key, and this is none of its keys.",
+    403: "The service has no keys, and so answers on its own machine only.",
+    404: "There is no such model or item.",
+    413: "The body, the number of images, or an image's number of pixels is too large.",
+    415: "The body is of a type that is not taken here.",
+    422: "An image cannot be decoded; `param` names it.",
+    429: "The service has as much work as it takes on. `Retry-After` says in how many seconds to come back.",
+    501: "This service was built without the part that does this.",
+    503: "There is no encoder to serve yet, or the index cannot be read.",
 }
 
 
@@ -43,12 +58,24 @@ class Malformed(Refusal):
     status = 400
 
 
+class NoKey(Refusal):
+    status = 401
+
+
+class Closed(Refusal):
+    status = 403
+
+
 class NotFound(Refusal):
     status = 404
 
 
 class TooLarge(Refusal):
     status = 413
+
+
+class UnsupportedType(Refusal):
+    status = 415
 
 
 class Undecodable(Refusal):
@@ -67,10 +94,34 @@ class NotReady(Refusal):
     status = 503
 
 
+class Fault(BaseModel):
+    message: str = Field(description="A sentence for people, naming the item that they gave.")
+    type: str = Field(description="The kind of fault, for programs.")
+    code: str = Field(description="The reason, for programs.")
+    param: str | None = Field(description="The field that is meant, for instance images[3].")
+
+
+class ErrorAnswer(BaseModel):
+    error: Fault
+
+
+def documented(*statuses: int) -> dict[int | str, dict]:
+    """What FastAPI's `responses` says of a route that may answer with these; any route may answer 401 and 403."""
+    responses = {
+        status: {"model": ErrorAnswer, "description": DESCRIPTIONS[status]} for status in (401, 403, *statuses)
+    }
+    return {**responses, "default": {"model": ErrorAnswer, "description": "Whatever else went wrong."}}
+
+
 def answer(error: HTTPException) -> JSONResponse:
     kind, code = KINDS.get(error.status_code, KINDS[400 if error.status_code < 500 else 500])
     content = {"message": error.detail, "type": kind, "code": code, "param": getattr(error, "param", None)}
     return JSONResponse({"error": content}, error.status_code, error.headers)
+
+
+def failed() -> JSONResponse:
+    """For what nobody foresaw. It tells nothing of the insides."""
+    return answer(Refusal("the service failed; its log says why"))
 
 
 def malformed(errors: Sequence[dict]) -> Malformed:
@@ -85,7 +136,8 @@ def malformed(errors: Sequence[dict]) -> Malformed:
 
 
 def install(app: FastAPI) -> None:
-    """Give the shape to every error of the app: its router's, its validation's, and those that nobody foresaw."""
+    """Give the shape to the errors of the app's router and of its validation. Those that nobody foresaw reach
+    envelope.py, which answers `failed`."""
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:
@@ -100,7 +152,3 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> JSONResponse:
         return answer(malformed(error.errors()))
-
-    @app.exception_handler(Exception)  # whoever runs the app logs it
-    async def _(request: Request, error: Exception) -> JSONResponse:
-        return answer(Refusal("the service failed; its log says why"))

@@ -25,31 +25,42 @@ class Limits:
     """Of one image."""
     images_at_once: int = 1024
     """Of all requests together, being decoded, waiting or being encoded; beyond it requests are turned away."""
+    bytes_at_once: int = 2**30
+    """Of their files."""
+    threads: int = 0
+    """For decoding, and as many for the encoder; 0 for one a core."""
 
 
 USUAL = Limits()
 
 
 class Gate:
-    """Counts the images that are in the house."""
+    """Counts the images that are in the house, and the bytes of their files."""
 
-    def __init__(self, capacity: int):
-        self.capacity = capacity
+    def __init__(self, images: int, bytes: int = USUAL.bytes_at_once):
+        """how many are taken in at once"""
+        self._images, self._bytes = images, bytes
         self.inside = 0
+        self.inside_bytes = 0
 
     @contextmanager
-    def admit(self, images: int) -> Iterator[None]:
-        """raises Busy when they would be more than the capacity together with those inside."""
-        if self.inside + images > self.capacity:
-            raise Busy(
-                f"the service is working on {self.inside} images and takes on at most {self.capacity}; come back soon",
-                headers={"Retry-After": str(RETRY_AFTER_S)},
-            )
+    def admit(self, images: int, bytes: int) -> Iterator[None]:
+        """raises Busy when with those inside they would be too many. One request alone never is too large for bytes."""
+        if self.inside + images > self._images:
+            raise self._busy(f"{self.inside} images and takes on at most {self._images}")
+        if self.inside and self.inside_bytes + bytes > self._bytes:
+            taken, most = (count / 2**20 for count in (self.inside_bytes, self._bytes))
+            raise self._busy(f"{taken:.0f} MiB of images and takes on at most {most:.0f}")
         self.inside += images
+        self.inside_bytes += bytes
         try:
             yield
         finally:
             self.inside -= images
+            self.inside_bytes -= bytes
+
+    def _busy(self, load: str) -> Busy:
+        return Busy(f"the service is working on {load}; come back soon", headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 class BodyLimit:
@@ -62,10 +73,9 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        refusal = TooLarge(f"the request is larger than {self.most / 2**20:g} MiB; send fewer images at a time")
-        announced = dict(scope["headers"]).get(b"content-length", b"")
-        if announced.isdigit() and int(announced) > self.most:
-            return await errors.answer(refusal)(scope, receive, send)
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > self.most:
+                return await errors.answer(self._refusal())(scope, receive, send)
         received = 0
 
         async def counted() -> Message:
@@ -73,10 +83,13 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.most:
-                raise refusal
+                raise self._refusal()
             return message
 
         await self.app(scope, counted, send)
+
+    def _refusal(self) -> TooLarge:
+        return TooLarge(f"the request is larger than {self.most / 2**20:g} MiB; send fewer images at a time")
 
 
 def cores() -> int:

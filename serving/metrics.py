@@ -8,9 +8,10 @@ from time import perf_counter
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+STAGE_SECONDS = (0.0005, 0.001, 0.0025, *SECONDS)
+STAGES = ("decode", "queue", "model")
 IMAGES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -33,6 +34,27 @@ class Metrics:
         )
         self.encoding = Counter("twinview_encoding_seconds", "Time in runs of the encoder.", registry=self.registry)
         self.inside = Gauge("twinview_images_at_once", "Images being worked on.", registry=self.registry)
+        self.waiting = Gauge("twinview_images_waiting", "Images decoded, waiting for a batch.", registry=self.registry)
+        self.images = Counter("twinview_images", "Images embedded for requests.", registry=self.registry)
+        stages = Histogram(
+            "twinview_stage_seconds",
+            "Of a request that embeds: in decoding, waiting for a batch, and in runs of the encoder.",
+            ["stage"],
+            buckets=STAGE_SECONDS,
+            registry=self.registry,
+        )
+        self.stages = {stage: stages.labels(stage) for stage in STAGES}
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """route  as the router knows it, never a path that was asked for"""
+        self.requests.labels(route, status).inc()
+        self.seconds.labels(route).observe(seconds)
+
+    def embedded(self, images: int, times: dict[str, float]) -> None:
+        """times  seconds by stage"""
+        self.images.inc(images)
+        for stage, seconds in times.items():
+            self.stages[stage].observe(seconds)
 
     def measured(self, encode: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         """The same function, each call observed."""
@@ -45,30 +67,3 @@ class Metrics:
             return vectors
 
         return observed
-
-
-class Measured:
-    """ASGI middleware that counts and times requests."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics):
-        self.app = app
-        self.metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        started, status = perf_counter(), 500
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noting)
-        finally:
-            route = scope.get("route")
-            name = scope.get("root_path", "") + route.path if route else "other"
-            self.metrics.requests.labels(name, status).inc()
-            self.metrics.seconds.labels(name).observe(perf_counter() - started)

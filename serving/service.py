@@ -1,7 +1,9 @@
 """How BentoML starts the service: `bentoml serve` and `bentoml build` find this file through bentofile.yaml.
 
-    TWINVIEW_ENCODER   encoder bundle's folder or tag of BentoML's model store; the newest under runs/ by default
+    TWINVIEW_ENCODER   encoder bundle's folder or tag of BentoML's model store, several with commas between, the first
+                       for whoever names none; the newest under runs/ by default
     TWINVIEW_INDEX     folder of the collection; ./index by default
+    TWINVIEW_API_KEYS, TWINVIEW_API_KEYS_FILE, TWINVIEW_OPEN: see keys.py. TWINVIEW_LOG: see log.py
 
 BentoML supervises the process, builds images and keeps models. Its HTTP layer is not used: it answers for itself at
 /readyz and /metrics, in other shapes than ours, and costs more than our own part of a small request.
@@ -13,6 +15,7 @@ import importlib.util
 import logging
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 # No reports to its makers. The command line asked about this before it imported us, and remembers.
@@ -24,8 +27,11 @@ with contextlib.suppress(ImportError, AttributeError):
 
 import bentoml
 import uvicorn
+from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.resource import system_resources
 
 from serving.app import create_app
+from serving.limits import cores
 
 STOP_S = 10  # for requests under way, when the service is told to stop
 
@@ -37,12 +43,18 @@ class Direct(bentoml.Service):
 
     def to_asgi(self, is_main: bool = True):
         lifecycle = super().to_asgi(is_main)
+        app.state.limits = replace(app.state.limits, threads=max(1, cores() // self._workers()))
 
         async def asgi(scope, receive, send):
             with contextlib.suppress(asyncio.CancelledError):  # cut off, STOP_S after the stop: no fault to report
                 await (lifecycle if scope["type"] == "lifespan" else app)(scope, receive, send)
 
         return asgi
+
+    def _workers(self) -> int:
+        """Processes that share the cores. BentoML tells each of them its number, but not how many there are."""
+        workers = BentoMLContainer.config.get()["services"][self.name]["workers"]
+        return int(system_resources()["cpu"]) if workers == "cpu_count" else workers or 1
 
 
 # For this machine alone, unless --host says otherwise. A container has a network of its own.

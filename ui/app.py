@@ -3,6 +3,9 @@
 The service mounts it at its own /ui, where its requests stay in the process. Alone, it asks a service over HTTP:
 
     python ui/app.py --service http://127.0.0.1:3000
+
+with the key in TWINVIEW_API_KEY, where the service wants one. Who sees the page is decided as for the service (see
+serving/keys.py): whoever has one of TWINVIEW_API_KEYS, or without keys whoever is on this machine.
 """
 
 import asyncio
@@ -28,6 +31,7 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse, Response
 
 from serving.client import AsyncClient, ServiceError
+from serving.keys import Access, KeyProblem, Lock, inside
 from ui import picture, similar, style, views
 
 PATH = "/ui"
@@ -67,8 +71,9 @@ def build(client) -> gr.Blocks:
 
 def mount(app: FastAPI) -> FastAPI:
     """Put the page at /ui of the service's own app. Its requests are answered in this process, without a socket."""
-    inside = httpx.ASGITransport(app=app, raise_app_exceptions=False)  # a failure is answered 500, as over a socket
-    return _put(app, AsyncClient("http://service", transport=inside))
+    # A failure is answered 500, as over a socket.
+    transport = httpx.ASGITransport(inside(app), raise_app_exceptions=False)
+    return _put(app, AsyncClient("http://service", transport=transport))
 
 
 def standalone(client) -> FastAPI:
@@ -149,6 +154,10 @@ def _stop_clean(app: FastAPI, stop: asyncio.Event, uploads: Path) -> None:
 def main(options: Options) -> None:
     import uvicorn
 
+    try:
+        access = Access.from_environment(os.environ)
+    except KeyProblem as error:
+        sys.exit(f"error: {error}")
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -156,7 +165,8 @@ def main(options: Options) -> None:
         except (OSError, OverflowError) as error:
             sys.exit(f"Port {options.port} cannot be used ({error}); name another with --port.")
         print(f"The page is at http://127.0.0.1:{options.port}, for the service at {options.service}. Ctrl-C ends it.")
-        app = standalone(AsyncClient(options.service))
+        app = standalone(AsyncClient(options.service, os.environ.get("TWINVIEW_API_KEY")))
+        app.add_middleware(Lock, access=access)
         with suppress(KeyboardInterrupt):
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 

@@ -97,6 +97,8 @@ class Servers:
     """`bentoml serve`, with the page at its /ui."""
     alone: str
     """`python ui/app.py` for that service."""
+    folder: Path
+    """Where its encoder/ and index/ are."""
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def servers(tmp_path_factory, browser):
     with running(serve, environment, logs[0]), running(alone, environment, logs[1]):
         wait_for(f"{urls[0]}/readyz", logs[0])
         wait_for(f"{urls[1]}/ui/", logs[1])
-        yield Servers(*urls)
+        yield Servers(*urls, folder)
         for url in urls:  # a page that is left open keeps neither from stopping
             page = browser.new_page()
             page.goto(f"{url}/ui/")

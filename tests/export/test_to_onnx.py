@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from export import to_onnx
-from export.artifact import BundleError, load_bundle
+from export.artifact import BundleError, load_bundle, probe_pixels
 from export.to_onnx import ExportSettings, export
 from training.augment import AugmentSettings
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
@@ -87,13 +87,15 @@ def test_no_weight_of_the_projection_head_is_in_the_file(bundle, trained):
             assert values.ravel()[:16].tobytes() not in bundle.graph.read_bytes()
 
 
-def test_the_card_says_what_the_bundle_is(bundle):
+def test_the_card_says_what_the_bundle_is(bundle, trained):
     card = load_bundle(bundle.folder).card
     assert card.sha256 == hashlib.sha256(bundle.graph.read_bytes()).hexdigest()
     assert (card.architecture, card.dimension, card.preprocessing.size_px) == ("tiny", 128, 20)
     assert card.id.startswith("tiny-")
     assert card.figures["parity_error"] < 1e-5
     assert card.figures["after"] == {"knn": 0.5}
+    seen = torchs(trained[0], probe_pixels(20))[0]
+    np.testing.assert_allclose(card.probe, seen.reshape(16, 8).mean(axis=1), atol=1e-5 * seen.max())
     assert (card.training["images"], card.training["epochs"], card.training["commit"]) == (64, 3, "abc")
 
 

@@ -2,20 +2,44 @@
 
 import hashlib
 import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
+import httpx
 import numpy as np
 import onnx
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from onnx import TensorProto, helper
 from PIL import Image
 
-from export.artifact import Bundle, ModelCard, Preprocessing, encoder_id, read_pixels, save_bundle
+from export.artifact import (
+    Bundle,
+    ModelCard,
+    Preprocessing,
+    encoder_id,
+    probe_pixels,
+    probe_values,
+    read_pixels,
+    save_bundle,
+)
 from serving.app import create_app
 from serving.encoder import Encoder
 from serving.index import Index, Item, content_id
+from serving.keys import Access
 from serving.limits import USUAL, Limits
 
+ROOT = Path(__file__).parents[2]
+START_S = 90
 SIZE_PX = 32
 DIMENSION = 48
 
@@ -37,8 +61,21 @@ def _make_bundle(folder, scale: float = 1 / 255) -> Bundle:
     onnx.checker.check_model(model)
     content = model.SerializeToString()
     digest, preprocessing = hashlib.sha256(content).hexdigest(), Preprocessing(SIZE_PX)
-    card = ModelCard(encoder_id("means", digest, preprocessing), "means", DIMENSION, preprocessing, digest)
+    card = ModelCard(
+        encoder_id("means", digest, preprocessing),
+        "means",
+        DIMENSION,
+        preprocessing,
+        digest,
+        probe=probe_values(_means(probe_pixels(SIZE_PX), scale)[0]),
+    )
     return save_bundle(folder, content, card)
+
+
+def _means(pixels: np.ndarray, scale: float = 1 / 255) -> np.ndarray:
+    """What the bundle's encoder gives, by numpy in float64: (n, 32, 32, 3) -> (n, 48)."""
+    parts = pixels.astype(np.float64).reshape(-1, 4, 8, 4, 8, 3) * scale
+    return parts.mean(axis=(2, 4)).transpose(0, 3, 1, 2).reshape(-1, DIMENSION)
 
 
 def _picture(seed: int, size: tuple[int, int] = (40, 30), format: str = "PNG") -> bytes:
@@ -55,6 +92,11 @@ def make_bundle():
 
 
 @pytest.fixture(scope="session")
+def means():
+    return _means
+
+
+@pytest.fixture(scope="session")
 def picture():
     return _picture
 
@@ -66,11 +108,13 @@ def bundle(tmp_path_factory) -> Bundle:
 
 @pytest.fixture
 def serve(bundle, tmp_path):
-    """serve(limits=..., index=..., encoder=...) -> a TestClient of a started app."""
+    """serve(limits=..., index=..., encoder=..., access=...) -> a TestClient of a started app."""
     opened = []
 
-    def start(encoder=bundle.folder, index=tmp_path / "index", limits: Limits = USUAL) -> TestClient:
-        client = TestClient(create_app(str(encoder), index, limits), raise_server_exceptions=False)
+    def start(
+        encoder=bundle.folder, index=tmp_path / "index", limits: Limits = USUAL, access: Access | None = None
+    ) -> TestClient:
+        client = TestClient(create_app(str(encoder), index, limits, access), raise_server_exceptions=False)
         client.__enter__()
         opened.append(client)
         return client
@@ -83,6 +127,31 @@ def serve(bundle, tmp_path):
 @pytest.fixture
 def http(serve) -> TestClient:
     return serve()
+
+
+@pytest.fixture
+def listen(bundle, tmp_path):
+    """listen(host=..., access=...) -> (port, app) of a started app behind a real socket."""
+    running = []
+
+    def start(host: str = "127.0.0.1", limits: Limits = USUAL, access: Access | None = None) -> tuple[int, FastAPI]:
+        app = create_app(str(bundle.folder), tmp_path / "index", limits, access)
+        listener = socket.socket()
+        listener.bind((host, 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        running.append((server, thread, listener))
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        return listener.getsockname()[1], app
+
+    yield start
+    for server, thread, listener in running:
+        server.should_exit = True
+        thread.join()
+        listener.close()
 
 
 @pytest.fixture
@@ -108,3 +177,66 @@ def fill(bundle, tmp_path):
         return items
 
     return put
+
+
+@dataclass
+class Running:
+    """A service that was started as a user starts it."""
+
+    address: str
+    process: subprocess.Popen
+    log: Path
+
+    def workers(self) -> list[int]:
+        """Ids of the processes that answer; the one that was started looks after them."""
+        ids = []
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            ids += map(int, (task / "children").read_text().split())
+        return [id for id in ids if b"--worker-id" in Path(f"/proc/{id}/cmdline").read_bytes()]
+
+
+@pytest.fixture
+def launch(bundle, tmp_path):
+    """launch(encoder) -> a Running service that answers; killed in the end."""
+    launched = []
+
+    def start(
+        encoder: Path | str = bundle.folder,
+        bento: Path | str = "",
+        cwd: Path = ROOT,
+        environment: dict[str, str] | None = None,
+    ) -> Running:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        variables = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(tmp_path),
+            "BENTOML_HOME": str(tmp_path / "bentoml"),
+            "__BENTOML_DEBUG_USAGE": "True",  # writes its reports into the log instead of sending them
+            "TWINVIEW_ENCODER": str(encoder),
+            "TWINVIEW_INDEX": str(tmp_path / "index"),
+            **(environment or {}),
+        }
+        command = [sys.executable, "-m", "bentoml", "serve", *filter(None, [str(bento)]), "--port", str(port)]
+        log = tmp_path / f"log{len(launched)}"
+        with open(log, "wb") as file:
+            process = subprocess.Popen(command, cwd=cwd, env=variables, stdout=file, stderr=file)
+        running = Running(f"http://127.0.0.1:{port}", process, log)
+        launched.append(running)
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                httpx.get(f"{running.address}/livez")
+                break
+            except httpx.TransportError:
+                time.sleep(0.2)
+        return running
+
+    yield start
+    for running in launched:
+        orphans = running.workers() if running.process.poll() is None else []
+        running.process.kill()
+        running.process.wait()
+        for orphan in orphans:
+            os.kill(orphan, signal.SIGKILL)

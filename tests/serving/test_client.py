@@ -1,5 +1,8 @@
 import asyncio
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -7,7 +10,9 @@ import pytest
 from PIL import Image
 
 from serving.client import ATTEMPTS, LONGEST_WAIT_S, AsyncClient, Client, Item, Match, ServiceError
+from serving.limits import Limits
 
+ROOT = Path(__file__).parents[2]
 METHODS = ("embed", "search", "items", "thumbnail", "views", "models", "ready")
 
 
@@ -61,6 +66,81 @@ def test_a_path_bytes_and_a_pil_image_give_the_same_embedding(client, bundle, pi
 
 def test_an_image_in_a_mode_that_png_has_not_is_sent_too(client):
     assert client.embed(Image.new("CMYK", (8, 8))).vectors.shape == (1, 48)
+
+
+def test_any_number_of_pictures_goes_in_packs_that_the_service_takes(serve, connect, picture, monkeypatch):
+    """200 pictures in packs of 64, to a service that takes 20 a request, and 12,000 bytes."""
+    monkeypatch.setattr("serving.client.PACK_IMAGES", 64)
+    wide = connect(serve())
+    narrow = connect(serve(limits=Limits(images=20, body_bytes=4_000)))
+    pictures = [picture(i) for i in range(200)]
+    assert 4_000 / 20 > max(map(len, pictures)) > 4_000 / 64
+    expected = wide.embed(pictures).vectors
+    assert expected.shape == (200, 48)
+    np.testing.assert_allclose(expected[123], wide.embed(picture(123)).vectors[0], atol=1e-5)
+    np.testing.assert_allclose(narrow.embed(iter(pictures)).vectors, expected, atol=1e-5)
+
+
+def test_a_broken_picture_is_named_by_its_place_among_all_and_by_its_file(client, picture, tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.client.PACK_IMAGES", 2)
+    (tmp_path / "cat.txt").write_text("no picture")
+    with pytest.raises(ServiceError) as refused:
+        client.embed([picture(0), picture(1), picture(2), tmp_path / "cat.txt"])
+    assert refused.value.message == "images[3] (cat.txt) is not an image of a format this reads"
+    assert refused.value.param == "images[3]"
+
+
+def test_one_picture_that_is_too_large_for_the_service_is_refused_in_its_words(serve, connect, picture):
+    client = connect(serve(limits=Limits(body_bytes=1_000)))
+    with pytest.raises(ServiceError, match="the request is larger than"):
+        client.embed([picture(0), b"x" * 2_000, picture(1)])
+
+
+def test_no_picture_at_all_is_refused_by_the_service(client):
+    with pytest.raises(ServiceError, match="images: there is none in the request") as refused:
+        client.embed([])
+    assert refused.value.status == 400
+
+
+def test_an_encoder_can_be_named_and_one_that_is_not_there_is_refused(client, bundle, picture):
+    assert client.embed(picture(0), model=bundle.card.id).model == bundle.card.id
+    with pytest.raises(ServiceError, match="nobody") as refused:
+        client.embed(picture(0), model="nobody")
+    assert (refused.value.status, refused.value.param) == (404, "model")
+
+
+def test_all_packs_go_to_the_encoder_of_the_first(monkeypatch):
+    """The service may take up a newer one meanwhile: vectors of two must not meet in one answer."""
+    monkeypatch.setattr("serving.client.PACK_IMAGES", 1)
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.params.get("model"))
+        buffer = io.BytesIO()
+        np.save(buffer, np.zeros((1, 4), np.float32))
+        return httpx.Response(200, headers={"Twinview-Model": "old"}, content=buffer.getvalue())
+
+    assert Client("http://s", transport=httpx.MockTransport(answer)).embed([b"a", b"b", b"c"]).model == "old"
+    assert asked == [None, "old", "old"]
+
+
+def test_pictures_are_read_when_their_pack_is_sent(monkeypatch):
+    monkeypatch.setattr("serving.client.PACK_BYTES", 10)
+    read, sent = [], []
+
+    def pictures():
+        for i in range(6):
+            read.append(i)
+            yield b"12345"
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append((len(request.read()), len(read)))
+        buffer = io.BytesIO()
+        np.save(buffer, np.zeros((2, 4), np.float32))
+        return httpx.Response(200, headers={"Twinview-Model": "m"}, content=buffer.getvalue())
+
+    Client("http://s", transport=httpx.MockTransport(answer)).embed(pictures())
+    assert sent == [(18, 3), (18, 5), (18, 6)]
 
 
 def test_search_by_picture_vector_and_id(client, picture):
@@ -175,6 +255,12 @@ def test_the_key_is_sent_as_a_bearer_token():
 
     Client("http://service", api_key="secret", transport=httpx.MockTransport(answer)).models()
     assert keys == ["Bearer secret"]
+
+
+def test_the_client_loads_nothing_of_the_service():
+    program = "import sys, serving.client; print({'fastapi', 'starlette', 'onnxruntime', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_both_clients_have_the_same_methods():

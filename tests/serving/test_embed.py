@@ -1,3 +1,4 @@
+import base64
 import io
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from export.artifact import read_pixels
 from serving.limits import Limits
+from serving.pack import pack
 
 
 @pytest.fixture
@@ -36,6 +38,46 @@ def test_npy_holds_the_same_numbers_as_json(http, bundle, picture):
     assert answer.headers["Twinview-Model"] == bundle.card.id
     assert (vectors.shape, vectors.dtype) == ((3, 48), np.float32)
     np.testing.assert_array_equal(vectors, np.float32(http.post("/embed", files=files).json()["embeddings"]))
+
+
+def packed(*images: bytes) -> dict:
+    return {"content": pack(images), "headers": {"Content-Type": "application/x-twinview-pack"}}
+
+
+def test_a_form_raw_bytes_and_a_pack_give_the_same_vectors(http, picture):
+    form = http.post("/embed", files=[("images", (f"{i}.png", picture(i))) for i in range(40)]).json()
+    assert http.post("/embed", **packed(*map(picture, range(40)))).json() == form
+    for media in ("image/png", "image/jpeg", "IMAGE/PNG; charset=x", "application/octet-stream", None):
+        raw = http.post("/embed", content=picture(3), headers={"Content-Type": media} if media else {}).json()
+        assert raw["embeddings"] == form["embeddings"][3:4], media
+
+
+def test_base64_is_little_endian_float32(http, picture):
+    numbers = http.post("/embed?normalize=1", **packed(picture(0), picture(1))).json()
+    answer = http.post("/embed?encoding_format=base64&normalize=1", **packed(picture(0), picture(1))).json()
+    rows = [np.frombuffer(base64.b64decode(row), "<f4") for row in answer.pop("embeddings")]
+    np.testing.assert_array_equal(rows, np.float32(numbers.pop("embeddings")))
+    assert answer == numbers
+
+
+def test_an_encoder_can_be_named(serve, make_bundle, bundle, picture, expected, tmp_path):
+    other = make_bundle(tmp_path / "other", scale=1 / 128)
+    http = serve(encoder=f"{bundle.folder},{other.folder}")
+    assert [card["id"] for card in http.get("/v1/models").json()["data"]] == [bundle.card.id, other.card.id]
+    for model, name, factor in (
+        (None, bundle.card.id, 1),
+        ("twinview", bundle.card.id, 1),
+        (bundle.card.id, bundle.card.id, 1),
+        (other.card.id, other.card.id, 255 / 128),
+    ):
+        params = {"model": model} if model else {}
+        answer = http.post("/embed", content=picture(0), params=params).json()
+        assert answer["model"] == name
+        np.testing.assert_allclose(answer["embeddings"], [expected(0) * factor], atol=1e-5)
+        openai = {"input": base64.b64encode(picture(0)).decode()} | params
+        answer = http.post("/v1/embeddings", json=openai).json()
+        assert answer["model"] == name
+        np.testing.assert_allclose(answer["data"][0]["embedding"], expected(0) * factor, atol=1e-5)
 
 
 def test_normalized_embeddings_have_length_one_and_the_same_direction(http, picture, expected):

@@ -1,15 +1,24 @@
-import asyncio
+import dataclasses
+import hashlib
 import json
+import logging
 import os
 import shutil
-import threading
-import time
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
-from export.artifact import BundleError
-from serving.encoder import Batcher, Encoder, NoEncoder, _providers, find_bundle
+from export.artifact import BundleError, ModelCard, Preprocessing, encoder_id, save_bundle
+from serving import encoder
+from serving.encoder import MAX_BATCH, Buckets, Encoder, NoEncoder, find_bundle
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (MAX_BATCH, 32, 32, 3), np.uint8)
 
 
 def test_the_newest_export_is_served_unless_another_is_chosen(make_bundle, tmp_path):
@@ -34,113 +43,124 @@ def test_without_any_encoder_the_message_says_how_to_make_one(tmp_path, no_store
         find_bundle("cats:v2", tmp_path)
 
 
+def changed(bundle, folder, **facts):
+    """A copy of the bundle with these facts in its card."""
+    shutil.copytree(bundle.folder, folder)
+    (folder / "model_card.json").write_text(json.dumps({**bundle.card.to_dict(), **facts}))
+    return find_bundle(str(folder))
+
+
 def test_a_graph_that_does_not_run_or_gives_another_dimension_is_refused(bundle, tmp_path):
-    card = bundle.card.to_dict()
     for change, message in (({"dimension": 47}, "48"), ({"preprocessing": {"size_px": 16}}, "does not run")):
-        folder = tmp_path / message
-        shutil.copytree(bundle.folder, folder)
-        (folder / "model_card.json").write_text(json.dumps({**card, **change}))
         with pytest.raises(BundleError, match=message):
-            Encoder(find_bundle(str(folder)))
+            Encoder(changed(bundle, tmp_path / message, **change))
 
 
-def test_a_row_of_a_batch_equals_the_row_alone(bundle):
+def test_a_graph_that_gives_other_values_than_at_its_export_is_refused(bundle, tmp_path):
+    within, beyond = (np.multiply(bundle.card.probe, factor).tolist() for factor in (1.0005, 1.002))
+    for i, probe in enumerate((within, [])):  # an older export has none
+        assert Encoder(changed(bundle, tmp_path / str(i), probe=probe)).card.id == bundle.card.id
+    for i, probe in enumerate((beyond, bundle.card.probe[:-1], [float("nan")] * 16)):
+        with pytest.raises(BundleError, match=r"differs by .* from what it gave when it was exported"):
+            Encoder(changed(bundle, tmp_path / f"no{i}", probe=probe))
+
+
+def test_a_row_of_a_batch_equals_the_row_alone(bundle, pixels):
     encode = Encoder(bundle)
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
     alone = np.concatenate([encode(pixels[i : i + 1]) for i in range(32)])
     np.testing.assert_allclose(encode(pixels), alone, atol=1e-6)
 
 
-def test_a_gpu_is_used_where_the_runtime_and_the_driver_both_have_one(monkeypatch):
-    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+def names(accelerations: list[list]) -> list[list[str]]:
+    return [[name if isinstance(name, str) else name[0] for name in providers] for providers in accelerations]
+
+
+def test_the_best_is_taken_of_what_the_runtime_the_driver_and_the_libraries_all_have(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trt, cuda, cpu = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
     monkeypatch.setattr("serving.encoder.ort.preload_dlls", lambda: None, raising=False)
-    for available, device, expected in ((both, True, both), (both, False, both[1:]), (both[1:], True, both[1:])):
+    for available, device, libraries, expected in (
+        ([trt, cuda, cpu], True, True, [[trt, cuda, cpu], [cuda, cpu]]),
+        ([trt, cuda, cpu], True, False, [[cuda, cpu]]),
+        ([trt, cuda, cpu], False, True, [[cpu]]),
+        ([cuda, cpu], True, True, [[cuda, cpu]]),
+        ([cpu], True, True, [[cpu]]),
+    ):
         monkeypatch.setattr("serving.encoder.ort.get_available_providers", lambda available=available: available)
         monkeypatch.setattr("serving.encoder._cuda_device", lambda device=device: device)
-        assert [name if isinstance(name, str) else name[0] for name in _providers()] == expected
+        monkeypatch.setattr("serving.encoder._library", lambda name, libraries=libraries: libraries)
+        assert names(encoder._accelerations()) == expected
 
 
-class Recorder:
-    """Stands in for an encoder: a row's mean. Waits for `release` before each batch."""
-
-    def __init__(self):
-        self.sizes, self.threads, self.release = [], set(), threading.Event()
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        self.sizes.append(len(pixels))
-        self.threads.add(threading.get_ident())
-        assert self.release.wait(10)
-        if (pixels == 255).all(axis=(1, 2, 3)).any():
-            raise RuntimeError("white")
-        return pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None]
+def test_an_acceleration_that_gives_other_values_is_named_and_left_for_the_next(bundle, pixels, monkeypatch, caplog):
+    cpu = "CPUExecutionProvider"
+    monkeypatch.setattr("serving.encoder._accelerations", lambda: [[cpu], [cpu]])
+    differences = iter((0.5, 0.0))
+    monkeypatch.setattr(Encoder, "_difference", lambda self: next(differences))
+    with caplog.at_level(logging.WARNING, "twinview"):
+        assert Encoder(bundle)(pixels).shape == (32, 48)
+    assert caplog.messages[0].startswith("going on without CPUExecutionProvider:")
+    assert "differs by 5.0e-01" in caplog.messages[0]
 
 
-def images(*values: int) -> np.ndarray:
-    return np.stack([np.full((2, 2, 3), value, np.uint8) for value in values])
+def test_bound_buffers_give_what_a_plain_run_gives_at_every_batch_size(bundle, pixels):
+    """On the CPU in place of a GPU."""
+    session = onnxruntime.InferenceSession(bundle.graph, providers=["CPUExecutionProvider"])
+    run = Buckets(session, 32, "cpu")
+    for n in (*range(1, 33), 5, 1):
+        (expected,) = session.run(["embedding"], {"pixels": pixels[:n]})
+        np.testing.assert_allclose(run(pixels[:n]), expected, atol=1e-6)
+    kept = run(pixels[:3])
+    before = kept.copy()
+    run(pixels[3:6])
+    np.testing.assert_array_equal(kept, before)
 
 
-def test_requests_that_wait_are_joined_into_batches_and_get_their_own_rows():
-    encode = Recorder()
-    batch = Batcher(encode, max_batch=8)
-
-    async def ask():
-        first = asyncio.create_task(batch(images(0)))
-        await asyncio.sleep(0.05)  # its batch runs; the others gather
-        others = [asyncio.create_task(batch(images(i, i + 100))) for i in range(1, 8)]
-        await asyncio.sleep(0.05)
-        encode.release.set()
-        return await asyncio.gather(first, *others)
-
-    answers = asyncio.run(ask())
-    assert encode.sizes == [1, 8, 6]
-    assert len(encode.threads) == 1
-    assert [answer.ravel().tolist() for answer in answers] == [[0], *([i, i + 100] for i in range(1, 8))]
-
-
-def test_a_request_larger_than_a_batch_comes_back_whole():
-    encode = Recorder()
-    encode.release.set()
-    answer = asyncio.run(Batcher(encode, max_batch=4)(images(*range(11))))
-    assert answer.ravel().tolist() == list(range(11))
-    assert encode.sizes == [4, 4, 3]
+def projection(folder, kind: int):
+    """A bundle whose encoder projects the pixels to 8 numbers, in floats of `kind`; and the weights (3072, 8)."""
+    weights = np.random.default_rng(1).normal(size=(32 * 32 * 3, 8)).astype(np.float32) / 3072
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["float"], to=kind),
+        helper.make_node("Flatten", ["float"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["projected"]),
+        helper.make_node("Cast", ["projected"], ["embedding"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "projection",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", 32, 32, 3])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", 8])],
+        [helper.make_tensor("weights", kind, weights.shape, weights.astype(helper.tensor_dtype_to_np_dtype(kind)))],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), weights
 
 
-def test_a_batch_that_fails_is_told_to_its_requests_and_the_next_one_runs():
-    encode = Recorder()
-    encode.release.set()
-    batch = Batcher(encode, max_batch=1)
-
-    async def ask():
-        return await asyncio.gather(batch(images(255)), batch(images(7)), return_exceptions=True)
-
-    failed, answered = asyncio.run(ask())
-    assert str(failed) == "white"
-    assert answered.tolist() == [[7]]
+def bundled(folder, model: onnx.ModelProto):
+    content = model.SerializeToString()
+    digest, preprocessing = hashlib.sha256(content).hexdigest(), Preprocessing(32)
+    return save_bundle(
+        folder, content, ModelCard(encoder_id("p", digest, preprocessing), "p", 8, preprocessing, digest)
+    )
 
 
-def test_a_request_that_has_gone_away_is_not_encoded():
-    encode = Recorder()
-    batch = Batcher(encode, max_batch=8)
+def test_graphs_in_half_precision_and_in_whole_numbers_run_as_they_are(tmp_path, pixels):
+    half, weights = projection(tmp_path, TensorProto.FLOAT16)
+    single, _ = projection(tmp_path, TensorProto.FLOAT)
+    onnx.save(single, tmp_path / "single.onnx")
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    quantization.quantize_dynamic(tmp_path / "single.onnx", tmp_path / "int8.onnx")
+    whole = onnx.load(tmp_path / "int8.onnx")
+    assert any(node.op_type == "MatMulInteger" for node in whole.graph.node)
 
-    async def ask():
-        first = asyncio.create_task(batch(images(0)))
-        await asyncio.sleep(0.05)
-        gone, stays = asyncio.create_task(batch(images(1, 2))), asyncio.create_task(batch(images(3)))
-        await asyncio.sleep(0)
-        gone.cancel()
-        await asyncio.sleep(0)
-        encode.release.set()
-        await asyncio.gather(first, stays)
-
-    asyncio.run(ask())
-    assert encode.sizes == [1, 1]
+    expected = pixels.reshape(32, -1).astype(np.float64) @ weights
+    for name, model, tolerance in (("half", half, 5e-3), ("whole", whole, 5e-2)):
+        encode = Encoder(bundled(tmp_path / name, model))
+        vectors = encode(pixels)
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(vectors, expected, atol=tolerance * np.abs(expected).max())
 
 
-def test_a_lone_request_does_not_wait_for_company():
-    encode = Recorder()
-    encode.release.set()
-    batch = Batcher(encode)
-    asyncio.run(batch(images(1)))
-    started = time.perf_counter()
-    asyncio.run(batch(images(1)))
-    assert time.perf_counter() - started < 0.5
+def test_the_card_of_an_encoder_with_a_probe_reads_as_it_was_written(bundle):
+    assert find_bundle(str(bundle.folder)).card == bundle.card
+    assert dataclasses.asdict(bundle.card)["probe"] == bundle.card.probe
+    assert len(bundle.card.probe) == 16

@@ -1,11 +1,14 @@
 """Every way to be refused, and the one shape of it."""
 
+import base64
 import io
 
 import pytest
 from PIL import Image
 
+from serving.keys import Access
 from serving.limits import Limits
+from serving.pack import pack
 
 SMALL = Limits(body_bytes=200_000, images=3, pixels=100 * 100, images_at_once=8)
 PNG = "a.png"
@@ -46,7 +49,15 @@ def test_every_refusal_has_the_one_shape_and_names_what_was_given(refused, pictu
 
     # 400
     assert refused(400, "POST", "/embed")["param"] == "images"
-    assert refused(400, "POST", "/embed", data={"images": "text"})["message"] == "images[0]: must be a file"
+    text = {"content": b"--x\r\nContent-Disposition: form-data; name=images\r\n\r\ntext\r\n--x--\r\n"}
+    text["headers"] = garbled["headers"]
+    assert refused(400, "POST", "/embed", **text)["message"] == "images[0]: must be a file"
+    assert refused(400, "POST", "/embed", files={"image": good})["param"] == "images"
+    for media in ("image/png", "application/octet-stream", "application/x-twinview-pack"):
+        assert refused(400, "POST", "/embed", content=b"", headers={"content-type": media})["param"] == "images"
+    assert refused(400, "POST", "/embed?encoding_format=int8", content=picture(1))["param"] == "encoding_format"
+    cut = {"content": pack([picture(1), picture(2)])[:-1], "headers": {"content-type": "application/x-twinview-pack"}}
+    assert refused(400, "POST", "/embed", **cut)["param"] == "images[1]"
     refused(400, "POST", "/embed", **garbled)
     refused(400, "POST", "/embed", content=b"x", headers={"content-type": "multipart/form-data"})
     assert refused(400, "POST", "/embed?normalize=perhaps", files={"images": good})["param"] == "normalize"
@@ -55,6 +66,8 @@ def test_every_refusal_has_the_one_shape_and_names_what_was_given(refused, pictu
     assert "one of" in refused(400, "POST", "/search", files={"image": good}, data={"id": "a"})["message"]
     assert refused(400, "POST", "/search", json={"vector": [1, 2]})["message"].startswith("vector has 2 numbers")
     assert refused(400, "POST", "/search", json={"vector": [0] * 48})["param"] == "vector"
+    assert refused(400, "POST", "/search", json={"vector": [1e200] * 48})["param"] == "vector[0]"
+    assert refused(400, "GET", f"/items?offset={2**32}")["param"] == "offset"
     assert refused(400, "POST", "/search", json={"vector": ["a"]})["param"] == "vector[0]"
     assert refused(400, "POST", "/search", content='{"vector": [NaN]}', **json_body)["param"] == "vector[0]"
     assert refused(400, "POST", "/search", data={"vector": "[1,"})["param"] == "vector"
@@ -79,9 +92,21 @@ def test_every_refusal_has_the_one_shape_and_names_what_was_given(refused, pictu
     refused(404, "POST", "/search", json={"id": "' or ''='"})
     assert "GET" in refused(405, "GET", "/embed")["message"]
     assert refused(405, "POST", "/readyz")["code"] == "method_not_allowed"
+    assert "nobody" in refused(404, "POST", "/embed?model=nobody", content=picture(1))["message"]
+    assert (
+        refused(404, "POST", "/v1/embeddings", json={"input": uri(picture(1)), "model": "nobody"})["param"] == "model"
+    )
+    assert "nobody" in refused(404, "GET", "/v1/models/nobody")["message"]
+    refused(405, "DELETE", "/v1/embeddings")
 
     # 413
-    assert "4 images" in refused(413, "POST", "/embed", files=[("images", good)] * 4)["message"]
+    four = {"content": pack([picture(1)] * 4), "headers": {"content-type": "application/x-twinview-pack"}}
+    for body in ({"files": [("images", good)] * 4}, four):
+        error = refused(413, "POST", "/embed", **body)
+        assert error["message"].startswith("more than 3 images") and error["param"] == "images"
+    assert refused(413, "POST", "/v1/embeddings", json={"input": [uri(picture(1))] * 4})["param"] == "input"
+    assert "MiB" in refused(413, "POST", "/embed", content=b"x" * 200_001)["message"]
+    assert refused(413, "POST", "/v1/embeddings", json={"input": uri(blank(101, 100))})["param"] == "input[0]"
     assert "MiB" in refused(413, "POST", "/embed", files={"images": (PNG, b"x" * 200_000)})["message"]
     refused(413, "POST", "/search", files={"image": (PNG, b"x" * 200_000)})
     chunks = (b"x" * 50_000 for _ in range(5))  # of no announced length
@@ -89,6 +114,14 @@ def test_every_refusal_has_the_one_shape_and_names_what_was_given(refused, pictu
     large = refused(413, "POST", "/embed", files=[("images", good), ("images", ("wide.png", blank(101, 100)))])
     assert large["param"] == "images[1]"
     assert large["message"].startswith("images[1] (wide.png) has 101 x 100 pixels")
+
+    # 415
+    for media in ("application/json", "text/plain", "application/x-www-form-urlencoded", "multipart/mixed"):
+        error = refused(415, "POST", "/embed", content=picture(1), headers={"content-type": media})
+        assert media in error["message"] and "application/x-twinview-pack" in error["message"]
+        assert error["code"] == "unsupported_type"
+    refused(415, "POST", "/v1/embeddings", data={"input": uri(picture(1))})
+    refused(415, "POST", "/search", content=picture(1), headers={"content-type": "image/png"})
 
     # 422
     for path, field in (("/embed", "images"), ("/search", "image"), ("/views", "image")):
@@ -98,9 +131,18 @@ def test_every_refusal_has_the_one_shape_and_names_what_was_given(refused, pictu
             assert error["message"].startswith(f"{item} ({name}) is ")
             assert error["param"] == item
 
+    assert refused(422, "POST", "/embed", content=b"hello")["message"].startswith("images[0] is ")
+    packed = {"content": pack([picture(1), b""]), "headers": {"content-type": "application/x-twinview-pack"}}
+    assert refused(422, "POST", "/embed", **packed)["message"] == "images[1] is empty"
+    assert refused(422, "POST", "/v1/embeddings", json={"input": [uri(picture(1)), uri(b"a")]})["param"] == "input[1]"
+
     # 429
     error = refused(429, "POST", "/views", files={"image": good}, data={"pairs": 5})
     assert (error["type"], error["code"]) == ("rate_limit_error", "busy")
+
+
+def uri(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def blank(width: int, height: int) -> bytes:
@@ -109,27 +151,85 @@ def blank(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
+ROUTES = (
+    ("GET", "/"),
+    ("GET", "/docs"),
+    ("GET", "/docs/assets/favicon-light-32x32.png"),
+    ("GET", "/openapi.json"),
+    ("GET", "/metrics"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/twinview"),
+    ("GET", "/items"),
+    ("GET", "/items/0123/thumbnail"),
+    ("GET", "/nothing"),
+    ("POST", "/embed"),
+    ("POST", "/v1/embeddings"),
+    ("POST", "/search"),
+    ("POST", "/views"),
+)
+
+
+def test_without_a_key_every_endpoint_answers_401_in_the_one_shape(serve):
+    http = serve(access=Access.of_keys("secret"))
+    documented = {(method.upper(), path) for path, item in _paths(serve).items() for method in item}
+    asked = {(method, path.replace("0123", "{id}").replace("twinview", "{id}")) for method, path in ROUTES}
+    assert documented - asked == {("GET", "/livez"), ("GET", "/readyz")}
+    for method, path in ROUTES:
+        answer = http.request(method, path)
+        assert answer.status_code == 401, path
+        assert shape(answer)["code"] == "no_key"
+
+
+def _paths(serve) -> dict:
+    return serve().get("/openapi.json").json()["paths"]
+
+
+def test_a_full_house_answers_429_wherever_it_embeds(serve, picture):
+    http = serve(limits=Limits(images_at_once=0))
+    image = {"files": {"image": (PNG, picture(1))}}
+    for path, body in (
+        ("/embed", {"content": picture(1)}),
+        ("/v1/embeddings", {"json": {"input": uri(picture(1))}}),
+        ("/search", image),
+        ("/views", image),
+    ):
+        answer = http.post(path, **body)
+        assert answer.status_code == 429
+        assert answer.headers["Retry-After"] == "1"
+        assert shape(answer)["type"] == "rate_limit_error"
+
+
 def test_a_fault_of_the_service_says_so_and_nothing_of_its_insides(http, picture, monkeypatch):
-    def fail(*_):
+    async def fail(*_):
         raise RuntimeError("/home/secret")
 
-    monkeypatch.setattr(http.app.state.engine, "_batch", fail)
-    answer = http.post("/embed", files={"images": (PNG, picture(1))})
-    assert answer.status_code == 500
-    assert shape(answer)["code"] == "internal_error"
-    assert "secret" not in answer.text
+    for method in ("embed", "search", "views"):
+        monkeypatch.setattr(http.app.state.engine, method, fail)
+    image = {"files": {"image": (PNG, picture(1))}}
+    for path, body in (
+        ("/embed", {"content": picture(1)}),
+        ("/v1/embeddings", {"json": {"input": uri(picture(1))}}),
+        ("/search", image),
+        ("/views", image),
+    ):
+        answer = http.post(path, **body)
+        assert answer.status_code == 500
+        assert shape(answer)["code"] == "internal_error"
+        assert "secret" not in answer.text
 
 
 def test_without_an_encoder_the_service_stays_up_and_says_how_to_make_one(serve, tmp_path, picture, no_store):
     http = serve(encoder=tmp_path / "nowhere")
     assert http.get("/livez").status_code == 200
-    assert http.get("/v1/models").json() == {"data": []}
+    assert http.get("/v1/models").json() == {"object": "list", "data": []}
     image = {"files": {"image": (PNG, picture(1))}}
     asked = [
         http.get("/readyz"),
         http.get("/items"),
         http.get("/items/0123/thumbnail"),
+        http.get("/v1/models/twinview"),
         http.post("/embed", files={"images": (PNG, picture(1))}),
+        http.post("/v1/embeddings", json={"input": uri(picture(1))}),
         http.post("/search", **image),
         http.post("/views", **image),
     ]

@@ -1,6 +1,8 @@
 """`bentoml serve` as a user starts it, over a real socket."""
 
-import os
+import importlib.metadata
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,52 +12,27 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from serving.client import Client
+from serving.limits import cores
 
 ROOT = Path(__file__).parents[2]
-START_S, STOP_S = 90, 10
-
-
-@pytest.fixture
-def served(bundle, fill, tmp_path):
-    """(address, process, log file) of a service over 5 pictures."""
-    fill(5)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path / "log"
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "HOME": str(tmp_path),
-        "BENTOML_HOME": str(tmp_path / "bentoml"),
-        "__BENTOML_DEBUG_USAGE": "True",  # writes its reports into the log instead of sending them
-        "TWINVIEW_ENCODER": str(bundle.folder),
-        "TWINVIEW_INDEX": str(tmp_path / "index"),
-    }
-    command = [sys.executable, "-m", "bentoml", "serve", "--port", str(port)]
-    with open(log, "wb") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and process.poll() is None:
-            try:
-                httpx.get(f"{address}/livez")
-                break
-            except httpx.TransportError:
-                time.sleep(0.2)
-        yield address, process, log
-    finally:
-        process.kill()
-        process.wait()
+STOP_S = 10
+WITHOUT_CHECKOUT = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+"""
 
 
 @pytest.mark.slow
-def test_bentoml_serves_until_it_is_told_to_stop(served, bundle, picture):
-    address, process, log = served
+def test_bentoml_serves_until_it_is_told_to_stop(launch, fill, bundle, picture):
+    fill(5)
+    running = launch()
+    address, process, log = running.address, running.process, running.log
     assert httpx.get(f"{address}/livez").json() == {"status": "alive"}
-    assert httpx.get(f"{address}/readyz").json() == {"status": "ready", "model": bundle.card.id}
+    ready = httpx.get(f"{address}/readyz").json()
+    assert (ready["status"], ready["model"], ready["providers"]) == ("ready", bundle.card.id, ["CPUExecutionProvider"])
     with Client(address) as client:
         assert client.embed([picture(0), picture(1)]).vectors.shape == (2, 48)
         assert client.search(picture(2), k=1).results[0].name == "a/2.png"
@@ -88,3 +65,82 @@ def test_bentoml_serves_until_it_is_told_to_stop(served, bundle, picture):
     assert "Tracking" not in told
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/livez")
+
+
+@pytest.mark.slow
+def test_workers_share_the_cores(launch, bundle, picture):
+    running = launch(environment={"BENTOML_CONFIG_OPTIONS": "services.twinview.workers=2"})
+    assert len(running.workers()) == 2
+    deadline = time.monotonic() + 60
+    while running.log.read_text().count(f"loaded {bundle.card.id}") < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    share = max(1, cores() // 2)
+    assert re.findall(r"loaded .* threads: (\d+)", running.log.read_text()) == [str(share)] * 2
+    with Client(running.address) as client:
+        assert client.embed([picture(0)]).vectors.shape == (1, 48)
+
+
+@pytest.fixture
+def bento(tmp_path) -> Path:
+    """The built bento's folder. The versions of what it needs are not looked up, which takes the network."""
+    config = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
+    config["python"]["lock_packages"] = False
+    file = tmp_path / "bentofile.yaml"
+    file.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "bentoml", "build", "--bentofile", file, "--output", "tag", ROOT]
+    environment = {"BENTOML_HOME": str(tmp_path / "bentoml"), "HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "True"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (built,) = (tmp_path / "bentoml" / "bentos" / "twinview").glob("*/")
+    return built
+
+
+@pytest.mark.slow
+def test_a_built_bento_serves_where_there_is_no_checkout(launch, bento, fill, bundle, picture, tmp_path):
+    fill(5)
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "sitecustomize.py").write_text(WITHOUT_CHECKOUT)
+    shutil.copytree(bundle.folder, bento / "src" / "runs" / "means" / "encoder")  # as bentofile.yaml may include it
+    running = launch("", bento, tmp_path / "hidden", {"PYTHONPATH": str(tmp_path / "hidden")})
+    with Client(running.address) as client:
+        assert client.embed([picture(0), picture(1)]).model == bundle.card.id
+        assert client.search(picture(2), k=1).results[0].name == "a/2.png"
+    assert "gradio" in httpx.get(f"{running.address}/ui/").text
+    views = httpx.post(f"{running.address}/views", files={"image": ("a.png", picture(0))})
+    assert views.json()["error"]["code"] == "not_offered"  # training/ is not to be found
+
+    folders = {file.relative_to(bento / "src").parts[0] for file in (bento / "src").rglob("*.py")}
+    assert folders == {"export", "serving", "ui"}
+    for file in (bento / "src").rglob("*.py"):
+        if file.name != "views.py":
+            assert "from training" not in file.read_text(), file
+
+
+def named(requirement: str) -> str:
+    """The distribution that it is about; empty for an option."""
+    name = re.match(r"\w[\w.-]*", requirement)
+    return re.sub(r"[-_.]+", "-", name.group()).lower() if name else ""
+
+
+@pytest.mark.slow
+def test_the_image_of_a_bento_holds_what_serving_needs_and_nothing_of_torch(bento):
+    docker = (bento / "env" / "docker" / "Dockerfile").read_text()
+    assert "USER bentoml" in docker and "EXPOSE 3000" in docker
+    assert "env/python/requirements.txt" in docker
+    wanted = (bento / "env" / "python" / "requirements.txt").read_text().splitlines()
+    names = {named(line) for line in wanted} - {""}
+    assert {"bentoml", "onnxruntime", "lancedb", "gradio", "orjson", "uvloop"} <= names
+    needed = set()
+    while names:  # and all that they need, as it is installed here
+        name = names.pop()
+        needed.add(name)
+        try:
+            requirements = importlib.metadata.requires(name) or ()
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for requirement in requirements:
+            if "extra ==" not in requirement:
+                names |= {named(requirement)} - needed
+    assert len(needed) > 50
+    assert not needed & {"torch", "torchvision", "pytorch-lightning", "triton"}

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
 from serving.client import AsyncClient, ServiceError
+from serving.keys import Access, Lock
 from ui import app
 from ui.app import Options, build, main, mount, standalone
 from ui.picture import Chosen
@@ -115,6 +116,22 @@ def test_mounted_the_page_asks_the_service_inside_the_process(in_loop):
     assert "the service failed" in asyncio.run(callback(page, "show")((), 24, 0))[4]
 
 
+def test_mounted_in_a_locked_service_the_page_needs_a_key_and_its_own_requests_none(in_loop):
+    service = FastAPI()
+    service.add_middleware(Lock, access=Access.of_keys("secret"))
+
+    @service.get("/items")
+    async def items():
+        return {"count": 1, "items": [{"id": "id1", "name": "pets/cat 1.jpg", "label": "cat", "path": None}]}
+
+    page = next(route.app for route in in_loop(mount, service).routes if getattr(route, "path", None) == "/ui")
+    assert "cat 1.jpg" in asyncio.run(callback(page.get_blocks(), "show")((), 24, 0))[4]
+    http = TestClient(service)
+    for path in ("/ui/", "/ui/config", "/ui/gradio_api/info"):
+        assert http.get(path).status_code == 401
+        assert http.get(path, auth=("", "secret")).status_code == 200
+
+
 def test_nothing_is_reported_and_nothing_shared(fake, alone):
     with alone(fake()) as client:
         told = config(client)
@@ -144,6 +161,27 @@ def test_a_port_in_use_is_said_in_one_sentence():
             main(Options(port=port))
     with pytest.raises(SystemExit, match=r"^Port 99999 cannot be used"):
         main(Options(port=99999))
+
+
+def test_alone_the_page_is_locked_as_a_service_is(in_loop, monkeypatch):
+    """And asks the service with a key of its own."""
+    made, clients = [], []
+    monkeypatch.setattr("uvicorn.Config", lambda app, **_: made.append(app))
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    monkeypatch.setattr("uvicorn.Server.__init__", lambda *_: None)
+    monkeypatch.setattr(app, "standalone", lambda client: clients.append(client) or in_loop(standalone, client))
+    monkeypatch.setenv("TWINVIEW_API_KEY", "the service's")
+    main(Options(port=0))
+    monkeypatch.setenv("TWINVIEW_API_KEYS", "the page's")
+    main(Options(port=0))
+    assert clients[0]._http.headers["Authorization"] == "Bearer the service's"
+    assert TestClient(made[0]).get("/ui/").status_code == 200
+    assert TestClient(made[0], base_url="http://evil.example").get("/ui/").status_code == 403
+    assert TestClient(made[1]).get("/ui/").status_code == 401
+    assert TestClient(made[1]).get("/ui/", auth=("", "the page's")).status_code == 200
+    monkeypatch.setenv("TWINVIEW_API_KEYS_FILE", "/nowhere/keys")
+    with pytest.raises(SystemExit, match=r"^error: TWINVIEW_API_KEYS_FILE: /nowhere/keys cannot be read$"):
+        main(Options(port=0))
 
 
 def test_the_script_explains_itself(capsys):

@@ -1,0 +1,92 @@
+"""What answers look like, for the OpenAPI document. They are written as plain dicts: to check them costs more than to
+embed a small picture."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class Embedded(BaseModel):
+    model: str
+    dimension: int
+    embeddings: list[list[float]] | list[str] = Field(description="In the order of the images.")
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="Numbers, or base64 of little-endian float32.")
+
+
+class Usage(BaseModel):
+    prompt_tokens: int = Field(description="The number of images.")
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class Item(BaseModel):
+    id: str
+    name: str
+    label: str | None
+    path: str | None
+
+
+class Match(Item):
+    similarity: float = Field(description="Cosine, -1 to 1.")
+
+
+class Matches(BaseModel):
+    model: str
+    results: list[Match] = Field(description="Nearest first.")
+
+
+class Items(BaseModel):
+    count: int = Field(description="Of the whole collection.")
+    items: list[Item]
+
+
+class Pair(BaseModel):
+    views: list[str] = Field(min_length=2, max_length=2, description="PNG as data URIs.")
+    similarity: float = Field(description="Cosine of their embeddings.")
+
+
+class Pairs(BaseModel):
+    pairs: list[Pair]
+
+
+class Model(BaseModel):
+    """OpenAI's fields, and the model card's."""
+
+    id: str
+    object: Literal["model"]
+    created: int = Field(description="When this service was started, in Unix seconds.")
+    owned_by: str
+    architecture: str
+    dimension: int
+    preprocessing: dict
+    sha256: str = Field(description="Of the ONNX file.")
+    training: dict
+    figures: dict
+    licence: str
+
+
+class Models(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Alive(BaseModel):
+    status: Literal["alive"]
+
+
+class Ready(BaseModel):
+    status: Literal["ready"]
+    model: str = Field(description="The default.")
+    models: list[str]
+    providers: list[str] = Field(description="ONNX Runtime's, the first that can do it does.")

@@ -1,0 +1,52 @@
+"""What the service tells of its work, on standard error.
+
+    TWINVIEW_LOG=json   one JSON object a line: what the service has to say, and a line for every request
+
+    {"time": "2026-01-31T12:00:00.123+00:00", "level": "info", "message": "POST /embed 200", "request_id": "8c1f...",
+     "route": "/embed", "status": 200, "seconds": 0.0041, "images": 1, "model": "resnet18-0a1b2c3d4e5f"}
+
+Otherwise it is text, and requests are left to /metrics. Neither has a request's key, its query, its pictures or their
+names.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+requests = logging.getLogger("twinview.requests")
+requests.setLevel(logging.WARNING)
+
+
+class JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if request_id := REQUEST_ID.get():
+            line["request_id"] = request_id
+        line.update(getattr(record, "facts", {}))
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def install(environment: Mapping[str, str]) -> None:
+    """raises ValueError for a form that there is not."""
+    form = environment.get("TWINVIEW_LOG", "")
+    if form not in ("", "text", "json"):
+        raise ValueError(f"TWINVIEW_LOG is json or text, not {form!r}")
+    if form != "json":
+        return
+    log = logging.getLogger("twinview")
+    log.handlers[:] = [logging.StreamHandler(sys.stderr)]
+    log.handlers[0].setFormatter(JsonLines())
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    requests.setLevel(logging.INFO)

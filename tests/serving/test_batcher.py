@@ -1,0 +1,129 @@
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from serving.batcher import Batcher
+
+
+class Recorder:
+    """Stands in for an encoder: a row's mean. Waits for `release` before each batch."""
+
+    def __init__(self):
+        self.sizes, self.threads, self.release = [], set(), threading.Event()
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        self.sizes.append(len(pixels))
+        self.threads.add(threading.get_ident())
+        assert self.release.wait(10)
+        if (pixels == 255).all(axis=(1, 2, 3)).any():
+            raise RuntimeError("white")
+        return pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None]
+
+
+@pytest.fixture
+def thread():
+    with ThreadPoolExecutor(1) as one:
+        yield one
+
+
+def images(*values: int) -> np.ndarray:
+    return np.stack([np.full((2, 2, 3), value, np.uint8) for value in values])
+
+
+def test_requests_that_wait_are_joined_into_batches_and_get_their_own_rows(thread):
+    encode = Recorder()
+    batch = Batcher(encode, thread, max_batch=8)
+
+    async def ask():
+        first = asyncio.create_task(batch(images(0)))
+        await asyncio.sleep(0.05)  # its batch runs; the others gather
+        others = [asyncio.create_task(batch(images(i, i + 100))) for i in range(1, 8)]
+        await asyncio.sleep(0.05)
+        assert batch.waiting == 14
+        encode.release.set()
+        return await asyncio.gather(first, *others)
+
+    answers = asyncio.run(ask())
+    assert encode.sizes == [1, 8, 6]
+    assert len(encode.threads) == 1
+    assert batch.waiting == 0
+    assert [answer.vectors.ravel().tolist() for answer in answers] == [[0], *([i, i + 100] for i in range(1, 8))]
+
+
+def test_a_request_larger_than_a_batch_comes_back_whole(thread):
+    encode = Recorder()
+    encode.release.set()
+    answer = asyncio.run(Batcher(encode, thread, max_batch=4)(images(*range(11))))
+    assert answer.vectors.ravel().tolist() == list(range(11))
+    assert encode.sizes == [4, 4, 3]
+
+
+def test_a_batch_that_fails_is_told_to_its_requests_and_the_next_one_runs(thread):
+    encode = Recorder()
+    encode.release.set()
+    batch = Batcher(encode, thread, max_batch=1)
+
+    async def ask():
+        return await asyncio.gather(batch(images(255)), batch(images(7)), return_exceptions=True)
+
+    failed, answered = asyncio.run(ask())
+    assert str(failed) == "white"
+    assert answered.vectors.tolist() == [[7]]
+
+
+@pytest.mark.parametrize("size", [2, 20])
+def test_a_request_that_has_gone_away_is_not_encoded(thread, size):
+    encode = Recorder()
+    batch = Batcher(encode, thread, max_batch=8)
+
+    async def ask():
+        first = asyncio.create_task(batch(images(0)))
+        await asyncio.sleep(0.05)
+        gone, stays = asyncio.create_task(batch(images(*range(size)))), asyncio.create_task(batch(images(3)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        encode.release.set()
+        await asyncio.gather(first, stays)
+
+    asyncio.run(ask())
+    assert encode.sizes == [1, 1]
+
+
+def test_a_lone_request_does_not_wait_for_company(thread):
+    encode = Recorder()
+    encode.release.set()
+    batch = Batcher(encode, thread)
+    asyncio.run(batch(images(1)))
+    started = time.perf_counter()
+    asyncio.run(batch(images(1)))
+    assert time.perf_counter() - started < 0.5
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_time_in_the_queue_and_in_the_model_are_told_apart(thread, size, monkeypatch):
+    """By a clock that only the encoder moves: a second a batch."""
+    now, go_on = 0.0, threading.Event()
+    monkeypatch.setattr("serving.batcher.perf_counter", lambda: now)
+
+    def encode(pixels):
+        nonlocal now
+        assert go_on.wait(10)
+        now += 1
+        return pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None]
+
+    batch = Batcher(encode, thread, max_batch=1)
+
+    async def ask():
+        first = asyncio.create_task(batch(images(0)))
+        behind = asyncio.create_task(batch(images(*range(size))))
+        await asyncio.sleep(0.05)
+        go_on.set()
+        return await first, await behind, await batch(images(*range(size)))
+
+    times = [(told.queue_s, told.model_s) for told in asyncio.run(ask())]
+    assert times == [(0, 1), (1, size), (0, size)]

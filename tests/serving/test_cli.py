@@ -1,0 +1,190 @@
+"""The command `twinview`, against a service behind a real socket."""
+
+import csv
+import os
+import sys
+
+import httpx
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from serving import cli
+from serving.client import Client
+from serving.errors import Busy, NotReady
+from serving.keys import Access
+from serving.limits import Limits
+
+
+@pytest.fixture
+def service(listen):
+    port, _ = listen()
+    return f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def pictures(tmp_path, picture):
+    """A folder of 100 pictures in two classes, and the expected names in order."""
+    folder = tmp_path / "pictures"
+    for i in range(100):
+        path = folder / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(i))
+    return folder
+
+
+@pytest.fixture
+def twinview(monkeypatch):
+    """twinview(argument, ...), as the shell calls it."""
+
+    def call(*arguments) -> None:
+        monkeypatch.setattr(sys, "argv", ["twinview", *map(str, arguments)])
+        cli.main()
+
+    return call
+
+
+def read(path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_becomes_vectors_and_names_in_the_order_of_the_names(service, pictures, twinview, picture, tmp_path):
+    twinview("embed", pictures, "--service", service, "-o", tmp_path / "out" / "v.npy")
+    vectors, rows = np.load(tmp_path / "out" / "v.npy"), read(tmp_path / "out" / "v.csv")
+    names = sorted(f"{'ab'[i % 2]}/{i:02}.png" for i in range(100))
+    assert [row["name"] for row in rows] == names
+    assert rows[0] == {"name": "a/00.png", "label": "a", "split": "train", "path": str(pictures / "a" / "00.png")}
+    assert (vectors.shape, vectors.dtype) == ((100, 48), np.float32)
+    with Client(service) as client:
+        expected = client.embed([picture(int(name[2:4])) for name in names]).vectors
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert sorted(os.listdir(tmp_path / "out")) == ["v.csv", "v.npy"]
+
+
+def test_a_parquet_file_holds_both(service, pictures, twinview, bundle, tmp_path):
+    twinview("embed", pictures, "--service", service, "--output", tmp_path / "v.npy", "--normalize")
+    twinview("embed", pictures, "--service", service, "--output", tmp_path / "v.parquet", "--normalize")
+    table = pyarrow.parquet.read_table(tmp_path / "v.parquet")
+    assert table.column_names == ["name", "label", "split", "path", "vector"]
+    vectors = np.array(table["vector"].to_pylist(), np.float32)
+    np.testing.assert_allclose(vectors, np.load(tmp_path / "v.npy"), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert table["name"].to_pylist() == [row["name"] for row in read(tmp_path / "v.csv")]
+    assert table.schema.metadata[b"twinview.model"].decode() == bundle.card.id
+
+
+def test_broken_files_are_listed_and_the_rest_is_embedded(service, pictures, twinview, picture, tmp_path, capsys):
+    broken = {}
+    for i in range(0, 100, 3):
+        path = pictures / "ab"[i % 2] / f"{i:02}.png"
+        path.write_bytes([b"no picture", b"", picture(i)[:60]][i % 3 if i else 2] if i % 2 else b"text")
+        broken[f"{'ab'[i % 2]}/{i:02}.png"] = path
+    twinview("embed", pictures, "--service", service, "-o", tmp_path / "v.npy")
+    skipped, rows = read(tmp_path / "v.skipped.csv"), read(tmp_path / "v.csv")
+    assert {row["name"] for row in skipped} == set(broken)
+    assert all(row["reason"].startswith("is ") for row in skipped)
+    assert len(rows) == len(np.load(tmp_path / "v.npy")) == 100 - len(broken)
+    told = capsys.readouterr().out
+    assert "66 vectors" in told and "34 files skipped" in told and "a/00.png is not an image" in told
+    with Client(service) as client:
+        expected = client.embed([pictures / row["name"] for row in rows]).vectors
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
+
+
+def test_a_picture_of_too_many_pixels_is_skipped_too(listen, pictures, twinview, picture, tmp_path):
+    port, _ = listen(limits=Limits(pixels=40 * 30))
+    (pictures / "a" / "huge.png").write_bytes(picture(0, size=(50, 30)))
+    twinview("embed", pictures, "--service", f"http://127.0.0.1:{port}", "-o", tmp_path / "v.npy")
+    (skipped,) = read(tmp_path / "v.skipped.csv")
+    assert skipped == {"name": "a/huge.png", "reason": "has 50 x 30 pixels; at most 1,200 are read"}
+
+
+def test_a_busy_service_is_asked_until_it_has_time(listen, pictures, twinview, tmp_path, monkeypatch):
+    port, app = listen()
+    embed, asked = app.state.engine.embed, []
+
+    async def busy(*arguments):
+        asked.append(1)
+        if len(asked) < 30:
+            raise Busy("come back", headers={"Retry-After": "0"})
+        return await embed(*arguments)
+
+    monkeypatch.setattr(app.state.engine, "embed", busy)
+    twinview("embed", pictures, "--service", f"http://127.0.0.1:{port}", "-o", tmp_path / "v.npy")
+    assert len(np.load(tmp_path / "v.npy")) == 100 and len(asked) > 30
+
+
+def test_a_failure_ends_the_command_though_the_service_is_busy_with_the_rest(
+    listen, pictures, twinview, picture, tmp_path, monkeypatch
+):
+    port, app = listen()
+
+    async def busy(files, *_):
+        if files[0].data == picture(0):  # the first of all
+            raise NotReady("out of order")
+        raise Busy("come back", headers={"Retry-After": "0"})
+
+    monkeypatch.setattr(app.state.engine, "embed", busy)
+    with pytest.raises(SystemExit, match=r"^error: out of order$"):
+        twinview("embed", pictures, "--service", f"http://127.0.0.1:{port}", "-o", tmp_path / "v.npy")
+
+
+def test_a_list_of_a_run_before_does_not_stay(service, pictures, twinview, picture, tmp_path):
+    (pictures / "a" / "00.png").write_text("text")
+    twinview("embed", pictures, "--service", service, "-o", tmp_path / "v.npy")
+    assert (tmp_path / "v.skipped.csv").exists()
+    (pictures / "a" / "00.png").write_bytes(picture(0))
+    twinview("embed", pictures, "--service", service, "-o", tmp_path / "v.npy")
+    assert not (tmp_path / "v.skipped.csv").exists()
+
+
+def test_the_key_comes_from_the_environment_and_is_told_nobody(
+    listen, pictures, twinview, tmp_path, monkeypatch, capsys
+):
+    port, _ = listen(access=Access.of_keys("s3cr3t"))
+    command = ("embed", pictures, "--service", f"http://127.0.0.1:{port}", "-o", tmp_path / "v.npy")
+    with pytest.raises(SystemExit, match=r"^error: this service wants a key"):
+        twinview(*command)
+    monkeypatch.setenv("TWINVIEW_API_KEY", "s3cr3t")
+    twinview(*command)
+    with pytest.raises(SystemExit):
+        twinview("embed", "--help")
+    told = capsys.readouterr()
+    assert "100 vectors" in told.out and "s3cr3t" not in told.out + told.err
+
+
+def test_what_cannot_work_is_said_before_anything_is_embedded(service, pictures, twinview, tmp_path):
+    for arguments, sentence in (
+        ((pictures, "-o", tmp_path / "v.txt"), r"v\.txt must end in \.npy or \.parquet"),
+        ((pictures, "-o", pictures / "a" / "00.png" / "v.npy"), "v.npy cannot be written"),
+        ((tmp_path / "nowhere",), "nowhere"),
+        ((pictures, "--model", "nobody"), "no encoder nobody is served"),
+        ((pictures, "--service", "http://127.0.0.1:9"), r"the service at http://127\.0\.0\.1:9\S* cannot be reached"),
+    ):
+        defaults = () if "-o" in arguments else ("-o", tmp_path / "v.npy")
+        address = () if "--service" in arguments else ("--service", service)
+        with pytest.raises(SystemExit, match=rf"^error: .*{sentence}"):
+            twinview("embed", *arguments, *defaults, *address)
+    assert not (tmp_path / "v.npy").exists()
+
+
+def test_a_service_without_an_encoder_says_so_itself(pictures, twinview, serve, no_store, tmp_path, monkeypatch):
+    http = serve(encoder=tmp_path / "nowhere")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        got = http.request(request.method, str(request.url))
+        return httpx.Response(got.status_code, content=got.content)
+
+    client = Client("http://service", transport=httpx.MockTransport(answer))
+    monkeypatch.setattr(cli, "Client", lambda *_, **__: client)
+    with pytest.raises(SystemExit, match=r"^error: .*nowhere .*python training/pretrain\.py"):
+        twinview("embed", pictures, "-o", tmp_path / "v.npy")
+
+
+def test_the_command_explains_itself(twinview, capsys):
+    for arguments in (["--help"], ["embed", "--help"]):
+        with pytest.raises(SystemExit):
+            twinview(*arguments)
+    told = capsys.readouterr().out
+    assert "embed" in told and "--service" in told and "TWINVIEW_API_KEY" in told

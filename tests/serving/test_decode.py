@@ -1,0 +1,139 @@
+import asyncio
+import io
+import struct
+import threading
+import time
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.artifact import Preprocessing, read_pixels
+from serving.decode import BYTES_TOGETHER, FILES_TOGETHER, Decoder, File, _groups
+from serving.errors import TooLarge, Undecodable
+
+SQUARE = Preprocessing(32)
+
+
+def decode(*images: bytes, preprocessing: Preprocessing = SQUARE, **options) -> np.ndarray:
+    decoder = Decoder(2, **options)
+    try:
+        files = [File(f"images[{i}]", f"{i}.png", data) for i, data in enumerate(images)]
+        return asyncio.run(decoder(files, preprocessing))
+    finally:
+        decoder.close()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"])
+def test_pixels_are_those_of_the_export_to_the_bit(picture, format):
+    files = [picture(i, size, format) for i, size in enumerate([(40, 30), (300, 200), (32, 32), (900, 700)])]
+    for preprocessing in (SQUARE, Preprocessing(24, crop=0.875, interpolation="bilinear")):
+        expected = [read_pixels(data, preprocessing) for data in files]
+        np.testing.assert_array_equal(decode(*files, preprocessing=preprocessing), np.stack(expected))
+
+
+def test_small_files_are_decoded_together_and_large_ones_alone():
+    def sizes(*lengths):
+        return [[len(file.data) for file in group] for group in _groups([File("", "", b"x" * n) for n in lengths])]
+
+    many = FILES_TOGETHER + 2
+    assert sizes(*[10] * many) == [[10] * FILES_TOGETHER, [10] * 2]
+    assert sizes(5) == [[5]]
+    assert sizes(10, BYTES_TOGETHER, 10, 20) == [[10], [BYTES_TOGETHER], [10, 20]]
+
+
+@pytest.mark.parametrize("broken", [0, 5, FILES_TOGETHER, 2 * FILES_TOGETHER + 3])
+def test_the_first_file_that_cannot_be_read_is_named(picture, broken):
+    files = [picture(1)] * (3 * FILES_TOGETHER)
+    files[broken] = files[-1] = b"no picture"
+    with pytest.raises(Undecodable) as refused:
+        decode(*files)
+    assert refused.value.param == f"images[{broken}]"
+    assert refused.value.detail == f"images[{broken}] ({broken}.png) is not an image of a format this reads"
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bombs() -> dict[str, bytes]:
+    """Files of a few bytes that announce 3.6 thousand million pixels."""
+    png = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
+    png += png_chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + png_chunk(b"IEND", b"")
+    bmp = b"BM" + struct.pack("<IHHI", 54, 0, 0, 54)
+    bmp += struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    gif = b"GIF89a" + struct.pack("<HHBBB", 60_000, 60_000, 0, 0, 0) + b","
+    gif += struct.pack("<HHHHB", 0, 0, 60_000, 60_000, 0) + b"\x02\x00;"
+    return {"png": png, "bmp": bmp, "gif": gif, "ppm": b"P6 60000 60000 255\n"}
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "gif", "ppm"])
+def test_a_bomb_is_refused_by_its_header_before_anything_is_decoded(kind):
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match=r"images\[0\] \(0.png\) has 60000 x 60000 pixels"):
+            decode(bombs()[kind])
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken_and_the_others_are_not_looked_at(format):
+    red, blue, green = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "green"))
+    buffer = io.BytesIO()
+    red.save(buffer, format, save_all=True, append_images=[blue, green] * 20)
+    data = buffer.getvalue()
+    assert Image.open(io.BytesIO(data)).n_frames > 1
+    np.testing.assert_allclose(decode(data)[0], np.broadcast_to([255, 0, 0], (32, 32, 3)), atol=2)
+    if format == "GIF":  # whose frames follow one another in the file: without most of it the first is still whole
+        np.testing.assert_array_equal(decode(data[: len(data) // 2]), decode(data))
+
+
+def test_what_no_thread_has_begun_is_not_decoded_for_a_request_that_has_gone_away(monkeypatch):
+    begun, go_on = [], threading.Event()
+
+    def read(data, *_):
+        begun.append(data)
+        assert go_on.wait(10)
+        return np.zeros((32, 32, 3), np.uint8)
+
+    monkeypatch.setattr("serving.decode.read_pixels", read)
+    decoder = Decoder(1)
+    large = b"x" * BYTES_TOGETHER  # each goes to a thread alone
+
+    async def ask():
+        gone = asyncio.create_task(decoder([File("", "", large + b"%d" % i) for i in range(4)], SQUARE))
+        stays = asyncio.create_task(decoder([File("", "", b"other")], SQUARE))
+        while not begun:
+            await asyncio.sleep(0.01)
+        gone.cancel()
+        await asyncio.sleep(0.05)
+        go_on.set()
+        return await stays
+
+    assert asyncio.run(ask()).shape == (1, 32, 32, 3)
+    decoder.close()
+    assert begun == [large + b"0", b"other"]
+
+
+def test_very_large_pictures_are_decoded_one_at_a_time(picture, monkeypatch):
+    monkeypatch.setattr("serving.decode.LARGE_PIXELS", 40 * 30)
+    inside, most, pictures = 0, {}, {True: picture(1, (41, 30)), False: picture(1, (40, 30))}
+
+    def slowly(data, preprocessing, max_pixels):
+        nonlocal inside
+        pixels = read_pixels(data, preprocessing, max_pixels)
+        inside += 1
+        most[data] = max(most.get(data, 0), inside)
+        time.sleep(0.05)
+        inside -= 1
+        return pixels
+
+    monkeypatch.setattr("serving.decode.read_pixels", slowly)
+    monkeypatch.setattr("serving.decode.FILES_TOGETHER", 1)
+    for is_large, data in pictures.items():
+        np.testing.assert_array_equal(decode(*[data] * 4), np.stack([read_pixels(data, SQUARE)] * 4))
+        assert most[data] == (1 if is_large else 2)

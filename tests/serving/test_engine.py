@@ -1,0 +1,337 @@
+import asyncio
+import gc
+import logging
+import shutil
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+
+from export.artifact import BundleError, read_pixels, save_bundle
+from serving.decode import File
+from serving.engine import Engine
+from serving.errors import Busy, NotFound, Undecodable
+from serving.limits import USUAL, Limits
+from serving.metrics import Metrics
+
+CPU = "CPUExecutionProvider"
+
+
+@pytest.fixture
+def start(bundle, tmp_path):
+    """start(encoders, limits) -> an Engine that is closed in the end."""
+    opened = []
+
+    def engine(encoders: str = str(bundle.folder), limits: Limits = USUAL) -> Engine:
+        opened.append(Engine(encoders, tmp_path / "index", limits, Metrics()))
+        return opened[-1]
+
+    yield engine
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def expected(bundle, picture, means):
+    """expected(*seeds, scale=...) -> the embeddings of picture(seed), by numpy."""
+
+    def rows(*seeds: int, scale: float = 1 / 255) -> np.ndarray:
+        pixels = [read_pixels(picture(seed), bundle.card.preprocessing) for seed in seeds]
+        return means(np.stack(pixels), scale)
+
+    return rows
+
+
+@pytest.fixture
+def files(picture):
+    def several(*seeds: int) -> list[File]:
+        return [File(f"images[{i}]", "", picture(seed)) for i, seed in enumerate(seeds)]
+
+    return several
+
+
+class Held:
+    """Batches wait until they are let go."""
+
+    def __init__(self, engine: Engine):
+        self.go_on = threading.Event()
+        self.sizes = []
+        batch = engine._models.default.batch
+        encode = batch.encode
+
+        def waiting(pixels: np.ndarray) -> np.ndarray:
+            self.sizes.append(len(pixels))
+            assert self.go_on.wait(10)
+            return encode(pixels)
+
+        batch.encode = waiting
+
+
+def until(condition, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_answer_says_which_encoder_made_it_and_where_the_time_went(start, bundle, files, expected):
+    started = time.perf_counter()
+    answer = asyncio.run(start().embed(files(*range(40))))
+    took = time.perf_counter() - started
+    assert answer.model == bundle.card.id
+    assert answer.vectors.dtype == np.float32
+    np.testing.assert_allclose(answer.vectors, expected(*range(40)), atol=1e-5)
+    assert set(answer.times) == {"decode", "queue", "model"}
+    assert all(seconds >= 0 for seconds in answer.times.values())
+    assert 0 < sum(answer.times.values()) < took
+
+
+def test_a_picture_in_any_company_gets_the_embedding_that_it_gets_alone(start, files):
+    engine = start()
+
+    async def ask():
+        together = await asyncio.gather(*(engine.embed(files(i, i + 1, i)) for i in range(30)))
+        return together, [(await engine.embed(files(i))).vectors[0] for i in range(31)]
+
+    together, alone = asyncio.run(ask())
+    for i, answer in enumerate(together):
+        np.testing.assert_allclose(answer.vectors, [alone[i], alone[i + 1], alone[i]], atol=1e-5)
+
+
+def test_a_broken_picture_fails_its_request_and_no_other(start, files, expected):
+    engine = start()
+    broken = [*files(1), File("images[1]", "", b"no picture")]
+
+    async def ask():
+        return await asyncio.gather(
+            *(engine.embed(broken if i % 2 else files(i)) for i in range(40)), return_exceptions=True
+        )
+
+    for i, answer in enumerate(asyncio.run(ask())):
+        if i % 2:
+            assert isinstance(answer, Undecodable) and answer.param == "images[1]"
+        else:
+            np.testing.assert_allclose(answer.vectors, expected(i), atol=1e-5)
+
+
+# Several encoders -----------------------------------------------------------------------------------------------------
+
+
+def test_several_encoders_are_served_side_by_side_the_first_to_whoever_names_none(
+    start, make_bundle, bundle, files, expected, tmp_path
+):
+    other = make_bundle(tmp_path / "other", scale=1 / 128)
+    engine = start(f"{bundle.folder}, {other.folder}")
+    assert [card.id for card in engine.cards] == [bundle.card.id, other.card.id]
+    assert engine.card.id == engine.index.encoder_id == bundle.card.id
+    assert engine.providers == [CPU]
+
+    async def ask():
+        names = (None, other.card.id, bundle.card.id)
+        return await asyncio.gather(*(engine.embed(files(i), names[i % 3]) for i in range(30)))
+
+    for i, answer in enumerate(asyncio.run(ask())):
+        assert answer.model == (other if i % 3 == 1 else bundle).card.id
+        np.testing.assert_allclose(answer.vectors, expected(i, scale=1 / 128 if i % 3 == 1 else 1 / 255), atol=1e-4)
+
+
+def test_an_encoder_that_is_not_served_is_not_found(start, bundle, files):
+    with pytest.raises(NotFound, match=f"no encoder resnet is served here; there is {bundle.card.id}") as refused:
+        asyncio.run(start().embed(files(1), "resnet"))
+    assert refused.value.param == "model"
+
+
+def test_one_that_cannot_be_served_among_several_is_named(start, bundle, tmp_path, no_store):
+    with pytest.raises(BundleError, match="nowhere is neither"):
+        start(f"{bundle.folder},{tmp_path / 'nowhere'}")
+
+
+# Another encoder in its place -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Looks for newer encoders all the time."""
+    monkeypatch.setattr("serving.models.LOOK_EVERY_S", 0.02)
+
+
+@pytest.fixture
+def place(make_bundle, tmp_path):
+    """A bundle in a place of its own, where another can be put."""
+    return make_bundle(tmp_path / "place")
+
+
+def test_a_newer_encoder_takes_over_and_requests_end_with_the_encoder_they_began_with(
+    quick, start, make_bundle, place, files, expected, caplog
+):
+    engine = start(str(place.folder))
+    held, old, collection = Held(engine), engine.card.id, engine.index.encoder_id
+
+    async def ask():
+        begun = asyncio.create_task(engine.embed(files(1, 2)))
+        await asyncio.sleep(0.05)
+        waiting = asyncio.create_task(engine.embed(files(3)))
+        await asyncio.sleep(0.05)
+        newer = await asyncio.to_thread(make_bundle, place.folder, 1 / 128)
+        await asyncio.to_thread(until, lambda: engine.card.id == newer.card.id)
+        after = asyncio.create_task(engine.embed(files(4)))
+        held.go_on.set()
+        return await asyncio.gather(begun, waiting, after)
+
+    with caplog.at_level(logging.INFO, "twinview"):
+        begun, waiting, after = asyncio.run(ask())
+        until(
+            lambda: any(
+                message.startswith(f"serving {engine.card.id} in place of {old}") for message in caplog.messages
+            )
+        )
+    assert begun.model == waiting.model == old
+    np.testing.assert_allclose(begun.vectors, expected(1, 2), atol=1e-5)
+    np.testing.assert_allclose(waiting.vectors, expected(3), atol=1e-5)
+    assert after.model == engine.card.id != old
+    np.testing.assert_allclose(after.vectors, expected(4, scale=1 / 128), atol=1e-4)
+    assert engine.index.encoder_id == engine.card.id != collection
+    with pytest.raises(NotFound):
+        asyncio.run(engine.embed(files(1), old))
+
+
+def test_the_newest_export_is_taken_up_where_none_was_chosen(quick, start, make_bundle, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_bundle(tmp_path / "runs" / "a" / "encoder")
+    engine = start("")
+    asyncio.run(engine.embed(files(1)))
+    old = weakref.ref(engine._models.default.encoder)
+    gc.freeze()  # as the service does: from now on nobody looks for circles among what is there
+    try:
+        newer = make_bundle(tmp_path / "runs" / "b" / "encoder", 1 / 128)
+        until(lambda: engine.card.id == newer.card.id)
+        until(lambda: old() is None)  # nothing of it is left in memory
+    finally:
+        gc.unfreeze()
+
+
+def test_an_unusable_encoder_is_refused_with_the_reason_and_the_old_one_serves_on(
+    quick, start, make_bundle, place, files, tmp_path, caplog, no_store
+):
+    engine = start(str(place.folder))
+    old = engine.card.id
+    good = make_bundle(tmp_path / "good", 1 / 128)
+    graph = good.graph.read_bytes()
+    wrong = make_bundle(tmp_path / "wrong", 1 / 64).card.probe
+
+    def damage(**facts):
+        card = {**vars(good.card), **facts}
+        return lambda: save_bundle(place.folder, graph, type(good.card)(**card))
+
+    def cut():
+        save_bundle(place.folder, graph[:-100], good.card)
+
+    reasons = [
+        (cut, "is not the file its card describes"),
+        (lambda: (place.folder / "model_card.json").write_text("{"), "cannot be read as a model card"),
+        (damage(dimension=47), "gives 48 numbers; its card says 47"),
+        (damage(probe=wrong), "differs by"),
+        (lambda: shutil.rmtree(place.folder), None),
+        (lambda: place.folder.mkdir(), None),
+    ]
+    for do, reason in reasons:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "twinview"):
+            do()
+            time.sleep(0.2)
+            if reason:
+                until(lambda: caplog.messages)
+        assert engine.card.id == old
+        assert asyncio.run(engine.embed(files(1))).model == old
+        assert len(caplog.messages) == bool(reason)  # once, not at every look
+        if reason:
+            assert caplog.messages[0].startswith(f"{old} goes on serving; what stands in its place now is not fit to:")
+            assert reason in caplog.messages[0]
+    make_bundle(place.folder, 1 / 128)
+    until(lambda: engine.card.id == good.card.id)
+
+
+def test_an_encoder_that_arrives_in_pieces_is_waited_for(start, make_bundle, place, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("serving.models.LOOK_EVERY_S", 3600)
+    engine = start(str(place.folder))
+    newer = make_bundle(tmp_path / "newer", 1 / 128)
+    content, old = newer.graph.read_bytes(), engine.card.id
+
+    def look() -> str:
+        engine._models._look(engine._models._places[0])
+        return engine.card.id
+
+    with caplog.at_level(logging.WARNING, "twinview"), open(place.graph, "wb", buffering=0) as file:
+        (place.folder / "model_card.json").write_bytes((newer.folder / "model_card.json").read_bytes())
+        for i in range(0, len(content), 100):
+            file.write(content[i : i + 100])
+            assert look() == old
+        assert look() == newer.card.id
+    assert caplog.messages == []
+
+
+# More than there is room for ------------------------------------------------------------------------------------------
+
+
+def test_beyond_its_room_the_engine_turns_away_at_once_and_afterwards_works_as_before(start, files):
+    engine = start(limits=Limits(images_at_once=8))
+    held = Held(engine)
+
+    async def flood():
+        accepted = [asyncio.create_task(engine.embed(files(i, i))) for i in range(4)]
+        await asyncio.sleep(0.1)
+        started = time.perf_counter()
+        refused = await asyncio.gather(*(engine.embed(files(1)) for _ in range(500)), return_exceptions=True)
+        refused_s = time.perf_counter() - started
+        held.go_on.set()
+        return refused, refused_s, await asyncio.gather(*accepted)
+
+    for _ in range(2):
+        held.go_on.clear()
+        refused, refused_s, answered = asyncio.run(flood())
+        assert all(isinstance(answer, Busy) and answer.headers["Retry-After"] == "1" for answer in refused)
+        assert refused_s < 0.5
+        assert len(answered) == 4
+        assert engine._gate.inside == engine._models.waiting == 0
+        assert engine._decode._pool._work_queue.qsize() == 0
+
+
+def test_files_of_too_many_bytes_together_are_turned_away_however_few_they_are(start, files, picture):
+    large = [File("images[0]", "", picture(1) + b"x" * 2**20)]
+    engine = start(limits=Limits(bytes_at_once=2**20))
+    held = Held(engine)
+
+    async def ask():
+        alone = asyncio.create_task(engine.embed(large))
+        await asyncio.sleep(0.1)
+        for refused in (large, files(1)):
+            with pytest.raises(Busy, match="working on 1 MiB of images and takes on at most 1;"):
+                await engine.embed(refused)
+        held.go_on.set()
+        await alone
+        small = [asyncio.create_task(engine.embed(files(i))) for i in range(4)]
+        return await asyncio.gather(*small, return_exceptions=True)
+
+    assert all(len(answer.vectors) == 1 for answer in asyncio.run(ask()))
+    assert engine._gate.inside_bytes == 0
+
+
+def test_a_request_that_fails_or_goes_away_makes_room(start, files):
+    engine = start(limits=Limits(images_at_once=4))
+    held = Held(engine)
+
+    async def ask():
+        gone = asyncio.create_task(engine.embed(files(1, 2, 3)))
+        await asyncio.sleep(0.1)
+        with pytest.raises(Busy):
+            await engine.embed(files(1, 2))
+        gone.cancel()
+        await asyncio.sleep(0)
+        held.go_on.set()
+        with pytest.raises(Undecodable):
+            await engine.embed([File("images[0]", "", b"no picture")] * 4)
+        return await engine.embed(files(1, 2, 3, 4))
+
+    assert len(asyncio.run(ask()).vectors) == 4

@@ -1,0 +1,275 @@
+"""What goes wrong around the service: pictures made to break it, stops, kills, and encoders replaced while it works."""
+
+import io
+import os
+import random
+import signal
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.artifact import read_pixels
+from serving.limits import Limits
+
+NPY = {"Accept": "application/x-npy"}
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+
+@pytest.fixture(scope="module")
+def expected(bundle, picture, means):
+    """expected(seed, scale) -> the embedding of picture(seed), by numpy."""
+
+    def row(seed: int, scale: float = 1 / 255) -> np.ndarray:
+        return means(read_pixels(picture(seed), bundle.card.preprocessing)[None], scale)[0]
+
+    return row
+
+
+# Pictures made to break it --------------------------------------------------------------------------------------------
+
+
+def truncated(data: bytes, rng: random.Random) -> bytes:
+    return data[: rng.randrange(len(data))]
+
+
+def flipped(data: bytes, rng: random.Random) -> bytes:
+    """Up to 16 bits, half of them in the first 64 bytes."""
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 16)):
+        changed[rng.randrange(rng.choice((min(64, len(data)), len(data))))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def overwritten(data: bytes, rng: random.Random) -> bytes:
+    """A run of bytes by zeros, ones, or noise."""
+    start = rng.randrange(len(data))
+    length = rng.randint(1, len(data))
+    filling = rng.choice((b"\0" * length, b"\xff" * length, rng.randbytes(length)))
+    return (data[:start] + filling + data[start + length :])[: len(data)]
+
+
+def of_another_type(data: bytes, rng: random.Random) -> bytes:
+    heads = (b"%PDF-1.7\n", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"PK\x03\x04", b"<svg xmlns='http://www.w3.org/2000/svg'/>")
+    heads += (
+        b"MZ",
+        b"\x7fELF",
+        b"<!doctype html>",
+        b"\x93NUMPY\x01\0",
+        b"\x80\x04.",
+        b"RIFF",
+        b"ftypavif",
+        b"\xff\xd8",
+    )
+    return rng.choice(heads) + rng.choice((b"", data, rng.randbytes(200)))
+
+
+def joined(data: bytes, rng: random.Random) -> bytes:
+    """The head of one format on the body of another."""
+    cut = rng.randrange(min(64, len(data)))
+    return _encoded(rng.choice(FORMATS), rng)[:cut] + data[cut:]
+
+
+def bomb(data: bytes, rng: random.Random) -> bytes:
+    """Small files of many pixels, announced or real."""
+    n = rng.choice((20_000, 65_535, 2**31 - 1))
+    small = min(n, 65_535)
+    png = bytearray(_encoded("PNG", rng))
+    png[16:24] = struct.pack(">II", n, n)
+    jpeg = bytearray(_encoded("JPEG", rng))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", small, small)
+    gif = bytearray(_encoded("GIF", rng))
+    gif[6:10] = struct.pack("<HH", small, small)
+    bmp = bytearray(_encoded("BMP", rng))
+    bmp[18:26] = struct.pack("<ii", n, rng.choice((n, -n)))
+    real = io.BytesIO()
+    Image.new("1", (3000, 3000)).save(real, "PNG", optimize=False)
+    return rng.choice((bytes(png), bytes(jpeg), bytes(gif), bytes(bmp), f"P6 {n} {n} 255\n".encode(), real.getvalue()))
+
+
+def nothing(data: bytes, rng: random.Random) -> bytes:
+    return rng.choice((b"", b"\0" * rng.choice((1, 8, 4096, 2**20))))
+
+
+def with_a_huge_header(data: bytes, rng: random.Random) -> bytes:
+    """Text, profiles and announced lengths far beyond the picture."""
+    jpeg, png = _encoded("JPEG", rng), _encoded("PNG", rng)
+    segments = (b"\xff\xe1\xff\xff" + b"Exif\0\0" + rng.randbytes(65_527)) * rng.randint(1, 12)
+    length = struct.pack(">I", rng.choice((2**20, 2**31 - 1, 2**32 - 1)))
+    comment = b"# " + b"x" * 2**20 + b"\n"
+    return rng.choice(
+        (
+            jpeg[:2] + segments + jpeg[2:],
+            png[:33] + length + b"iCCP" + rng.randbytes(64) + png[33:],
+            png[:33] + length + b"zTXt" + b"a\0\0" + png[33:],
+            b"P6 " + comment * rng.randint(1, 3) + b"32 32 255\n" + b"\x80" * 3072,
+            b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 65_535) + rng.randbytes(12 * 2000),
+        )
+    )
+
+
+MUTATIONS = (truncated, flipped, overwritten, of_another_type, joined, bomb, nothing, with_a_huge_header)
+
+
+def _encoded(format: str, rng: random.Random) -> bytes:
+    buffer = io.BytesIO()
+    width, height = rng.randint(8, 64), rng.randint(8, 64)
+    Image.frombytes("RGB", (width, height), rng.randbytes(width * height * 3)).save(buffer, format)
+    return buffer.getvalue()
+
+
+def mutated(count: int) -> Iterator[tuple[str, bytes]]:
+    """The same ones every time, with the name of what was done to them."""
+    rng = random.Random(0)
+    for i in range(count):
+        mutation, format = MUTATIONS[i % len(MUTATIONS)], FORMATS[i // len(MUTATIONS) % len(FORMATS)]
+        yield f"{mutation.__name__} {format} {i}", mutation(_encoded(format, rng), rng)
+
+
+@pytest.mark.slow
+def test_a_thousand_mutated_pictures_make_no_fault_and_harm_no_good_one(serve, picture, expected):
+    http = serve(limits=Limits(pixels=4_000_000))
+    good = {i: (picture(i), expected(i)) for i in range(16)}
+
+    def ask(i: int, name: str, data: bytes) -> tuple[str, int]:
+        bad = http.post("/embed", files=[("images", (name, data)), ("images", ("good.png", good[i % 16][0]))])
+        if bad.status_code != 200:
+            error = bad.json()["error"]
+            assert error["param"] == "images[0]", (name, error)
+            assert error["message"].startswith(f"images[0] ({name}) "), (name, error)
+        answer = http.post("/embed", files={"images": ("good.png", good[i % 16][0])}, headers=NPY)
+        assert answer.status_code == 200, name
+        np.testing.assert_allclose(np.load(io.BytesIO(answer.content))[0], good[i % 16][1], atol=1e-5)
+        return name.partition(" ")[0], bad.status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, i, name, data) for i, (name, data) in enumerate(mutated(1000))]
+        statuses = Counter(future.result() for future in asked)
+    assert {status for _, status in statuses} <= {200, 413, 422}, statuses
+    for mutation in ("truncated", "nothing", "of_another_type"):
+        assert statuses[mutation, 422] > 100, statuses
+    assert statuses["bomb", 413] > 100, statuses
+    assert statuses["flipped", 200] > 10, statuses  # some are pictures still
+
+
+# Stops, kills, replacements -------------------------------------------------------------------------------------------
+
+
+class Load:
+    """Clients that post pictures until they are told to stop, each on a connection of its own."""
+
+    def __init__(self, address: str, picture, clients: int = 4, images: int = 1):
+        self.address, self.images = address, images
+        self.files = [picture(i) for i in range(16)]
+        self.answers: list[tuple[int, httpx.Response]] = []  # with the number of their first picture
+        self.failures: list[Exception] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._post, args=(i,)) for i in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, answers: int, seconds: float = 60) -> None:
+        """That many more."""
+        wanted, deadline = len(self.answers) + answers, time.monotonic() + seconds
+        while len(self.answers) < wanted:
+            assert time.monotonic() < deadline, (len(self.answers), wanted, self.failures[-3:])
+            time.sleep(0.02)
+
+    def _post(self, i: int) -> None:
+        with httpx.Client(timeout=60) as http:
+            while not self._stop.is_set():
+                i = (i + 1) % 16
+                files = [("images", (f"{j}.png", self.files[(i + j) % 16])) for j in range(self.images)]
+                try:
+                    self.answers.append((i, http.post(f"{self.address}/embed", files=files, headers=NPY)))
+                except httpx.TransportError as error:
+                    self.failures.append(error)
+                    time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_two_replacements_of_the_encoder_under_load_fail_no_request(launch, make_bundle, picture, expected, tmp_path):
+    scales = {
+        make_bundle(tmp_path / str(n), scale).card.id: scale for n, scale in enumerate((1 / 255, 1 / 128, 1 / 64))
+    }
+    ids = list(scales)
+    make_bundle(tmp_path / "place", scales[ids[0]])
+    running = launch(tmp_path / "place")
+    with Load(running.address, picture) as load:
+        load.wait_for(50)
+        for id in ids[1:]:
+            make_bundle(tmp_path / "place", scales[id])
+            deadline = time.monotonic() + 30
+            while httpx.get(f"{running.address}/readyz").json()["model"] != id:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            load.wait_for(50)
+    assert load.failures == []
+    seen = Counter()
+    for i, answer in load.answers:
+        assert answer.status_code == 200
+        model = answer.headers["Twinview-Model"]
+        vector = np.load(io.BytesIO(answer.content))[0]
+        np.testing.assert_allclose(vector, expected(i, scales[model]), rtol=1e-4, atol=1e-4)
+        seen[model] += 1
+    assert set(seen) == set(ids)
+
+
+@pytest.mark.slow
+def test_a_stop_under_load_answers_what_has_been_asked_and_then_ends(launch, picture):
+    running = launch()
+    answers = {}
+
+    def ask(i: int) -> None:
+        files = [("images", (f"{j}.jpg", photo)) for j in range(40)]
+        answers[i] = httpx.post(f"{running.address}/embed", files=files, headers=NPY, timeout=60).status_code
+
+    photo = picture(1, (1500, 1200), "PNG")  # some 20 ms to decode
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 30
+    while "twinview_images_at_once 240.0" not in httpx.get(f"{running.address}/metrics", timeout=60).text:
+        assert time.monotonic() < deadline
+    assert answers == {}
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(30) == 0
+    for thread in threads:
+        thread.join()
+    assert answers == dict.fromkeys(range(6), 200)
+    assert "Traceback" not in running.log.read_text()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_under_load_comes_back(launch, picture, expected):
+    running = launch()
+    (killed,) = running.workers()
+    with Load(running.address, picture) as load:
+        load.wait_for(50)
+        os.kill(killed, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while not (running.workers() and killed not in running.workers()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        load.wait_for(200)
+    assert running.process.poll() is None
+    assert len(load.failures) <= 4 * 5  # of those under way, and not for long
+    for i, answer in load.answers:
+        assert answer.status_code == 200
+        np.testing.assert_allclose(np.load(io.BytesIO(answer.content))[0], expected(i), atol=1e-5)
