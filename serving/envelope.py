@@ -3,6 +3,7 @@
 X-Request-Id   the client's own, where it is one line of at most 128 letters, digits and ._:/+=- ; otherwise made
 """
 
+import itertools
 import os
 import re
 from time import perf_counter
@@ -21,6 +22,7 @@ SAFETY = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+PROCESS, NUMBER = os.urandom(8).hex().encode(), itertools.count(1)  # asking for chance each time lets go of the thread
 CLIENT_GONE = 499  # no answer; what nginx counts it as
 
 
@@ -70,7 +72,7 @@ def _request_id(scope: Scope) -> bytes:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and SANE_ID.fullmatch(value):
             return value
-    return os.urandom(16).hex().encode()
+    return b"%s%016x" % (PROCESS, next(NUMBER))
 
 
 def _route(scope: Scope) -> str:
