@@ -92,6 +92,7 @@ def create_app(encoder: str | None, index: Path, limits: Limits = USUAL, access:
         gc.collect()
         gc.freeze()  # what is loaded stays: looking through it again would stop requests for 100 ms
         yield
+        gc.unfreeze()
         if app.state.engine:
             app.state.engine.close()
 
