@@ -15,6 +15,7 @@ import importlib.util
 import logging
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,10 @@ from serving.limits import cores
 
 STOP_S = 10  # for requests under way, when the service is told to stop
 
-app = create_app(os.environ.get("TWINVIEW_ENCODER"), Path(os.environ.get("TWINVIEW_INDEX", "index")))
+try:
+    app = create_app(os.environ.get("TWINVIEW_ENCODER"), Path(os.environ.get("TWINVIEW_INDEX", "index")))
+except ValueError as error:  # of the environment's variables, which the message names
+    sys.exit(f"error: {error}")
 
 
 class Direct(bentoml.Service):

@@ -184,15 +184,20 @@ def _paths(serve) -> dict:
     return serve().get("/openapi.json").json()["paths"]
 
 
+def embedding(image: bytes) -> dict[str, dict]:
+    """A request to every route that embeds."""
+    form = {"files": {"image": (PNG, image)}}
+    return {
+        "/embed": {"content": image},
+        "/v1/embeddings": {"json": {"input": uri(image)}},
+        "/search": form,
+        "/views": form,
+    }
+
+
 def test_a_full_house_answers_429_wherever_it_embeds(serve, picture):
     http = serve(limits=Limits(images_at_once=0))
-    image = {"files": {"image": (PNG, picture(1))}}
-    for path, body in (
-        ("/embed", {"content": picture(1)}),
-        ("/v1/embeddings", {"json": {"input": uri(picture(1))}}),
-        ("/search", image),
-        ("/views", image),
-    ):
+    for path, body in embedding(picture(1)).items():
         answer = http.post(path, **body)
         assert answer.status_code == 429
         assert answer.headers["Retry-After"] == "1"
@@ -205,13 +210,7 @@ def test_a_fault_of_the_service_says_so_and_nothing_of_its_insides(http, picture
 
     for method in ("embed", "search", "views"):
         monkeypatch.setattr(http.app.state.engine, method, fail)
-    image = {"files": {"image": (PNG, picture(1))}}
-    for path, body in (
-        ("/embed", {"content": picture(1)}),
-        ("/v1/embeddings", {"json": {"input": uri(picture(1))}}),
-        ("/search", image),
-        ("/views", image),
-    ):
+    for path, body in embedding(picture(1)).items():
         answer = http.post(path, **body)
         assert answer.status_code == 500
         assert shape(answer)["code"] == "internal_error"

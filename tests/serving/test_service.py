@@ -1,6 +1,7 @@
 """`bentoml serve` as a user starts it, over a real socket."""
 
 import importlib.metadata
+import os
 import re
 import shutil
 import signal
@@ -144,3 +145,19 @@ def test_the_image_of_a_bento_holds_what_serving_needs_and_nothing_of_torch(bent
                 names |= {named(requirement)} - needed
     assert len(needed) > 50
     assert not needed & {"torch", "torchvision", "pytorch-lightning", "triton"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("TWINVIEW_API_KEYS_FILE", "nowhere", "TWINVIEW_API_KEYS_FILE: nowhere cannot be read"),
+        ("TWINVIEW_LOG", "xml", "TWINVIEW_LOG is json or text, not 'xml'"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_ends_the_start_with_a_sentence(name, value, sentence):
+    command = [sys.executable, "-m", "bentoml", "serve"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, name: value}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"error: {sentence}" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
