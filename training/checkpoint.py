@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,10 +70,13 @@ class EveryEpoch(Checkpoint):
             self.before = signal.signal(signal.SIGINT, self._interrupted)
 
     def on_train_epoch_end(self, trainer, module):
-        # One process may hear of Ctrl-C before an epoch's end and another after it: they agree.
-        trainer.should_stop = trainer.strategy.reduce_boolean_decision(self.stopping, all=False)
+        # One process may hear of Ctrl-C, or see its clock pass, before an epoch's end and another after it. They agree:
+        # a checkpoint that not all of them write would keep them waiting for each other for ever.
+        any_says = partial(trainer.strategy.reduce_boolean_decision, all=False)
+        trainer.should_stop = any_says(self.stopping)
+        due = any_says(time.monotonic() - self.saved_at > EVERY_S)
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        if last or trainer.should_stop or time.monotonic() - self.saved_at > EVERY_S:
+        if last or trainer.should_stop or due:
             trainer.save_checkpoint(self.path)
             self.saved_at = time.monotonic()
 

@@ -9,8 +9,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +121,41 @@ def test_a_run_of_two_processes_says_that_one_was_killed_and_is_continued(small_
     assert process.returncode == 0, printed
     assert printed.count("done in") == 1  # one process speaks for both
     assert checkpoint.load(last)["global_step"] == 240
+
+
+def test_processes_whose_clocks_differ_write_the_same_checkpoints(tmp_path):
+    meet, said = threading.Barrier(WORLD, timeout=10), [False] * WORLD
+
+    class Strategy:
+        def __init__(self, rank: int):
+            self.rank = rank
+
+        def reduce_boolean_decision(self, decision: bool, all: bool) -> bool:
+            said[self.rank] = decision
+            meet.wait()
+            agreed = any(said)
+            meet.wait()
+            return agreed
+
+    def end_of_epoch(rank: int) -> list[Path]:
+        written = []
+        callback = checkpoint.EveryEpoch(tmp_path / "last.ckpt")
+        callback.saved_at = time.monotonic() + 60 - rank * 60 - checkpoint.EVERY_S  # due for the second one alone
+        callback.on_train_epoch_end(
+            SimpleNamespace(
+                strategy=Strategy(rank),
+                current_epoch=0,
+                max_epochs=9,
+                global_step=1,
+                max_steps=-1,
+                save_checkpoint=written.append,
+            ),
+            None,
+        )
+        return written
+
+    with ThreadPoolExecutor(WORLD) as pool:
+        assert list(pool.map(end_of_epoch, range(WORLD))) == [[tmp_path / "last.ckpt"]] * WORLD
 
 
 def children(pid: int) -> list[int]:
