@@ -1,4 +1,4 @@
-"""From files to pixels, before anything is batched: a broken file harms no request but its own."""
+"""From files to pixels: a broken file harms no request but its own."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from serving.errors import TooLarge, Undecodable
 
 # Handing one file to a thread and back costs as much as decoding one of 32 x 32 pixels: small ones go together.
 FILES_TOGETHER = 8
-BYTES_TOGETHER = 2**16
+BYTES_TOGETHER = SMALL_BYTES = 2**16
 
 # An image takes up to 16 bytes a pixel while it is decoded. Of those larger than this there is one at a time.
 LARGE_PIXELS = 2**25
@@ -45,34 +45,29 @@ class Decoder:
         loop = asyncio.get_running_loop()
         groups = list(_groups(files))
         reading = [loop.run_in_executor(self._pool, self._read, group, preprocessing) for group in groups]
-        pixels: list[np.ndarray] = []
         try:
-            for group, job in zip(groups, reading, strict=True):
-                read, problem = await job
-                if problem is not None:
-                    field, name, _ = group[len(read)]
-                    kind = TooLarge if isinstance(problem, TooManyPixels) else Undecodable
-                    raise kind(f"{field} ({name}) {problem}" if name else f"{field} {problem}", param=field)
-                pixels += read
+            return np.stack([pixels for job in reading for pixels in await job])
         finally:
             for job in reading:
-                job.cancel()
-        return np.stack(pixels)
+                if not job.cancel() and not job.cancelled():
+                    job.exception()  # has been looked at, now
+
+    def read(self, file: File, preprocessing: Preprocessing) -> np.ndarray:
+        """In the caller's thread: uint8 (S, S, 3) RGB. raises Undecodable or TooLarge, naming it."""
+        try:
+            return self._pixels(file.data, preprocessing)
+        except UnreadableImage as problem:
+            kind = TooLarge if isinstance(problem, TooManyPixels) else Undecodable
+            named = f"{file.field} ({file.name})" if file.name else file.field
+            raise kind(f"{named} {problem}", param=file.field) from problem
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, files: list[File], preprocessing: Preprocessing) -> tuple[list[np.ndarray], UnreadableImage | None]:
-        """The pixels of all files, or of those before the first that cannot be read, and why it cannot."""
-        read = []
-        try:
-            for file in files:
-                read.append(self._read_one(file.data, preprocessing))
-        except UnreadableImage as problem:
-            return read, problem
-        return read, None
+    def _read(self, files: list[File], preprocessing: Preprocessing) -> list[np.ndarray]:
+        return [self.read(file, preprocessing) for file in files]
 
-    def _read_one(self, data: bytes, preprocessing: Preprocessing) -> np.ndarray:
+    def _pixels(self, data: bytes, preprocessing: Preprocessing) -> np.ndarray:
         try:
             return read_pixels(data, preprocessing, min(LARGE_PIXELS, self.max_pixels))
         except TooManyPixels:  # which the header has told

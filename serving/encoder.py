@@ -14,6 +14,7 @@ from serving.limits import cores
 
 log = logging.getLogger("twinview")
 
+CPU = "CPUExecutionProvider"
 STORED = "twinview-encoder"  # an encoder's name in BentoML's model store
 MAX_BATCH = 32
 PROBE_LIMIT = 1e-3  # greatest difference over the greatest value; another processor's rounding stays far below it
@@ -64,7 +65,7 @@ def _in_store(tag: str) -> Path | None:
 
 
 class Encoder:
-    """f in ONNX Runtime. Calls come from one thread at a time."""
+    """f in ONNX Runtime. On the CPU any number of threads may call at once, on a GPU one."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None):
         """Load, warm up, and see that it gives what its card says.
@@ -104,7 +105,7 @@ class Encoder:
             wanted = _name(providers[0])
             if self.providers[0] != wanted:
                 log.warning("ONNX Runtime could not use %s here; it runs on %s", wanted, self.providers[0])
-            on_gpu = self.providers[0] != "CPUExecutionProvider"
+            on_gpu = self.providers[0] != CPU
             self._buckets = Buckets(self._session, size, "cuda") if on_gpu else None
             sizes = Buckets.SIZES[:-1] if on_gpu else ()
             for n in (MAX_BATCH, *sizes):  # the largest first: it needs the most memory
@@ -167,21 +168,20 @@ class Buckets:
 
 def _accelerations() -> list[list]:
     """Lists of execution providers as ONNX Runtime takes them, the best first; the last one must do."""
-    cpu = "CPUExecutionProvider"
     available = ort.get_available_providers()
     if "CUDAExecutionProvider" not in available or not _cuda_device():
-        return [[cpu]]
+        return [[CPU]]
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds CUDA and cuDNN where pip installed them
     # Algorithms by rule instead of by trying all; sums as exact as on a CPU. Whoever wants speed exports fp16.
     cuda = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"})
     if "TensorrtExecutionProvider" not in available or not _library(TENSORRT):
-        return [[cuda, cpu]]
+        return [[cuda, CPU]]
     cache = Path("~/.cache/twinview/tensorrt").expanduser()  # building takes minutes, and is for this GPU alone
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
     kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache), "trt_timing_cache_enable": "1"}
-    return [[("TensorrtExecutionProvider", kept), cuda, cpu], [cuda, cpu]]
+    return [[("TensorrtExecutionProvider", kept), cuda, CPU], [cuda, CPU]]
 
 
 def _name(provider: str | tuple[str, dict]) -> str:

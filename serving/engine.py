@@ -9,7 +9,7 @@ import numpy as np
 from fastapi.concurrency import run_in_threadpool
 
 from export.artifact import ModelCard
-from serving.decode import Decoder, File
+from serving.decode import SMALL_BYTES, Decoder, File
 from serving.errors import Malformed, NotFound
 from serving.index import Index, Item, unit
 from serving.limits import Gate, Limits, cores
@@ -34,8 +34,8 @@ class Engine:
     def __init__(self, encoders: str | None, index: Path, limits: Limits, metrics: Metrics):
         """Load, warm up, open. encoders: as Models' `chosen`. raises BundleError."""
         threads = limits.threads or cores()
-        self._models = Models(encoders, index, threads, metrics.measured)
         self._decode = Decoder(threads, limits.pixels)
+        self._models = Models(encoders, index, threads, self._decode.read, metrics.measured)
         self._gate = Gate(limits.images_at_once, limits.bytes_at_once)
         self._drawing = asyncio.Lock()
         metrics.inside.set_function(lambda: self._gate.inside)
@@ -113,9 +113,13 @@ class Engine:
     async def _embed(self, files: list[File], model: Model) -> Embedded:
         """To its end with one encoder, also when another takes its place meanwhile."""
         with self._gate.admit(len(files), sum(len(file.data) for file in files)):
-            started = perf_counter()
-            pixels = await self._decode(files, model.card.preprocessing)
-            decoded = perf_counter()
-            encoded = await model.batch(pixels)
-        times = {"decode": decoded - started, "queue": encoded.queue_s, "model": encoded.model_s}
+            if model.batch.read and all(len(file.data) <= SMALL_BYTES for file in files):
+                encoded = await model.batch(files)  # decoded where it is encoded: another thread would cost more
+                decode_s = encoded.decode_s
+            else:
+                started = perf_counter()
+                pixels = await self._decode(files, model.card.preprocessing)
+                decode_s = perf_counter() - started
+                encoded = await model.batch(pixels)
+        times = {"decode": decode_s, "queue": encoded.queue_s, "model": encoded.model_s}
         return Embedded(model.card.id, encoded.vectors, times)

@@ -6,13 +6,15 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from export.artifact import CARD, GRAPH, BundleError, ModelCard, load_bundle
+from export.artifact import CARD, GRAPH, BundleError, ModelCard, Preprocessing, load_bundle
 from serving.batcher import Batcher
-from serving.encoder import Encoder, locate
+from serving.decode import File
+from serving.encoder import CPU, Encoder, locate
 from serving.errors import NotFound
 from serving.index import Index, IndexProblem
 
@@ -21,6 +23,7 @@ log = logging.getLogger("twinview")
 LOOK_EVERY_S = 1.0
 
 Encode = Callable[[np.ndarray], np.ndarray]
+Read = Callable[[File, Preprocessing], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,20 @@ class Models:
         chosen: str | None,
         index: Path,
         threads: int,
+        read: Read,
         measured: Callable[[Encode], Encode] = lambda encode: encode,
     ):
         """Load all, and look after them from then on.
 
         chosen    what `locate` takes, or several of them with commas between; the first is the default
         index     folder of the collection
-        threads   for the encoders, which take turns
+        threads   for the encoders; on the CPU each runs as many batches at once, on a GPU one
+        read      a file as the encoder wants it
         measured  wraps what encodes a batch
         raises    BundleError
         """
-        self._folder, self._threads, self._measured = index, threads, measured
-        self._turn = ThreadPoolExecutor(1, "encoder")
+        self._folder, self._lanes, self._read, self._measured = index, threads, read, measured
+        self._threads = ThreadPoolExecutor(threads, "encoder")
         names = [name.strip() for name in (chosen or "").split(",") if name.strip()]
         self._places = [self._take(name) for name in names or [None]]
         self._closing = threading.Event()
@@ -100,7 +105,7 @@ class Models:
 
     def close(self) -> None:
         self._closing.set()
-        self._turn.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _take(self, chosen: str | None) -> _Place:
         folder = locate(chosen)
@@ -108,11 +113,14 @@ class Models:
         return _Place(chosen, self._load(folder), stamp)
 
     def _load(self, folder: Path) -> Model:
-        encoder = Encoder(load_bundle(folder), self._threads)
-        card = encoder.card
-        on = f"{encoder.providers[0]}, threads: {self._threads}"
-        log.info("loaded %s (%d px, %d dimensions; %s)", card.id, card.preprocessing.size_px, card.dimension, on)
-        batch = Batcher(self._measured(encoder), self._turn)
+        encoder = Encoder(load_bundle(folder), threads=1)  # two runs on a core each are faster than one on both
+        card, provider = encoder.card, encoder.providers[0]
+        lanes, read = 1, None
+        if provider == CPU:
+            lanes, read = self._lanes, partial(self._read, preprocessing=card.preprocessing)
+        facts = f"{card.preprocessing.size_px} px, {card.dimension} dimensions; {provider}, batches at once: {lanes}"
+        log.info("loaded %s (%s)", card.id, facts)
+        batch = Batcher(self._measured(encoder), self._threads, lanes, read)
         return Model(encoder, batch, Index(self._folder, card.id, card.dimension))
 
     def _watch(self) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from serving.batcher import Batcher
+from serving.decode import File
+from serving.errors import Undecodable
 
 
 class Recorder:
@@ -92,6 +94,72 @@ def test_a_request_that_has_gone_away_is_not_encoded(thread, size):
 
     asyncio.run(ask())
     assert encode.sizes == [1, 1]
+
+
+def test_as_many_batches_run_at_once_as_there_are_lanes():
+    together = threading.Barrier(2, timeout=10)
+
+    def encode(pixels: np.ndarray) -> np.ndarray:
+        together.wait()  # for ever alone
+        return pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None]
+
+    async def ask():
+        batch = Batcher(encode, threads, lanes=2, max_batch=1)
+        answers = await asyncio.gather(*(batch(images(i)) for i in range(8)))
+        assert batch.waiting == 0
+        return [answer.vectors.item() for answer in answers]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert asyncio.run(ask()) == list(range(8))
+
+
+def test_a_request_alone_is_spread_over_the_lanes():
+    encode = Recorder()
+    encode.release.set()
+    with ThreadPoolExecutor(2) as threads:
+        answer = asyncio.run(Batcher(encode, threads, lanes=2)(images(*range(30))))
+    assert answer.vectors.ravel().tolist() == list(range(30))
+    assert sorted(encode.sizes) in ([15, 15], [30])  # one lane may have been quick enough to take both
+
+
+def read(file: File) -> np.ndarray:
+    """Stands in for the decoder."""
+    if not file.data:
+        raise Undecodable(f"{file.field} is empty", param=file.field)
+    return images(file.data[0])[0]
+
+
+def test_a_file_that_cannot_be_read_fails_its_request_and_none_of_the_same_batch(thread):
+    encode = Recorder()
+    batch = Batcher(encode, thread, read=read)
+
+    def files(*values: int | None) -> list[File]:
+        return [File(f"images[{i}]", "", b"" if v is None else bytes([v])) for i, v in enumerate(values)]
+
+    async def ask():
+        first = asyncio.create_task(batch(files(0)))
+        await asyncio.sleep(0.05)
+        others = [batch(files(1)), batch(files(2, None)), batch(images(3)), batch(files(None, 4)), batch(files(5, 6))]
+        others = [asyncio.create_task(one) for one in others]
+        await asyncio.sleep(0.05)
+        encode.release.set()
+        return await asyncio.gather(first, *others, return_exceptions=True)
+
+    answers = asyncio.run(ask())
+    assert encode.sizes == [1, 4]
+    problems = [answer.param for answer in answers if isinstance(answer, Undecodable)]
+    assert problems == ["images[1]", "images[0]"]
+    rows = [answer.vectors.ravel().tolist() for answer in answers if not isinstance(answer, Undecodable)]
+    assert rows == [[0], [1], [3], [5, 6]]
+
+
+def test_of_a_request_in_several_batches_the_first_file_that_cannot_be_read_is_named(thread):
+    encode = Recorder()
+    encode.release.set()
+    batch = Batcher(encode, thread, read=read, max_batch=2)
+    files = [File(f"images[{i}]", "", b"" if i in (5, 7) else b"x") for i in range(9)]
+    with pytest.raises(Undecodable, match=r"images\[5\]"):
+        asyncio.run(batch(files))
 
 
 def test_a_lone_request_does_not_wait_for_company(thread):
