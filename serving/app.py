@@ -3,6 +3,7 @@
 Every answer but a thumbnail, an .npy and the metrics is JSON; every error has the shape of errors.py.
 """
 
+import asyncio
 import gc
 import importlib.util
 import io
@@ -10,7 +11,8 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +28,9 @@ from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 from starlette.datastructures import UploadFile as StarletteUpload
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from export.artifact import BundleError, ModelCard
 from serving import answers, embeddings, errors, log, pack
@@ -48,6 +52,7 @@ logger = logging.getLogger("twinview")
 JSON = "application/json"
 NPY = "application/x-npy"
 URLENCODED = "application/x-www-form-urlencoded"
+LOOK_AGAIN_S = 2.0  # for an encoder where there was none, and at the gauges of the metrics
 FOREVER = "private, max-age=31536000, immutable"  # an id is a hash of the content
 
 
@@ -79,19 +84,35 @@ def create_app(encoder: str | None, index: Path, limits: Limits = USUAL, access:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        try:
-            app.state.engine = await run_in_threadpool(Engine, encoder, index, app.state.limits, metrics)
-        except BundleError as error:  # stay up and say so: a page that explains beats one that is gone
-            app.state.problem = f"{str(error).rstrip('.')}. Then start the service again: it looks for one only then."
-            logger.warning(app.state.problem)
-        else:
+        async def begin() -> bool:
+            try:
+                app.state.engine = await run_in_threadpool(Engine, encoder, index, app.state.limits, metrics)
+            except BundleError as error:  # stay up and say so: a page that explains beats one that is gone
+                problem = f"{str(error).rstrip('.')}. This service looks for one every {LOOK_AGAIN_S:g} s."
+                if problem != app.state.problem:
+                    app.state.problem = problem
+                    logger.warning(problem)
+                return False
             await _announce(app.state.engine)
+            gc.collect()
+            gc.freeze()  # what is loaded stays: looking through it again would stop requests for 100 ms
+            return True
+
+        async def look() -> None:
+            while True:
+                await asyncio.sleep(LOOK_AGAIN_S)
+                if app.state.engine or await begin():
+                    metrics.look()
+
+        await begin()
         if not access.digests:
             who = "everybody is answered" if access.open else "only this machine is answered"
             logger.info("there are no API keys, so %s", who)
-        gc.collect()
-        gc.freeze()  # what is loaded stays: looking through it again would stop requests for 100 ms
+        looking = asyncio.create_task(look())
         yield
+        looking.cancel()
+        with suppress(asyncio.CancelledError):
+            await looking
         gc.unfreeze()
         if app.state.engine:
             app.state.engine.close()
@@ -106,6 +127,7 @@ def create_app(encoder: str | None, index: Path, limits: Limits = USUAL, access:
             Middleware(Envelope, metrics=metrics),
             Middleware(Lock, access=access),
             Middleware(BodyLimit, most=limits.body_bytes),
+            Middleware(Express),
         ],
     )
     app.state.engine, app.state.problem = None, "the service is starting"
@@ -152,6 +174,9 @@ class EmbedQuery(BaseModel):
     encoding_format: embeddings.Form = Field("float", description="base64 is of little-endian float32.")
 
 
+AS_IT_IS = EmbedQuery()
+
+
 def _binary(*types: str) -> dict:
     return {type: {"schema": {"type": "string", "format": "binary"}} for type in types}
 
@@ -191,17 +216,44 @@ async def embed(request: Request) -> Response:
     the model's id in the header `Twinview-Model`.
     """
     engine = _engine(request)
-    query = _validated(EmbedQuery, dict(request.query_params))
+    engine.refuse_when_full()  # before the body is read
+    query = _validated(EmbedQuery, dict(request.query_params)) if request.url.query else AS_IT_IS
     files = await read_images(request, request.app.state.limits.images)
     embedded = await _embed(request, engine, files, query.model)
     vectors = unit(embedded.vectors) if query.normalize else embedded.vectors
     headers = {"Server-Timing": _timing(embedded)}
     if NPY in request.headers.get("accept", ""):
-        buffer = io.BytesIO()
-        np.save(buffer, vectors)
-        return Response(buffer.getvalue(), media_type=NPY, headers={**headers, "Twinview-Model": embedded.model})
+        content = _npy_header(vectors.shape) + vectors.tobytes()
+        return Response(content, media_type=NPY, headers={**headers, "Twinview-Model": embedded.model})
     rows = embeddings.write(vectors, query.encoding_format)
     return _json({"model": embedded.model, "dimension": vectors.shape[1], "embeddings": rows}, headers)
+
+
+@lru_cache(USUAL.images)
+def _npy_header(shape: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+class Express:
+    """ASGI middleware, within all others: answers POST /embed as its route would, without the layers between."""
+
+    route = plain.routes[-1]
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("root_path", "") + self.route.path
+        if scope["type"] != "http" or scope["path"] != path or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        scope["route"] = self.route
+        try:
+            answer = await embed(Request(scope, receive))
+        except HTTPException as error:
+            answer = errors.answer(error)
+        await answer(scope, receive, send)
 
 
 EMBEDDINGS = {
@@ -217,6 +269,7 @@ EMBEDDINGS = {
 async def create_embeddings(request: Request) -> Response:
     """Embeddings in OpenAI's shape: for its clients, and all that speak to them."""
     engine = _engine(request)
+    engine.refuse_when_full()
     if media_type(request) not in (JSON, ""):
         raise UnsupportedType(f"a query for embeddings comes as {JSON}, not as {media_type(request)[:100]}")
     query = _validated(EmbeddingsQuery, await request.body())
@@ -420,8 +473,7 @@ async def readyz(engine: Ready) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
-    text = prometheus_client.generate_latest(request.app.state.metrics.registry)
-    return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+    return Response(request.app.state.metrics.text(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 
 @router.get("/", include_in_schema=False)

@@ -38,8 +38,7 @@ class Engine:
         self._models = Models(encoders, index, threads, self._decode.read, metrics.measured)
         self._gate = Gate(limits.images_at_once, limits.bytes_at_once)
         self._drawing = asyncio.Lock()
-        metrics.inside.set_function(lambda: self._gate.inside)
-        metrics.waiting.set_function(lambda: self._models.waiting)
+        metrics.levels = lambda: (self._gate.inside, self._models.waiting)
 
     @property
     def cards(self) -> list[ModelCard]:
@@ -60,6 +59,10 @@ class Engine:
     def providers(self) -> list[str]:
         """ONNX Runtime's execution providers of the default encoder, the preferred first."""
         return self._models.default.encoder.providers
+
+    def refuse_when_full(self) -> None:
+        """raises Busy where no image would be admitted."""
+        self._gate.check()
 
     async def embed(self, files: list[File], model: str | None = None) -> Embedded:
         """n >= 1 images by the encoder of that id, or by the default. raises NotFound, Busy, Undecodable, TooLarge."""

@@ -43,14 +43,17 @@ class Gate:
         self.inside = 0
         self.inside_bytes = 0
 
-    @contextmanager
-    def admit(self, images: int, bytes: int) -> Iterator[None]:
+    def check(self, images: int = 1, bytes: int = 0) -> None:
         """raises Busy when with those inside they would be too many. One request alone never is too large for bytes."""
         if self.inside + images > self._images:
-            raise self._busy(f"{self.inside} images and takes on at most {self._images}")
+            raise self._busy(f"{self._images} images")
         if self.inside and self.inside_bytes + bytes > self._bytes:
-            taken, most = (count / 2**20 for count in (self.inside_bytes, self._bytes))
-            raise self._busy(f"{taken:.0f} MiB of images and takes on at most {most:.0f}")
+            raise self._busy(f"{self._bytes / 2**20:.0f} MiB of images")
+
+    @contextmanager
+    def admit(self, images: int, bytes: int) -> Iterator[None]:
+        """raises as check"""
+        self.check(images, bytes)
         self.inside += images
         self.inside_bytes += bytes
         try:
@@ -59,8 +62,9 @@ class Gate:
             self.inside -= images
             self.inside_bytes -= bytes
 
-    def _busy(self, load: str) -> Busy:
-        return Busy(f"the service is working on {load}; come back soon", headers={"Retry-After": str(RETRY_AFTER_S)})
+    def _busy(self, most: str) -> Busy:
+        message = f"the service has as much work as it takes on at once, {most}; come back soon"
+        return Busy(message, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 class BodyLimit:

@@ -1,13 +1,18 @@
 """What /metrics tells, in Prometheus's text format.
 
-Requests are counted by route, never by the path that was asked for: paths are the visitors' to invent.
+Requests are counted by route, never by the path that was asked for: paths are the visitors' to invent. Under BentoML
+the counts are those of all workers together, whichever of them is asked.
 """
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 STAGE_SECONDS = (0.0005, 0.001, 0.0025, *SECONDS)
@@ -33,8 +38,17 @@ class Metrics:
             "twinview_batch_images", "Images per run of the encoder.", buckets=IMAGES, registry=self.registry
         )
         self.encoding = Counter("twinview_encoding_seconds", "Time in runs of the encoder.", registry=self.registry)
-        self.inside = Gauge("twinview_images_at_once", "Images being worked on.", registry=self.registry)
-        self.waiting = Gauge("twinview_images_waiting", "Images decoded, waiting for a batch.", registry=self.registry)
+        self.inside = Gauge(
+            "twinview_images_at_once", "Images being worked on.", registry=self.registry, multiprocess_mode="livesum"
+        )
+        self.waiting = Gauge(
+            "twinview_images_waiting",
+            "Images that wait for a batch.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        self.levels: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        """Gives what the two gauges are to show."""
         self.images = Counter("twinview_images", "Images embedded for requests.", registry=self.registry)
         stages = Histogram(
             "twinview_stage_seconds",
@@ -55,6 +69,25 @@ class Metrics:
         self.images.inc(images)
         for stage, seconds in times.items():
             self.stages[stage].observe(seconds)
+
+    def look(self) -> None:
+        """Read the gauges. Other workers see what the last look has read."""
+        inside, waiting = self.levels()
+        self.inside.set(inside)
+        self.waiting.set(waiting)
+
+    def text(self) -> bytes:
+        self.look()
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if not folder:
+            return generate_latest(self.registry)
+        for file in Path(folder).glob("gauge_live*.db"):
+            pid = int(file.stem.rpartition("_")[2])
+            if not psutil.pid_exists(pid):  # a worker that was killed leaves its levels behind
+                mark_process_dead(pid)
+        everyone = CollectorRegistry()
+        MultiProcessCollector(everyone)
+        return generate_latest(everyone)
 
     def measured(self, encode: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         """The same function, each call observed."""

@@ -30,6 +30,7 @@ import bentoml
 import uvicorn
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.resource import system_resources
+from starlette.types import ASGIApp
 
 from serving.app import create_app
 from serving.limits import cores
@@ -47,18 +48,34 @@ class Direct(bentoml.Service):
 
     def to_asgi(self, is_main: bool = True):
         lifecycle = super().to_asgi(is_main)
-        app.state.limits = replace(app.state.limits, threads=max(1, cores() // self._workers()))
+        app.state.limits = replace(app.state.limits, threads=max(1, cores() // workers()))
+
+        served = traced(app)
 
         async def asgi(scope, receive, send):
             with contextlib.suppress(asyncio.CancelledError):  # cut off, STOP_S after the stop: no fault to report
-                await (lifecycle if scope["type"] == "lifespan" else app)(scope, receive, send)
+                await (lifecycle if scope["type"] == "lifespan" else served)(scope, receive, send)
 
         return asgi
 
-    def _workers(self) -> int:
-        """Processes that share the cores. BentoML tells each of them its number, but not how many there are."""
-        workers = BentoMLContainer.config.get()["services"][self.name]["workers"]
-        return int(system_resources()["cpu"]) if workers == "cpu_count" else workers or 1
+
+def workers() -> int:
+    """Processes that share the cores. BentoML tells each of them its number, but not how many there are."""
+    count = BentoMLContainer.config.get()["services"]["twinview"]["workers"]
+    return int(system_resources()["cpu"]) if count == "cpu_count" else count or 1
+
+
+def traced(app: ASGIApp) -> ASGIApp:
+    """With a span of OpenTelemetry a request, where BentoML's configuration (`tracing`) asks for some."""
+    if not BentoMLContainer.tracing.sample_rate.get():
+        return app
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
+    return OpenTelemetryMiddleware(
+        app,
+        excluded_urls=BentoMLContainer.tracing_excluded_urls.get(),
+        tracer_provider=BentoMLContainer.tracer_provider.get(),
+    )
 
 
 # For this machine alone, unless --host says otherwise. A container has a network of its own.
@@ -71,7 +88,9 @@ class Twinview:
     def __init__(self):
         _stop_in_time()
         logging.getLogger("twinview").setLevel(logging.INFO)
-        if importlib.util.find_spec("ui"):  # a built bento may leave the page out
+        if workers() > 1:
+            logging.getLogger("twinview").warning("the page is left out: it works with one worker only")
+        elif importlib.util.find_spec("ui"):  # a built bento may leave it out
             from ui.app import mount
 
             mount(app)

@@ -307,7 +307,7 @@ def test_files_of_too_many_bytes_together_are_turned_away_however_few_they_are(s
         alone = asyncio.create_task(engine.embed(large))
         await asyncio.sleep(0.1)
         for refused in (large, files(1)):
-            with pytest.raises(Busy, match="working on 1 MiB of images and takes on at most 1;"):
+            with pytest.raises(Busy, match="as it takes on at once, 1 MiB of images; come back soon"):
                 await engine.embed(refused)
         held.go_on.set()
         await alone

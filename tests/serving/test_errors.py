@@ -2,6 +2,8 @@
 
 import base64
 import io
+import shutil
+import time
 
 import pytest
 from PIL import Image
@@ -237,4 +239,18 @@ def test_without_an_encoder_the_service_stays_up_and_says_how_to_make_one(serve,
         message = shape(answer)["message"]
         assert str(tmp_path / "nowhere") in message
         assert "python training/pretrain.py" in message and "python export/to_onnx.py" in message
-        assert "start the service again" in message
+        assert "This service looks for one every 2 s." in message
+
+
+def test_an_encoder_that_is_made_later_is_taken_up(serve, bundle, tmp_path, picture, no_store, monkeypatch):
+    monkeypatch.setattr("serving.app.LOOK_AGAIN_S", 0.05)
+    http = serve(encoder=tmp_path / "later")
+    image = {"files": {"images": (PNG, picture(1))}}
+    assert http.post("/embed", **image).status_code == 503
+    shutil.copytree(bundle.folder, tmp_path / "making")
+    (tmp_path / "making").rename(tmp_path / "later")
+    deadline = time.monotonic() + 20
+    while http.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert http.post("/embed", **image).json()["model"] == bundle.card.id

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import signal
+import socket
 import struct
 import threading
 import time
@@ -273,3 +274,19 @@ def test_a_worker_that_is_killed_under_load_comes_back(launch, picture, expected
     for i, answer in load.answers:
         assert answer.status_code == 200
         np.testing.assert_allclose(np.load(io.BytesIO(answer.content))[0], expected(i), atol=1e-5)
+
+
+def test_a_full_house_turns_requests_away_before_they_have_sent_their_images(listen, picture):
+    port, app = listen(limits=Limits(images_at_once=2))
+    gate, body = app.state.engine._gate, picture(0)
+    for path in ("/embed", "/v1/embeddings"):
+        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            gate.inside = 2
+            client.sendall(head.encode())
+            answer = client.recv(2**16)
+            assert answer.startswith(b"HTTP/1.1 429 ") and b"retry-after: 1\r\n" in answer
+            gate.inside = 0
+            client.sendall(body)  # which nobody waits for; the connection goes on
+            client.sendall(f"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert client.recv(2**16).startswith(b"HTTP/1.1 200 ")

@@ -8,6 +8,8 @@ import time
 import httpx
 import pytest
 
+from serving.limits import Limits
+
 WAIT_S = 10
 
 
@@ -79,7 +81,7 @@ def test_a_client_that_goes_while_it_sends_is_no_fault_of_the_service(slow, capl
 
 def test_what_waits_for_a_batch_is_dropped_from_it(listen, picture):
     """The encoder is held up with one picture; of the two that wait, one client goes: one of them is encoded."""
-    port, app = listen()
+    port, app = listen(limits=Limits(threads=1))
     batch = app.state.engine._models.default.batch
     encode, sizes, go_on = batch.encode, [], []
 

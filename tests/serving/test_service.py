@@ -77,7 +77,7 @@ def test_workers_share_the_cores(launch, bundle, picture):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     share = max(1, cores() // 2)
-    assert re.findall(r"loaded .* threads: (\d+)", running.log.read_text()) == [str(share)] * 2
+    assert re.findall(r"loaded .* batches at once: (\d+)", running.log.read_text()) == [str(share)] * 2
     with Client(running.address) as client:
         assert client.embed([picture(0)]).vectors.shape == (1, 48)
 
@@ -161,3 +161,42 @@ def test_a_variable_that_cannot_be_used_ends_the_start_with_a_sentence(name, val
     assert done.returncode == 1
     assert f"error: {sentence}" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.slow
+def test_several_workers_count_together_and_leave_the_page_out(launch, picture):
+    running = launch(environment={"BENTOML_CONFIG_OPTIONS": "services.twinview.workers=2"})
+    embedding = 'twinview_requests_total{route="/embed",status="200"}'
+    for i in range(1, 21):  # each a connection of its own, and so for any of the two
+        answer = httpx.post(f"{running.address}/embed", content=picture(i), headers={"Content-Type": "image/png"})
+        assert answer.status_code == 200
+        assert f"{embedding} {i}.0" in httpx.get(f"{running.address}/metrics").text
+    assert "\ntwinview_images_at_once 0.0\n" in httpx.get(f"{running.address}/metrics").text
+    assert len(running.workers()) == 2
+    assert httpx.get(f"{running.address}/ui/").status_code == 404
+    assert "the page is left out: it works with one worker only" in running.log.read_text()
+
+
+def test_requests_are_traced_where_bentomls_configuration_asks_for_it(bundle, tmp_path):
+    """In a process of its own: importing the service reads the environment, and OpenTelemetry keeps its provider."""
+    code = """
+import asyncio
+from bentoml._internal.configuration.containers import BentoMLContainer
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.testclient import TestClient
+from serving import service
+assert service.traced(service.app) is service.app
+spans, provider = InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(spans))
+BentoMLContainer.tracing.sample_rate.set(1.0)
+BentoMLContainer.tracer_provider.set(provider)
+with TestClient(service.traced(service.app), base_url="http://localhost", client=("127.0.0.1", 1)) as http:
+    assert http.get("/livez").status_code == 200
+print({span.attributes.get("http.target") for span in spans.get_finished_spans()})
+"""
+    environment = os.environ | {"TWINVIEW_ENCODER": str(bundle.folder), "BENTOML_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "/livez" in done.stdout
