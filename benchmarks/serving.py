@@ -5,8 +5,9 @@
 
 `bare` decodes, resizes and runs ONNX Runtime on batches of 32 in one process, in the faster of two arrangements: two
 loops with all cores for each batch, one of which decodes while the other's batch runs; or a loop a core. `twinview` is
-`bentoml serve`, as a user starts it. The clients are a process of their own (load.py) with as many connections as fill
-two batches. All take turns, and a ratio is the median of the rounds' ratios; who has no turn is stopped.
+`bentoml serve`, as a user starts it, and at 32 px also with a worker for each core (docs/deploying.md). The clients are
+a process of their own (load.py) with as many connections as fill two batches. All take turns, and a ratio is the median
+of the rounds' ratios; who has no turn is stopped.
 
 The ratios are of plain images a second: the clients' work, which is done elsewhere in a real network, counts against
 the service. `clients` is their share of all cores. `by CPU` is the ratio without it: CPU time an image in the bare loop
@@ -57,6 +58,7 @@ BATCH = 32
 PICTURES = 2 * BATCH  # different ones, in turn
 START_S = 120
 JPEG, NPY, JSON = "image/jpeg", "application/x-npy", "application/json"
+MANY, WORKERS = "twinview, a worker a core", f"services.twinview.workers={cores()}"
 BENTOML = [sys.executable, "-m", "bentoml", "serve", "--port", "PORT"]
 
 
@@ -144,8 +146,10 @@ def main(options: Options) -> None:
 
 
 def start(case: Case, options: Options, folder: Path) -> list["Server"]:
-    """Twinview's first, then those of the peers that are there."""
+    """Twinview's first, where requests are small also with a worker a core; then those of the peers that are there."""
     servers = [Server("twinview", BENTOML, folder, "/readyz")]
+    if case.packs:
+        servers.append(Server(MANY, BENTOML, folder, "/readyz", {"BENTOML_CONFIG_OPTIONS": WORKERS}))
     for name, peer in PEERS.items() if case.peers else ():
         if options.quick and (name, case.name) != ("bentoml", "32"):
             continue
@@ -177,6 +181,9 @@ def compare(
 
     alone = fastest_loop(folder, pictures, case.seconds / 2, worker)
     twinview, *others = servers
+    many = []
+    if others and others[0].name == MANY:
+        many = [contender(others.pop(0), "raw, .npy", [post("/embed", JPEG, picture, NPY) for picture in pictures])]
     one = contender(twinview, "raw, .npy", [post("/embed", JPEG, picture, NPY) for picture in pictures])
     in_json = contender(twinview, "raw, JSON", [post("/embed", JPEG, picture, JSON) for picture in pictures])
     some = [(pictures[i:] + pictures[:i])[:BATCH] for i in range(0, PICTURES, 8)]
@@ -187,7 +194,7 @@ def compare(
     for server in others:
         peer = PEERS[server.name]
         peers.append(contender(server, peer.request, [post(*peer.ask(picture), JSON) for picture in pictures]))
-    contenders = [alone, one] + [packed] * case.packs + [in_json] * bool(peers) + peers
+    contenders = [alone, one, *many] + [packed] * case.packs + [in_json] * bool(peers) + peers
     for i, contender_ in itertools.product(range(case.rounds), contenders):
         turn = contender_.measure(case.seconds)
         contender_.turns.append(turn)
@@ -195,6 +202,9 @@ def compare(
         print(f"{case.name}, round {i + 1}: {name}: {turn.images_per_s:.0f} images/s", flush=True)
     rows = [{"px": case.name, **contender.row(alone)} for contender in contenders]
     figures = {f"served_over_bare_{case.name}": one.over(alone)}
+    for contender_ in many:
+        figures[f"served_over_bare_{case.name}_workers"] = contender_.over(alone)
+        figures[f"cpu_ms_a_request_{case.name}_workers"] = contender_.median("cpu_ms") - alone.median("cpu_ms")
     if case.packs:
         figures[f"served_over_bare_{case.name}_packed"] = packed.over(alone)
     figures[f"served_over_bare_{case.name}_by_cpu"] = alone.over(one, "cpu_ms")
@@ -290,9 +300,10 @@ def soak(minutes: float, folder: Path, clients: Executor) -> tuple[list, dict]:
 class Server:
     """A service, from its start on a free port to its end."""
 
-    def __init__(self, name: str, command: list[str], folder: Path, ready: str):
+    def __init__(self, name: str, command: list[str], folder: Path, ready: str, more: dict[str, str] | None = None):
         """folder  has the bundle, and gets whatever the service writes
         ready   path that answers 200 when it is
+        more    environment variables
         """
         self.name = name
         with socket.socket() as free:
@@ -305,6 +316,7 @@ class Server:
             "BENTOML_HOME": str(folder / "bentoml"),
             "BENTOML_DO_NOT_TRACK": "True",
             "DO_NOT_TRACK": "1",
+            **(more or {}),
         }
         command = [part.replace("PORT", str(self.port)) for part in command]
         with open(self.log, "wb") as log:

@@ -69,7 +69,7 @@ class SimCLR(pl.LightningModule):
         self.to(memory_format=torch.channels_last)
         self.render, self.project = render, lambda views: self.projector(self.encoder(views))
         self.history: list[dict] = []
-        self.facts = {"data": train.source, "images": len(train.pixels), "commit": _commit()}
+        self.facts = {"data": train.source, "images": len(train.pixels), "commit": commit()}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -416,7 +416,7 @@ def write_skipped(path: Path, *stores: Store | Stream | None) -> None:
             rows.writerows(part.skipped if part else [])
 
 
-def _commit() -> str:
+def commit() -> str:
     """Of this code, where it is a git checkout."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:

@@ -1,0 +1,121 @@
+"""Whole evaluations, small: what they leave behind, with labels and without, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training import gallery
+from training.data import DataError
+from training.evaluate import EvaluateSettings, evaluate
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def folder(root, counts, colour=True):
+    """Pictures of one colour a class, with noise: {path below root: how many}."""
+    rng = np.random.default_rng(0)
+    for place, (inside, n) in enumerate(counts.items()):
+        (root / inside).mkdir(parents=True)
+        for i in range(n):
+            pixels = rng.integers(0, 60, (12, 12, 3))
+            pixels[:, :, sum(map(ord, inside.split("/")[-1])) % 3 if colour else 0] += 150
+            Image.fromarray(pixels.astype(np.uint8)).save(root / inside / f"{place}-{i}.png")
+    return str(root)
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """a, b and c are red, green and blue."""
+    return folder(tmp_path / "colours", {f"{s}/{c}": n for s, n in (("train", 20), ("test", 5)) for c in "abc"})
+
+
+def test_classes_that_differ_by_colour_are_told_apart_by_pixels_and_all_is_written(colours, capsys, tmp_path):
+    result = evaluate(EvaluateSettings(("pixels", "pixels"), data=colours, size_px=8, out=tmp_path / "o" / "judged"))
+    row = result["rows"][0]
+    assert (row["known"], row["asked"], row["dimension"], row["k"]) == (60, 15, 192, 1)
+    for name in ("knn", "linear", "precision@1", "precision@10", "recall@5", "mAP"):
+        assert row[name] == 1 and row[f"{name} interval"] == (1, 1)
+    assert result["rows"][1]["knn over first"] == 0
+    assert result["details"]["pixels"]["per class"] == {"a": 1, "b": 1, "c": 1}
+    assert json.loads((tmp_path / "o" / "judged.json").read_text())["rows"][0]["mAP"] == 1
+    with Image.open(tmp_path / "o" / "judged.png") as picture:
+        assert picture.width > 1000
+    printed = capsys.readouterr().out
+    assert "knn" in printed and "100.0% (100.0% to 100.0%)" in printed and "temperature" in printed
+
+
+def test_wrong_labels_are_counted_as_wrong(tmp_path):
+    counts = {"train/a": 20, "train/d": 20, "test/a": 5, "test/d": 5}  # a and d share their colour
+    row = evaluate(EvaluateSettings(("pixels",), data=folder(tmp_path / "same", counts), size_px=8))["rows"][0]
+    assert 0.1 <= row["knn"] <= 0.9
+    low, high = row["knn interval"]
+    assert low < row["knn"] < high
+
+
+def test_without_a_test_split_a_fifth_of_every_class_is_asked_about(tmp_path, capsys):
+    data = folder(tmp_path / "flat", {"a": 20, "b": 10, "c": 1})
+    row = evaluate(EvaluateSettings(("pixels",), data=data, size_px=8, linear="none"))["rows"][0]
+    assert (row["asked"], row["known"], row["knn"]) == (6, 25, 1.0)
+    assert "linear" not in row
+    assert "asked about nothing of c: a class of one picture" in capsys.readouterr().out
+
+
+def test_the_published_recipe_stands_in_for_the_optimum(colours):
+    row = evaluate(EvaluateSettings(("pixels",), data=colours, size_px=8, linear="sgd"))["rows"][0]
+    assert row["linear"] == 1 and "decay" not in row
+
+
+def test_without_labels_pictures_are_compared_and_near_duplicates_named(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "heap").mkdir()
+    for i in range(12):
+        blocks = rng.integers(0, 256, (3, 3, 3)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+        Image.fromarray(blocks).save(tmp_path / "heap" / f"{i:02d}.png")
+    Image.open(tmp_path / "heap" / "04.png").save(tmp_path / "heap" / "copy.png")
+    result = evaluate(EvaluateSettings(("pixels",), data=str(tmp_path / "heap"), size_px=24))
+    row = result["rows"][0]
+    assert row["pictures"] == 13
+    assert "knn" not in row
+    assert row["near-duplicates"] == pytest.approx(2 / 13)
+    assert 1 < row["effective rank"] < 13 and row["alignment"] > 0 > row["uniformity"]
+    assert result["details"]["pixels"]["nearest pairs"] == [{"a": "04.png", "b": "copy.png", "cosine": 1.0}]
+    assert (tmp_path / "runs" / "evaluation" / "heap-pixels.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"train/a": 3, "train/b": 3, "test/c": 2}, "has pictures of c in its split test and none of it in train"),
+        ({"train/a": 4, "test/a": 1}, "has only the class a in its split train"),
+        ({"a": 1, "b": 1}, "each class has one picture, so there is nothing to ask about"),
+    ],
+)
+def test_classes_that_cannot_be_judged_are_named(tmp_path, counts, words):
+    with pytest.raises(DataError, match=words):
+        evaluate(EvaluateSettings(("pixels",), data=folder(tmp_path / "bad", counts), size_px=8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"encoders": ()}, "no encoder was named"),
+        ({"temperature": float("nan")}, "--temperature must be above 0, not nan"),
+        ({"k": 0}, "--k must be at least 1, not 0"),
+        ({"k": 61}, "--k must be at most the 60 pictures that are known, not 61"),
+        ({"retrieved": (5, 0)}, "--retrieved must be at least 1, not 0"),
+        ({"size_px": 2}, "--size-px must be at least 8"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(colours, changes, words):
+    with pytest.raises(ValueError, match=words):
+        evaluate(EvaluateSettings(**{"encoders": ("pixels",), "data": colours} | changes))
+
+
+def test_a_confusion_counts_who_is_taken_for_whom():
+    true, predicted = np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, 2])
+    assert gallery.confusion(true, predicted, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]

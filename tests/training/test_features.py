@@ -1,0 +1,138 @@
+"""Every kind of encoder gives its own features, and what is none is named."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from export.artifact import BundleError
+from export.to_onnx import ExportSettings, export
+from training import checkpoint, features, zoo
+from training.checkpoint import CheckpointError
+from training.data import open_source
+from training.encoders import embed
+from training.features import EncoderError, open_encoder, size_note
+from training.pretrain import SimCLR
+from training.store import Store
+from training.zoo import ZooError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def run(small_settings, tmp_path):
+    """A run that was never trained: what counts is that its weights come back."""
+    module = SimCLR(small_settings(seed=3), Store("some", PIXELS, np.full(5, -1), [], [], [], tmp_path), None)
+    with torch.no_grad():
+        module.encoder.bn1.weight += 0.5
+    saved = {"settings": module.settings.to_dict(), "facts": module.facts, "state_dict": module.state_dict()}
+    checkpoint.AtomicCheckpointIO().save_checkpoint(saved, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    return tmp_path / "run"
+
+
+def test_a_run_its_export_and_its_bare_graph_give_the_same_features(run, tmp_path):
+    encoder = checkpoint.encoder_of(checkpoint.load(checkpoint.find(run)))
+    expected = embed(encoder, PIXELS)
+    bundle, _ = export(ExportSettings(run))
+    shutil.copy(bundle.graph, tmp_path / "alone.onnx")
+    for name in (run, run / "checkpoints" / "last.ckpt", bundle.folder, bundle.graph, tmp_path / "alone.onnx"):
+        extractor = open_encoder(str(name))
+        assert extractor.preprocessing.size_px == 16
+        torch.testing.assert_close(extractor(PIXELS), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(EncoderError, match="an exported encoder cannot be untrained"):
+        open_encoder(f"{bundle.folder}:random")
+    card = json.loads((bundle.folder / "model_card.json").read_text())
+    card["preprocessing"]["size_px"] = 24
+    (bundle.folder / "model_card.json").write_text(json.dumps(card))
+    with pytest.raises(BundleError, match="takes 16 px and its card says 24"):
+        open_encoder(str(bundle.folder))
+
+
+def test_a_run_before_its_first_step_is_what_its_seed_draws(run, small_settings, tmp_path):
+    fresh = SimCLR(small_settings(seed=3), Store("some", PIXELS, np.full(5, -1), [], [], [], tmp_path), None)
+    untrained = open_encoder(f"{run}:random")(PIXELS)
+    torch.testing.assert_close(untrained, embed(fresh.encoder, PIXELS))
+    assert not torch.allclose(untrained, open_encoder(str(run))(PIXELS))
+
+
+def test_torchvisions_features_are_those_before_its_last_layer(tmp_path):
+    torch.manual_seed(1)
+    theirs = torchvision.models.resnet18().eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    extractor = open_encoder(f"resnet18:{tmp_path / 'weights.pth'}", size_px=32)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    normalise = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    seen = []
+    theirs.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        theirs(normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255))
+    torch.testing.assert_close(extractor(pixels), seen[0], rtol=1e-4, atol=1e-5)
+    assert (extractor.preprocessing.crop, extractor.preprocessing.size_px) == (224 / 256, 32)
+
+
+def test_pixels_are_pixels():
+    h = open_encoder("pixels", 16)(PIXELS)
+    assert h.shape == (5, 768)
+    np.testing.assert_allclose(h[2], PIXELS[2].ravel() / 255 - 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("resnt50", EncoderError, r"resnt50 is no run, .*\(nearest: resnet50"),
+        (
+            "resnet18:best",
+            ZooError,
+            "resnet18:best: best is neither a file nor weights of resnet18, which are IMAGENET1K",
+        ),
+        ("squeezenet1_0:random", EncoderError, "does not end in a linear layer"),
+        ("vit_b_32:random", EncoderError, "vit_b_32:random takes no pictures of 40 px"),
+    ],
+)
+def test_what_is_no_encoder_is_named(name, error, words):
+    with pytest.raises(error, match=words):
+        open_encoder(name, 40)
+
+
+def test_files_that_are_no_encoders_are_named(tmp_path, monkeypatch):
+    torch.save({"fc.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
+    with pytest.raises(ZooError, match="these weights are of another architecture"):
+        open_encoder(f"resnet18:{tmp_path / 'other.pth'}")
+    with pytest.raises(CheckpointError, match=r"other\.pth is not a checkpoint of training/pretrain\.py"):
+        open_encoder(str(tmp_path / "other.pth"))
+    (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"bad\.onnx does not run"):
+        open_encoder(str(tmp_path / "bad.onnx"))
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        open_encoder(str(tmp_path))
+
+    def offline(*args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
+    with pytest.raises(ZooError, match=r"cannot be downloaded; is there a network\? A file serves too: resnet18:FILE"):
+        zoo.load("resnet18")
+
+
+def test_features_that_are_no_numbers_are_reported_with_the_picture():
+    def encode(batch):
+        return torch.from_numpy(batch[:, 0, 0].astype(np.float32)).log()
+
+    pixels = np.full((4, 2, 2, 3), 9, np.uint8)
+    pixels[2] = 0
+    extractor = features.Extractor("logarithm", features.Preprocessing(2), encode)
+    with pytest.raises(EncoderError, match=r"logarithm gives values that are no numbers .* for c\.png"):
+        extractor(pixels, ["a.png", "b.png", "c.png", "d.png"])
+
+
+def test_pictures_much_smaller_than_the_encoder_sees_are_remarked_upon(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{i}.png")
+    (tmp_path / "broken.png").write_bytes(b"none")
+    pictures = open_source(str(tmp_path)).pictures
+    assert size_note("resnet50", 59, pictures) == ""
+    assert "resnet50 sees 60 px and these pictures have 30" in size_note("resnet50", 60, pictures)

@@ -1,0 +1,282 @@
+"""Whole fine-tunings, small: what learns and what stays, which epoch is kept, what the checkpoint holds."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from export.artifact import Preprocessing
+from export.to_onnx import ExportSettings, export
+from training import checkpoint, classifier, initial, recipes, store
+from training.checkpoint import CheckpointError
+from training.classifier import Classifier
+from training.data import DataError, open_source
+from training.encoders import Encoder, embed, to_input
+from training.evaluate import EvaluateSettings, evaluate
+from training.features import open_encoder
+from training.finetune import Task, balanced, finetune, optimizers, order, train_classifier
+from training.pretrain import pretrain
+from training.recipes import FinetuneSettings
+from training.store import Store
+
+torch.set_num_threads(1)  # the tensors are small
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def pretrained(small_settings):
+    return pretrain(small_settings(epochs=1))
+
+
+@pytest.fixture
+def settings(small_shapes):
+    def make(**changes) -> FinetuneSettings:
+        return FinetuneSettings(
+            **{"data": str(small_shapes), "name": "adapted", "epochs": 2, "batch_size": 16, "held_out": 0.1} | changes
+        )
+
+    return make
+
+
+def brightness(n: dict[int, int], tmp_path) -> Store:
+    """Class 1 is bright, class 0 dark."""
+    labels = np.repeat(list(n), list(n.values()))
+    level = np.where(labels == 1, 200, 20)[:, None, None, None]
+    pixels = (level + np.random.default_rng(0).integers(0, 40, (len(labels), 16, 16, 3))).astype(np.uint8)
+    return Store("some", pixels, labels, ["dark", "bright"], [], [], tmp_path)
+
+
+def small(classes=2, seed=0):
+    torch.manual_seed(seed)
+    return Classifier(Encoder("tiny", 1, 16), None, classes)
+
+
+def test_a_run_leaves_a_classifier_that_gives_what_was_measured(pretrained, settings, capsys):
+    run = finetune(settings(init=str(pretrained)))
+    network, saved = classifier.load(run / "checkpoints" / "last.ckpt")
+    assert (
+        saved["classifier"]["classes"] == sorted(saved["classifier"]["classes"]) and not saved["classifier"]["hidden"]
+    )
+    facts = json.loads((run / "result.json").read_text())
+    assert facts == saved["facts"]
+    test = store.load(open_source(settings().data), Preprocessing(16), "test")
+    right = (embed(network, np.array(test.pixels)).argmax(dim=1).numpy() == test.labels).mean()
+    assert facts["after"]["test"]["accuracy"] == pytest.approx(right)
+    assert f"test accuracy {right:.1%} (" in capsys.readouterr().out
+    assert (run / "report.png").exists() and len((run / "metrics.csv").read_text().splitlines()) == 3
+    with pytest.raises(CheckpointError, match="runs/adapted holds a run already"):
+        finetune(settings(init=str(pretrained)))
+
+
+def test_a_classifiers_encoder_is_evaluated_exported_and_started_from_as_a_runs(pretrained, settings):
+    run = finetune(settings(init=str(pretrained), epochs=1))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    network, _ = classifier.load(run / "checkpoints" / "last.ckpt")
+    expected = embed(network.encoder, pixels)
+    torch.testing.assert_close(open_encoder(str(run))(pixels), expected)
+    bundle, _ = export(ExportSettings(run))
+    torch.testing.assert_close(open_encoder(str(bundle.folder))(pixels), expected, rtol=1e-4, atol=1e-5)
+    again = initial.initial(str(bundle.folder), None, None, None, 0)
+    torch.testing.assert_close(embed(again.encoder, pixels), expected)
+    assert again.projector is None
+    assert evaluate(EvaluateSettings((str(run),), data=settings().data, linear="none"))["rows"][0]["dimension"] == 128
+
+
+def test_a_linear_probe_leaves_the_encoder_as_it_was_to_the_bit(pretrained, settings):
+    run = finetune(settings(init=str(pretrained), mode="linear"))
+    before = checkpoint.load(checkpoint.find(pretrained))["state_dict"]
+    after = checkpoint.load(run / "checkpoints" / "last.ckpt")["state_dict"]
+    for name, value in after.items():
+        if name.startswith("encoder."):
+            assert torch.equal(value, before[name]), name  # running statistics too
+    assert after["classifier.weight"].abs().sum() > 0
+
+
+def test_from_the_heads_first_layer_that_layer_is_the_runs_and_learns(pretrained, settings, monkeypatch):
+    begun, layers = [], []
+
+    def train(network, task, s):
+        begun.append({name: value.clone() for name, value in network.state_dict().items()})
+        layers.extend(type(layer).__name__ for layer in network.hidden)
+        return train_classifier(network, task, s)
+
+    monkeypatch.setattr("training.finetune.train_classifier", train)
+    run = finetune(settings(init=str(pretrained), mode="head"))
+    before = checkpoint.load(checkpoint.find(pretrained))["state_dict"]
+    network, saved = classifier.load(run / "checkpoints" / "last.ckpt")
+    assert saved["classifier"]["hidden"]
+    assert torch.equal(begun[0]["hidden.0.weight"], before["projector.0.weight"])
+    assert torch.equal(begun[0]["hidden.1.bias"], before["projector.1.bias"])
+    assert not torch.equal(network.hidden[0].weight, before["projector.0.weight"])
+    assert not torch.equal(network.encoder.conv1.weight, before["encoder.conv1.weight"])
+    assert layers == [type(layer).__name__ for layer in network.hidden] == ["Linear", "BatchNorm1d", "ReLU"]
+
+
+def test_a_head_without_a_hidden_layer_cannot_be_begun_from(small_settings, settings):
+    run = pretrain(small_settings(epochs=1, head_layers=1, name="one"))
+    with pytest.raises(CheckpointError, match="this one's head has no hidden layer"):
+        finetune(settings(init=str(run), mode="head"))
+    with pytest.raises(CheckpointError, match="--mode head wants a pretrained run: nothing has no head g"):
+        finetune(settings(mode="head"))
+
+
+def test_lars_without_decay_adapts_all_but_the_classifier_and_what_is_of_rank_1():
+    network = small()
+    settings = replace(recipes.PRESETS["v2"][1], mode="full")
+    optimizer, _ = optimizers(network, settings, 16, 10)
+    lr = optimizer.param_groups[0]["lr"]
+    assert lr == pytest.approx(0.005 * 16**0.5)
+    torch.nn.init.ones_(network.classifier.weight)  # a weight of zero would not be adapted anyway
+    before = {name: w.detach().clone() for name, w in network.named_parameters()}
+    for w in network.parameters():
+        w.grad = torch.full_like(w, 0.5)
+    optimizer.step()
+    for name, w in network.named_parameters():
+        moved = (before[name] - w.detach()).norm()
+        adapted = name.startswith("encoder.") and w.ndim > 1
+        expected = 1e-3 * before[name].norm() if adapted else 0.5 * w.numel() ** 0.5
+        torch.testing.assert_close(moved, lr * torch.as_tensor(expected), rtol=0.02, atol=1e-7, msg=name)
+
+
+def test_dark_and_bright_are_learnt_and_the_same_settings_give_the_same_bits(tmp_path):
+    settings = FinetuneSettings(epochs=8, batch_size=8, seed=1, held_out=0.1)
+    task = Task(settings, brightness({0: 20, 1: 20}, tmp_path), None)
+    ends = []
+    for _ in range(2):
+        network = small()
+        history = train_classifier(network, task, settings)
+        ends.append(network.state_dict())
+    assert max(row["held_out"] for row in history) == 1.0
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_it_ends_when_the_held_out_part_gets_no_better_and_the_best_epoch_is_kept(tmp_path, monkeypatch):
+    found = iter([0.5, 0.7, 0.6, 0.7, 0.7, 0.9])
+    states = []
+
+    def judge(network, task, settings):
+        states.append({name: w.clone() for name, w in network.state_dict().items()})
+        return {"held_out": next(found), "held_out_loss": 1.0}
+
+    monkeypatch.setattr("training.finetune.judge_held", judge)
+    settings = FinetuneSettings(epochs=50, batch_size=8, patience=3, held_out=0.1)
+    network = small()
+    history = train_classifier(network, Task(settings, brightness({0: 9, 1: 9}, tmp_path), None), settings)
+    assert [row["held_out"] for row in history] == [0.5, 0.7, 0.6, 0.7, 0.7]
+    assert all(torch.equal(network.state_dict()[name], w) for name, w in states[1].items())
+
+
+def test_sampling_draws_each_class_equally_often_and_the_loss_weighs_it(tmp_path):
+    settings = FinetuneSettings(held_out=0.0, balance="sampling")
+    task = Task(settings, brightness({0: 900, 1: 100}, tmp_path), None)
+    drawn = np.concatenate([task.labels[order(task, settings, epoch, 10)] for epoch in range(5)])
+    assert drawn.mean() == pytest.approx(0.5, abs=0.03)
+    plain = order(task, replace(settings, balance="none"), 0, 10)
+    assert sorted(plain) == list(range(1000))
+
+    weighed = FinetuneSettings(held_out=0.0, balance="loss", epochs=1, batch_size=4, lr=1e-9)
+    task = Task(weighed, brightness({0: 3, 1: 1}, tmp_path), None)
+    network = small()
+    with torch.no_grad():
+        network.classifier.bias.copy_(torch.tensor([0.0, 2.0]))  # h has no say yet: the weights are zero
+    loss = train_classifier(network, task, weighed)[0]["loss"]
+    expected = torch.nn.functional.softplus(torch.tensor([2.0, -2.0])).mean().item()  # each class half
+    assert loss == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_mean_of_the_classes_counts_a_small_class_as_a_large_one():
+    right, labels = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 0, 1])
+    assert balanced(right, labels) == 0.5
+
+
+def test_labels_used_are_a_share_of_every_class_and_held_out_ones_are_not_learnt_from(tmp_path):
+    pictures = brightness({0: 100, 1: 50}, tmp_path)
+    task = Task(FinetuneSettings(label_share=0.2, held_out=0.25), pictures, None)
+    assert task.sizes.tolist() == [15, 7]
+    assert not set(task.learnt) & set(task.held) and len(task.held) == 8
+    task = Task(FinetuneSettings(labels_per_class=3, held_out=0.0), pictures, None)
+    assert task.sizes.tolist() == [3, 3] and len(task.held) == 0
+    with pytest.raises(DataError, match="class dark has 1 labelled picture: none can be held out of it"):
+        Task(FinetuneSettings(labels_per_class=1, held_out=0.1), pictures, None)
+    with pytest.raises(DataError, match=r"--label-share 0\.005 leaves no picture of class bright"):
+        Task(FinetuneSettings(label_share=0.005), pictures, None)
+
+
+def test_torchvisions_weights_are_started_from_with_their_normalisation_inside(tmp_path):
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18().eval()
+    theirs.bn1.running_mean.uniform_(-1, 1)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    start = initial.initial(f"resnet18:{tmp_path / 'weights.pth'}", None, None, 64, 0)
+    assert (start.settings.encoder, start.settings.size_px, start.projector) == ("resnet18", 64, None)
+    x = to_input(torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)))
+    normalised = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(x)
+    ours = start.encoder.eval()
+    with torch.no_grad():
+        expected = theirs.bn1(theirs.conv1(normalised))
+        found = ours.bn1(ours.conv1(x))
+    inside = (..., slice(2, -2), slice(2, -2))  # but for the border, where torchvision pads with the mean colour
+    torch.testing.assert_close(found[inside], expected[inside], rtol=1e-4, atol=1e-4)
+
+
+def test_a_start_that_does_not_fit_is_refused(pretrained, small_settings, tmp_path, capsys):
+    for changes, words in (
+        ({"encoder": "resnet18"}, "is of another architecture: --encoder tiny, not resnet18"),
+        ({"width": 2}, "--width 1, not 2"),
+        ({"size_px": 48}, "sees 16 px and has another first layer than an encoder for 48 px"),
+    ):
+        asked = {"encoder": None, "width": None, "size_px": None} | changes
+        with pytest.raises(CheckpointError, match=words):
+            initial.initial(str(pretrained), **asked, seed=0)
+    assert initial.initial(str(pretrained), None, None, 6, 0).settings.size_px == 6
+    assert "was trained at 16 px: at 6 px its batch norm sees what it has not seen" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="there is no run, checkpoint or exported encoder of that name"):
+        initial.initial("nowhere", None, None, None, 0)
+    with pytest.raises(CheckpointError, match="of torchvision's, training can start from resnet18, resnet34"):
+        initial.initial("vit_b_16:random", None, None, None, 0)
+    with pytest.raises(CheckpointError, match="holds an encoder and no classifier"):
+        classifier.load(checkpoint.find(pretrained))
+
+
+def test_an_export_whose_checkpoint_is_not_the_one_any_more_says_so(pretrained):
+    bundle, _ = export(ExportSettings(pretrained))
+    path = pretrained / "checkpoints" / "last.ckpt"
+    path.write_bytes(path.read_bytes() + b"\0")  # another one now
+    with pytest.raises(CheckpointError, match="was exported from a checkpoint that is neither beside it"):
+        initial.initial(str(bundle.folder), None, None, None, 0)
+
+
+def test_a_learning_rate_that_breaks_the_network_is_named(tmp_path):
+    settings = FinetuneSettings(epochs=3, batch_size=8, lr=1e30)
+    task = Task(settings, brightness({0: 20, 1: 20}, tmp_path), None)
+    task.labels = np.random.default_rng(0).permutation(task.labels)  # what cannot be learnt costs 1e30 at once
+    with pytest.raises(ValueError, match=r"the loss is no number any more in epoch \d: give a smaller --lr"):
+        train_classifier(small(), task, settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"label_share": 0.0}, r"--label-share is a share in \(0, 1\], not 0"),
+        ({"label_share": 0.1, "labels_per_class": 3}, "give --label-share or --labels-per-class, not both"),
+        ({"held_out": 1.0}, "--held-out is a share"),
+        ({"lr": float("nan")}, "--lr must be above 0, not nan"),
+        ({"name": "../x"}, "--name must be a folder name below runs/"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        FinetuneSettings(**changes)
+
+
+def test_the_command_line_goes_over_the_preset_it_names():
+    found = recipes.parse(["--preset", "v2", "--epochs", "30"])
+    assert (found.mode, found.optimizer, found.epochs, found.weight_decay) == ("head", "lars", 30, 0.0)
+    assert found.lr * 1024**0.5 == pytest.approx(0.16)  # as published

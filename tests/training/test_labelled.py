@@ -1,0 +1,74 @@
+"""Shares of labels: of every class, the same for the same seed, and sentences where they cannot be taken."""
+
+import numpy as np
+import pytest
+
+from training.data import DataError
+from training.labelled import alone, check_classes, few, hold_out
+
+CLASSES = ["cat", "dog", "owl"]
+LABELS = np.repeat([0, 1, 2, -1], [200, 40, 10, 30])[np.random.default_rng(0).permutation(280)]
+
+
+def counts(rows):
+    return np.bincount(LABELS[rows], minlength=3).tolist()
+
+
+def test_a_share_is_taken_of_every_class_and_none_of_the_unlabelled():
+    assert counts(few(LABELS, CLASSES, 0.1, None, seed=0)) == [20, 4, 1]
+    assert counts(few(LABELS, CLASSES, 1.0, None, seed=0)) == [200, 40, 10]
+    assert counts(few(LABELS, CLASSES, 1.0, 7, seed=0)) == [7, 7, 7]
+
+
+def test_a_larger_share_holds_the_smaller_and_another_seed_gives_others():
+    small, large = (set(few(LABELS, CLASSES, share, None, seed=5)) for share in (0.1, 0.3))
+    assert small < large
+    assert small != set(few(LABELS, CLASSES, 0.1, None, seed=6))
+
+
+def test_a_share_that_leaves_a_class_empty_is_refused_with_the_least_that_does_not():
+    with pytest.raises(
+        DataError, match=r"--label-share 0.04 leaves no picture of class owl, which has 10 pictures"
+    ) as e:
+        few(LABELS, CLASSES, 0.04, None, seed=0)
+    assert "Give --label-share 0.05 or more" in str(e.value)
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 23, 611, 10_000])
+def test_the_share_that_is_named_as_the_least_leaves_a_picture(n):
+    labels = np.zeros(n, np.int64)
+    with pytest.raises(DataError) as e:
+        few(labels, CLASSES, 0.49 / n, None, seed=0)
+    least = float(str(e.value).partition("Give --label-share ")[2].split()[0])
+    assert len(few(labels, CLASSES, least, None, seed=0)) == 1
+
+
+def test_more_labels_than_a_class_has_are_refused():
+    with pytest.raises(
+        DataError, match=r"--labels-per-class 11: class owl has 10 pictures. Give --labels-per-class 10"
+    ):
+        few(LABELS, CLASSES, 1.0, 11, seed=0)
+
+
+def test_what_is_held_out_and_what_is_kept_are_all_the_labelled_and_hold_every_class():
+    kept, held = hold_out(LABELS, 0.01, seed=0)
+    assert sorted([*kept, *held]) == np.flatnonzero(LABELS >= 0).tolist()
+    assert counts(held) == [2, 1, 1]
+    assert counts(hold_out(LABELS, 0.999, seed=0)[0]) == [1, 1, 1]
+
+
+def test_a_class_of_one_picture_is_kept_whole():
+    labels = np.array([0, 0, 0, 1])
+    kept, held = hold_out(labels, 0.5, seed=0)
+    assert 3 in kept and len(held) == 2
+    assert alone(labels, CLASSES) == ["dog"]
+
+
+def test_classes_that_are_asked_about_and_never_learnt_are_named():
+    check_classes(np.array([0, 1, 2]), np.array([0, -1]), CLASSES, "pets")
+    with pytest.raises(DataError, match="pets has pictures of owl in its split test and none of it in train"):
+        check_classes(np.array([0, 1, -1]), np.array([0, 2]), CLASSES, "pets")
+    with pytest.raises(DataError, match="pets has only the class dog"):
+        check_classes(np.array([1, 1]), None, CLASSES, "pets")
+    with pytest.raises(DataError, match="pets has no labels"):
+        check_classes(np.array([-1]), None, CLASSES, "pets")

@@ -1,0 +1,66 @@
+"""An encoder with a linear layer on top, and the checkpoint that it travels in.
+
+    settings    of the encoder, as in a pretraining run's checkpoint
+    facts       data, images (labelled ones learnt from), epochs, commit, `after`: the figures
+    history     a row an epoch
+    state_dict  encoder.*, classifier.*, and hidden.* where fine-tuning began at the head's first layer
+    classifier  classes (names, in the order of the logits), hidden (whether there is one), origin (what the encoder
+                started from), settings (of the fine-tuning)
+
+What reads a run's checkpoint reads this one's encoder f as well: evaluate.py, export/to_onnx.py, --init.
+"""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from training import checkpoint
+from training.checkpoint import AtomicCheckpointIO, CheckpointError
+from training.config import PretrainSettings
+from training.encoders import Encoder, projection_head
+
+
+class Classifier(nn.Module):
+    """(N, 3, S, S) float in [0, 1] -> logits (N, C). The linear layer begins at zero, as published.
+
+    hidden  what stands between h and the linear layer: None, or the projection head's [Linear, BN, ReLU]
+    """
+
+    def __init__(self, encoder: Encoder, hidden: nn.Module | None, classes: int):
+        super().__init__()
+        self.encoder = encoder
+        self.hidden = hidden or nn.Identity()
+        self.classifier = nn.Linear(encoder.dimension, classes)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.hidden(self.encoder(x)))
+
+
+def first_layer(projector: nn.Module) -> nn.Sequential:
+    """The head's [Linear, BN, ReLU]. raises CheckpointError for a head of one layer or none, which has none."""
+    if not isinstance(projector, nn.Sequential) or len(projector) < 5:
+        raise CheckpointError("--mode head wants a run with --head-layers 2 or 3: this one's head has no hidden layer")
+    return projector[:3]
+
+
+def save(path: Path, network: Classifier, settings: PretrainSettings, facts: dict, history: list, about: dict) -> None:
+    """about: what stands under `classifier`, without `hidden`."""
+    about = about | {"hidden": not isinstance(network.hidden, nn.Identity)}
+    weights = {key: value.cpu() for key, value in network.state_dict().items()}
+    content = {"settings": settings.to_dict(), "facts": facts, "history": history}
+    AtomicCheckpointIO().save_checkpoint(content | {"state_dict": weights, "classifier": about}, path)
+
+
+def load(path: Path) -> tuple[Classifier, dict]:
+    """The network, on the CPU in evaluation mode, and the whole checkpoint. raises CheckpointError."""
+    saved = checkpoint.load(path)
+    if "classifier" not in saved:
+        raise CheckpointError(f"{path} holds an encoder and no classifier: make one with `python training/finetune.py`")
+    settings, about = checkpoint.settings_of(saved), saved["classifier"]
+    encoder = Encoder(settings.encoder, settings.width, settings.size_px)
+    hidden = projection_head(encoder.dimension, 2, 1)[:3] if about["hidden"] else None
+    network = Classifier(encoder, hidden, len(about["classes"]))
+    network.load_state_dict(saved["state_dict"])
+    return network.eval(), saved

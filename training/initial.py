@@ -1,0 +1,113 @@
+"""What an encoder starts from: a run, an exported one's checkpoint, torchvision's weights, or nothing."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from export.artifact import CARD, load_bundle
+from training import checkpoint, zoo
+from training.checkpoint import CheckpointError
+from training.config import RUNS, PretrainSettings
+from training.encoders import ARCHITECTURES, SMALL_IMAGE_PX, Encoder, projection_head
+
+
+class Initial(NamedTuple):
+    encoder: Encoder
+    projector: nn.Module | None  # g, where there is one
+    settings: PretrainSettings  # of the encoder; the rest is the run's, or the defaults
+    origin: str  # in words
+
+
+def initial(init: str, encoder: str | None, width: int | None, size_px: int | None, seed: int) -> Initial:
+    """
+    init                    a run's folder, a checkpoint, an exported encoder's folder, a name of training/zoo.py that
+                            is a ResNet, or "" for nothing
+    encoder, width, size_px  what was asked for; None: what `init` has, otherwise the defaults
+    raises                  CheckpointError, BundleError, ZooError
+    """
+    if not init:
+        defaults = PretrainSettings()
+        asked = {"encoder": encoder, "width": width, "size_px": size_px}
+        settings = replace(defaults, seed=seed, **{name: value for name, value in asked.items() if value is not None})
+        torch.manual_seed(seed)
+        return Initial(Encoder(settings.encoder, settings.width, settings.size_px), None, settings, "nothing")
+    path = Path(init).expanduser()
+    if path.exists():
+        path = checkpoint_of(path) if (path / CARD).exists() else checkpoint.find(path)
+        saved = checkpoint.load(path)
+        own = checkpoint.settings_of(saved)
+        for name, value in (("encoder", encoder), ("width", width)):
+            if value not in (None, getattr(own, name)):
+                raise CheckpointError(
+                    f"{path} is of another architecture: --{name} {getattr(own, name)}, not {value}. Leave it out"
+                )
+        settings = replace(own, size_px=_size(init, own.size_px, size_px))
+        projector = projection_head(checkpoint.encoder_of(saved).dimension, own.head_layers, own.head_dimension)
+        prefix = "projector."
+        weights = {k.removeprefix(prefix): w for k, w in saved["state_dict"].items() if k.startswith(prefix)}
+        if weights:
+            projector.load_state_dict(weights)
+        return Initial(checkpoint.encoder_of(saved), projector if weights else None, settings, f"{own.name or init}")
+    if zoo.known(init):
+        return _of_zoo(init, encoder, width, size_px)
+    raise CheckpointError(
+        f"--init {init}: there is no run, checkpoint or exported encoder of that name, and torchvision has none such"
+    )
+
+
+def checkpoint_of(bundle_folder: Path) -> Path:
+    """The checkpoint that an encoder was exported from, known by the hash in its card. raises CheckpointError."""
+    card = load_bundle(bundle_folder).card
+    digest = card.training.get("checkpoint_sha256")
+    for path in [*bundle_folder.parent.glob("checkpoints/*.ckpt"), *RUNS.glob("*/checkpoints/*.ckpt")]:
+        if hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+            return path
+    raise CheckpointError(
+        f"{bundle_folder} was exported from a checkpoint that is neither beside it nor under {RUNS}/ as it was "
+        f"(sha256 {str(digest)[:12]}…): give the run instead"
+    )
+
+
+def _of_zoo(name: str, encoder: str | None, width: int | None, size_px: int | None) -> Initial:
+    architecture = name.partition(":")[0]
+    fitting = [known for known in ARCHITECTURES if known in zoo.architectures()]
+    if architecture not in fitting:
+        raise CheckpointError(f"--init {name}: of torchvision's, training can start from {', '.join(fitting)}")
+    if encoder not in (None, architecture) or width not in (None, 1):
+        raise CheckpointError(f"--init {name} is another architecture than --encoder {encoder or architecture}")
+    model = zoo.load(name)
+    size = _size(name, model.preprocessing.size_px, size_px)
+    settings = replace(PretrainSettings(), encoder=architecture, width=1, size_px=size)
+    own = Encoder(architecture, 1, size)
+    own.load_state_dict({key: w for key, w in model.network.state_dict().items() if not key.startswith("fc.")})
+    _fold(own, torch.tensor(model.mean), torch.tensor(model.std))
+    return Initial(own, None, settings, name)
+
+
+@torch.no_grad()
+def _fold(encoder: Encoder, mean: torch.Tensor, std: torch.Tensor) -> None:
+    """The normalisation (x - mean) / std into the first layer: what follows takes x in [0, 1] as it is.
+
+    Exact but for the border, where the kernel reaches beyond the picture: there torchvision pads with the mean colour,
+    and this with black.
+    """
+    kernel = encoder.conv1.weight / std[:, None, None]  # (C, 3, 7, 7)
+    encoder.conv1.weight.copy_(kernel)
+    encoder.bn1.running_mean += (kernel * mean[:, None, None]).sum(dim=(1, 2, 3))
+
+
+def _size(name: str, own_px: int, asked_px: int | None) -> int:
+    if asked_px is None or asked_px == own_px:
+        return own_px
+    if (asked_px <= SMALL_IMAGE_PX) != (own_px <= SMALL_IMAGE_PX):
+        raise CheckpointError(
+            f"{name} sees {own_px} px and has another first layer than an encoder for {asked_px} px: give a --size-px "
+            f"on the same side of {SMALL_IMAGE_PX}, or leave it out"
+        )
+    if not 0.5 <= asked_px / own_px <= 2:
+        print(f"note: {name} was trained at {own_px} px: at {asked_px} px its batch norm sees what it has not seen")
+    return asked_px

@@ -1,0 +1,60 @@
+"""How well the nearest pictures share a query's class, by the cosine of h.
+
+precision@k  share of the k nearest that are of the query's class
+recall@k     1 where one of the k nearest is, otherwise 0 (metric learning's; not the share of the class found)
+mAP          mean over the queries of the average precision over the whole ranking
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AT_ONCE = 2**24  # similarities in memory
+
+
+def nearest(queries: Tensor, bank: Tensor, k: int, own: bool = False) -> tuple[Tensor, Tensor]:
+    """Cosines and places of each query's k nearest in the bank, (Q, k) each, the nearest first.
+
+    queries, bank  (Q, d), (M, d) float
+    own            the queries are the bank's own rows, in its order: none is its own neighbour
+    """
+    most = len(bank) - own
+    if not 1 <= k <= most:
+        raise ValueError(f"k must be between 1 and the {most} pictures there are, not {k}")
+    queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
+    found, step = [], max(1, AT_ONCE // len(bank))
+    for start in range(0, len(queries), step):
+        similarity = queries[start : start + step] @ bank.T  # (q, M)
+        if own:
+            similarity.diagonal(offset=start).fill_(-torch.inf)
+        found.append(similarity.topk(k, dim=1))
+    cosines, places = zip(*found, strict=True)
+    return torch.cat(cosines), torch.cat(places)
+
+
+def figures(
+    queries: Tensor, query_labels: Tensor, bank: Tensor, bank_labels: Tensor, ks: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """`precision@K` and `recall@K` for each k, and `mAP`: (Q,) float32 each, whose means are the figures.
+
+    raises  ValueError: a k beyond the bank, a query whose class is not in the bank
+    """
+    if not all(1 <= k <= len(bank) for k in ks):
+        raise ValueError(f"each k must be between 1 and the bank's {len(bank)} pictures, not {ks}")
+    if missing := set(query_labels.tolist()) - set(bank_labels.tolist()):
+        raise ValueError(f"the bank holds no picture of class {min(missing)}")
+    queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
+    ranks = torch.arange(1, len(bank) + 1)
+    parts: dict[str, list[Tensor]] = {}
+    step = max(1, AT_ONCE // 4 // len(bank))  # a sort holds several such matrices
+    for rows, labels in zip(queries.split(step), query_labels.split(step), strict=True):
+        order = (rows @ bank.T).argsort(dim=1, descending=True, stable=True)
+        hit = (bank_labels[order] == labels[:, None]).float()  # (q, M)
+        found = hit.cumsum(dim=1)
+        precision = found / ranks
+        values = {f"precision@{k}": precision[:, k - 1] for k in ks}
+        values |= {f"recall@{k}": (found[:, k - 1] > 0).float() for k in ks}
+        values["mAP"] = (precision * hit).sum(dim=1) / found[:, -1]
+        for name, value in values.items():
+            parts.setdefault(name, []).append(value)
+    return {name: torch.cat(values) for name, values in parts.items()}
