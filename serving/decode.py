@@ -9,11 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from export.artifact import MAX_PIXELS, Preprocessing, TooManyPixels, UnreadableImage, read_pixels
-from serving.errors import TooLarge, Undecodable
+from serving.errors import Refusal, TooLarge, Undecodable
 
 # Handing one file to a thread and back costs as much as decoding one of 32 x 32 pixels: small ones go together.
 FILES_TOGETHER = 8
-BYTES_TOGETHER = SMALL_BYTES = 2**16
+BYTES_TOGETHER = 2**16
+
+# What is small takes milliseconds, so those who share a batch with it may wait for it. Few bytes can be many pixels.
+SMALL_BYTES, SMALL_PIXELS = 2**16, 2**20
 
 # An image takes up to 16 bytes a pixel while it is decoded. Of those larger than this there is one at a time.
 LARGE_PIXELS = 2**25
@@ -52,27 +55,36 @@ class Decoder:
                 if not job.cancel() and not job.cancelled():
                     job.exception()  # has been looked at, now
 
-    def read(self, file: File, preprocessing: Preprocessing) -> np.ndarray:
-        """In the caller's thread: uint8 (S, S, 3) RGB. raises Undecodable or TooLarge, naming it."""
+    def read_small(self, file: File, preprocessing: Preprocessing) -> np.ndarray:
+        """In the caller's thread: uint8 (S, S, 3) RGB. raises TooManyPixels for what is not small, and Undecodable."""
         try:
-            return self._pixels(file.data, preprocessing)
+            return read_pixels(file.data, preprocessing, min(SMALL_PIXELS, self.max_pixels))
+        except TooManyPixels:
+            raise
         except UnreadableImage as problem:
-            kind = TooLarge if isinstance(problem, TooManyPixels) else Undecodable
-            named = f"{file.field} ({file.name})" if file.name else file.field
-            raise kind(f"{named} {problem}", param=file.field) from problem
+            raise _refusal(file, problem) from problem
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, files: list[File], preprocessing: Preprocessing) -> list[np.ndarray]:
-        return [self.read(file, preprocessing) for file in files]
+        return [self._read_one(file, preprocessing) for file in files]
 
-    def _pixels(self, data: bytes, preprocessing: Preprocessing) -> np.ndarray:
+    def _read_one(self, file: File, preprocessing: Preprocessing) -> np.ndarray:
         try:
-            return read_pixels(data, preprocessing, min(LARGE_PIXELS, self.max_pixels))
-        except TooManyPixels:  # which the header has told
-            with self._large:
-                return read_pixels(data, preprocessing, self.max_pixels)
+            try:
+                return read_pixels(file.data, preprocessing, min(LARGE_PIXELS, self.max_pixels))
+            except TooManyPixels:  # which the header has told
+                with self._large:
+                    return read_pixels(file.data, preprocessing, self.max_pixels)
+        except UnreadableImage as problem:
+            raise _refusal(file, problem) from problem
+
+
+def _refusal(file: File, problem: UnreadableImage) -> Refusal:
+    """It names the file."""
+    kind = TooLarge if isinstance(problem, TooManyPixels) else Undecodable
+    return kind(f"{file.field} ({file.name}) {problem}" if file.name else f"{file.field} {problem}", param=file.field)
 
 
 def _groups(files: Sequence[File]) -> Iterator[list[File]]:

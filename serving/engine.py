@@ -1,6 +1,7 @@
 """What answers the requests: decoder, encoders and their indexes, put together."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -8,7 +9,7 @@ from time import perf_counter
 import numpy as np
 from fastapi.concurrency import run_in_threadpool
 
-from export.artifact import ModelCard
+from export.artifact import ModelCard, TooManyPixels
 from serving.decode import SMALL_BYTES, Decoder, File
 from serving.errors import Malformed, NotFound
 from serving.index import Index, Item, unit
@@ -35,7 +36,7 @@ class Engine:
         """Load, warm up, open. encoders: as Models' `chosen`. raises BundleError."""
         threads = limits.threads or cores()
         self._decode = Decoder(threads, limits.pixels)
-        self._models = Models(encoders, index, threads, self._decode.read, metrics.measured)
+        self._models = Models(encoders, index, threads, self._decode.read_small, metrics.measured)
         self._gate = Gate(limits.images_at_once, limits.bytes_at_once)
         self._drawing = asyncio.Lock()
         metrics.levels = lambda: (self._gate.inside, self._models.waiting)
@@ -116,10 +117,12 @@ class Engine:
     async def _embed(self, files: list[File], model: Model) -> Embedded:
         """To its end with one encoder, also when another takes its place meanwhile."""
         with self._gate.admit(len(files), sum(len(file.data) for file in files)):
+            encoded = None
             if model.batch.read and all(len(file.data) <= SMALL_BYTES for file in files):
-                encoded = await model.batch(files)  # decoded where it is encoded: another thread would cost more
-                decode_s = encoded.decode_s
-            else:
+                with suppress(TooManyPixels):
+                    encoded = await model.batch(files)  # decoded where it is encoded: another thread would cost more
+                    decode_s = encoded.decode_s
+            if encoded is None:
                 started = perf_counter()
                 pixels = await self._decode(files, model.card.preprocessing)
                 decode_s = perf_counter() - started

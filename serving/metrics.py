@@ -1,7 +1,7 @@
 """What /metrics tells, in Prometheus's text format.
 
 Requests are counted by route, never by the path that was asked for: paths are the visitors' to invent. Under BentoML
-the counts are those of all workers together, whichever of them is asked.
+the counts are those of all workers together, whichever of them is asked; `process_` tells of that one.
 """
 
 import os
@@ -86,6 +86,7 @@ class Metrics:
             if not psutil.pid_exists(pid):  # a worker that was killed leaves its levels behind
                 mark_process_dead(pid)
         everyone = CollectorRegistry()
+        ProcessCollector(registry=everyone)
         MultiProcessCollector(everyone)
         return generate_latest(everyone)
 

@@ -9,12 +9,16 @@ import pytest
 from export.to_onnx import ExportSettings
 from serving.bulk import BulkSettings
 from training.config import PRESETS, PretrainSettings
+from training.evaluate import EvaluateSettings
+from training.recipes import FinetuneSettings
 from ui.app import Options
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("training", "export", "serving", "ui", "benchmarks")
 COMMANDS = {
     "training/pretrain.py": PretrainSettings,
+    "training/evaluate.py": EvaluateSettings,
+    "training/finetune.py": FinetuneSettings,
     "export/to_onnx.py": ExportSettings,
     "serving/bulk.py": BulkSettings,
     "ui/app.py": Options,

@@ -4,11 +4,12 @@ import dataclasses
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from training.augment import AugmentSettings
 
 RUNS = Path("runs")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -174,17 +175,25 @@ PRESETS: dict[str, tuple[str, PretrainSettings]] = {
 
 def parse(arguments: list[str] | None = None) -> PretrainSettings:
     """The command line over the preset that it names."""
+    title = "Pretrain an encoder on unlabelled images with SimCLR, into runs/NAME."
+    return over_preset(PretrainSettings, PRESETS, title, arguments)
+
+
+def over_preset(kind: type[T], presets: dict[str, tuple[str, T]], title: str, arguments: list[str] | None) -> T:
+    """Settings by the command line: the defaults are those of the preset that it names, or of the class's own.
+
+    presets  by name: what each is for, which the help prints, and its settings
+    """
     import tyro
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    preset = PretrainSettings.preset
+    preset = kind.preset
     for i, argument in enumerate(arguments):
         if argument.startswith("--preset="):
             preset = argument.partition("=")[2]
         elif argument == "--preset" and i + 1 < len(arguments):
             preset = arguments[i + 1]
-    default = PRESETS.get(preset, PRESETS[PretrainSettings.preset])[1]  # an unknown one is tyro's to refuse
-    lines = [f"  {name}: {purpose}" for name, (purpose, _) in PRESETS.items()]
-    title = "Pretrain an encoder on unlabelled images with SimCLR, into runs/NAME. Presets:\n"
-    description = "\n".join([title, *lines])
-    return tyro.cli(PretrainSettings, default=default, args=arguments, description=description)
+    default = presets.get(preset, presets[kind.preset])[1]  # an unknown one is tyro's to refuse
+    lines = [f"  {name}: {purpose}" for name, (purpose, _) in presets.items()]
+    description = "\n".join([f"{title} Presets:\n", *lines])
+    return tyro.cli(kind, default=default, args=arguments, description=description)

@@ -1,11 +1,11 @@
 """Settings of fine-tuning, and the published recipes. The field docstrings are the command line's help."""
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
 from training.augment import AugmentSettings
+from training.config import over_preset
 
 
 @dataclass(frozen=True)
@@ -127,16 +127,5 @@ PRESETS: dict[str, tuple[str, FinetuneSettings]] = {
 
 def parse(arguments: list[str] | None = None) -> FinetuneSettings:
     """The command line over the preset that it names."""
-    import tyro
-
-    arguments = sys.argv[1:] if arguments is None else arguments
-    preset = FinetuneSettings.preset
-    for i, argument in enumerate(arguments):
-        if argument.startswith("--preset="):
-            preset = argument.partition("=")[2]
-        elif argument == "--preset" and i + 1 < len(arguments):
-            preset = arguments[i + 1]
-    default = PRESETS.get(preset, PRESETS[FinetuneSettings.preset])[1]  # an unknown one is tyro's to refuse
-    lines = [f"  {name}: {purpose}" for name, (purpose, _) in PRESETS.items()]
-    description = "\n".join(["Fine-tune an encoder on labelled pictures, into runs/NAME. Presets:\n", *lines])
-    return tyro.cli(FinetuneSettings, default=default, args=arguments, description=description)
+    title = "Fine-tune an encoder on labelled pictures, into runs/NAME."
+    return over_preset(FinetuneSettings, PRESETS, title, arguments)

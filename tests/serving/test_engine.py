@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import io
 import logging
 import shutil
 import threading
@@ -8,9 +9,10 @@ import weakref
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from export.artifact import BundleError, read_pixels, save_bundle
-from serving.decode import File
+from export.artifact import BundleError, TooManyPixels, read_pixels, save_bundle
+from serving.decode import SMALL_BYTES, File
 from serving.engine import Engine
 from serving.errors import Busy, NotFound, Undecodable
 from serving.limits import USUAL, Limits
@@ -114,6 +116,17 @@ def test_a_broken_picture_fails_its_request_and_no_other(start, files, expected)
             assert isinstance(answer, Undecodable) and answer.param == "images[1]"
         else:
             np.testing.assert_allclose(answer.vectors, expected(i), atol=1e-5)
+
+
+def test_many_pixels_in_few_bytes_are_decoded_where_nobody_else_waits(start, bundle, means):
+    engine, buffer = start(), io.BytesIO()
+    Image.new("RGB", (1100, 1000), (200, 30, 90)).save(buffer, "PNG")
+    file = File("images[0]", "", buffer.getvalue())
+    assert len(file.data) < SMALL_BYTES
+    with pytest.raises(TooManyPixels):
+        engine._models.default.batch.read(file)
+    expected = means(read_pixels(file.data, bundle.card.preprocessing)[None], 1 / 255)
+    np.testing.assert_allclose(asyncio.run(engine.embed([file])).vectors, expected, atol=1e-5)
 
 
 # Several encoders -----------------------------------------------------------------------------------------------------
