@@ -114,12 +114,48 @@ def test_as_many_batches_run_at_once_as_there_are_lanes():
 
 
 def test_a_request_alone_is_spread_over_the_lanes():
-    encode = Recorder()
+    encode, go_on = Recorder(), threading.Event()
     encode.release.set()
+
+    async def ask():
+        batch = Batcher(encode, threads, lanes=2)
+        threads.submit(go_on.wait, 10), threads.submit(go_on.wait, 10)
+        answer = asyncio.create_task(batch(images(*range(30))))
+        await asyncio.sleep(0.05)
+        sizes = [len(part.images) for part in batch._waiting]
+        go_on.set()
+        return sizes, (await answer).vectors.ravel().tolist()
+
     with ThreadPoolExecutor(2) as threads:
-        answer = asyncio.run(Batcher(encode, threads, lanes=2)(images(*range(30))))
-    assert answer.vectors.ravel().tolist() == list(range(30))
-    assert sorted(encode.sizes) in ([15, 15], [30])  # one lane may have been quick enough to take both
+        assert asyncio.run(ask()) == ([15, 15], list(range(30)))
+
+
+def test_a_request_that_goes_while_its_batch_runs_takes_nothing_from_the_others(thread):
+    go_on, sizes = [threading.Event(), threading.Event()], []
+
+    def encode(pixels: np.ndarray) -> np.ndarray:
+        sizes.append(len(pixels))
+        assert go_on[len(sizes) - 1].wait(10)
+        return pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None]
+
+    async def ask():
+        batch = Batcher(encode, thread)
+        first = asyncio.create_task(batch(images(0)))
+        await asyncio.sleep(0.05)
+        gone, stays = asyncio.create_task(batch(images(1))), asyncio.create_task(batch(images(2)))
+        await asyncio.sleep(0.05)
+        go_on[0].set()
+        await first
+        while len(sizes) < 2:
+            await asyncio.sleep(0.01)
+        gone.cancel()
+        await asyncio.sleep(0.01)
+        go_on[1].set()
+        async with asyncio.timeout(5):
+            return (await stays).vectors.tolist()
+
+    assert asyncio.run(ask()) == [[2]]
+    assert sizes == [1, 2]
 
 
 def read(file: File) -> np.ndarray:
