@@ -1,17 +1,17 @@
 """Images of concurrent requests go through the encoder together."""
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
-from serving.decode import File
+from export.artifact import TooManyPixels, UnreadableImage
+from serving.decode import File, refusal
 from serving.encoder import MAX_BATCH
+from serving.lane import Lane, Problem, Ran
 
 LEAST_PART = 8  # images; a request is not cut finer to keep more lanes busy
 
@@ -20,7 +20,7 @@ class Encoded(NamedTuple):
     vectors: np.ndarray
     """float32 (n, d)"""
     decode_s: float
-    """Spent in reading the files, where the batcher did it."""
+    """Spent in reading the files, where a lane did it."""
     queue_s: float
     """Spent waiting for a turn."""
     model_s: float
@@ -36,43 +36,38 @@ class _Part(NamedTuple):
 
 
 class Batcher:
-    """Gathers the images of concurrent requests into batches; as many run at a time as there are lanes.
+    """Gathers the images of concurrent requests into batches; as many run at a time as there are lanes. Lives in one
+    event loop.
 
     There is no timer: a lane that is free takes what waits, and what comes while all are busy gathers.
     """
 
     def __init__(
         self,
-        encode: Callable[[np.ndarray], np.ndarray],
-        threads: Executor,
-        lanes: int = 1,
-        read: Callable[[File], np.ndarray] | None = None,
+        lanes: Sequence[Lane],
+        ran: Callable[[int, float], None] = lambda images, seconds: None,
         max_batch: int = MAX_BATCH,
     ):
-        """encode  uint8 (n, S, S, 3) -> float32 (n, d), for any n from 1 to max_batch; from as many threads as lanes
-        threads  where the lanes run
-        read     a file -> uint8 (S, S, 3); what it raises goes to the file's request alone. None: files are not taken
-        """
-        self.encode = encode
+        """ran  is told of each run of the encoder"""
+        self.lanes = lanes
         self.max_batch = max_batch
-        self.read = read
-        self._threads, self._lanes = threads, lanes
-        self._lock = threading.Lock()
+        self._ran = ran
+        self._free = list(lanes)
+        self._running: set[asyncio.Task] = set()
         self._waiting: deque[_Part] = deque()
-        self._busy = 0  # lanes
 
     @property
     def waiting(self) -> int:
         """Images that are in no batch yet."""
-        with self._lock:
-            return sum(len(part.images) for part in self._waiting)
+        return sum(len(part.images) for part in self._waiting)
 
     async def __call__(self, images: np.ndarray | Sequence[File]) -> Encoded:
         """uint8 (n, S, S, 3) or n files, n >= 1. To rounding, a row is what its image would get alone.
 
-        Cancelled, it leaves undone what is in no batch yet. raises what `read` does, of the first that it does it for.
+        Cancelled, it leaves undone what is in no batch yet. raises Undecodable or TooManyPixels of the first file that
+        cannot be read.
         """
-        most = min(self.max_batch, max(LEAST_PART, -(-len(images) // self._lanes)))
+        most = min(self.max_batch, max(LEAST_PART, -(-len(images) // len(self.lanes))))
         if len(images) <= most:
             return await self._enqueue(images)
         started = perf_counter()
@@ -87,75 +82,67 @@ class Batcher:
         return Encoded(np.concatenate(vectors), sum(decode_s), max(0.0, waited_s), sum(model_s))
 
     def _enqueue(self, images: np.ndarray | Sequence[File]) -> asyncio.Future:
-        encoded = asyncio.get_running_loop().create_future()
-        with self._lock:
-            self._waiting.append(_Part(images, encoded, perf_counter()))
-            free = self._busy < self._lanes
-            self._busy += free
-        if free:
-            self._threads.submit(self._run)
+        loop = asyncio.get_running_loop()
+        encoded = loop.create_future()
+        if self._free and not self._waiting:
+            loop.call_soon(self._start)  # when all that has come in together is there
+        self._waiting.append(_Part(images, encoded, perf_counter()))
         return encoded
 
-    def _run(self) -> None:
-        """One batch, in a lane's thread; what waits then takes its turn behind other batchers' on the same threads."""
-        batch = self._next_batch()
-        if not batch:
-            return
-        loop = batch[0].encoded.get_loop()
-        loop.call_soon_threadsafe(_deliver, batch, self._encode(batch))
-        self._threads.submit(self._run)
+    def _start(self) -> None:
+        """What waits goes to the lanes that are free, in equal parts."""
+        share = max(LEAST_PART, -(-self.waiting // max(1, len(self._free))))
+        while self._free and (batch := self._next_batch(share)):
+            task = asyncio.create_task(self._run(self._free.pop(), batch))
+            self._running.add(task)  # the loop itself would not keep it
+            task.add_done_callback(self._running.discard)
 
-    def _next_batch(self) -> list[_Part]:
-        """The oldest that fit together; those whose request has gone away are dropped. Without any the lane is free."""
-        batch, size = [], 0
-        with self._lock:
-            while self._waiting and size + len(self._waiting[0].images) <= self.max_batch:
-                part = self._waiting.popleft()
-                if not part.encoded.done():
-                    batch.append(part)
-                    size += len(part.images)
-            self._busy -= not batch
+    async def _run(self, lane: Lane, batch: list[_Part]) -> None:
+        """Batch after batch, until none waits."""
+        try:
+            while batch:
+                try:
+                    ran = await lane([_content(part.images) for part in batch])
+                except Exception as error:
+                    for part in batch:
+                        if not part.encoded.done():
+                            part.encoded.set_exception(error)
+                else:
+                    self._deliver(batch, ran)
+                batch = self._next_batch(self.max_batch)
+        finally:
+            self._free.append(lane)
+
+    def _next_batch(self, most: int) -> list[_Part]:
+        """The oldest that fit together; those whose request has gone away are dropped."""
+        batch, size, most = [], 0, min(most, self.max_batch)
+        while self._waiting and (not size or size + len(self._waiting[0].images) <= most):
+            part = self._waiting.popleft()
+            if not part.encoded.done():
+                batch.append(part)
+                size += len(part.images)
         return batch
 
-    def _encode(self, batch: list[_Part]) -> list[Encoded | Exception]:
-        """Of each part."""
-        read = [self._pixels(part.images) for part in batch]
-        pixels = [images for images, _ in read if isinstance(images, np.ndarray)]
-        if not pixels:
-            return [problem for problem, _ in read]
-        started = perf_counter()
-        try:
-            vectors = self.encode(pixels[0] if len(pixels) == 1 else np.concatenate(pixels))
-        except Exception as error:
-            return [images if isinstance(images, Exception) else error for images, _ in read]
-        model_s = perf_counter() - started
-        answers, start = [], 0
-        for part, (images, decode_s) in zip(batch, read, strict=True):
-            if isinstance(images, Exception):
-                answers.append(images)
+    def _deliver(self, batch: list[_Part], ran: Ran) -> None:
+        now, images = perf_counter(), 0
+        for part, answer, decode_s in zip(batch, ran.parts, ran.decode_s, strict=True):
+            if isinstance(answer, np.ndarray):
+                images += len(answer)
+            if part.encoded.done():
                 continue
-            end = start + len(images)
-            answers.append(Encoded(vectors[start:end], decode_s, started - part.since - decode_s, model_s))
-            start = end
-        return answers
-
-    def _pixels(self, images: np.ndarray | Sequence[File]) -> tuple[np.ndarray | Exception, float]:
-        """And the seconds that reading took."""
-        if isinstance(images, np.ndarray):
-            return images, 0.0
-        started = perf_counter()
-        try:
-            pixels = np.stack([self.read(file) for file in images])
-        except Exception as problem:
-            return problem, 0.0
-        return pixels, perf_counter() - started
+            if isinstance(answer, Problem):
+                part.encoded.set_exception(_told(part.images[answer.image], answer.error))
+                continue
+            waited_s = now - part.since - decode_s - ran.model_s
+            part.encoded.set_result(Encoded(answer, decode_s, max(0.0, waited_s), ran.model_s))
+        if images:
+            self._ran(images, ran.model_s)
 
 
-def _deliver(batch: list[_Part], answers: list[Encoded | Exception]) -> None:
-    for part, answer in zip(batch, answers, strict=True):
-        if part.encoded.done():
-            continue
-        if isinstance(answer, Exception):
-            part.encoded.set_exception(answer)
-        else:
-            part.encoded.set_result(answer)
+def _told(file: File, error: UnreadableImage) -> Exception:
+    """Whoever gets TooManyPixels may have it read elsewhere."""
+    return error if isinstance(error, TooManyPixels) else refusal(file, error)
+
+
+def _content(images: np.ndarray | Sequence[File]) -> np.ndarray | list[bytes]:
+    return images if isinstance(images, np.ndarray) else [file.data for file in images]

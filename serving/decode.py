@@ -55,15 +55,6 @@ class Decoder:
                 if not job.cancel() and not job.cancelled():
                     job.exception()  # has been looked at, now
 
-    def read_small(self, file: File, preprocessing: Preprocessing) -> np.ndarray:
-        """In the caller's thread: uint8 (S, S, 3) RGB. raises TooManyPixels for what is not small, and Undecodable."""
-        try:
-            return read_pixels(file.data, preprocessing, min(SMALL_PIXELS, self.max_pixels))
-        except TooManyPixels:
-            raise
-        except UnreadableImage as problem:
-            raise _refusal(file, problem) from problem
-
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -78,10 +69,10 @@ class Decoder:
                 with self._large:
                     return read_pixels(file.data, preprocessing, self.max_pixels)
         except UnreadableImage as problem:
-            raise _refusal(file, problem) from problem
+            raise refusal(file, problem) from problem
 
 
-def _refusal(file: File, problem: UnreadableImage) -> Refusal:
+def refusal(file: File, problem: UnreadableImage) -> Refusal:
     """It names the file."""
     kind = TooLarge if isinstance(problem, TooManyPixels) else Undecodable
     return kind(f"{file.field} ({file.name}) {problem}" if file.name else f"{file.field} {problem}", param=file.field)

@@ -195,6 +195,11 @@ def _library(name: str) -> ctypes.CDLL | None:
         return None
 
 
+def has_accelerator() -> bool:
+    """Whether there is more than the CPU to try."""
+    return _accelerations()[0][0] != CPU
+
+
 def _cuda_device() -> bool:
     """Whether the driver knows a GPU. Asking ONNX Runtime instead prints its errors on machines without one."""
     driver, count = _library(CUDA_DRIVER), ctypes.c_int(0)

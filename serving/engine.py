@@ -1,7 +1,8 @@
 """What answers the requests: decoder, encoders and their indexes, put together."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -9,9 +10,9 @@ from time import perf_counter
 import numpy as np
 from fastapi.concurrency import run_in_threadpool
 
-from export.artifact import ModelCard, TooManyPixels
-from serving.decode import SMALL_BYTES, Decoder, File
-from serving.errors import Malformed, NotFound
+from export.artifact import BundleError, ModelCard, TooManyPixels
+from serving.decode import SMALL_BYTES, SMALL_PIXELS, Decoder, File
+from serving.errors import Malformed, NotFound, NotReady
 from serving.index import Index, Item, unit
 from serving.limits import Gate, Limits, cores
 from serving.metrics import Metrics
@@ -36,7 +37,7 @@ class Engine:
         """Load, warm up, open. encoders: as Models' `chosen`. raises BundleError."""
         threads = limits.threads or cores()
         self._decode = Decoder(threads, limits.pixels)
-        self._models = Models(encoders, index, threads, self._decode.read_small, metrics.measured)
+        self._models = Models(encoders, index, threads, min(SMALL_PIXELS, limits.pixels), metrics.encoded)
         self._gate = Gate(limits.images_at_once, limits.bytes_at_once)
         self._drawing = asyncio.Lock()
         metrics.levels = lambda: (self._gate.inside, self._models.waiting)
@@ -59,7 +60,7 @@ class Engine:
     @property
     def providers(self) -> list[str]:
         """ONNX Runtime's execution providers of the default encoder, the preferred first."""
-        return self._models.default.encoder.providers
+        return [self._models.default.provider]
 
     def refuse_when_full(self) -> None:
         """raises Busy where no image would be admitted."""
@@ -116,9 +117,9 @@ class Engine:
 
     async def _embed(self, files: list[File], model: Model) -> Embedded:
         """To its end with one encoder, also when another takes its place meanwhile."""
-        with self._gate.admit(len(files), sum(len(file.data) for file in files)):
+        with self._gate.admit(len(files), sum(len(file.data) for file in files)), _started():
             encoded = None
-            if model.batch.read and all(len(file.data) <= SMALL_BYTES for file in files):
+            if model.reads_files and all(len(file.data) <= SMALL_BYTES for file in files):
                 with suppress(TooManyPixels):
                     encoded = await model.batch(files)  # decoded where it is encoded: another thread would cost more
                     decode_s = encoded.decode_s
@@ -129,3 +130,12 @@ class Engine:
                 encoded = await model.batch(pixels)
         times = {"decode": decode_s, "queue": encoded.queue_s, "model": encoded.model_s}
         return Embedded(model.card.id, encoded.vectors, times)
+
+
+@contextmanager
+def _started() -> Iterator[None]:
+    """A lane that has to be started again may find another encoder in place of its own."""
+    try:
+        yield
+    except BundleError as error:
+        raise NotReady(str(error)) from error

@@ -7,9 +7,7 @@ the counts are those of all workers together, whichever of them is asked; `proce
 import os
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 
-import numpy as np
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -90,14 +88,7 @@ class Metrics:
         MultiProcessCollector(everyone)
         return generate_latest(everyone)
 
-    def measured(self, encode: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        """The same function, each call observed."""
-
-        def observed(pixels: np.ndarray) -> np.ndarray:
-            started = perf_counter()
-            vectors = encode(pixels)
-            self.encoding.inc(perf_counter() - started)
-            self.batch.observe(len(pixels))
-            return vectors
-
-        return observed
+    def encoded(self, images: int, seconds: float) -> None:
+        """A run of the encoder."""
+        self.encoding.inc(seconds)
+        self.batch.observe(images)

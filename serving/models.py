@@ -6,37 +6,34 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from export.artifact import CARD, GRAPH, BundleError, ModelCard, Preprocessing, load_bundle
+from export.artifact import CARD, GRAPH, BundleError, ModelCard, load_bundle
 from serving.batcher import Batcher
-from serving.decode import File
-from serving.encoder import CPU, Encoder, locate
+from serving.encoder import CPU, locate
 from serving.errors import NotFound
 from serving.index import Index, IndexProblem
+from serving.lane import open_lanes
 
 log = logging.getLogger("twinview")
 
 LOOK_EVERY_S = 1.0
-
-Encode = Callable[[np.ndarray], np.ndarray]
-Read = Callable[[File, Preprocessing], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Model:
     """An encoder with its batches, and the collection as it has embedded it."""
 
-    encoder: Encoder
+    card: ModelCard
+    provider: str
+    """ONNX Runtime's, that runs it."""
     batch: Batcher
     index: Index
 
     @property
-    def card(self) -> ModelCard:
-        return self.encoder.card
+    def reads_files(self) -> bool:
+        """Small ones, where its batches run."""
+        return self.provider == CPU
 
 
 @dataclass
@@ -60,20 +57,19 @@ class Models:
         chosen: str | None,
         index: Path,
         threads: int,
-        read: Read,
-        measured: Callable[[Encode], Encode] = lambda encode: encode,
+        max_pixels: int,
+        ran: Callable[[int, float], None] = lambda images, seconds: None,
     ):
         """Load all, and look after them from then on.
 
         chosen    what `locate` takes, or several of them with commas between; the first is the default
         index     folder of the collection
-        threads   for the encoders; on the CPU each runs as many batches at once, on a GPU one
-        read      a file as the encoder wants it
-        measured  wraps what encodes a batch
+        threads   of an encoder on the CPU
+        ran       is told of each run
         raises    BundleError
         """
-        self._folder, self._lanes, self._read, self._measured = index, threads, read, measured
-        self._threads = ThreadPoolExecutor(threads, "encoder")
+        self._folder, self._cores, self._max_pixels, self._ran = index, threads, max_pixels, ran
+        self._thread = ThreadPoolExecutor(1, "encoder")
         names = [name.strip() for name in (chosen or "").split(",") if name.strip()]
         self._places = [self._take(name) for name in names or [None]]
         self._closing = threading.Event()
@@ -105,7 +101,10 @@ class Models:
 
     def close(self) -> None:
         self._closing.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for place in self._places:
+            for lane in place.model.batch.lanes:
+                lane.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _take(self, chosen: str | None) -> _Place:
         folder = locate(chosen)
@@ -113,15 +112,13 @@ class Models:
         return _Place(chosen, self._load(folder), stamp)
 
     def _load(self, folder: Path) -> Model:
-        encoder = Encoder(load_bundle(folder), threads=1)  # two runs on a core each are faster than one on both
-        card, provider = encoder.card, encoder.providers[0]
-        lanes, read = 1, None
-        if provider == CPU:
-            lanes, read = self._lanes, partial(self._read, preprocessing=card.preprocessing)
-        facts = f"{card.preprocessing.size_px} px, {card.dimension} dimensions; {provider}, batches at once: {lanes}"
-        log.info("loaded %s (%s)", card.id, facts)
-        batch = Batcher(self._measured(encoder), self._threads, lanes, read)
-        return Model(encoder, batch, Index(self._folder, card.id, card.dimension))
+        bundle = load_bundle(folder)
+        card = bundle.card
+        lanes, provider = open_lanes(bundle, self._cores, self._max_pixels, self._thread)
+        facts = f"{card.preprocessing.size_px} px, {card.dimension} dimensions"
+        log.info("loaded %s (%s; %s, batches at once: %d)", card.id, facts, provider, len(lanes))
+        index = Index(self._folder, card.id, card.dimension)
+        return Model(card, provider, Batcher(lanes, self._ran), index)
 
     def _watch(self) -> None:
         while not self._closing.wait(LOOK_EVERY_S):

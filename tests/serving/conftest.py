@@ -1,5 +1,6 @@
 """A tiny encoder made by hand, so that these tests need no torch: the embedding is a picture's 4 x 4 mean colours."""
 
+import asyncio
 import hashlib
 import io
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +35,10 @@ from export.artifact import (
     save_bundle,
 )
 from serving.app import create_app
-from serving.encoder import Encoder
+from serving.encoder import CPU, Encoder
 from serving.index import Index, Item, content_id
 from serving.keys import Access
+from serving.lane import Part, Ran, run
 from serving.limits import USUAL, Limits
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +107,32 @@ def picture():
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory) -> Bundle:
     return _make_bundle(tmp_path_factory.mktemp("runs") / "means" / "encoder")
+
+
+class InThread:
+    """A lane without a process of its own, which would take a second to start."""
+
+    def __init__(self, bundle: Bundle, max_pixels: int):
+        self.encode, self.preprocessing, self.max_pixels = Encoder(bundle, 1), bundle.card.preprocessing, max_pixels
+
+    async def __call__(self, parts: list[Part]) -> Ran:
+        def read(data: bytes) -> np.ndarray:
+            return read_pixels(data, self.preprocessing, self.max_pixels)
+
+        return await asyncio.to_thread(lambda: run(parts, lambda pixels: self.encode(pixels), read))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def lanes_in_threads(monkeypatch):
+    """In this process; what is launched has lanes as it has for a user."""
+
+    def lanes(bundle: Bundle, cores: int, max_pixels: int, threads: Executor) -> tuple[list[InThread], str]:
+        return [InThread(bundle, max_pixels) for _ in range(cores)], CPU
+
+    monkeypatch.setattr("serving.models.open_lanes", lanes)
 
 
 @pytest.fixture

@@ -1,73 +1,89 @@
 import asyncio
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from export.artifact import TooManyPixels, UnreadableImage
 from serving.batcher import Batcher
 from serving.decode import File
 from serving.errors import Undecodable
+from serving.lane import Ran, run
 
 
 class Recorder:
-    """Stands in for an encoder: a row's mean. Waits for `release` before each batch."""
+    """Stands in for a lane: a vector is its image's mean. Waits for `release` before each batch."""
 
-    def __init__(self):
-        self.sizes, self.threads, self.release = [], set(), threading.Event()
+    def __init__(self, released: bool = False):
+        self.sizes, self.release, self.busy = [], asyncio.Event(), False
+        if released:
+            self.release.set()
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        self.sizes.append(len(pixels))
-        self.threads.add(threading.get_ident())
-        assert self.release.wait(10)
-        if (pixels == 255).all(axis=(1, 2, 3)).any():
+    async def __call__(self, parts) -> Ran:
+        assert not self.busy
+        self.busy = True
+        self.sizes.append(sum(map(len, parts)))
+        await self.release.wait()
+        await asyncio.sleep(0)
+        self.busy = False
+        if any(isinstance(part, np.ndarray) and (part == 255).all(axis=(1, 2, 3)).any() for part in parts):
             raise RuntimeError("white")
-        return pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None]
+        return run(parts, lambda pixels: pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None], read)
+
+    def close(self) -> None:
+        pass
 
 
-@pytest.fixture
-def thread():
-    with ThreadPoolExecutor(1) as one:
-        yield one
+def read(data: bytes) -> np.ndarray:
+    if data == b"":
+        raise UnreadableImage("is empty")
+    if data == b"large":
+        raise TooManyPixels("has too many pixels")
+    return images(data[0])[0]
 
 
 def images(*values: int) -> np.ndarray:
     return np.stack([np.full((2, 2, 3), value, np.uint8) for value in values])
 
 
-def test_requests_that_wait_are_joined_into_batches_and_get_their_own_rows(thread):
-    encode = Recorder()
-    batch = Batcher(encode, thread, max_batch=8)
+def files(*values: int | None) -> list[File]:
+    return [File(f"images[{i}]", "", b"" if v is None else bytes([v])) for i, v in enumerate(values)]
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_requests_that_wait_are_joined_into_batches_and_get_their_own_rows():
+    lane, told = Recorder(), []
+    batch = Batcher([lane], lambda *facts: told.append(facts), max_batch=8)
 
     async def ask():
         first = asyncio.create_task(batch(images(0)))
-        await asyncio.sleep(0.05)  # its batch runs; the others gather
+        await settle()  # its batch runs; the others gather
         others = [asyncio.create_task(batch(images(i, i + 100))) for i in range(1, 8)]
-        await asyncio.sleep(0.05)
+        await settle()
         assert batch.waiting == 14
-        encode.release.set()
+        lane.release.set()
         return await asyncio.gather(first, *others)
 
     answers = asyncio.run(ask())
-    assert encode.sizes == [1, 8, 6]
-    assert len(encode.threads) == 1
+    assert lane.sizes == [1, 8, 6]
+    assert [images for images, seconds in told if seconds > 0] == [1, 8, 6]
     assert batch.waiting == 0
     assert [answer.vectors.ravel().tolist() for answer in answers] == [[0], *([i, i + 100] for i in range(1, 8))]
 
 
-def test_a_request_larger_than_a_batch_comes_back_whole(thread):
-    encode = Recorder()
-    encode.release.set()
-    answer = asyncio.run(Batcher(encode, thread, max_batch=4)(images(*range(11))))
+def test_a_request_larger_than_a_batch_comes_back_whole():
+    lane = Recorder(released=True)
+    answer = asyncio.run(Batcher([lane], max_batch=4)(images(*range(11))))
     assert answer.vectors.ravel().tolist() == list(range(11))
-    assert encode.sizes == [4, 4, 3]
+    assert lane.sizes == [4, 4, 3]
 
 
-def test_a_batch_that_fails_is_told_to_its_requests_and_the_next_one_runs(thread):
-    encode = Recorder()
-    encode.release.set()
-    batch = Batcher(encode, thread, max_batch=1)
+def test_a_batch_that_fails_is_told_to_its_requests_and_the_next_one_runs():
+    batch = Batcher([Recorder(released=True)], max_batch=1)
 
     async def ask():
         return await asyncio.gather(batch(images(255)), batch(images(7)), return_exceptions=True)
@@ -78,78 +94,66 @@ def test_a_batch_that_fails_is_told_to_its_requests_and_the_next_one_runs(thread
 
 
 @pytest.mark.parametrize("size", [2, 20])
-def test_a_request_that_has_gone_away_is_not_encoded(thread, size):
-    encode = Recorder()
-    batch = Batcher(encode, thread, max_batch=8)
+def test_a_request_that_has_gone_away_is_not_encoded(size):
+    lane = Recorder()
+    batch = Batcher([lane], max_batch=8)
 
     async def ask():
         first = asyncio.create_task(batch(images(0)))
-        await asyncio.sleep(0.05)
+        await settle()
         gone, stays = asyncio.create_task(batch(images(*range(size)))), asyncio.create_task(batch(images(3)))
-        await asyncio.sleep(0)
+        await settle()
         gone.cancel()
-        await asyncio.sleep(0)
-        encode.release.set()
+        await settle()
+        lane.release.set()
         await asyncio.gather(first, stays)
 
     asyncio.run(ask())
-    assert encode.sizes == [1, 1]
+    assert lane.sizes == [1, 1]
 
 
 def test_as_many_batches_run_at_once_as_there_are_lanes():
-    together = threading.Barrier(2, timeout=10)
-
-    def encode(pixels: np.ndarray) -> np.ndarray:
-        together.wait()  # for ever alone
-        return pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None]
+    lanes = [Recorder(), Recorder()]
 
     async def ask():
-        batch = Batcher(encode, threads, lanes=2, max_batch=1)
-        answers = await asyncio.gather(*(batch(images(i)) for i in range(8)))
-        assert batch.waiting == 0
-        return [answer.vectors.item() for answer in answers]
+        batch = Batcher(lanes, max_batch=1)
+        asked = [asyncio.create_task(batch(images(i))) for i in range(8)]
+        await settle()
+        assert [lane.busy for lane in lanes] == [True, True]
+        assert batch.waiting == 6
+        for lane in lanes:
+            lane.release.set()
+        return [answer.vectors.item() for answer in await asyncio.gather(*asked)]
 
-    with ThreadPoolExecutor(4) as threads:
-        assert asyncio.run(ask()) == list(range(8))
+    assert asyncio.run(ask()) == list(range(8))
 
 
 def test_a_request_alone_is_spread_over_the_lanes():
-    encode, go_on = Recorder(), threading.Event()
-    encode.release.set()
+    lanes = [Recorder(released=True), Recorder(released=True)]
+    answer = asyncio.run(Batcher(lanes)(images(*range(30))))
+    assert [lane.sizes for lane in lanes] == [[15], [15]]
+    assert answer.vectors.ravel().tolist() == list(range(30))
+
+
+def test_a_request_that_goes_while_its_batch_runs_takes_nothing_from_the_others():
+    go_on, sizes = [asyncio.Event(), asyncio.Event()], []
+
+    async def lane(parts) -> Ran:
+        sizes.append(sum(map(len, parts)))
+        await go_on[len(sizes) - 1].wait()
+        return run(parts, lambda pixels: pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None])
 
     async def ask():
-        batch = Batcher(encode, threads, lanes=2)
-        threads.submit(go_on.wait, 10), threads.submit(go_on.wait, 10)
-        answer = asyncio.create_task(batch(images(*range(30))))
-        await asyncio.sleep(0.05)
-        sizes = [len(part.images) for part in batch._waiting]
-        go_on.set()
-        return sizes, (await answer).vectors.ravel().tolist()
-
-    with ThreadPoolExecutor(2) as threads:
-        assert asyncio.run(ask()) == ([15, 15], list(range(30)))
-
-
-def test_a_request_that_goes_while_its_batch_runs_takes_nothing_from_the_others(thread):
-    go_on, sizes = [threading.Event(), threading.Event()], []
-
-    def encode(pixels: np.ndarray) -> np.ndarray:
-        sizes.append(len(pixels))
-        assert go_on[len(sizes) - 1].wait(10)
-        return pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None]
-
-    async def ask():
-        batch = Batcher(encode, thread)
+        batch = Batcher([lane])
         first = asyncio.create_task(batch(images(0)))
-        await asyncio.sleep(0.05)
+        await settle()
         gone, stays = asyncio.create_task(batch(images(1))), asyncio.create_task(batch(images(2)))
-        await asyncio.sleep(0.05)
+        await settle()
         go_on[0].set()
         await first
-        while len(sizes) < 2:
-            await asyncio.sleep(0.01)
+        await settle()
         gone.cancel()
-        await asyncio.sleep(0.01)
+        await settle()
         go_on[1].set()
         async with asyncio.timeout(5):
             return (await stays).vectors.tolist()
@@ -158,50 +162,41 @@ def test_a_request_that_goes_while_its_batch_runs_takes_nothing_from_the_others(
     assert sizes == [1, 2]
 
 
-def read(file: File) -> np.ndarray:
-    """Stands in for the decoder."""
-    if not file.data:
-        raise Undecodable(f"{file.field} is empty", param=file.field)
-    return images(file.data[0])[0]
-
-
-def test_a_file_that_cannot_be_read_fails_its_request_and_none_of_the_same_batch(thread):
-    encode = Recorder()
-    batch = Batcher(encode, thread, read=read)
-
-    def files(*values: int | None) -> list[File]:
-        return [File(f"images[{i}]", "", b"" if v is None else bytes([v])) for i, v in enumerate(values)]
+def test_a_file_that_cannot_be_read_fails_its_request_and_none_of_the_same_batch():
+    lane, told = Recorder(), []
+    batch = Batcher([lane], lambda images, seconds: told.append(images))
 
     async def ask():
         first = asyncio.create_task(batch(files(0)))
-        await asyncio.sleep(0.05)
+        await settle()
         others = [batch(files(1)), batch(files(2, None)), batch(images(3)), batch(files(None, 4)), batch(files(5, 6))]
         others = [asyncio.create_task(one) for one in others]
-        await asyncio.sleep(0.05)
-        encode.release.set()
+        await settle()
+        lane.release.set()
         return await asyncio.gather(first, *others, return_exceptions=True)
 
     answers = asyncio.run(ask())
-    assert encode.sizes == [1, 4]
+    assert told == [1, 4]
     problems = [answer.param for answer in answers if isinstance(answer, Undecodable)]
     assert problems == ["images[1]", "images[0]"]
     rows = [answer.vectors.ravel().tolist() for answer in answers if not isinstance(answer, Undecodable)]
     assert rows == [[0], [1], [3], [5, 6]]
 
 
-def test_of_a_request_in_several_batches_the_first_file_that_cannot_be_read_is_named(thread):
-    encode = Recorder()
-    encode.release.set()
-    batch = Batcher(encode, thread, read=read, max_batch=2)
-    files = [File(f"images[{i}]", "", b"" if i in (5, 7) else b"x") for i in range(9)]
+def test_of_a_request_in_several_batches_the_first_file_that_cannot_be_read_is_named():
+    batch = Batcher([Recorder(released=True)], max_batch=2)
     with pytest.raises(Undecodable, match=r"images\[5\]"):
-        asyncio.run(batch(files))
+        asyncio.run(batch(files(*(None if i in (5, 7) else i for i in range(9)))))
 
 
-def test_a_lone_request_does_not_wait_for_company(thread):
-    encode = Recorder()
-    encode.release.set()
-    batch = Batcher(encode, thread)
+def test_a_file_that_is_too_large_for_a_lane_may_be_read_elsewhere():
+    batch = Batcher([Recorder(released=True)])
+    with pytest.raises(TooManyPixels):
+        asyncio.run(batch([File("images[0]", "", b"large")]))
+
+
+def test_a_lone_request_does_not_wait_for_company():
+    batch = Batcher([Recorder(released=True)])
     asyncio.run(batch(images(1)))
     started = time.perf_counter()
     asyncio.run(batch(images(1)))
@@ -209,25 +204,35 @@ def test_a_lone_request_does_not_wait_for_company(thread):
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_the_time_in_the_queue_and_in_the_model_are_told_apart(thread, size, monkeypatch):
+def test_the_time_in_the_queue_and_in_the_model_are_told_apart(size, monkeypatch):
     """By a clock that only the encoder moves: a second a batch."""
-    now, go_on = 0.0, threading.Event()
+    now, go_on = 0.0, asyncio.Event()
     monkeypatch.setattr("serving.batcher.perf_counter", lambda: now)
 
-    def encode(pixels):
+    async def lane(parts):
         nonlocal now
-        assert go_on.wait(10)
+        await go_on.wait()
         now += 1
-        return pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None]
+        return Ran([part.mean(axis=(1, 2, 3), dtype=np.float32)[:, None] for part in parts], [0.0] * len(parts), 1.0)
 
-    batch = Batcher(encode, thread, max_batch=1)
+    batch = Batcher([lane], max_batch=1)
 
     async def ask():
         first = asyncio.create_task(batch(images(0)))
         behind = asyncio.create_task(batch(images(*range(size))))
-        await asyncio.sleep(0.05)
+        await settle()
         go_on.set()
         return await first, await behind, await batch(images(*range(size)))
 
     times = [(told.queue_s, told.model_s) for told in asyncio.run(ask())]
     assert times == [(0, 1), (1, size), (0, size)]
+
+
+def test_time_in_decoding_is_told_apart_too():
+    async def lane(parts):
+        await asyncio.sleep(0.05)
+        return Ran([np.zeros((1, 1), np.float32)], [0.02], 0.01)
+
+    answer = asyncio.run(Batcher([lane])(files(1)))
+    assert (answer.decode_s, answer.model_s) == (0.02, 0.01)
+    assert 0.01 < answer.queue_s < 0.05

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -59,16 +60,12 @@ class Held:
 
     def __init__(self, engine: Engine):
         self.go_on = threading.Event()
-        self.sizes = []
-        batch = engine._models.default.batch
-        encode = batch.encode
+        for lane in engine._models.default.batch.lanes:
+            lane.encode = partial(self._encode, lane.encode)
 
-        def waiting(pixels: np.ndarray) -> np.ndarray:
-            self.sizes.append(len(pixels))
-            assert self.go_on.wait(10)
-            return encode(pixels)
-
-        batch.encode = waiting
+    def _encode(self, encode, pixels: np.ndarray) -> np.ndarray:
+        assert self.go_on.wait(10)
+        return encode(pixels)
 
 
 def until(condition, seconds: float = 10) -> None:
@@ -124,7 +121,7 @@ def test_many_pixels_in_few_bytes_are_decoded_where_nobody_else_waits(start, bun
     file = File("images[0]", "", buffer.getvalue())
     assert len(file.data) < SMALL_BYTES
     with pytest.raises(TooManyPixels):
-        engine._models.default.batch.read(file)
+        asyncio.run(engine._models.default.batch([file]))
     expected = means(read_pixels(file.data, bundle.card.preprocessing)[None], 1 / 255)
     np.testing.assert_allclose(asyncio.run(engine.embed([file])).vectors, expected, atol=1e-5)
 
@@ -215,7 +212,7 @@ def test_the_newest_export_is_taken_up_where_none_was_chosen(quick, start, make_
     make_bundle(tmp_path / "runs" / "a" / "encoder")
     engine = start("")
     asyncio.run(engine.embed(files(1)))
-    old = weakref.ref(engine._models.default.encoder)
+    old = weakref.ref(engine._models.default.batch.lanes[0])
     gc.freeze()  # as the service does: from now on nobody looks for circles among what is there
     try:
         newer = make_bundle(tmp_path / "runs" / "b" / "encoder", 1 / 128)

@@ -83,14 +83,15 @@ def test_what_waits_for_a_batch_is_dropped_from_it(listen, picture):
     """The encoder is held up with one picture; of the two that wait, one client goes: one of them is encoded."""
     port, app = listen(limits=Limits(threads=1))
     batch = app.state.engine._models.default.batch
-    encode, sizes, go_on = batch.encode, [], []
+    lane = batch.lanes[0]
+    encode, sizes, go_on = lane.encode, [], []
 
     def held_up(pixels):
         sizes.append(len(pixels))
         until(lambda: go_on)
         return encode(pixels)
 
-    batch.encode = held_up
+    lane.encode = held_up
     body = picture(0)
     head = f"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
     clients = []
