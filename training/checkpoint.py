@@ -122,10 +122,16 @@ def settings_of(checkpoint: dict) -> PretrainSettings:
 
 
 def encoder_of(checkpoint: dict) -> Encoder:
-    """f alone, on the CPU, in evaluation mode."""
+    """f alone, on the CPU, in evaluation mode. raises CheckpointError where the weights are not of its settings."""
     settings = settings_of(checkpoint)
     encoder = Encoder(settings.encoder, settings.width, settings.size_px)
     prefix = "encoder."
     weights = {key.removeprefix(prefix): w for key, w in checkpoint["state_dict"].items() if key.startswith(prefix)}
-    encoder.load_state_dict(weights)
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"a checkpoint of {settings.name or settings.data} holds weights of another architecture than its "
+            f"settings, {settings.architecture} for {settings.size_px} px"
+        ) from error
     return encoder.eval()

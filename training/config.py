@@ -26,6 +26,10 @@ class PretrainSettings:
     resume: bool = False
     """Continue runs/NAME from its last checkpoint (a finished run is left as it is)."""
 
+    init: str = ""
+    """What f starts from, and g where it fits: a run or checkpoint, an exported encoder's folder, a ResNet of
+    torchvision (resnet18, resnet50:IMAGENET1K_V1, resnet50:FILE.pth). Architecture, width and size are then its own
+    unless they are given. By default nothing."""
     encoder: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "tiny"
     """Architecture of f."""
     width: Literal[1, 2, 4] = 1

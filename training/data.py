@@ -220,7 +220,7 @@ def _list_folder(root: Path) -> dict[str, _File]:
     files, seen, waiting = {}, set(), deque([(root, ())])
 
     def add(path: Path, inside: tuple[str, ...], stamp: str) -> None:
-        files["/".join(inside)] = _File(inside, stamp, partial(_read_file, path), path)
+        files["/".join(inside)] = _File(inside, stamp, partial(read_file, path), path)
 
     while waiting:
         folder, above = waiting.popleft()
@@ -367,7 +367,8 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """raises UnreadableImage"""
     try:
         if os.path.getsize(path) > MAX_FILE_BYTES:
             raise UnreadableImage(f"is larger than {MAX_FILE_BYTES // 2**20} MiB")

@@ -8,6 +8,7 @@ With labels or without: alignment, uniformity, effective rank, near-duplicates. 
 
     OUT.json   the rows, the sweep of the linear evaluation, each class's accuracy, the nearest pairs
     OUT.png    with labels who is taken for whom, and pictures right and wrong; without, pictures and their nearest
+    OUT-sensitivity.png  with --sensitivity: how far h moves under each augmentation, beside an untrained encoder
 """
 
 if __name__ == "__main__" and not __package__:
@@ -27,7 +28,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from training import gallery, geometry, linear, retrieval, store
+from training import gallery, geometry, linear, retrieval, sensitivity, store
 from training.augment import AugmentSettings, augment
 from training.bootstrap import interval
 from training.config import RUNS
@@ -65,6 +66,8 @@ class EvaluateSettings:
     """The k of precision@k and recall@k."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     """Of the two views that alignment compares; the same for all encoders."""
+    sensitivity: bool = False
+    """Measure how far h moves under each augmentation too, beside an untrained encoder: to choose augmentations by."""
     size_px: int | None = None
     """For torchvision's architectures (by default their own) and pixels (by default 32)."""
     limit: int | None = None
@@ -100,7 +103,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
     extractors = [open_encoder(name, settings.size_px) for name in settings.encoders]
     source = open_source(settings.data)
     labelled = any(picture.label is not None for picture in source.pictures)
-    rows, details, values, shown = [], {}, [], []
+    rows, details, values, shown, moved = [], {}, [], [], []
     for extractor in extractors:
         if note := size_note(extractor.name, extractor.preprocessing.size_px, source.pictures):
             print(f"note: {note}")
@@ -125,6 +128,8 @@ def evaluate(settings: EvaluateSettings) -> dict:
         row |= found
         details[extractor.name] = detail | {"nearest pairs": pairs}
         rows.append(row)
+        if settings.sensitivity:
+            moved += how_far(extractor, pictures, settings)
         if not labelled:
             shown.append(_nearest(f"{extractor.name}: nearest by the cosine of h", pictures, h, settings.seed))
     if labelled:
@@ -132,10 +137,16 @@ def evaluate(settings: EvaluateSettings) -> dict:
     out = settings.out or RUNS / "evaluation" / f"{source.name}-{Path(settings.encoders[0]).stem.partition(':')[0]}"
     out.parent.mkdir(parents=True, exist_ok=True)
     result = {"settings": _plain(asdict(settings)), "data": source.name, "rows": rows, "details": details}
+    if moved:
+        result["sensitivity"] = [found.to_dict() for found in moved]
     out.with_name(f"{out.name}.json").write_text(json.dumps(result, indent=1))
     (gallery.write_predictions if labelled else gallery.write_neighbours)(out.with_name(f"{out.name}.png"), shown)
     print_table(rows)
     print(f"\nwritten to {out}.json and {out}.png")
+    if moved:
+        picture = out.with_name(f"{out.name}-sensitivity.png")
+        sensitivity.write(picture, moved)
+        print(f"\n{sensitivity.table(moved)}\n\n{sensitivity.sentence(moved[0])}\nwritten to {picture}")
     return result
 
 
@@ -227,6 +238,16 @@ def without_labels(extractor: Extractor, pictures: Set, h: Tensor, settings) -> 
     }
     names = [pictures.names[i] for i in chosen]
     return row, [{"a": names[i], "b": names[j], "cosine": round(c, 4)} for i, j, c in duplicates.pairs]
+
+
+def how_far(extractor: Extractor, pictures: Set, settings: EvaluateSettings) -> list[sensitivity.Sensitivity]:
+    """Of the encoder, and of the same architecture untrained where that is known."""
+    chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(pictures.pixels))[: sensitivity.PICTURES])
+    pixels = pictures.pixels[chosen]
+    beside = sensitivity.untrained(extractor.name, settings.size_px)
+    return [
+        sensitivity.sensitivity(one, pixels, one.name, settings.seed) for one in (extractor, beside) if one is not None
+    ]
 
 
 class Views:

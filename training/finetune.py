@@ -3,7 +3,8 @@
     python training/finetune.py --init runs/PRETRAINED --data ~/Labelled --label-share 0.1
 
 Per step: a batch of labelled pictures, cropped and flipped, cross-entropy, SGD or LARS. Everything random is drawn from
-(seed, step). With --held-out the epoch that is best there is kept; the test split is asked about once, at the end.
+(seed, step), so what was interrupted goes on with --resume as if it had never stopped. With --held-out the epoch that
+is best there is kept; the test split is asked about once, at the end.
 
     runs/NAME/  config.json  metrics.csv  result.json  report.png  checkpoints/last.ckpt (see training/classifier.py)
 """
@@ -35,6 +36,7 @@ from training.classifier import Classifier
 from training.config import RUNS
 from training.data import DataError, open_source
 from training.encoders import embed
+from training.halfway import Halfway, State, check_same
 from training.initial import initial
 from training.labelled import alone, check_classes, few, hold_out
 from training.lars import LARS, lars_groups
@@ -99,7 +101,14 @@ def finetune(settings: FinetuneSettings) -> Path:
     origin = Path(settings.init).stem.partition(":")[0] or "scratch"
     run = RUNS / (settings.name or f"{source.name}-{settings.preset}-{origin}")
     if (run / "checkpoints" / checkpoint.NAME).exists():
+        if settings.resume:
+            _, saved = classifier.load(run / "checkpoints" / checkpoint.NAME)
+            check_same(run, saved["classifier"]["settings"], settings)
+            print(f"{run} is finished")
+            return run
         raise CheckpointError(f"{run} holds a run already: give another --name")
+    halfway = Halfway(run, settings, len(task.learnt))
+    halfway.begin()
     if task.sizes.max() > UNEQUAL * task.sizes.min() and settings.balance == "none":
         print(
             f"note: {task.classes[task.sizes.argmax()]} has {task.sizes.max()} pictures and "
@@ -111,7 +120,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     )
     network = Classifier(start.encoder, hidden, len(task.classes)).to(device, memory_format=torch.channels_last)
     began = time.monotonic()
-    history = train_classifier(network, task, settings)
+    history = train_classifier(network, task, settings, halfway)
     best = max(history, key=lambda row: row["held_out"]) if len(task.held) else history[-1]
     facts = {
         "data": source.name,
@@ -133,6 +142,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     (run / "result.json").write_text(json.dumps(facts, indent=1))
     about = {"classes": task.classes, "origin": start.origin, "settings": settings.to_dict()}
     classifier.save(run / "checkpoints" / checkpoint.NAME, network, start.settings, facts, history, about)
+    halfway.end()
     if len(labels):
         found = after[words]
         line = f"{words} accuracy {found['accuracy']:.1%} ({found['low']:.1%} to {found['high']:.1%})"
@@ -146,17 +156,22 @@ def finetune(settings: FinetuneSettings) -> Path:
     return run
 
 
-def train_classifier(network: Classifier, task: Task, settings: FinetuneSettings) -> list[dict]:
-    """Train in place; in the end the network is as it was at its best epoch. A row an epoch."""
+def train_classifier(
+    network: Classifier, task: Task, settings: FinetuneSettings, halfway: Halfway | None = None
+) -> list[dict]:
+    """Train in place, or go on; in the end the network is as it was at its best epoch. A row an epoch."""
     device = next(network.parameters()).device
     n = len(task.learnt)
     batch = min(settings.batch_size, n)
     steps = n // batch
     optimizer, scheduler = optimizers(network, settings, batch, settings.epochs * steps)
     weights = torch.tensor(task.sizes.sum() / (len(task.sizes) * task.sizes), dtype=torch.float32, device=device)
-    history, best, kept, since, step = [], (-1.0, 0.0), None, 0, 0
-    bar = tqdm(range(1, settings.epochs + 1), desc="fine-tuning", unit="epoch", dynamic_ncols=True)
+    state = halfway.load(network, optimizer, scheduler) if halfway else State([])
+    step = len(state.history) * steps
+    bar = tqdm(range(len(state.history) + 1, settings.epochs + 1), desc="fine-tuning", unit="epoch", dynamic_ncols=True)
     for epoch in bar:
+        if len(task.held) and epoch - 1 - state.since >= settings.patience:
+            break
         set_mode(network, settings)
         total = 0.0
         for rows in order(task, settings, epoch, batch).reshape(steps, batch):
@@ -177,17 +192,17 @@ def train_classifier(network: Classifier, task: Task, settings: FinetuneSettings
             raise ValueError(f"the loss is no number any more in epoch {epoch}: give a smaller --lr than {settings.lr}")
         if len(task.held):
             row |= judge_held(network, task, settings)
-            if (score := (row["held_out"], -row["held_out_loss"])) > best:
-                best, kept, since = score, copy.deepcopy(network.state_dict()), epoch
+            if (score := (row["held_out"], -row["held_out_loss"])) > state.best:
+                state.best, state.kept, state.since = score, copy.deepcopy(network.state_dict()), epoch
             bar.set_postfix(loss=f"{row['loss']:.3f}", held_out=f"{row['held_out']:.1%}")
-        history.append(row)
-        if len(task.held) and epoch - since >= settings.patience:
-            break
+        state.history.append(row)
+        if halfway:
+            halfway.save(network, optimizer, scheduler, state)
     bar.close()
-    if kept:
-        network.load_state_dict(kept)
+    if state.kept:
+        network.load_state_dict(state.kept)
     network.eval()
-    return history
+    return state.history
 
 
 def optimizers(network: Classifier, settings: FinetuneSettings, batch: int, steps: int):
@@ -256,7 +271,7 @@ def main() -> None:
     except (DataError, CheckpointError, BundleError, ZooError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("\nStopped. What was decoded is kept; nothing else was written.")
+        print("\nStopped. The same command with --resume goes on.")
         sys.exit(130)
     print(f"next: python training/evaluate.py {run} --data YOUR_PICTURES")
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,7 +13,10 @@ from export.artifact import CARD, load_bundle
 from training import checkpoint, zoo
 from training.checkpoint import CheckpointError
 from training.config import RUNS, PretrainSettings
-from training.encoders import ARCHITECTURES, SMALL_IMAGE_PX, Encoder, projection_head
+from training.encoders import ARCHITECTURES, SMALL_IMAGE_PX, Encoder, projection_head, to_input
+
+LOOKED_AT = 256  # pictures, to compare with what a batch norm has seen
+STATISTICS_OFF = 1.0
 
 
 class Initial(NamedTuple):
@@ -39,6 +43,8 @@ def initial(init: str, encoder: str | None, width: int | None, size_px: int | No
     if path.exists():
         path = checkpoint_of(path) if (path / CARD).exists() else checkpoint.find(path)
         saved = checkpoint.load(path)
+        if not all(weight.isfinite().all() for weight in saved["state_dict"].values()):
+            raise CheckpointError(f"{path} holds weights that are no numbers (NaN or infinite): give an earlier run")
         own = checkpoint.settings_of(saved)
         for name, value in (("encoder", encoder), ("width", width)):
             if value not in (None, getattr(own, name)):
@@ -57,6 +63,41 @@ def initial(init: str, encoder: str | None, width: int | None, size_px: int | No
     raise CheckpointError(
         f"--init {init}: there is no run, checkpoint or exported encoder of that name, and torchvision has none such"
     )
+
+
+def begin_from(start: Initial, encoder: Encoder, projector: nn.Module, pixels) -> str:
+    """Put start's weights into both, the head's where they fit, and say what does not. Returns the origin in words.
+
+    pixels  uint8 (N, S, S, 3), which will be learnt from
+    """
+    encoder.load_state_dict(start.encoder.state_dict())
+    if start.projector is not None and _shapes(start.projector) == _shapes(projector):
+        projector.load_state_dict(start.projector.state_dict())
+    elif start.projector is not None:
+        print(
+            f"note: the head of {start.origin} has other layers than --head-layers and --head-dimension: g starts anew"
+        )
+    off = statistics_off(encoder, pixels)
+    if off > STATISTICS_OFF:
+        print(
+            f"note: {start.origin} was trained on other pictures, or normalised otherwise: its first batch norm sees "
+            f"channels that lie {off:.1f} of its deviations off. It adapts while it trains"
+        )
+    return start.origin
+
+
+@torch.no_grad()
+def statistics_off(encoder: Encoder, pixels) -> float:
+    """By how many of its own deviations the first batch norm's means lie off these pictures', over channels (rms)."""
+    images = torch.from_numpy(np.array(pixels[:LOOKED_AT]))
+    x = encoder.conv1(to_input(images))
+    norm = encoder.bn1
+    off = (x.mean(dim=(0, 2, 3)) - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    return off.square().mean().sqrt().item()
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in module.state_dict().items()}
 
 
 def checkpoint_of(bundle_folder: Path) -> Path:

@@ -41,6 +41,7 @@ from training.checkpoint import AtomicCheckpointIO, CheckpointError, EveryEpoch
 from training.config import PRESETS, RUNS, PretrainSettings, parse
 from training.data import DataError, open_source
 from training.encoders import Encoder, projection_head
+from training.initial import Initial, begin_from, initial
 from training.lars import LARS, lars_groups
 from training.loss import gather, nt_xent
 from training.progress import RunBar
@@ -60,16 +61,23 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 class SimCLR(pl.LightningModule):
     """f, g and one training step. `history` is a row an epoch; `facts` is what a model card wants to know."""
 
-    def __init__(self, settings: PretrainSettings, train: Store | Stream, test: Store | Stream | None):
+    def __init__(
+        self,
+        settings: PretrainSettings,
+        train: Store | Stream,
+        test: Store | Stream | None,
+        start: Initial | None = None,
+    ):
         super().__init__()
         torch.manual_seed(settings.seed)
         self.settings, self.train_store, self.test_store = settings, train, test
         self.encoder = Encoder(settings.encoder, settings.width, settings.size_px)
         self.projector = projection_head(self.encoder.dimension, settings.head_layers, settings.head_dimension)
+        origin = begin_from(start, self.encoder, self.projector, train.pixels) if start else ""
         self.to(memory_format=torch.channels_last)
         self.render, self.project = render, lambda views: self.projector(self.encoder(views))
         self.history: list[dict] = []
-        self.facts = {"data": train.source, "images": len(train.pixels), "commit": commit()}
+        self.facts = {"data": train.source, "images": len(train.pixels), "commit": commit(), "origin": origin}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -251,6 +259,9 @@ def pretrain(settings: PretrainSettings) -> Path:
             raise CheckpointError(f"{run} holds a run already: continue it with --resume, or give another --name")
         saved = checkpoint.load(last)
         settings = continued(settings, checkpoint.settings_of(saved), run)
+    start = None
+    if settings.init and not saved:
+        settings, start = starting_point(settings)
 
     preprocessing = Preprocessing(settings.size_px)
     train = stream.load(source, preprocessing, "train", stream=settings.stream)
@@ -286,7 +297,7 @@ def pretrain(settings: PretrainSettings) -> Path:
             raise ValueError(f"--minutes is for one process; give --epochs to these {world}")
         settings = dataclasses.replace(settings, epochs=epochs_in(settings.minutes, settings, train))
     settings = dataclasses.replace(settings, name=name, resume=False)
-    module = SimCLR(settings, train, test)
+    module = SimCLR(settings, train, test, start)
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(json.dumps(settings.to_dict(), indent=2))
     write_skipped(run / "skipped.csv", train, test)
@@ -307,6 +318,14 @@ def pretrain(settings: PretrainSettings) -> Path:
         print(f"done in {minutes:.1f} min: {knn.sentence(module.facts['before'], module.facts['after'])}")
         print(f"curves, pairs and neighbours: {run / 'report.png'}")
     return run
+
+
+def starting_point(asked: PretrainSettings) -> tuple[PretrainSettings, Initial]:
+    """What --init names, and the settings with its architecture, where other than the preset's was not asked for."""
+    defaults, names = PRESETS[asked.preset][1], ("encoder", "width", "size_px")
+    own = [None if (value := getattr(asked, name)) == getattr(defaults, name) else value for name in names]
+    start = initial(asked.init, *own, asked.seed)
+    return dataclasses.replace(asked, **{name: getattr(start.settings, name) for name in names}), start
 
 
 def by_torchrun() -> bool:

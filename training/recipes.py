@@ -18,6 +18,8 @@ class FinetuneSettings:
     """Labelled pictures: a folder, a .zip, shards, a torchvision name, or shapes."""
     name: str = ""
     """The run's folder is runs/NAME. By default: the data's name, the preset's, and what it starts from."""
+    resume: bool = False
+    """Continue runs/NAME from where it was interrupted (a finished run is left as it is)."""
     init: str = ""
     """What the encoder starts from: a run or checkpoint, an exported encoder's folder, a ResNet of torchvision
     (resnet18, resnet50:IMAGENET1K_V1, resnet50:FILE.pth). By default nothing: from scratch."""

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from training.encoders import Encoder, embed, to_input
 from training.evaluate import EvaluateSettings, evaluate
 from training.features import open_encoder
 from training.finetune import Task, balanced, finetune, optimizers, order, train_classifier
+from training.halfway import Halfway, State
 from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
 from training.store import Store
@@ -102,10 +104,10 @@ def test_a_linear_probe_leaves_the_encoder_as_it_was_to_the_bit(pretrained, sett
 def test_from_the_heads_first_layer_that_layer_is_the_runs_and_learns(pretrained, settings, monkeypatch):
     begun, layers = [], []
 
-    def train(network, task, s):
+    def train(network, task, s, halfway):
         begun.append({name: value.clone() for name, value in network.state_dict().items()})
         layers.extend(type(layer).__name__ for layer in network.hidden)
-        return train_classifier(network, task, s)
+        return train_classifier(network, task, s, halfway)
 
     monkeypatch.setattr("training.finetune.train_classifier", train)
     run = finetune(settings(init=str(pretrained), mode="head"))
@@ -171,6 +173,61 @@ def test_it_ends_when_the_held_out_part_gets_no_better_and_the_best_epoch_is_kep
     history = train_classifier(network, Task(settings, brightness({0: 9, 1: 9}, tmp_path), None), settings)
     assert [row["held_out"] for row in history] == [0.5, 0.7, 0.6, 0.7, 0.7]
     assert all(torch.equal(network.state_dict()[name], w) for name, w in states[1].items())
+
+
+@pytest.mark.parametrize("place", ["order", "classifier.save"])  # in its third epoch; after the last, at the very end
+def test_what_was_interrupted_and_continued_ends_as_if_it_had_never_stopped(pretrained, settings, monkeypatch, place):
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    judged = {"held_out": 0.5, "held_out_loss": 1.0}  # no epoch is better than the first: patience ends it
+    monkeypatch.setattr("training.finetune.judge_held", lambda network, task, s: dict(judged))
+    how = {"init": str(pretrained), "epochs": 9, "patience": 3}
+    whole = finetune(settings(name="whole", **how))
+
+    def stops(*arguments):
+        if place == "classifier.save" or arguments[2] == 3:
+            raise KeyboardInterrupt
+        return order(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"training.finetune.{place}", stops)
+        finetune(settings(**how))
+    assert [path.name for path in Path("runs/adapted/checkpoints").iterdir()] == ["halfway.ckpt"]
+    with pytest.raises(CheckpointError, match="runs/adapted holds a run on its way: continue it with --resume"):
+        finetune(settings(**how))
+    run = finetune(settings(resume=True, **how))
+    ends = [checkpoint.load(folder / "checkpoints" / "last.ckpt") for folder in (whole, run)]
+    assert ends[0]["history"] == ends[1]["history"] and len(ends[0]["history"]) == 4
+    assert all(torch.equal(w, ends[1]["state_dict"][name]) for name, w in ends[0]["state_dict"].items())
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_optimizer_and_schedule_go_on_where_they_were(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    settings = FinetuneSettings(epochs=4, batch_size=8, optimizer="lars", lr=2.0, warmup=0.3)
+    task = Task(settings, brightness({0: 20, 1: 20}, tmp_path), None)
+    whole, pieces = small(), small()
+    history = train_classifier(whole, task, settings)
+    stopping = Halfway(tmp_path, settings, 40)
+    stopping.save = lambda *all_of: (Halfway.save(stopping, *all_of), 1 / (len(all_of[-1].history) - 2))
+    with pytest.raises(ZeroDivisionError):
+        train_classifier(pieces, task, settings, stopping)
+    pieces = small(seed=5)
+    assert train_classifier(pieces, task, settings, Halfway(tmp_path, settings, 40)) == history
+    assert all(torch.equal(w, pieces.state_dict()[name]) for name, w in whole.state_dict().items())
+
+
+def test_a_run_is_continued_with_its_own_settings_and_pictures_only(settings, tmp_path, capsys):
+    run = finetune(settings())
+    finetune(settings(resume=True))
+    assert "runs/adapted is finished" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=r"runs/adapted was begun with --epochs 2, not 7: give that"):
+        finetune(settings(resume=True, epochs=7))
+    (run / "checkpoints" / "last.ckpt").unlink()
+    network = small()
+    optimizer, scheduler = optimizers(network, settings(), 16, 10)
+    Halfway(run, settings(), 30).save(network, optimizer, scheduler, State([]))
+    with pytest.raises(CheckpointError, match=r"was begun on 30 labelled pictures and .*some shapes now has 5\d"):
+        finetune(settings(resume=True))
 
 
 def test_sampling_draws_each_class_equally_often_and_the_loss_weighs_it(tmp_path):
@@ -243,6 +300,26 @@ def test_a_start_that_does_not_fit_is_refused(pretrained, small_settings, tmp_pa
         initial.initial("vit_b_16:random", None, None, None, 0)
     with pytest.raises(CheckpointError, match="holds an encoder and no classifier"):
         classifier.load(checkpoint.find(pretrained))
+
+
+def test_weights_that_are_no_numbers_or_of_another_architecture_than_they_say_are_refused(pretrained, settings):
+    path = checkpoint.find(pretrained)
+    saved = checkpoint.load(path)
+    saved["state_dict"]["encoder.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(saved, path)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt holds weights that are no numbers"):
+        finetune(settings(init=str(pretrained)))
+    saved["state_dict"] = {f"encoder.{name}": w for name, w in Encoder("tiny", 2, 16).state_dict().items()}
+    torch.save(saved, path)
+    with pytest.raises(CheckpointError, match=r"weights of another architecture than its settings, tiny for 16 px"):
+        finetune(settings(init=str(pretrained)))
+
+
+def test_a_class_that_is_asked_about_and_never_learnt_is_named(tmp_path):
+    learnt, asked = brightness({0: 5, 1: 5}, tmp_path), brightness({0: 2, 2: 2}, tmp_path)
+    classes = ["dark", "bright", "dazzling"]
+    with pytest.raises(DataError, match="has pictures of dazzling in its split test and none of it in train"):
+        Task(FinetuneSettings(), replace(learnt, classes=classes), replace(asked, classes=classes))
 
 
 def test_an_export_whose_checkpoint_is_not_the_one_any_more_says_so(pretrained):

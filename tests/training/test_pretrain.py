@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from training import checkpoint
@@ -20,7 +22,9 @@ from training.augment import render
 from training.checkpoint import CheckpointError
 from training.config import PretrainSettings
 from training.data import DataError
-from training.pretrain import SimCLR, epochs_in, pretrain
+from training.encoders import Encoder, to_input
+from training.initial import Initial, begin_from, initial, statistics_off
+from training.pretrain import SimCLR, epochs_in, pretrain, starting_point
 
 ROOT = Path(__file__).parents[2]
 
@@ -212,6 +216,84 @@ class PixelStore:
     def __init__(self, n: int):
         self.pixels = np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
         self.labels = np.full(n, -1)
+
+
+def test_a_run_begins_from_an_earlier_ones_encoder_and_head_and_goes_on_without_it(small_settings, monkeypatch):
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    earlier = pretrain(small_settings(name="earlier", epochs=1))
+    before, begun, begins = checkpoint.load(checkpoint.find(earlier)), [], SimCLR.on_train_start
+
+    def on_train_start(self):
+        begun.append({name: value.clone() for name, value in self.state_dict().items()})
+        begins(self)
+
+    monkeypatch.setattr(SimCLR, "on_train_start", on_train_start)
+    run = pretrain(small_settings(init=str(earlier), epochs=3, max_steps=2))
+    assert all(torch.equal(w, begun[0][name]) for name, w in before["state_dict"].items())
+    saved = checkpoint.load(checkpoint.find(run))
+    assert saved["facts"]["origin"] == "earlier"
+    assert saved["facts"]["before"] == before["facts"]["after"]
+    shutil.rmtree(earlier)  # a run that is on its way needs it no more
+    pretrain(small_settings(init=str(earlier), epochs=3, resume=True))
+    assert checkpoint.load(checkpoint.find(run))["global_step"] == 6
+
+
+def test_a_head_of_other_layers_starts_anew_and_the_encoder_does_not(small_settings, capsys):
+    earlier = pretrain(small_settings(name="earlier", epochs=1, head_layers=2))
+    start = initial(str(earlier), None, None, None, 0)
+    module = SimCLR(small_settings(), PixelStore(8), None, start)
+    fresh = SimCLR(small_settings(), PixelStore(8), None)
+    assert torch.equal(module.encoder.conv1.weight, start.encoder.conv1.weight)
+    assert torch.equal(module.projector[0].weight, fresh.projector[0].weight)
+    assert "note: the head of earlier has other layers than --head-layers" in capsys.readouterr().out
+
+
+def test_torchvisions_weights_are_begun_from_with_their_own_architecture_and_size(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.pth")
+    init = f"resnet18:{tmp_path / 'theirs.pth'}"
+    settings, start = starting_point(PretrainSettings(init=init))
+    assert (settings.encoder, settings.width, settings.size_px) == ("resnet18", 1, 224)
+    assert starting_point(PretrainSettings(init=init, size_px=128))[0].size_px == 128
+    module = SimCLR(settings, PixelStore(8), None, start)
+    assert torch.equal(module.encoder.layer4[1].conv2.weight, start.encoder.layer4[1].conv2.weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"init": "nowhere"}, "--init nowhere: there is no run, checkpoint or exported encoder of that name"),
+        ({"init": "earlier.ckpt", "encoder": "resnet18"}, "is of another architecture: --encoder tiny, not resnet18"),
+        (
+            {"init": "earlier.ckpt", "size_px": 64},
+            "earlier.ckpt sees 16 px and has another first layer than an encoder",
+        ),
+        ({"init": "resnet18:earlier.ckpt"}, "resnet18:earlier.ckpt: these weights are of another architecture"),
+        ({"init": "resnet18:RANDOM_V1"}, "RANDOM_V1 is neither a file nor weights of resnet18"),
+        ({"init": "vit_b_16"}, "of torchvision's, training can start from resnet18"),
+        ({"init": "notes.txt"}, "notes.txt is not a checkpoint"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_decoded(small_settings, tmp_path, changes, words):
+    weights = {f"encoder.{name}": value for name, value in Encoder("tiny", 1, 16).state_dict().items()}
+    content = {"settings": small_settings().to_dict(), "state_dict": weights, "facts": {}, "history": []}
+    torch.save(content, tmp_path / "earlier.ckpt")
+    (tmp_path / "notes.txt").write_text("notes")
+    with pytest.raises(ValueError, match=words):
+        pretrain(small_settings(**changes))
+    assert not Path("data").exists() and not Path("runs").exists()
+
+
+def test_weights_of_another_normalisation_are_told_by_their_first_batch_norm(capsys):
+    pixels, (encoder, own) = PixelStore(64).pixels, (Encoder("tiny", 1, 16) for _ in range(2))
+    encoder.train()
+    for _ in range(40):
+        encoder(to_input(torch.from_numpy(pixels)))
+    assert statistics_off(encoder, pixels) < 0.3
+    begin_from(Initial(encoder, None, PretrainSettings(), "theirs"), own, torch.nn.Identity(), pixels)
+    assert capsys.readouterr().out == ""
+    encoder.bn1.running_mean -= 5 * encoder.bn1.running_var.sqrt()
+    begin_from(Initial(encoder, None, PretrainSettings(), "theirs"), own, torch.nn.Identity(), pixels)
+    assert "note: theirs was trained on other pictures, or normalised otherwise" in capsys.readouterr().out
 
 
 def test_minutes_become_epochs_by_the_speed_of_the_first_steps(small_settings):

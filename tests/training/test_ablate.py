@@ -1,0 +1,198 @@
+"""Studies, small: what a cell is worth, that nothing is done twice, and when a claim is said to have held."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from training import ablate, cell, factors
+from training.ablate import AblateSettings
+from training.config import PretrainSettings
+from training.data import DataError, open_source
+from training.studies import STUDIES, Cell
+from training.verdict import Claim, Group, Row, halfwidth, judge, pooled, t_quantile
+
+ROOT = Path(__file__).parents[2]
+torch.set_num_threads(1)  # the tensors are small
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Cells one after the other, without processes of their own; returns how often each was asked for."""
+    asked = []
+
+    def run_all(grid, kinds):
+        asked.append([[cell.key(one) for one in seeds] for seeds in grid])
+        return [[cell.run(one, kinds) for one in seeds] for seeds in grid]
+
+    monkeypatch.setattr(ablate, "run_all", run_all)
+    return asked
+
+
+def rows_of(**values) -> list[Row]:
+    return [Row({"name": name}, {"figure": list(of)}) for name, of in values.items()]
+
+
+def over(more: str, less: str) -> Claim:
+    groups = [(Group("figure", lambda row, name=name: row["name"] == name),) for name in (more, less)]
+    return Claim("more is better", *groups)
+
+
+@pytest.mark.parametrize("freedom", [4, 6, 10, 30, 200])
+def test_t_is_students(freedom):
+    assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=5e-3)
+
+
+def test_the_pooled_deviation_is_of_each_value_from_its_own_rows_mean():
+    rows = rows_of(a=(1.0, 3.0), b=(10.0, 10.0, 13.0))
+    s, freedom = pooled(rows, "figure")
+    assert (s, freedom) == (pytest.approx(math.sqrt((1 + 1 + 1 + 1 + 4) / 3)), 3)
+    assert halfwidth(rows, "figure", 2) == pytest.approx(t_quantile(3) * s / math.sqrt(2))
+    assert math.isnan(halfwidth(rows_of(a=(1.0,), b=(2.0,)), "figure", 1))
+
+
+def test_a_claim_is_held_reversed_or_not_told_apart_by_its_interval():
+    clear = rows_of(a=(0.70, 0.72), b=(0.50, 0.51), c=(0.4, 0.41), d=(0.1, 0.12), e=(0.2, 0.21))
+    held = judge(over("a", "b"), clear)
+    assert held["held"] is True and "held, +20.5 points (+" in held["sentence"]
+    assert judge(over("b", "a"), clear)["held"] is False
+    noisy = rows_of(a=(0.5, 0.7), b=(0.4, 0.6), c=(0.3, 0.5), d=(0.1, 0.4), e=(0.2, 0.5))
+    found = judge(over("a", "b"), noisy)
+    assert found["held"] is None and "not told apart, +10.0 points (-" in found["sentence"]
+    s, _ = pooled(noisy, "figure")
+    assert found["high"] - found["contrast"] == pytest.approx(t_quantile(5) * s)  # sqrt(1/2 + 1/2)
+
+
+def test_one_seed_gives_no_verdict():
+    found = judge(over("a", "b"), rows_of(a=(0.7,), b=(0.5,)))
+    assert found["held"] is None and "+20.0 points with one seed, so there is no spread" in found["sentence"]
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_a_studys_claims_and_figure_find_their_rows(name, tmp_path):
+    """Every group of every claim has rows, and the figure is drawn from what the measurements are called."""
+    study = STUDIES[name]
+    cells = study.cells(PretrainSettings(epochs=4))
+    assert len({json.dumps(c.settings.to_dict()) for c in cells}) == len(cells)
+    found = {"linear h": 0.5, "linear z": 0.4, "kNN h": 0.3, "views matched z": 0.1, "steps": 10}
+    found |= {"views matched by histogram": 0.2}
+    names = (factors.GREY, *factors.NAMES, *(n.removesuffix("_deg") for n in factors.NUMBERS))
+    found |= {f"{n}: {way}": 0.3 for n in names for way in ("chance", "linear h", "linear z", "mlp h", "mlp z")}
+    rows = study.rows(cells, [[found, {key: value * 1.01 for key, value in found.items()}] for _ in cells])
+    for claim in study.claims:
+        assert all(group.values(rows) for group in (*claim.more, *claim.less)), claim.words
+        assert math.isfinite(judge(claim, rows)["contrast"])
+    facts = {"base": PretrainSettings().to_dict(), "data": "shapes", "seeds": 2}
+    ablate.draw(tmp_path / "page.png", study, rows, facts)
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.width == 900
+    assert (tmp_path / "page.png").stat().st_size < 200_000
+    assert len(ablate.table(study, rows).splitlines()) == len(rows) + 2
+
+
+def test_a_study_is_written_and_its_runs_are_not_run_again(
+    small_shapes, in_this_process, monkeypatch, tmp_path, capsys
+):
+    base = {"data": str(small_shapes), "size_px": 16, "batch_size": 32, "epochs": 1, "out": tmp_path / "out"}
+    taus = [
+        Cell({"tau": tau}, replace(AblateSettings("temperature", **base).base(), temperature=tau)) for tau in (0.1, 1.0)
+    ]
+    short = replace(STUDIES["temperature"], cells=lambda of: taus, claims=STUDIES["temperature"].claims[:1])
+    monkeypatch.setitem(STUDIES, "temperature", short)
+    facts = ablate.ablate(AblateSettings("temperature", **base, seeds=1))
+    assert [row["tau"] for row in facts["rows"]] == [0.1, 1.0]
+    page = (tmp_path / "out" / "temperature.md").read_text()
+    assert facts["claims"][0]["sentence"] in page and "![Temperature (Table 5)](temperature.png)" in page
+    assert json.loads((tmp_path / "out" / "temperature.json").read_text())["rows"] == facts["rows"]
+
+    monkeypatch.setattr(cell, "pretrain", lambda settings: pytest.fail("trained again"))
+    again = ablate.ablate(AblateSettings("temperature", **base, seeds=1))
+    assert again["rows"] == facts["rows"] and again["cpu_minutes"] == facts["cpu_minutes"]
+    assert in_this_process[0] == in_this_process[1]
+
+
+def test_a_run_is_known_by_its_settings_and_pictures_and_not_by_its_name(small_settings, tmp_path):
+    settings = small_settings()
+    assert cell.key(settings) == cell.key(replace(settings, name="other", knn_epochs=3))
+    different = [replace(settings, **change) for change in ({"seed": 1}, {"temperature": 0.5}, {"epochs": 4})]
+    assert len({cell.key(one) for one in (settings, *different)}) == 4
+
+
+def test_what_is_said_of_a_run_is_what_its_checkpoint_gives(small_settings, tmp_path):
+    found = cell.run(small_settings(epochs=1, head_layers=0), ("quality", "histograms"))
+    assert found["linear h"] == found["linear z"] and found["steps"] == 2  # without a head z is h
+    assert 0 <= found["views matched by histogram"] <= 1 and found["cpu_s"] > 0
+    (folder,) = Path("runs/studies").iterdir()
+    assert "kNN accuracy" in (folder / "log.txt").read_text()
+
+
+def test_histograms_tell_colours_apart_and_do_not_see_where_they_are():
+    pixels = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(cell.histogram(pixels), cell.histogram(pixels.flip(3)))
+    counts = cell.histogram(pixels).square().view(5, 3, cell.BINS)
+    assert torch.equal(counts.sum(dim=2).round(), torch.full((5, 3), 64.0))
+    assert counts[0, 0, 0].round() == (pixels[0, 0] < 1 / cell.BINS).sum()
+
+
+class Bench:
+    """Shapes whose h is the mean colour, and whose z is its sum."""
+
+    def __init__(self, folder: Path):
+        self.source, self.settings = open_source(str(folder)), PretrainSettings(data=str(folder))
+        self.names, pictures = ([], []), ([], [])
+        for picture in self.source.pictures:
+            side = picture.split == "test"
+            self.names[side].append(picture.name)
+            pictures[side].append(np.array(Image.open(picture.path)))
+        self.pixels, self.asked = (np.stack(of) for of in pictures)
+
+    def h_and_z(self, pixels):
+        h = torch.from_numpy(pixels.astype(np.float32)).std(dim=3).mean(dim=(1, 2))[:, None]
+        h = torch.cat([h, torch.from_numpy(pixels.astype(np.float32)).mean(dim=(1, 2))], dim=1)
+        return h, h[:, 1:].sum(dim=1, keepdim=True)
+
+
+def test_whether_a_picture_was_made_grey_is_read_from_colour_and_not_from_brightness(small_shapes):
+    found = factors.measure(Bench(small_shapes))
+    assert found["made grey: linear h"] == 1.0
+    assert found["made grey: linear z"] < 0.8
+    assert found["made grey: chance"] == 0.5
+    assert {name.partition(": ")[2] for name in found} == {"chance", "linear h", "linear z", "mlp h", "mlp z"}
+    assert len(found) == 5 * 11
+
+
+def test_pictures_without_known_factors_are_refused(small_settings, tmp_path):
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / "own" / name / f"{i}.png")
+    with pytest.raises(DataError, match=r"own has no factors\.csv: this study wants shapes"):
+        cell.run(small_settings(data=str(tmp_path / "own"), batch_size=4, epochs=1), ("factors",))
+
+
+@pytest.mark.slow
+def test_the_command_runs_cells_in_processes_of_their_own(small_shapes, tmp_path):
+    command = [sys.executable, ROOT / "training" / "ablate.py", "what-g-forgets", "--data", small_shapes, "--quick"]
+    command += ["--size-px", "16", "--batch-size", "32", "--out", tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 runs" in done.stdout and "It reads orientation better from h than from z: " in done.stdout
+    assert (tmp_path / "what-g-forgets.png").exists()
+
+
+def test_no_seed_at_all_is_refused():
+    with pytest.raises(ValueError, match="--seeds must be at least 1, not 0"):
+        AblateSettings("colour", seeds=0)

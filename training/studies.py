@@ -1,0 +1,365 @@
+"""The studies of Chen et al. 2020 (arXiv:2002.05709): what changes from cell to cell, what is claimed, how it looks.
+
+A cell is a run's settings beside the study's own base; a figure's row is a cell, once a seed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
+from statistics import fmean
+
+import numpy as np
+
+from training.config import PretrainSettings
+from training.factors import GREY, NAMES, NUMBERS
+from training.verdict import Claim, Group, Row, halfwidth
+
+HEADS = {"none": 0, "linear": 1, "non-linear": 2}
+DIMENSIONS = (32, 128, 512)
+TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)
+BATCHES, LENGTHS = (32, 128, 512), (0.5, 1, 2)  # lengths over --epochs
+STRENGTHS = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0)
+ONE_BY_ONE = {
+    "crop": {"crop_area": None},  # the base's own
+    "flip": {"flip": 0.5},
+    "colour": {"jitter": 0.8, "strength": 1.0, "grey": 0.2},
+    "blur": {"blur": 1.0},
+}
+NOTHING = {"crop_area": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0}
+FACTORS = (GREY, *(name.removesuffix("_deg") for name in NUMBERS), *NAMES)
+READ = ("linear h", "linear z", "mlp h", "mlp z")
+
+
+@dataclass(frozen=True)
+class Cell:
+    labels: dict
+    settings: PretrainSettings
+
+
+@dataclass(frozen=True)
+class Study:
+    title: str
+    cells: Callable[[PretrainSettings], list[Cell]]
+    measures: tuple[str, ...]
+    """Keys of cell.MEASURES."""
+    figures: tuple[str, ...]
+    """Of the table."""
+    claims: tuple[Claim, ...]
+    draw: Callable
+    """(figure, rows) -> None."""
+    rows: Callable[[list[Cell], list[list[dict]]], list[Row]]
+    """Cells, and what each gave once a seed, to the table's lines."""
+
+
+def row_a_cell(cells: list[Cell], found: list[list[dict]]) -> list[Row]:
+    return [
+        Row(cell.labels, {name: [one[name] for one in seeds] for name in seeds[0]})
+        for cell, seeds in zip(cells, found, strict=True)
+    ]
+
+
+def row_a_factor(cells: list[Cell], found: list[list[dict]]) -> list[Row]:
+    """factors.py names a figure 'FACTOR: FIGURE'."""
+    return [
+        Row(
+            cell.labels | {"factor": factor},
+            {name: [one[f"{factor}: {name}"] for one in seeds] for name in ("chance", *READ)},
+        )
+        for cell, seeds in zip(cells, found, strict=True)
+        for factor in FACTORS
+    ]
+
+
+def heads(base: PretrainSettings) -> list[Cell]:
+    shapes = [(head, d) for head in HEADS for d in (DIMENSIONS if HEADS[head] else DIMENSIONS[:1])]
+    return [
+        Cell(
+            {"head": head, "dimension": d if HEADS[head] else "of h"},
+            replace(base, head_layers=HEADS[head], head_dimension=d),
+        )
+        for head, d in shapes
+    ]
+
+
+def with_and_without_colour(base: PretrainSettings) -> list[Cell]:
+    without = replace(base.augment, jitter=0.0, grey=0.0)
+    return [Cell({"views": "all"}, base), Cell({"views": "no colour"}, replace(base, augment=without))]
+
+
+def pairs(base: PretrainSettings) -> list[Cell]:
+    cells = []
+    for one, other in combinations_with_replacement(ONE_BY_ONE, 2):
+        asked = NOTHING | ONE_BY_ONE[one] | ONE_BY_ONE[other]
+        asked["crop_area"] = asked["crop_area"] or base.augment.crop_area
+        cells.append(Cell({"first": one, "second": other}, replace(base, augment=replace(base.augment, **asked))))
+    return cells
+
+
+def batches(base: PretrainSettings) -> list[Cell]:
+    return [
+        Cell({"epochs": epochs, "batch": batch, "length": length}, replace(base, batch_size=batch, epochs=epochs))
+        for length in LENGTHS
+        for epochs in [max(1, round(base.epochs * length))]
+        for batch in BATCHES
+    ]
+
+
+def temperatures(base: PretrainSettings) -> list[Cell]:
+    return [Cell({"tau": tau}, replace(base, temperature=tau)) for tau in TEMPERATURES]
+
+
+def strengths(base: PretrainSettings) -> list[Cell]:
+    """Without blur, as in Table 1, whose last column adds it."""
+    cells = []
+    for strength in STRENGTHS:
+        changes = {"strength": strength, "blur": 0.0} | ({} if strength else {"jitter": 0.0, "grey": 0.0})
+        cells.append(Cell({"strength": f"{strength:g}"}, replace(base, augment=replace(base.augment, **changes))))
+    blurred = replace(base.augment, strength=1.0, blur=0.5)
+    return [*cells, Cell({"strength": "1 + blur"}, replace(base, augment=blurred))]
+
+
+def draw_heads(figure, rows: Sequence[Row]) -> None:
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axis, name, title in ((left, "linear h", "read from h"), (right, "linear z", "read from z")):
+        for shift, head in enumerate(HEADS):
+            of = [row for row in rows if row.labels["head"] == head]
+            places = range(len(DIMENSIONS)) if HEADS[head] else [len(DIMENSIONS)]
+            _bars(axis, [p + 0.3 * (shift - 1.5) * bool(HEADS[head]) for p in places], of, name, rows, 0.28, head)
+        axis.set_xticks(range(len(DIMENSIONS) + 1), [*DIMENSIONS, "no head"])
+        axis.set(title=title, xlabel="dimension of z")
+    left.set_ylabel("linear evaluation, %")
+    left.margins(y=0.15)
+    left.legend(ncols=3, loc="upper left")
+
+
+def draw_factors(figure, rows: Sequence[Row]) -> None:
+    for axis, views in zip(figure.subplots(2, 1, sharex=True), ("all", "no colour"), strict=True):
+        of = [row for row in rows if row.labels["views"] == views]
+        for shift, name in enumerate(READ):
+            _bars(axis, [i + 0.2 * (shift - 1.5) for i in range(len(of))], of, name, rows, 0.19, name)
+        chance = [100 * fmean(row.values["chance"]) for row in of]
+        axis.hlines(chance, np.arange(len(of)) - 0.4, np.arange(len(of)) + 0.4, color="black", label="chance")
+        axis.set_xticks(range(len(of)), [row.labels["factor"] for row in of], rotation=20)
+        said = {"all": "trained with every augmentation", "no colour": "trained without colour jitter and grey"}
+        axis.set(title=said[views], ylabel="read rightly, %")
+    figure.axes[0].legend(ncols=5, fontsize=8)
+
+
+def draw_pairs(figure, rows: Sequence[Row]) -> None:
+    names = list(ONE_BY_ONE)
+    table = np.zeros((len(names), len(names) + 1))
+    for row in rows:
+        i, j = (names.index(row.labels[side]) for side in ("first", "second"))
+        table[i, j] = table[j, i] = 100 * fmean(row.values["linear h"])
+    table[:, -1] = table[:, :-1].mean(axis=1)
+    axis = figure.subplots()
+    shown = axis.imshow(table, cmap="viridis")
+    for i, j in np.ndindex(table.shape):
+        middle = (table.min() + table.max()) / 2
+        axis.text(j, i, f"{table[i, j]:.1f}", ha="center", va="center", color="w" if table[i, j] < middle else "k")
+    axis.set_xticks(range(len(names) + 1), [*names, "average"])
+    axis.set_yticks(range(len(names)), names)
+    axis.set(title="linear evaluation of h, %; alone on the diagonal")
+    figure.colorbar(shown)
+
+
+def draw_batches(figure, rows: Sequence[Row]) -> None:
+    axis = figure.subplots()
+    lengths = list(dict.fromkeys(row.labels["epochs"] for row in rows))
+    for shift, batch in enumerate(BATCHES):
+        of = [row for row in rows if row.labels["batch"] == batch]
+        places = [i + 0.27 * (shift - 1) for i in range(len(of))]
+        _bars(axis, places, of, "linear h", rows, 0.25, f"batch {batch}")
+    axis.set_xticks(range(len(lengths)), lengths)
+    axis.set(xlabel="epochs", ylabel="linear evaluation of h, %")
+    axis.margins(y=0.15)
+    axis.legend(ncols=3, loc="upper left")
+
+
+def draw_temperatures(figure, rows: Sequence[Row]) -> None:
+    left, right = figure.subplots(1, 2)
+    for axis, name, said in (
+        (left, "linear h", "linear evaluation of h, %"),
+        (right, "views matched z", "two views find each other by z, %"),
+    ):
+        _line(axis, [row.labels["tau"] for row in rows], rows, name)
+        axis.set_xscale("log")
+        axis.set_xticks(TEMPERATURES, [f"{tau:g}" for tau in TEMPERATURES])
+        axis.minorticks_off()
+        axis.set(xlabel="temperature", ylabel=said)
+
+
+def draw_strengths(figure, rows: Sequence[Row]) -> None:
+    left, right = figure.subplots(1, 2)
+    for axis, name, said in (
+        (left, "linear h", "linear evaluation of h, %"),
+        (right, "views matched by histogram", "views matched by colour histograms alone, %"),
+    ):
+        _bars(axis, range(len(rows)), rows, name, rows, 0.7)
+        axis.set_xticks(range(len(rows)), [row.labels["strength"] for row in rows])
+        axis.set(xlabel="strength of colour distortion", ylabel=said)
+
+
+def _spread(of: Sequence[Row], name: str, rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """Means, and halves of their intervals (0 where one seed gives none), in percent."""
+    halves = [halfwidth(rows, name, len(row.values[name])) for row in of]
+    return [100 * fmean(row.values[name]) for row in of], [0 if math.isnan(half) else 100 * half for half in halves]
+
+
+def _bars(axis, places, of, name: str, rows, width: float, label: str | None = None) -> None:
+    means, halves = _spread(of, name, rows)
+    axis.bar(places, means, width, yerr=halves, capsize=2, label=label)
+    for place, row in zip(places, of, strict=True):
+        axis.plot([place] * len(row.values[name]), [100 * v for v in row.values[name]], "k.", markersize=3)
+
+
+def _line(axis, places, rows, name: str) -> None:
+    means, halves = _spread(rows, name, rows)
+    axis.errorbar(places, means, yerr=halves, capsize=3, marker="o")
+
+
+def where(**labels) -> Callable[[dict], bool]:
+    """Rows whose labels are these; of several values, any."""
+    of = {name: value if isinstance(value, tuple) else (value,) for name, value in labels.items()}
+    return lambda row: all(row[name] in values for name, values in of.items())
+
+
+def claim(words: str, figure: str, more: dict, less: dict) -> Claim:
+    return Claim(words, (Group(figure, where(**more)),), (Group(figure, where(**less)),))
+
+
+def h_over_z(words: str, **labels) -> Claim:
+    return Claim(words, (Group("linear h", where(**labels)),), (Group("linear z", where(**labels)),))
+
+
+def forgotten(words: str, factors: tuple[str, ...], views: str = "all") -> Claim:
+    of = where(factor=factors, views=views)
+    return Claim(words, (Group("mlp h", of),), (Group("mlp z", of),))
+
+
+def gap(length: float) -> tuple[Group, Group]:
+    return tuple(Group("linear h", where(batch=batch, length=length)) for batch in (BATCHES[-1], BATCHES[0]))
+
+
+QUALITY = ("linear h", "linear z", "kNN h", "views matched z")
+COLOUR = ("hue", "saturation", "value", GREY)
+
+STUDIES = {
+    "projection-head": Study(
+        "The head g, and where to read (Fig. 8)",
+        heads,
+        ("quality",),
+        QUALITY,
+        (
+            claim(
+                "A non-linear head is better for h than a linear one",
+                "linear h",
+                *({"head": head} for head in ("non-linear", "linear")),
+            ),
+            claim("A linear head is better for h than none", "linear h", {"head": "linear"}, {"head": "none"}),
+            h_over_z("Behind a non-linear head, h is better than z", head="non-linear"),
+        ),
+        draw_heads,
+        row_a_cell,
+    ),
+    "what-g-forgets": Study(
+        "What is lost in z = g(h), of factors that are known (Table 3)",
+        with_and_without_colour,
+        ("factors",),
+        READ,
+        (
+            forgotten("An MLP reads colour (hue, saturation, value, made grey) better from h than from z", COLOUR),
+            forgotten("It reads orientation better from h than from z", ("orientation",)),
+            forgotten("It reads scale and position better from h than from z", ("scale", "x", "y")),
+            forgotten("It reads the class better from h than from z", ("class",)),
+            Claim(
+                "z keeps more colour where views keep theirs",
+                (Group("mlp z", where(factor=COLOUR, views="no colour")),),
+                (Group("mlp z", where(factor=COLOUR, views="all")),),
+            ),
+        ),
+        draw_factors,
+        row_a_factor,
+    ),
+    "augmentations": Study(
+        "Augmentations alone and in pairs (Fig. 5; here on both views)",
+        pairs,
+        ("quality",),
+        QUALITY,
+        (
+            claim(
+                "Crop with colour is better than crop alone",
+                "linear h",
+                *({"first": "crop", "second": second} for second in ("colour", "crop")),
+            ),
+            claim(
+                "Crop with colour is better than colour alone",
+                "linear h",
+                *({"first": first, "second": "colour"} for first in ("crop", "colour")),
+            ),
+            claim(
+                "Crop with colour is better than crop with flip or blur",
+                "linear h",
+                *({"first": "crop", "second": second} for second in ("colour", ("flip", "blur"))),
+            ),
+        ),
+        draw_pairs,
+        row_a_cell,
+    ),
+    "batch-size": Study(
+        "Batch size and length of training (Fig. 9)",
+        batches,
+        ("quality",),
+        (*QUALITY, "steps"),
+        (
+            Claim(
+                f"In the fewest epochs batch {BATCHES[-1]} is better than {BATCHES[0]}",
+                *((group,) for group in gap(LENGTHS[0])),
+            ),
+            Claim(
+                "That advantage shrinks with more epochs",
+                (gap(LENGTHS[0])[0], gap(LENGTHS[-1])[1]),
+                (gap(LENGTHS[0])[1], gap(LENGTHS[-1])[0]),
+            ),
+            claim(
+                "More epochs are better, whatever the batch",
+                "linear h",
+                *({"length": length} for length in (LENGTHS[-1], LENGTHS[0])),
+            ),
+        ),
+        draw_batches,
+        row_a_cell,
+    ),
+    "temperature": Study(
+        "Temperature (Table 5)",
+        temperatures,
+        ("quality",),
+        QUALITY,
+        (
+            claim("tau 0.1 is better than 1", "linear h", {"tau": 0.1}, {"tau": 1.0}),
+            claim("tau 0.1 is better than 0.05", "linear h", {"tau": 0.1}, {"tau": 0.05}),
+            claim("tau 0.1 is better than 0.5", "linear h", {"tau": 0.1}, {"tau": 0.5}),
+        ),
+        draw_temperatures,
+        row_a_cell,
+    ),
+    "colour": Study(
+        "Strength of colour distortion (Table 1), and what histograms give away without it (Fig. 6)",
+        strengths,
+        ("quality", "histograms"),
+        (*QUALITY, "views matched by histogram"),
+        (
+            claim(
+                "Without colour distortion, histograms match views more often than at strength 1",
+                "views matched by histogram",
+                *({"strength": strength} for strength in ("0", "1")),
+            ),
+            claim("Strength 1 is better than none", "linear h", {"strength": "1"}, {"strength": "0"}),
+            claim("Strength 1 is better than 1/8", "linear h", {"strength": "1"}, {"strength": "0.125"}),
+            claim("Blur adds to it", "linear h", {"strength": "1 + blur"}, {"strength": "1"}),
+        ),
+        draw_strengths,
+        row_a_cell,
+    ),
+}
