@@ -25,9 +25,10 @@ from tqdm import tqdm
 from benchmarks.result import publish
 from export.artifact import Preprocessing, UnreadableImage, read_pixels
 from export.to_onnx import ExportSettings, Served, export
-from serving.bulk import Tally, bulk
 from serving.encoder import Encoder
+from serving.filling import Tally, Work, fill
 from serving.index import Index
+from serving.originals import original
 from training import checkpoint, encoders
 from training.config import PretrainSettings
 from training.data import Picture, open_source
@@ -91,7 +92,8 @@ def rates(
     first, among = [], []
     with tempfile.TemporaryDirectory() as folder:
         index = Index(Path(folder), "measured", dimension)
-        bulk(collection, encode, preprocessing, index, Tally())
+        work = Work(encode, preprocessing, threads=1)
+        fill(map(original, collection), len(collection), work, index, Tally())
         for query in tqdm(queries, desc="searching", unit="img"):
             try:
                 pixels = read_pixels(query.read(), preprocessing)

@@ -2,7 +2,8 @@
 
 A bundle is a folder of two files:
 
-    encoder.onnx      input `pixels` uint8 (N, H, W, 3) RGB, output `embedding` float32 (N, d): h, not normalised
+    encoder.onnx      input `pixels` uint8 (N, H, W, 3) RGB, output `embedding` float32 (N, d): h, not normalised;
+                      where the card names C classes also `logits` float32 (N, C), whose softmax are probabilities
     model_card.json   the ModelCard below
 
 Training's evaluation and the service both read pictures through `read_pixels`, so what is evaluated is what
@@ -24,6 +25,7 @@ from PIL import Image, ImageOps
 
 GRAPH = "encoder.onnx"
 CARD = "model_card.json"
+PRECISIONS = ("fp32", "fp16", "int8")
 
 # What Pillow may try on bytes from strangers: raster formats only (its EPS plugin would start Ghostscript).
 # JPEG includes MPO, which Pillow does not register: asking for it by name fails whatever is not a JPEG.
@@ -70,13 +72,19 @@ class Preprocessing:
         if self.interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"interpolation must be bicubic or bilinear, not {self.interpolation!r}")
 
+    @property
+    def enough_px(self) -> float:
+        """Side down to which a JPEG may be decoded at a reduced scale."""
+        return 2 * self.size_px / (self.crop or 1)
 
-def read_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+
+def read_image(data: bytes, max_pixels: int = MAX_PIXELS, enough_px: float | None = None) -> Image.Image:
     """Decode to an upright 8-bit RGB image: EXIF orientation applied, transparency laid on white, first frame.
 
-    raises  UnreadableImage (TooManyPixels among them) for whatever cannot be decoded whole.
+    enough_px  shorter side that is enough: a JPEG may come at a reduced scale, never below it
+    raises     UnreadableImage (TooManyPixels among them) for whatever cannot be decoded whole.
     """
-    return _decode(data, max_pixels, at_least_px=None)
+    return _decode(data, max_pixels, enough_px)
 
 
 def read_pixels(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -85,8 +93,7 @@ def read_pixels(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX
     A JPEG of at least four times the size is decoded at a reduced scale (never below twice the size), which
     makes large photographs several times cheaper. raises UnreadableImage.
     """
-    at_least_px = 2 * preprocessing.size_px / (preprocessing.crop or 1)
-    return preprocess(_decode(data, max_pixels, at_least_px), preprocessing)
+    return preprocess(_decode(data, max_pixels, preprocessing.enough_px), preprocessing)
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
@@ -100,7 +107,7 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     return np.asarray(image.resize((size, size), filters[preprocessing.interpolation], box=box))
 
 
-def _decode(data: bytes, max_pixels: int, at_least_px: float | None) -> Image.Image:
+def _decode(data: bytes, max_pixels: int, enough_px: float | None) -> Image.Image:
     if not data:
         raise UnreadableImage("is empty")
     try:
@@ -110,8 +117,8 @@ def _decode(data: bytes, max_pixels: int, at_least_px: float | None) -> Image.Im
     if image.width * image.height > max_pixels:
         raise TooManyPixels(f"has {image.width} x {image.height} pixels; at most {max_pixels:,} are read")
     try:
-        if at_least_px is not None:
-            image.draft(image.mode, (int(at_least_px), int(at_least_px)))  # JPEG only; others ignore it
+        if enough_px is not None:
+            image.draft(image.mode, (int(enough_px), int(enough_px)))  # JPEG only; others ignore it
         image.load()
         with contextlib.suppress(Exception):  # EXIF that cannot be read turns nothing
             image = ImageOps.exif_transpose(image)
@@ -152,6 +159,19 @@ class ModelCard:
     licence: str = "unspecified"
     probe: list[float] = field(default_factory=list)
     """The probe_values of probe_pixels: whoever loads the graph can see that it still gives them. Empty: not known."""
+    classes: list[str] = field(default_factory=list)
+    """Names in the order of the logits; empty for an encoder alone."""
+    precision: str = "fp32"
+    """What the graph computes in, one of PRECISIONS. Another processor rounds the latter two more differently."""
+
+    def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the graph gives for a picture: h, and its logits."""
+        return self.dimension + len(self.classes)
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

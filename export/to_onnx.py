@@ -3,6 +3,7 @@
     python export/to_onnx.py runs/NAME
 
 The graph takes uint8 pixels [N, S, S, 3] and gives float32 h [N, d]; N is free and the scaling to [0, 1] is inside.
+Of a fine-tuned run it gives the logits [N, C] too: raw, so that whoever reads them can still choose a temperature.
 It gets its name only after ONNX Runtime has given torch's own values at several batch sizes.
 """
 
@@ -37,11 +38,13 @@ from export.artifact import (
     probe_values,
     save_bundle,
 )
-from training import checkpoint
+from training import checkpoint, classifier
 from training.checkpoint import CheckpointError
 from training.config import PretrainSettings
 from training.encoders import Encoder, to_input
 
+OUTPUTS = ["embedding", "logits"]
+PATHS = ("data", "init", "teacher")  # settings that may name places on the machine that trained
 PARITY_BATCHES = (1, 2, 7, 32)
 PARITY_LIMIT = 1e-4  # greatest difference over the greatest value of torch's output
 
@@ -59,14 +62,16 @@ class ExportSettings:
 
 
 class Served(nn.Module):
-    """What is exported: uint8 (N, S, S, 3) -> h (N, d) float32."""
+    """What is exported: uint8 (N, S, S, 3) -> h (N, d) float32; with a head, h and its logits (N, C)."""
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, encoder: Encoder, head: nn.Module | None = None):
         super().__init__()
         self.encoder = encoder
+        self.head = head
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.encoder(to_input(pixels)).float()
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        h = self.encoder(to_input(pixels)).float()
+        return h if self.head is None else (h, self.head(h))
 
 
 def export(settings: ExportSettings) -> tuple[Bundle, bool]:
@@ -74,41 +79,51 @@ def export(settings: ExportSettings) -> tuple[Bundle, bool]:
     path = checkpoint.find(settings.run)
     out = settings.out or (settings.run if settings.run.is_dir() else settings.run.parent) / "encoder"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    saved = checkpoint.load(path)
+    about = saved.get("classifier")
+    classes = about["classes"] if about else []
     try:
         there = load_bundle(out)
         card = there.card
-        if card.training["checkpoint_sha256"] == digest and card.licence == settings.licence and card.probe:
+        same = card.training["checkpoint_sha256"] == digest and card.classes == classes and card.precision == "fp32"
+        if same and card.licence == settings.licence and card.probe:
             return there, False
     except (BundleError, KeyError):
         pass  # absent or of another kind: made anew
-    saved = checkpoint.load(path)
-    encoder = checkpoint.encoder_of(saved)
+    encoder, head = checkpoint.encoder_of(saved), None
+    if about:
+        network, _ = classifier.load(path)
+        head = nn.Sequential(network.hidden, network.classifier)
     trained = checkpoint.settings_of(saved)
-    graph = to_graph(encoder, trained.size_px)
-    error = parity_error(graph, encoder, trained.size_px)
+    graph = to_graph(encoder, trained.size_px, head)
+    error = parity_error(graph, encoder, trained.size_px, head)
     if not error <= PARITY_LIMIT:
         raise BundleError(
             f"{path}: ONNX Runtime differs from torch by {error:.1e} (limit {PARITY_LIMIT}); not exported"
         )
-    card = make_card(graph, trained, encoder.dimension, saved["facts"], digest, error, settings.licence)
+    card = make_card(graph, trained, encoder.dimension, saved["facts"], digest, error, settings.licence, about)
     return save_bundle(out, graph, card), True
 
 
-def to_graph(encoder: Encoder, size_px: int) -> bytes:
+def to_graph(encoder: Encoder, size_px: int, head: nn.Module | None = None) -> bytes:
     """The serialised ONNX graph, without the exporter's notes on source files: same weights, same bytes."""
     example = torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            Served(encoder).eval(),
+            Served(encoder, head).eval(),
             (example,),
             input_names=["pixels"],
-            output_names=["embedding"],
+            output_names=OUTPUTS[: 1 if head is None else 2],
             dynamic_shapes={"pixels": {0: torch.export.Dim("N")}},
             dynamo=True,
             verbose=False,
         )
-    proto = program.model_proto
+    return serialised(program.model_proto)
+
+
+def serialised(proto: onnx.ModelProto) -> bytes:
+    """Checked, and without what tells where it was made."""
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.functions):
         del part.metadata_props[:]
         part.doc_string = ""
@@ -117,19 +132,22 @@ def to_graph(encoder: Encoder, size_px: int) -> bytes:
     return proto.SerializeToString(deterministic=True)
 
 
-def parity_error(graph: bytes, encoder: Encoder, size_px: int) -> float:
-    """Greatest difference between ONNX Runtime and torch over several batch sizes, relative to the greatest |h|."""
+def parity_error(graph: bytes, encoder: Encoder, size_px: int, head: nn.Module | None = None) -> float:
+    """Greatest difference between ONNX Runtime and torch over several batch sizes, of h relative to the greatest |h|,
+    of logits to the greatest of theirs."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    rng = np.random.default_rng(0)
+    served, rng = Served(encoder, head).eval(), np.random.default_rng(0)
     worst = 0.0
     for n in PARITY_BATCHES:
         pixels = rng.integers(0, 256, (n, size_px, size_px, 3), dtype=np.uint8)
         with torch.no_grad():
-            expected = Served(encoder).eval()(torch.from_numpy(pixels)).numpy()
-        (actual,) = session.run(["embedding"], {"pixels": pixels})
-        if actual.shape != expected.shape:
+            given = served(torch.from_numpy(pixels))
+        expected = [output.numpy() for output in (given if head is not None else [given])]
+        actual = session.run(OUTPUTS[: len(expected)], {"pixels": pixels})
+        if any(a.shape != e.shape for a, e in zip(actual, expected, strict=True)):
             return float("inf")
-        worst = max(worst, float(np.abs(actual - expected).max() / np.abs(expected).max()))
+        errors = [np.abs(a - e).max() / (np.abs(e).max() or 1) for a, e in zip(actual, expected, strict=True)]
+        worst = max(worst, *map(float, errors))
     return worst
 
 
@@ -139,10 +157,23 @@ def probe_of(graph: bytes, size_px: int) -> list[float]:
 
 
 def make_card(
-    graph: bytes, trained: PretrainSettings, dimension: int, facts: dict, digest: str, error: float, licence: str
+    graph: bytes,
+    trained: PretrainSettings,
+    dimension: int,
+    facts: dict,
+    digest: str,
+    error: float,
+    licence: str,
+    about: dict | None = None,
 ) -> ModelCard:
+    """about: what a classifier's checkpoint says of it (training/classifier.py)."""
     sha256 = hashlib.sha256(graph).hexdigest()
     preprocessing = Preprocessing(trained.size_px)
+    # The card is served: no path of this machine stands in it.
+    how = {"settings": _without_paths(trained.to_dict()) | {"data": facts["data"]}}
+    if about:
+        how |= {"origin": Path(about["origin"]).name}
+        how |= {"finetuning": _without_paths(about["settings"])}
     return ModelCard(
         id=encoder_id(trained.architecture, sha256, preprocessing),
         architecture=trained.architecture,
@@ -155,12 +186,17 @@ def make_card(
             "images": facts["images"],
             "epochs": facts.get("epochs", 0),
             "commit": facts["commit"],
-            "settings": trained.to_dict() | {"data": facts["data"]},  # the card is served: no path of this machine
+            **how,
         },
         figures={"parity_error": error, "before": facts.get("before", {}), "after": facts.get("after", {})},
         licence=licence,
         probe=probe_of(graph, trained.size_px),
+        classes=about["classes"] if about else [],
     )
+
+
+def _without_paths(settings: dict) -> dict:
+    return {name: value for name, value in settings.items() if name not in PATHS}
 
 
 def main() -> None:
@@ -174,7 +210,8 @@ def main() -> None:
     if fresh:
         print(
             f"exported {card.id}: {bundle.graph.stat().st_size / 1e6:.1f} MB, {card.dimension} dimensions, "
-            f"parity error {card.figures['parity_error']:.1e}"
+            + (f"{len(card.classes)} classes, " if card.classes else "")
+            + f"parity error {card.figures['parity_error']:.1e}"
         )
     print(f"{'wrote' if fresh else 'already there:'} {bundle.folder}")
     print("next: python serving/bulk.py --data YOUR_IMAGES, then bentoml serve")

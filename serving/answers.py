@@ -30,11 +30,34 @@ class Embeddings(BaseModel):
     usage: Usage
 
 
+class Collection(BaseModel):
+    name: str
+    encoder: str = Field(description="Whose vectors these are.")
+    others: list[str] = Field(description="Encoders that have embedded this collection too.")
+    dimension: int
+    count: int = Field(description="Items.")
+    bytes: int = Field(description="On disk.")
+    index: str = Field(description="How it is searched.")
+    version: int = Field(description="Grows with every change.")
+
+
+class Collections(BaseModel):
+    collections: list[Collection]
+
+
 class Item(BaseModel):
     id: str
     name: str
     label: str | None
     path: str | None
+    width: int = Field(description="Pixels, upright; 0 where there was no picture, only its vector.")
+    height: int
+    bytes: int = Field(description="Of its file.")
+    metadata: dict[str, str | bool | int | float]
+
+
+class OneItem(Item):
+    vector: list[float] = Field([], description="Of unit length; where it was asked for.")
 
 
 class Match(Item):
@@ -47,8 +70,22 @@ class Matches(BaseModel):
 
 
 class Items(BaseModel):
-    count: int = Field(description="Of the whole collection.")
+    count: int = Field(description="Of all that hold to the filter.")
     items: list[Item]
+
+
+class PutItem(BaseModel):
+    id: str
+    new: bool = Field(description="Otherwise it has taken the place of one of the same id.")
+
+
+class Put(BaseModel):
+    model: str
+    items: list[PutItem] = Field(description="In the order of the request.")
+
+
+class Deleted(BaseModel):
+    deleted: list[str] = Field(description="The ids that were there.")
 
 
 class Pair(BaseModel):
@@ -74,6 +111,8 @@ class Model(BaseModel):
     training: dict
     figures: dict
     licence: str
+    classes: list[str] = Field(description="What POST /classify tells apart; none of an encoder alone.")
+    precision: str = Field(description="What it computes in: fp32, fp16, int8.")
 
 
 class Models(BaseModel):

@@ -19,41 +19,38 @@ from typing import Annotated
 import numpy as np
 import orjson
 import prometheus_client
-from fastapi import APIRouter, Depends, FastAPI, Form, Query, Request, UploadFile
+from fastapi import APIRouter, FastAPI, Form, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
-from starlette.datastructures import UploadFile as StarletteUpload
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from export.artifact import BundleError, ModelCard
-from serving import answers, embeddings, errors, log, pack
+from serving import answers, classify, collection, embeddings, errors, log, overview, pack
 from serving.decode import File
 from serving.embeddings import EmbeddingsQuery
 from serving.engine import Embedded, Engine
 from serving.envelope import Envelope
-from serving.errors import NotFound, NotReady, UnsupportedType, documented
-from serving.index import IndexProblem, Item, unit
+from serving.errors import NotFound, UnsupportedType, documented
+from serving.index import DEFAULT, IndexProblem, unit
 from serving.keys import OPEN_PATHS, Access, Lock
 from serving.limits import USUAL, BodyLimit, Limits
 from serving.metrics import Metrics
 from serving.presence import present
+from serving.request import JSON, Ready, binary, chosen, engine_of, validated
 from serving.upload import BYTES, FORM, media_type, read_file, read_images
 from serving.views import MAX_PAIRS, png_uri
 
 logger = logging.getLogger("twinview")
 
-JSON = "application/json"
 NPY = "application/x-npy"
-URLENCODED = "application/x-www-form-urlencoded"
 LOOK_AGAIN_S = 2.0  # for an encoder where there was none, and at the gauges of the metrics
-FOREVER = "private, max-age=31536000, immutable"  # an id is a hash of the content
 
 
 class Plain(APIRoute):
@@ -73,9 +70,9 @@ plain = APIRouter(route_class=Plain, generate_unique_id_function=_name)
 router = APIRouter(generate_unique_id_function=_name)
 
 
-def create_app(encoder: str | None, index: Path, limits: Limits = USUAL, access: Access | None = None) -> FastAPI:
+def create_app(encoder: str | None, index: str | Path, limits: Limits = USUAL, access: Access | None = None) -> FastAPI:
     """encoder  as Engine's `encoders`; looked for when the app starts
-    index    folder of the collection; need not exist
+    index    folder of the collections, or s3://bucket/prefix; need not exist
     access   who is answered; by default what the environment says. raises KeyProblem.
     """
     log.install(os.environ)
@@ -133,36 +130,28 @@ def create_app(encoder: str | None, index: Path, limits: Limits = USUAL, access:
     app.state.engine, app.state.problem = None, "the service is starting"
     app.state.limits, app.state.metrics, app.state.started = limits, metrics, int(time.time())
     errors.install(app)
-    app.router.routes[:0] = [*plain.routes, *router.routes]  # include_router would look through all of them twice
+    # include_router would look through all of them twice
+    rooms = (plain, collection.router, overview.router, classify.router, router)
+    app.router.routes[:0] = [route for room in rooms for route in room.routes]
     app.mount("/docs/assets", StaticFiles(directory=_swagger()))
     app.openapi = lambda: _openapi(app, access)
 
     @app.exception_handler(IndexProblem)
-    async def _(request: Request, error: IndexProblem) -> JSONResponse:
-        return errors.answer(NotReady(str(error)))
+    async def _(request: Request, error: IndexProblem) -> Response:
+        return errors.answer(collection.refusal(error))
 
     return app
 
 
 async def _announce(engine: Engine) -> None:
-    """Also opens the index, so that the first search need not. One that is damaged does not stop the encoder."""
-    names = ", ".join(card.id for card in engine.cards)
+    """Also opens the usual collection, so that the first search need not. One that is damaged does not stop the
+    encoder."""
+    names, index = ", ".join(card.id for card in engine.cards), engine.library.index(DEFAULT)
     try:
-        count = await run_in_threadpool(engine.index.count)
-        logger.info(
-            "serving %s on %s; %s pictures in %s", names, engine.providers[0], f"{count:,}", engine.index.folder
-        )
+        count = await run_in_threadpool(index.count)
+        logger.info("serving %s on %s; %s pictures in %s", names, engine.providers[0], f"{count:,}", index.store.uri)
     except IndexProblem as error:
         logger.warning("serving %s on %s without a collection. %s", names, engine.providers[0], error)
-
-
-def _engine(request: Request) -> Engine:
-    if request.app.state.engine is None:
-        raise NotReady(request.app.state.problem)
-    return request.app.state.engine
-
-
-Ready = Annotated[Engine, Depends(_engine)]
 
 
 # Embeddings -----------------------------------------------------------------------------------------------------------
@@ -175,10 +164,6 @@ class EmbedQuery(BaseModel):
 
 
 AS_IT_IS = EmbedQuery()
-
-
-def _binary(*types: str) -> dict:
-    return {type: {"schema": {"type": "string", "format": "binary"}} for type in types}
 
 
 STAGES = {"Server-Timing": {"description": "Milliseconds in decode, queue and model.", "schema": {"type": "string"}}}
@@ -198,12 +183,12 @@ EMBED = {
                         "required": ["images"],
                     }
                 },
-                **_binary("image/*", BYTES, pack.MEDIA_TYPE),
+                **binary("image/*", BYTES, pack.MEDIA_TYPE),
             },
         },
     },
     "response_model": answers.Embedded,
-    "responses": {200: {"content": _binary(NPY), "headers": STAGES}, **documented(400, 404, 413, 415, 422, 429, 503)},
+    "responses": {200: {"content": binary(NPY), "headers": STAGES}, **documented(400, 404, 413, 415, 422, 429, 503)},
 }
 
 
@@ -215,9 +200,9 @@ async def embed(request: Request) -> Response:
     length in 4 bytes, big-endian. Asked for with `Accept: application/x-npy` the answer is a float32 .npy of (n, d),
     the model's id in the header `Twinview-Model`.
     """
-    engine = _engine(request)
+    engine = engine_of(request)
     engine.refuse_when_full()  # before the body is read
-    query = _validated(EmbedQuery, dict(request.query_params)) if request.url.query else AS_IT_IS
+    query = validated(EmbedQuery, dict(request.query_params)) if request.url.query else AS_IT_IS
     files = await read_images(request, request.app.state.limits.images)
     embedded = await _embed(request, engine, files, query.model)
     vectors = unit(embedded.vectors) if query.normalize else embedded.vectors
@@ -268,11 +253,11 @@ EMBEDDINGS = {
 @plain.post("/v1/embeddings", **EMBEDDINGS)
 async def create_embeddings(request: Request) -> Response:
     """Embeddings in OpenAI's shape: for its clients, and all that speak to them."""
-    engine = _engine(request)
+    engine = engine_of(request)
     engine.refuse_when_full()
     if media_type(request) not in (JSON, ""):
         raise UnsupportedType(f"a query for embeddings comes as {JSON}, not as {media_type(request)[:100]}")
-    query = _validated(EmbeddingsQuery, await request.body())
+    query = validated(EmbeddingsQuery, await request.body())
     _check_dimensions(engine, query)
     files = embeddings.images_of(query, request.app.state.limits.images)
     embedded = await _embed(request, engine, files, query.model)
@@ -283,21 +268,17 @@ async def create_embeddings(request: Request) -> Response:
 
 def _check_dimensions(engine: Engine, query: EmbeddingsQuery) -> None:
     for card in engine.cards:
-        if query.dimensions not in (None, card.dimension) and (_chosen(query.model) or engine.card.id) == card.id:
+        if query.dimensions not in (None, card.dimension) and (chosen(query.model) or engine.card.id) == card.id:
             message = f"dimensions: {card.id} gives {card.dimension}, and nothing is cut off"
             raise errors.Malformed(message, "dimensions")
 
 
 async def _embed(request: Request, engine: Engine, files: list[File], model: str) -> Embedded:
     async with present(request):
-        embedded = await engine.embed(files, _chosen(model))
+        embedded = await engine.embed(files, chosen(model))
     request.app.state.metrics.embedded(len(files), embedded.times)
     request.state.facts = {"images": len(files), "model": embedded.model}
     return embedded
-
-
-def _chosen(model: str) -> str | None:
-    return None if model == embeddings.ALIAS else model
 
 
 def _timing(embedded: Embedded) -> str:
@@ -308,98 +289,7 @@ def _json(content: dict, headers: dict[str, str]) -> Response:
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type=JSON)
 
 
-def _validated(kind: type, given: bytes | dict):
-    """An instance of the pydantic model `kind`. raises Malformed."""
-    try:
-        return kind.model_validate_json(given) if isinstance(given, bytes) else kind.model_validate(given)
-    except ValidationError as error:
-        raise errors.malformed(error.errors()) from error
-
-
-# The collection -------------------------------------------------------------------------------------------------------
-
-
-Number = Annotated[float, Field(ge=-1e18, le=1e18)]  # of more, the square does not fit float32
-
-
-class SearchQuery(BaseModel):
-    """One of vector and id; or neither, beside an image."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    vector: list[Number] | None = Field(None, description="of any length but 0")
-    id: str | None = Field(None, description="an item of the collection, itself left out of the results")
-    k: int = Field(12, ge=1, le=1000)
-
-
-class SearchForm(SearchQuery):
-    vector: Json[list[Number]] | None = None
-
-
-SEARCH = {
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                JSON: {"schema": SearchQuery.model_json_schema()},
-                FORM: {
-                    "schema": {
-                        "type": "object",
-                        "properties": {
-                            **SearchQuery.model_json_schema()["properties"],
-                            "image": {"type": "string", "format": "binary"},
-                        },
-                    }
-                },
-            },
-        }
-    },
-    "response_model": answers.Matches,
-    "responses": documented(400, 404, 413, 415, 422, 429, 503),
-}
-
-
-@router.post("/search", **SEARCH)
-async def search(request: Request, engine: Ready) -> Response:
-    """The k items of the collection nearest to one of: an image, a vector, an item. Nearest first, with the cosine."""
-    kind, image = media_type(request), None
-    if kind == JSON:
-        query = _validated(SearchQuery, await request.body())
-    elif kind in (FORM, URLENCODED, ""):
-        async with request.form(max_files=1) as form:
-            fields = dict(form)
-            if isinstance(fields.get("image"), StarletteUpload):
-                image = await read_file("image", fields.pop("image"))
-            query = _validated(SearchForm, fields)
-    else:
-        raise UnsupportedType(f"a search comes as {JSON} or {FORM}, not as {kind[:100]}")
-    async with present(request):
-        model, found = await engine.search(query.k, image, query.vector, query.id)
-    results = [{**_public(item), "similarity": round(similarity, 6)} for item, similarity in found]
-    return JSONResponse({"model": model, "results": results})
-
-
-@router.get("/items", response_model=answers.Items, responses=documented(400, 503))
-async def items(
-    engine: Ready, limit: Annotated[int, Query(ge=1, le=1000)] = 50, offset: Annotated[int, Query(ge=0, lt=2**32)] = 0
-) -> Response:
-    """The collection, a page at a time."""
-    count = await run_in_threadpool(engine.index.count)
-    page = await run_in_threadpool(engine.index.page, limit, offset)
-    return JSONResponse({"count": count, "items": [_public(item) for item in page]})
-
-
-@router.get(
-    "/items/{id}/thumbnail",
-    response_class=FileResponse,
-    responses={200: {"content": _binary("image/jpeg")}, **documented(404, 503)},
-)
-async def thumbnail(id: str, engine: Ready) -> Response:
-    """JPEG, at most 256 px on its longest side."""
-    path = await run_in_threadpool(engine.index.thumbnail, id)
-    if path is None:
-        raise NotFound(f"no item {id} is in the index", "id")
-    return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": FOREVER})
+# Views ----------------------------------------------------------------------------------------------------------------
 
 
 @router.post("/views", response_model=answers.Pairs, responses=documented(400, 413, 422, 429, 501, 503))
@@ -427,10 +317,6 @@ async def views(
     return JSONResponse({"pairs": answer})
 
 
-def _public(item: Item) -> dict:
-    return {"id": item.id, "name": item.name, "label": item.label, "path": item.path}
-
-
 # The service itself ---------------------------------------------------------------------------------------------------
 
 
@@ -445,7 +331,7 @@ async def models(request: Request) -> Response:
 async def model(request: Request, id: str, engine: Ready) -> Response:
     """The model card of one encoder."""
     for card in engine.cards:
-        if card.id == (_chosen(id) or engine.card.id):
+        if card.id == (chosen(id) or engine.card.id):
             return JSONResponse(_model(request, card))
     raise NotFound(f"there is no model {id}; /v1/models lists what there is", "model")
 

@@ -25,6 +25,8 @@ class Encoded(NamedTuple):
     """Spent waiting for a turn."""
     model_s: float
     """Spent in the runs that the images were part of."""
+    logits: np.ndarray
+    """float32 (n, C); C is 0 where there are no classes"""
 
 
 class _Part(NamedTuple):
@@ -47,11 +49,14 @@ class Batcher:
         lanes: Sequence[Lane],
         ran: Callable[[int, float], None] = lambda images, seconds: None,
         max_batch: int = MAX_BATCH,
+        dimension: int | None = None,
     ):
-        """ran  is told of each run of the encoder"""
+        """ran        is told of each run of the encoder
+        dimension  d: what a lane gives beyond it are logits
+        """
         self.lanes = lanes
         self.max_batch = max_batch
-        self._ran = ran
+        self._ran, self._dimension = ran, dimension
         self._free = list(lanes)
         self._running: set[asyncio.Task] = set()
         self._waiting: deque[_Part] = deque()
@@ -73,13 +78,14 @@ class Batcher:
         started = perf_counter()
         parts = [self._enqueue(images[i : i + most]) for i in range(0, len(images), most)]
         try:
-            vectors, decode_s, _, model_s = zip(*[await part for part in parts], strict=True)
+            vectors, decode_s, _, model_s, logits = zip(*[await part for part in parts], strict=True)
         finally:
             for part in parts:
                 if not part.cancel() and not part.cancelled():
                     part.exception()  # has been looked at, now
         waited_s = perf_counter() - started - sum(decode_s) - sum(model_s)
-        return Encoded(np.concatenate(vectors), sum(decode_s), max(0.0, waited_s), sum(model_s))
+        vectors, logits = np.concatenate(vectors), np.concatenate(logits)
+        return Encoded(vectors, sum(decode_s), max(0.0, waited_s), sum(model_s), logits)
 
     def _enqueue(self, images: np.ndarray | Sequence[File]) -> asyncio.Future:
         loop = asyncio.get_running_loop()
@@ -134,7 +140,9 @@ class Batcher:
                 part.encoded.set_exception(_told(part.images[answer.image], answer.error))
                 continue
             waited_s = now - part.since - decode_s - ran.model_s
-            part.encoded.set_result(Encoded(answer, decode_s, max(0.0, waited_s), ran.model_s))
+            d = answer.shape[1] if self._dimension is None else self._dimension
+            encoded = Encoded(answer[:, :d], decode_s, max(0.0, waited_s), ran.model_s, answer[:, d:])
+            part.encoded.set_result(encoded)
         if images:
             self._ran(images, ran.model_s)
 

@@ -1,213 +1,79 @@
-"""The command `twinview`: what a shell wants of a service that runs.
+"""The command `twinview`: `twinview --help` lists what it does.
 
-    twinview embed ~/Pictures --service http://127.0.0.1:3000 -o vectors.npy
-
-writes a float32 array of (n, d), a row a picture in the order of their names, and vectors.csv with what each row is;
-`-o vectors.parquet` puts all of it into one table. Files that are no readable pictures are listed in
-vectors.skipped.csv. A service that wants a key gets the one in TWINVIEW_API_KEY: an option's would stand in the list of
-processes.
+A command's module is loaded once it is asked for, so that help comes at once.
 """
 
-import csv
-import os
-import re
+import signal
 import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, get_type_hints
 
-import numpy as np
-import tyro
-from tqdm import tqdm
-
-from export.artifact import UnreadableImage
-from serving.client import Client, ServiceError
-from training.data import DataError, Picture, open_source
-
-TOGETHER = 32  # pictures, in a request
-AT_ONCE = 4  # requests: some are decoded while others are encoded
-COLUMNS = ("name", "label", "split", "path")
-
-
-@dataclass(frozen=True)
-class EmbedSettings:
-    """Embed pictures by a service: vectors and names into files."""
-
-    data: tyro.conf.Positional[str]
-    """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), a torchvision name (cifar10, cifar100,
-    stl10, ...), or shapes: the built-in set."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("vectors.npy")
-    """A .npy, beside which the names go into a .csv; or a .parquet for both."""
-    service: str = "http://127.0.0.1:3000"
-    """Address of the service (`bentoml serve`)."""
-    model: str | None = None
-    """One of the service's models; its default where none is named."""
-    normalize: bool = False
-    """Vectors of unit length."""
-
-
-class OutputProblem(ValueError):
-    """A file that cannot be written. The message names it."""
-
-
-@dataclass
-class Outcome:
-    pictures: list[Picture] = field(default_factory=list)
-    vectors: list[np.ndarray] = field(default_factory=list)
-    """(n, d) float32 each; together as many rows as there are pictures."""
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Name and reason, which completes "<name> ..."."""
-
-
-def embed(settings: EmbedSettings) -> Outcome:
-    """raises DataError, OutputProblem, ServiceError"""
-    _check(settings.output)
-    pictures = open_source(settings.data).pictures
-    with Client(settings.service, os.environ.get("TWINVIEW_API_KEY")) as client:
-        model = settings.model or _default(client)
-        print(f"embedding {len(pictures):,} pictures of {settings.data} with {model}")
-        everything, stop = Outcome(), threading.Event()
-        with tqdm(total=len(pictures), desc="embedding", unit="img", dynamic_ncols=True) as bar:
-            work = partial(_embed_some, client, model, settings.normalize, stop)
-            for part in _in_order(work, pictures, stop):
-                everything.pictures += part.pictures
-                everything.vectors += part.vectors
-                everything.skipped += part.skipped
-                bar.update(len(part.pictures) + len(part.skipped))
-    written = _write(settings.output, everything, model)
-    print(
-        f"{len(everything.pictures):,} vectors in {' and '.join(map(str, written))}, "
-        f"{len(everything.skipped):,} files skipped"
-    )
-    for name, reason in everything.skipped[:10]:
-        print(f"  {name} {reason}")
-    return everything
-
-
-def _default(client: Client) -> str:
-    models = client.models()
-    if not models:
-        client.items(limit=1)  # raises the service's own sentence
-        raise ServiceError("the service has no model")
-    return models[0]["id"]
-
-
-def _in_order(
-    work: Callable[[list[Picture]], Outcome], pictures: Sequence[Picture], stop: threading.Event
-) -> Iterator[Outcome]:
-    """Of TOGETHER pictures each, AT_ONCE of them under way. What is under way at the end, whatever that was, is told to
-    `stop` and waited for."""
-    pool = ThreadPoolExecutor(AT_ONCE, "embed")
-    parts = (list(pictures[i : i + TOGETHER]) for i in range(0, len(pictures), TOGETHER))
-    pending: deque[Future] = deque()
-    try:
-        while True:
-            pending.extend(pool.submit(work, part) for part in islice(parts, 2 * AT_ONCE - len(pending)))
-            if not pending:
-                return
-            yield pending.popleft().result()
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-
-
-def _embed_some(client: Client, model: str, normalize: bool, stop: threading.Event, pictures: list[Picture]) -> Outcome:
-    """A broken picture fails its whole request: it is left out and the rest sent again, in smaller requests for as long
-    as there are more of them. A busy service is asked until it has time."""
-    outcome, waiting = Outcome(), []
-    for picture in pictures:
-        try:
-            waiting.append((picture, picture.read()))
-        except UnreadableImage as error:
-            outcome.skipped.append((picture.name, str(error)))
-    size = len(waiting)
-    while waiting:
-        part = waiting[:size]
-        try:
-            answer = client.embed([data for _, data in part], normalize=normalize, model=model)
-        except ServiceError as error:
-            if error.status == 429 and not stop.is_set():
-                continue
-            broken = re.fullmatch(r"images\[(\d+)\]", error.param or "")
-            if not broken:
-                raise
-            picture, _ = waiting.pop(int(broken[1]))
-            outcome.skipped.append((picture.name, re.sub(r"^images\[\d+\] (\(.*?\) )?", "", error.message)))
-            size = max(1, size // 2)
-        else:
-            outcome.pictures += [picture for picture, _ in part]
-            outcome.vectors.append(answer.vectors)
-            del waiting[:size]
-            size *= 2
-    return outcome
-
-
-def _check(output: Path) -> None:
-    """Before the work, whether its fruits can be kept."""
-    if output.suffix not in (".npy", ".parquet"):
-        raise OutputProblem(f"--output: {output} must end in .npy or .parquet")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not output.exists()
-        with open(output, "ab"):
-            pass
-        if is_new:
-            output.unlink()
-    except OSError as error:
-        raise OutputProblem(f"--output: {output} cannot be written: {error.strerror}") from error
-
-
-def _write(output: Path, outcome: Outcome, model: str) -> list[Path]:
-    """The files that it has written."""
-    vectors = np.concatenate(outcome.vectors) if outcome.vectors else np.zeros((0, 0), np.float32)
-    rows = [tuple(_text(getattr(picture, name)) for name in COLUMNS) for picture in outcome.pictures]
-    written = [output]
-    if output.suffix == ".npy":
-        np.save(output, vectors)
-        written.append(_write_csv(output.with_suffix(".csv"), COLUMNS, rows))
-    else:
-        _write_parquet(output, rows, vectors, model)
-    skipped = output.with_suffix(".skipped.csv")
-    if outcome.skipped:
-        written.append(_write_csv(skipped, ("name", "reason"), outcome.skipped))
-    else:
-        skipped.unlink(missing_ok=True)  # of a run before
-    return written
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[tuple]) -> Path:
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file).writerows([columns, *rows])
-    return path
-
-
-def _write_parquet(path: Path, rows: list[tuple], vectors: np.ndarray, model: str) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    columns = {name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(COLUMNS)}
-    columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), max(1, vectors.shape[1]))
-    table = pa.table(columns).replace_schema_metadata({"twinview.model": model})
-    pyarrow.parquet.write_table(table, path)
-
-
-def _text(value: object) -> str | None:
-    """File names may hold bytes that are no text; a table takes none."""
-    return None if value is None else str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+# words: module:function, what it does, and options that are given. Its one argument, `settings`, is a dataclass.
+COMMANDS = {
+    "embed": ("serving.embed_folder:embed", "Embed pictures by a service that runs: vectors and names into files."),
+    "duplicates": ("serving.duplicates:run", "List near-duplicates of a collection: which can stay for which."),
+    "index add": ("serving.bulk:run", "Embed pictures here and add them to a collection; --watch follows a folder."),
+    "index remove": ("serving.index_cli:remove", "Take items out of a collection."),
+    "index search": ("serving.index_cli:search", "Find the items most like a picture or another item."),
+    "index list": ("serving.index_cli:list_", "Show which collections there are."),
+    "index verify": ("serving.index_cli:verify", "Look for damage; the exit status is 1 where there is any."),
+    "index undo": ("serving.index_cli:undo", "Show a collection's versions and go one step back."),
+    "index export": ("serving.transfer_cli:export", "Write a collection into a Parquet file."),
+    "index import": ("serving.transfer_cli:import_", "Add the rows of a Parquet file of `index export` or `embed`."),
+    "index copy": ("serving.transfer_cli:copy", "Copy collections into another index: a folder or s3://bucket/prefix."),
+    "index reembed": ("serving.bulk:run", "Embed a collection's pictures anew, by another encoder.", "--reembed"),
+}
 
 
 def main() -> None:
-    app = tyro.extras.SubcommandApp()
-    app.command(EmbedSettings, name="embed")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who ends a service ends it as Ctrl-C does
+    words = sys.argv[1:]
+    name = next((name for name in COMMANDS if words[: name.count(" ") + 1] == name.split()), None)
     try:
-        embed(app.cli(prog="twinview", description=__doc__))
-    except (DataError, OutputProblem, ServiceError) as error:
-        sys.exit(f"error: {error}")
+        if name is None:
+            _explain(words)
+        else:
+            _run(name, words[name.count(" ") + 1 :])
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if not isinstance(error, _mistakes()):
+            raise
+        sys.exit(f"error: {error}")
+
+
+def _run(name: str, arguments: Sequence[str]) -> None:
+    import tyro
+
+    place, what, *given = COMMANDS[name]
+    module, _, function = place.partition(":")
+    command: Callable[[Any], object] = getattr(import_module(module), function)
+    settings = get_type_hints(command)["settings"]
+    config = (tyro.conf.FlagCreatePairsOff,)
+    command(tyro.cli(settings, prog=f"twinview {name}", description=what, args=[*given, *arguments], config=config))
+
+
+def _explain(words: Sequence[str]) -> None:
+    """What there is that begins with these words."""
+    words = [word for word in words if word not in ("-h", "--help")]
+    chosen = [name for name in COMMANDS if name.split()[: len(words)] == words]
+    if not chosen:
+        named = " ".join(words[:2])
+        print(f"error: there is no command twinview {named}; `twinview --help` lists them", file=sys.stderr)
+        sys.exit(2)
+    print(f"usage: {' '.join(['twinview', *words])} COMMAND ...     (COMMAND --help tells its options)\n")
+    for name in chosen:
+        print(f"  {name:15} {COMMANDS[name][1]}")
+
+
+def _mistakes() -> tuple[type[Exception], ...]:
+    """What is the user's to put right, and told in a sentence."""
+    from export.artifact import BundleError
+    from serving.client import ServiceError
+    from serving.exchange import FileProblem
+    from serving.filters import FilterProblem
+    from serving.store import StoreProblem
+    from training.data import DataError
+
+    return BundleError, ServiceError, FileProblem, FilterProblem, StoreProblem, DataError, OSError

@@ -2,9 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ SMALL_BYTES, SMALL_PIXELS = 2**16, 2**20
 
 # An image takes up to 16 bytes a pixel while it is decoded. Of those larger than this there is one at a time.
 LARGE_PIXELS = 2**25
+
+T = TypeVar("T")
 
 
 class File(NamedTuple):
@@ -41,15 +43,22 @@ class Decoder:
         self._large = threading.Lock()
 
     async def __call__(self, files: Sequence[File], preprocessing: Preprocessing) -> np.ndarray:
-        """n >= 1 files -> uint8 (n, S, S, 3) RGB. raises Undecodable or TooLarge, naming the first that fails.
+        """n >= 1 files -> uint8 (n, S, S, 3) RGB. raises as each."""
+        return np.stack(await self.each(files, preprocessing, read_pixels))
+
+    async def each(
+        self, files: Sequence[File], preprocessing: Preprocessing, read: Callable[[bytes, Preprocessing, int], T]
+    ) -> list[T]:
+        """What `read` makes of each file's bytes, given the most pixels that it may have; `read` raises
+        UnreadableImage. raises Undecodable or TooLarge, naming the first that fails.
 
         Cancelled, or failed, it leaves undone what no thread has begun.
         """
         loop = asyncio.get_running_loop()
         groups = list(_groups(files))
-        reading = [loop.run_in_executor(self._pool, self._read, group, preprocessing) for group in groups]
+        reading = [loop.run_in_executor(self._pool, self._read, group, preprocessing, read) for group in groups]
         try:
-            return np.stack([pixels for job in reading for pixels in await job])
+            return [one for job in reading for one in await job]
         finally:
             for job in reading:
                 if not job.cancel() and not job.cancelled():
@@ -58,16 +67,16 @@ class Decoder:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, files: list[File], preprocessing: Preprocessing) -> list[np.ndarray]:
-        return [self._read_one(file, preprocessing) for file in files]
+    def _read(self, files: list[File], preprocessing: Preprocessing, read: Callable) -> list:
+        return [self._read_one(file, preprocessing, read) for file in files]
 
-    def _read_one(self, file: File, preprocessing: Preprocessing) -> np.ndarray:
+    def _read_one(self, file: File, preprocessing: Preprocessing, read: Callable[[bytes, Preprocessing, int], T]) -> T:
         try:
             try:
-                return read_pixels(file.data, preprocessing, min(LARGE_PIXELS, self.max_pixels))
+                return read(file.data, preprocessing, min(LARGE_PIXELS, self.max_pixels))
             except TooManyPixels:  # which the header has told
                 with self._large:
-                    return read_pixels(file.data, preprocessing, self.max_pixels)
+                    return read(file.data, preprocessing, self.max_pixels)
         except UnreadableImage as problem:
             raise refusal(file, problem) from problem
 

@@ -17,7 +17,8 @@ log = logging.getLogger("twinview")
 CPU = "CPUExecutionProvider"
 STORED = "twinview-encoder"  # an encoder's name in BentoML's model store
 MAX_BATCH = 32
-PROBE_LIMIT = 1e-3  # greatest difference over the greatest value; another processor's rounding stays far below it
+# Greatest difference over the greatest value, by the card's precision; another processor's rounding stays far below it.
+PROBE_LIMITS = {"fp32": 1e-3, "fp16": 5e-3, "int8": 2e-2}
 HOW_TO = "Make one with `python training/pretrain.py` and then `python export/to_onnx.py`"
 TENSORRT = "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10"
 CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
@@ -89,9 +90,13 @@ class Encoder:
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (n, S, S, 3) -> h, float32 (n, d); n from 1 to MAX_BATCH."""
+        return self.rows(pixels)[:, : self.card.dimension]
+
+    def rows(self, pixels: np.ndarray) -> np.ndarray:
+        """h and behind it the logits of a classifier: float32 (n, d + C)."""
         if self._buckets is not None:
             return self._buckets(pixels)
-        return self._session.run(["embedding"], {"pixels": pixels})[0]
+        return _joined(self._session.run(None, {"pixels": pixels}))
 
     def _open(self, bundle: Bundle, providers: list, threads: int | None) -> None:
         options = ort.SessionOptions()
@@ -99,7 +104,7 @@ class Encoder:
         options.log_severity_level = 3
         # A thread that waits for its share of a run by spinning takes the core that decodes the next pictures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        size, dimension = bundle.card.preprocessing.size_px, bundle.card.dimension
+        size, width = bundle.card.preprocessing.size_px, bundle.card.outputs
         try:
             self._session = ort.InferenceSession(bundle.graph, options, providers=providers)
             wanted = _name(providers[0])
@@ -109,19 +114,20 @@ class Encoder:
             self._buckets = Buckets(self._session, size, "cuda") if on_gpu else None
             sizes = Buckets.SIZES[:-1] if on_gpu else ()
             for n in (MAX_BATCH, *sizes):  # the largest first: it needs the most memory
-                shape = self(np.zeros((n, size, size, 3), np.uint8)).shape
-                if shape != (n, dimension):
+                shape = self.rows(np.zeros((n, size, size, 3), np.uint8)).shape
+                if shape != (n, width):
                     given = " x ".join(map(str, shape[1:]))
-                    raise BundleError(f"{bundle.graph} gives {given} numbers; its card says {dimension}")
+                    raise BundleError(f"{bundle.graph} gives {given} numbers; its card says {width}")
             difference = self._difference()
         except BundleError:
             raise
         except Exception as error:  # ONNX Runtime has a class of exception for each of its states
             raise BundleError(f"{bundle.graph} does not run: {error}") from error
-        if not difference <= PROBE_LIMIT:
+        limit = PROBE_LIMITS[bundle.card.precision]
+        if not difference <= limit:
             raise BundleError(
                 f"{bundle.graph} on {self.providers[0]} differs by {difference:.1e} from what it gave when it was "
-                f"exported (limit {PROBE_LIMIT})"
+                f"exported (limit {limit})"
             )
 
     def _difference(self) -> float:
@@ -149,11 +155,12 @@ class Buckets:
             pixels = ort.OrtValue.ortvalue_from_shape_and_type((n, size_px, size_px, 3), np.uint8, device, 0)
             binding = session.io_binding()
             binding.bind_ortvalue_input("pixels", pixels)
-            binding.bind_output("embedding", device)
+            for output in session.get_outputs():
+                binding.bind_output(output.name, device)
             self._bound[n] = pixels, binding
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (n, S, S, 3) -> float32 (n, d), n <= MAX_BATCH."""
+        """uint8 (n, S, S, 3) -> float32 (n, d), n <= MAX_BATCH; several outputs side by side."""
         rows = len(pixels)
         n = next(size for size in self.SIZES if size >= rows)
         buffer, binding = self._bound[n]
@@ -163,7 +170,11 @@ class Buckets:
         binding.synchronize_inputs()
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        return binding.copy_outputs_to_cpu()[0][:rows]
+        return _joined(binding.copy_outputs_to_cpu())[:rows]
+
+
+def _joined(outputs: list[np.ndarray]) -> np.ndarray:
+    return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=1)
 
 
 def _accelerations() -> list[list]:

@@ -1,4 +1,4 @@
-"""What answers the requests: decoder, encoders and their indexes, put together."""
+"""What answers the requests: decoder, encoders and collections, put together."""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,8 +12,9 @@ from fastapi.concurrency import run_in_threadpool
 
 from export.artifact import BundleError, ModelCard, TooManyPixels
 from serving.decode import SMALL_BYTES, SMALL_PIXELS, Decoder, File
-from serving.errors import Malformed, NotFound, NotReady
-from serving.index import Index, Item, unit
+from serving.errors import NotReady
+from serving.index import unit
+from serving.library import Library
 from serving.limits import Gate, Limits, cores
 from serving.metrics import Metrics
 from serving.models import Model, Models
@@ -30,16 +31,21 @@ class Embedded:
     """h, float32 (n, d)."""
     times: dict[str, float]
     """Seconds: decode (with the wait for a thread), queue (the wait for a batch), model."""
+    logits: np.ndarray
+    """float32 (n, C)."""
+    classes: list[str]
+    """The C classes' names; none of an encoder alone."""
 
 
 class Engine:
-    def __init__(self, encoders: str | None, index: Path, limits: Limits, metrics: Metrics):
+    def __init__(self, encoders: str | None, index: str | Path, limits: Limits, metrics: Metrics):
         """Load, warm up, open. encoders: as Models' `chosen`. raises BundleError."""
         threads = limits.threads or cores()
         self._decode = Decoder(threads, limits.pixels)
         self._models = Models(encoders, index, threads, min(SMALL_PIXELS, limits.pixels), metrics.encoded)
         self._gate = Gate(limits.images_at_once, limits.bytes_at_once)
         self._drawing = asyncio.Lock()
+        self.library = Library(self._models, self._gate, self._embed, limits, threads)
         metrics.levels = lambda: (self._gate.inside, self._models.waiting)
 
     @property
@@ -53,14 +59,13 @@ class Engine:
         return self._models.default.card
 
     @property
-    def index(self) -> Index:
-        """The collection as the default encoder has embedded it."""
-        return self._models.default.index
-
-    @property
     def providers(self) -> list[str]:
         """ONNX Runtime's execution providers of the default encoder, the preferred first."""
         return [self._models.default.provider]
+
+    def named(self, model: str | None) -> ModelCard:
+        """Of the encoder of that id, or of the default. raises NotFound."""
+        return self._models.named(model).card
 
     def refuse_when_full(self) -> None:
         """raises Busy where no image would be admitted."""
@@ -69,32 +74,6 @@ class Engine:
     async def embed(self, files: list[File], model: str | None = None) -> Embedded:
         """n >= 1 images by the encoder of that id, or by the default. raises NotFound, Busy, Undecodable, TooLarge."""
         return await self._embed(files, self._models.named(model))
-
-    async def search(
-        self, k: int, image: File | None = None, vector: list[float] | None = None, id: str | None = None
-    ) -> tuple[str, list[tuple[Item, float]]]:
-        """The encoder's id, and the k nearest to one of the three, with their cosine.
-
-        raises as embed, Malformed, NotFound, IndexProblem
-        """
-        model = self._models.default
-        if [image, vector, id].count(None) != 2:
-            raise Malformed("give one of image, vector and id to search by")
-        if image is not None:
-            query = (await self._embed([image], model)).vectors[0]
-        elif vector is not None:
-            query = np.asarray(vector, np.float32)
-            if query.shape != (model.card.dimension,):
-                expected = f"{model.card.id} gives {model.card.dimension}"
-                raise Malformed(f"vector has {len(vector)} numbers; {expected}", "vector")
-            if not np.linalg.norm(query) > 0:
-                raise Malformed("vector is zero and points nowhere", "vector")
-        else:
-            known = await run_in_threadpool(model.index.get, id)
-            if known is None:
-                raise NotFound(f"no item {id} is in the index", "id")
-            query = known[1]
-        return model.card.id, await run_in_threadpool(model.index.search, query, k, without=id)
 
     async def views(
         self, image: File, pairs: int, seed: int, settings: dict[str, list[str]]
@@ -112,6 +91,7 @@ class Engine:
         return views.reshape(pairs, 2, *pixels.shape), (vectors[:, 0] * vectors[:, 1]).sum(axis=1)
 
     def close(self) -> None:
+        self.library.close()
         self._models.close()
         self._decode.close()
 
@@ -129,7 +109,7 @@ class Engine:
                 decode_s = perf_counter() - started
                 encoded = await model.batch(pixels)
         times = {"decode": decode_s, "queue": encoded.queue_s, "model": encoded.model_s}
-        return Embedded(model.card.id, encoded.vectors, times)
+        return Embedded(model.card.id, encoded.vectors, times, encoded.logits, model.card.classes)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ KINDS = {  # status: (type, code)
     403: ("permission_error", "closed"),
     404: ("not_found_error", "not_found"),
     405: ("invalid_request_error", "method_not_allowed"),
+    409: ("conflict_error", "other_encoder"),
     413: ("invalid_request_error", "too_large"),
     415: ("invalid_request_error", "unsupported_type"),
     422: ("invalid_request_error", "undecodable"),
@@ -30,18 +31,21 @@ KINDS = {  # status: (type, code)
     500: ("server_error", "internal_error"),
     501: ("server_error", "not_offered"),
     503: ("server_error", "not_ready"),
+    507: ("server_error", "disk_full"),
 }
 DESCRIPTIONS = {
     400: "The request is malformed; `param` names the field.",
     401: "The service wants a key, and this is none of its keys.",
     403: "The service has no keys, and so answers on its own machine only.",
-    404: "There is no such model or item.",
+    404: "There is no such model, collection or item.",
+    409: "The collection holds another encoder's vectors; the message says how to re-embed it.",
     413: "The body, the number of images, or an image's number of pixels is too large.",
     415: "The body is of a type that is not taken here.",
     422: "An image cannot be decoded; `param` names it.",
     429: "The service has as much work as it takes on. `Retry-After` says in how many seconds to come back.",
     501: "This service was built without the part that does this.",
-    503: "There is no encoder to serve yet, or the index cannot be read.",
+    503: "There is no encoder to serve yet, or the collection cannot be read or written.",
+    507: "The disk of the collection is full; nothing of the request was written.",
 }
 
 
@@ -71,6 +75,10 @@ class NotFound(Refusal):
     status = 404
 
 
+class Conflict(Refusal):
+    status = 409
+
+
 class TooLarge(Refusal):
     status = 413
 
@@ -93,6 +101,10 @@ class NotOffered(Refusal):
 
 class NotReady(Refusal):
     status = 503
+
+
+class DiskFull(Refusal):
+    status = 507
 
 
 class Fault(BaseModel):
@@ -125,9 +137,9 @@ def failed() -> Response:
     return answer(Refusal("the service failed; its log says why"))
 
 
-def malformed(errors: Sequence[dict]) -> Malformed:
-    """The first of pydantic's errors."""
-    place = [part for part in errors[0]["loc"] if part not in ("body", "query", "path")]
+def malformed(errors: Sequence[dict], inside: int = 0) -> Malformed:
+    """The first of pydantic's errors. inside: how many parts of its place are not the user's."""
+    place = [part for part in errors[0]["loc"][inside:] if not str(part).startswith("~")]  # a union's tag
     is_file = errors[0]["type"] == "value_error"  # FastAPI's words for a text where a file should be name its classes
     message = "must be a file" if is_file else errors[0]["msg"]
     if not place:
@@ -152,4 +164,4 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> Response:
-        return answer(malformed(error.errors()))
+        return answer(malformed(error.errors(), inside=1))  # body, query or path

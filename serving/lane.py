@@ -9,7 +9,8 @@ big-endian), the head in JSON, the body as it is.
 
     batch    head: of each part {"rows": n}, n pictures of (S, S, 3) uint8, or {"files": [lengths]}
     answer   head: {"parts": [of each [decode_s], or [image, reason, too_many]], "model_s", "error"}
-             body: float32 (rows, d) of the parts that have no problem, one after the other
+             body: float32 (rows, d) of the parts that have no problem, one after the other; of a classifier
+             (rows, d + C), its logits last
 """
 
 if __name__ == "__main__" and not __package__:
@@ -95,7 +96,7 @@ class ProcessLane:
         threads     of a run
         max_pixels  of a file; of more it raises TooManyPixels
         """
-        self._bundle, self._dimension = bundle, bundle.card.dimension
+        self._bundle, self._width = bundle, bundle.card.outputs
         self._command = [sys.executable, __file__, str(bundle.folder), bundle.card.id, str(threads), str(max_pixels)]
         self._end = lambda: None
         self._start()
@@ -149,7 +150,7 @@ class ProcessLane:
                 heads.append({"files": [len(data) for data in part]})
                 body += part
         head, body = await self._connection.ask(frame(heads, *body))
-        vectors = np.frombuffer(body, np.float32).reshape(-1, self._dimension)
+        vectors = np.frombuffer(body, np.float32).reshape(-1, self._width)
         if head["error"]:
             raise RuntimeError(head["error"])
         answers, decode_s, start = [], [], 0
@@ -222,7 +223,7 @@ def open_lanes(bundle: Bundle, cores: int, max_pixels: int, threads: Executor) -
     if has_accelerator():
         encoder = Encoder(bundle, threads=1)
         if encoder.providers[0] != CPU:
-            return [ThreadLane(encoder, threads)], encoder.providers[0]
+            return [ThreadLane(encoder.rows, threads)], encoder.providers[0]
     count = min(cores, MOST)
     lanes = [ProcessLane(bundle, cores // count, max_pixels) for _ in range(count)]  # runs on a core each are fastest
     for lane in lanes:
@@ -300,7 +301,7 @@ def answer(heads: list, body: bytes, encoder: Encoder, preprocessing: Preprocess
                 start += size
             parts.append(files)
     try:
-        ran = run(parts, encoder, lambda data: read_pixels(data, preprocessing, max_pixels))
+        ran = run(parts, encoder.rows, lambda data: read_pixels(data, preprocessing, max_pixels))
     except Exception as error:  # ONNX Runtime has a class of exception for each of its states
         return frame({"parts": [], "model_s": 0, "error": f"{type(error).__name__}: {error}"})
     told = [

@@ -21,12 +21,18 @@ class Limits:
     """Of one request."""
     images: int = 256
     """Of one request."""
+    rows: int = 1000
+    """Of one request: ids, or vectors that are ready."""
     pixels: int = MAX_PIXELS
     """Of one image."""
     images_at_once: int = 1024
     """Of all requests together, being decoded, waiting or being encoded; beyond it requests are turned away."""
     bytes_at_once: int = 2**30
     """Of their files."""
+    rows_at_once: int = 10_000
+    """Of all requests together, waiting to be written to collections or being written."""
+    reads_at_once: int = 256
+    """Of collections, by all requests together."""
     threads: int = 0
     """For decoding, and as many for the encoder; 0 for one a core."""
 
@@ -35,20 +41,20 @@ USUAL = Limits()
 
 
 class Gate:
-    """Counts the images that are in the house, and the bytes of their files."""
+    """Counts the images that are in the house, or what else there is a limit of, and the bytes of their files."""
 
-    def __init__(self, images: int, bytes: int = USUAL.bytes_at_once):
+    def __init__(self, images: int, bytes: int = USUAL.bytes_at_once, what: str = "images"):
         """how many are taken in at once"""
-        self._images, self._bytes = images, bytes
+        self._images, self._bytes, self._what = images, bytes, what
         self.inside = 0
         self.inside_bytes = 0
 
     def check(self, images: int = 1, bytes: int = 0) -> None:
         """raises Busy when with those inside they would be too many. One request alone never is too large for bytes."""
         if self.inside + images > self._images:
-            raise self._busy(f"{self._images} images")
+            raise self._busy(f"{self._images} {self._what}")
         if self.inside and self.inside_bytes + bytes > self._bytes:
-            raise self._busy(f"{self._bytes / 2**20:.0f} MiB of images")
+            raise self._busy(f"{self._bytes / 2**20:.0f} MiB of {self._what}")
 
     @contextmanager
     def admit(self, images: int, bytes: int) -> Iterator[None]:

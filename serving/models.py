@@ -1,34 +1,36 @@
 """The encoders that are served, each replaced when another is put in its place."""
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 from export.artifact import CARD, GRAPH, BundleError, ModelCard, load_bundle
 from serving.batcher import Batcher
 from serving.encoder import CPU, locate
 from serving.errors import NotFound
-from serving.index import Index, IndexProblem
+from serving.index import DEFAULT, Index, IndexProblem
 from serving.lane import open_lanes
 
 log = logging.getLogger("twinview")
 
 LOOK_EVERY_S = 1.0
+KEPT_OPEN = 64  # collections, for each encoder
 
 
 @dataclass(frozen=True)
 class Model:
-    """An encoder with its batches, and the collection as it has embedded it."""
+    """An encoder with its batches, and the collections as it has embedded them."""
 
     card: ModelCard
     provider: str
     """ONNX Runtime's, that runs it."""
     batch: Batcher
-    index: Index
+    index: Callable[[str], Index]
+    """The collection of a name; opens nothing yet."""
 
     @property
     def reads_files(self) -> bool:
@@ -55,20 +57,21 @@ class Models:
     def __init__(
         self,
         chosen: str | None,
-        index: Path,
+        index: str | Path,
         threads: int,
         max_pixels: int,
         ran: Callable[[int, float], None] = lambda images, seconds: None,
     ):
         """Load all, and look after them from then on.
 
-        chosen    what `locate` takes, or several of them with commas between; the first is the default
-        index     folder of the collection
-        threads   of an encoder on the CPU
-        ran       is told of each run
-        raises    BundleError
+        chosen      what `locate` takes, or several of them with commas between; the first is the default
+        index       where the collections are
+        threads     of an encoder on the CPU
+        max_pixels  of a file that is read where the batches run
+        ran         is told of each run
+        raises      BundleError
         """
-        self._folder, self._cores, self._max_pixels, self._ran = index, threads, max_pixels, ran
+        self._uri, self._cores, self._max_pixels, self._ran = index, threads, max_pixels, ran
         self._thread = ThreadPoolExecutor(1, "encoder")
         names = [name.strip() for name in (chosen or "").split(",") if name.strip()]
         self._places = [self._take(name) for name in names or [None]]
@@ -117,8 +120,8 @@ class Models:
         lanes, provider = open_lanes(bundle, self._cores, self._max_pixels, self._thread)
         facts = f"{card.preprocessing.size_px} px, {card.dimension} dimensions"
         log.info("loaded %s (%s; %s, batches at once: %d)", card.id, facts, provider, len(lanes))
-        index = Index(self._folder, card.id, card.dimension)
-        return Model(card, provider, Batcher(lanes, self._ran), index)
+        index = lru_cache(KEPT_OPEN)(partial(Index, self._uri, card.id, card.dimension))
+        return Model(card, provider, Batcher(lanes, self._ran, dimension=card.dimension), index)
 
     def _watch(self) -> None:
         while not self._closing.wait(LOOK_EVERY_S):
@@ -147,10 +150,12 @@ class Models:
             log.warning("%s goes on serving; what stands in its place now is not fit to: %s", old, error)
             return
         place.model = model
-        count = "no"
-        with contextlib.suppress(IndexProblem):  # opens it, so that the first search need not
-            count = f"{model.index.count():,}"
-        log.info("serving %s in place of %s; %s pictures in %s", model.card.id, old, count, model.index.folder)
+        index = model.index(DEFAULT)
+        try:
+            held = f"{index.count():,} pictures in {index.store.uri}"  # opens it, so that the first search need not
+        except IndexProblem as error:
+            held = str(error)
+        log.info("serving %s in place of %s; %s", model.card.id, old, held)
 
 
 def _stamp(folder: Path) -> tuple:

@@ -2,7 +2,7 @@
 
     TWINVIEW_ENCODER   encoder bundle's folder or tag of BentoML's model store, several with commas between, the first
                        for whoever names none; the newest under runs/ by default
-    TWINVIEW_INDEX     folder of the collection; ./index by default
+    TWINVIEW_INDEX     folder of the collections, or s3://bucket/prefix; ./index by default
     TWINVIEW_API_KEYS, TWINVIEW_API_KEYS_FILE, TWINVIEW_OPEN: see keys.py. TWINVIEW_LOG: see log.py
 
 BentoML supervises the process, builds images and keeps models. Its HTTP layer is not used: it answers for itself at
@@ -17,7 +17,6 @@ import os
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 # No reports to its makers. The command line asked about this before it imported us, and remembers.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -38,7 +37,7 @@ from serving.limits import cores
 STOP_S = 10  # for requests under way, when the service is told to stop
 
 try:
-    app = create_app(os.environ.get("TWINVIEW_ENCODER"), Path(os.environ.get("TWINVIEW_INDEX", "index")))
+    app = create_app(os.environ.get("TWINVIEW_ENCODER"), os.environ.get("TWINVIEW_INDEX") or "index")
 except ValueError as error:  # of the environment's variables, which the message names
     sys.exit(f"error: {error}")
 

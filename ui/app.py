@@ -84,10 +84,10 @@ def standalone(client) -> FastAPI:
     async def start() -> Response:
         return RedirectResponse(PATH)
 
-    @app.get("/items/{id}/thumbnail")
-    async def thumbnail(id: str) -> Response:
+    @app.get("/collections/{name}/items/{id}/thumbnail")
+    async def thumbnail(name: str, id: str) -> Response:
         try:
-            data = await client.thumbnail(id)
+            data = await client.thumbnail(id, collection=name)
         except ServiceError as error:
             return Response(str(error), status_code=error.status or 502, media_type="text/plain")
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})

@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 import gradio as gr
 
+from serving.calls import COLLECTION
+
 # Dropping and pasting work anywhere on the page; the listeners sit on elements that outlive their contents.
 WELL_JS = """
 const send = async (file) => {
@@ -105,8 +107,8 @@ def well_html(chosen: Chosen | None) -> str:
 
 
 def thumbnail_url(id: str) -> str:
-    """Relative to the page, which lies at /ui/ beside the service's /items."""
-    return f"../items/{quote(id, safe='')}/thumbnail"
+    """Relative to the page, which lies at /ui/ beside the service's /collections."""
+    return f"../collections/{COLLECTION}/items/{quote(id, safe='')}/thumbnail"
 
 
 def described(name: str, label: str | None) -> str:

@@ -35,7 +35,12 @@ watch("value", () => window.scrollTo({ top: 0, behavior: "smooth" }));
 
 async def collection(client, offset: int) -> tuple[str, str, int]:
     """Heading, grid and size of the collection, from `offset` on. raises ServiceError."""
-    answer = await client.items(limit=PAGE, offset=offset)
+    try:
+        answer = await client.items(limit=PAGE, offset=offset)
+    except ServiceError as error:
+        if error.status != 404:
+            raise
+        return "", notice(EMPTY), 0  # nobody has put anything into it yet
     count, items = answer.count, answer.items
     if not count:
         return "", notice(EMPTY), 0
@@ -49,8 +54,13 @@ async def collection(client, offset: int) -> tuple[str, str, int]:
 
 async def neighbours(client, chosen: Chosen, k: int) -> tuple[str, str]:
     """Heading and grid of the k nearest. raises ServiceError, UploadFailed."""
-    query = {"id": chosen.id} if chosen.id is not None else {"image": await read(client, chosen)}
-    results = (await client.search(**query, k=k)).results
+    query = {"positive": [chosen.id]} if chosen.id is not None else {"image": await read(client, chosen)}
+    try:
+        results = (await client.search(**query, k=k)).results
+    except ServiceError as error:
+        if error.status != 404 or chosen.id is not None:
+            raise
+        results = []
     if not results:
         return "", notice(EMPTY if chosen.id is None else ALONE)
     return ALIKE, grid_html(results)

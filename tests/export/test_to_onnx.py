@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from export import to_onnx
-from export.artifact import BundleError, load_bundle, probe_pixels
+from export.artifact import BundleError, load_bundle, probe_pixels, save_bundle
 from export.to_onnx import ExportSettings, export
+from training import classifier
 from training.augment import AugmentSettings
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
+from training.classifier import Classifier
 from training.config import PretrainSettings
 from training.encoders import Encoder, projection_head
 
@@ -117,10 +119,61 @@ def test_the_same_checkpoint_is_not_exported_twice_and_gives_the_same_bytes_else
 
 def test_a_graph_that_differs_from_torch_gets_no_name(run, tmp_path, monkeypatch, trained):
     other = to_onnx.to_graph(Encoder("tiny", 1, 20).eval(), 20)
-    monkeypatch.setattr(to_onnx, "to_graph", lambda encoder, size_px: other)
+    monkeypatch.setattr(to_onnx, "to_graph", lambda encoder, size_px, head: other)
     with pytest.raises(BundleError, match=r"last\.ckpt: ONNX Runtime differs from torch by .*; not exported"):
         export(ExportSettings(run, out=tmp_path / "encoder"))
     assert not (tmp_path / "encoder").exists()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["linear", "with the head's first layer"])
+def adapted(request, trained, tmp_path_factory):
+    """A fine-tuned run's folder, and its network."""
+    encoder, head = trained
+    network = Classifier(encoder, head[:3] if request.param else None, 3).eval()
+    torch.manual_seed(1)
+    torch.nn.init.normal_(network.classifier.weight)
+    torch.nn.init.normal_(network.classifier.bias)
+    folder = tmp_path_factory.mktemp("runs") / "adapted"
+    facts = {"data": "pictures", "images": 9, "epochs": 2, "commit": "abc", "after": {"held_out": 0.5}}
+    how = {"data": "/home/somebody/labelled", "init": "/home/somebody/runs/a", "lr": 0.2}
+    about = {"classes": ["cat", "dog", "Kuh"], "origin": "/home/somebody/runs/a", "settings": how}
+    classifier.save(folder / "checkpoints" / "last.ckpt", network, SETTINGS, facts, [], about)
+    return folder, network
+
+
+def test_a_classifiers_graph_gives_torchs_embeddings_and_logits(adapted):
+    folder, network = adapted
+    made, fresh = export(ExportSettings(folder))
+    assert fresh and not export(ExportSettings(folder))[1]
+    session = onnxruntime.InferenceSession(made.graph, providers=["CPUExecutionProvider"])
+    for n in (1, 5):
+        pixels = np.random.default_rng(n).integers(0, 256, (n, 20, 20, 3), dtype=np.uint8)
+        embedding, logits = session.run(["embedding", "logits"], {"pixels": pixels})
+        for given, expected in ((embedding, torchs(network.encoder, pixels)), (logits, torchs(network, pixels))):
+            assert given.dtype == np.float32
+            assert np.abs(given - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_a_classifiers_card_has_its_classes_in_order_and_no_path(adapted):
+    bundle, _ = export(ExportSettings(adapted[0]))
+    assert bundle.card.classes == ["cat", "dog", "Kuh"]
+    assert bundle.card.figures["after"] == {"held_out": 0.5}
+    assert bundle.card.training["finetuning"] == {"lr": 0.2} and bundle.card.training["origin"] == "a"
+    assert all(b"somebody" not in file.read_bytes() for file in bundle.folder.iterdir())
+
+
+def test_an_export_from_before_its_run_had_classes_is_made_anew(adapted, monkeypatch):
+    bundle, _ = export(ExportSettings(adapted[0]))
+    graph = bundle.graph.read_bytes()
+    save_bundle(bundle.folder, graph, dataclasses.replace(bundle.card, classes=[]))
+    monkeypatch.setattr(to_onnx, "to_graph", lambda encoder, size_px, head: graph)
+    again, fresh = export(ExportSettings(adapted[0]))
+    assert fresh and again.card.classes == ["cat", "dog", "Kuh"]
+
+
+def test_logits_that_differ_from_torchs_are_told(adapted):
+    graph, other = export(ExportSettings(adapted[0]))[0].graph.read_bytes(), torch.nn.Linear(128, 3)
+    assert to_onnx.parity_error(graph, adapted[1].encoder, 20, other) > to_onnx.PARITY_LIMIT
 
 
 def test_a_run_without_a_checkpoint_is_named(tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import logging
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ from export.artifact import (
     read_pixels,
     save_bundle,
 )
+from serving import cli
 from serving.app import create_app
 from serving.encoder import CPU, Encoder
 from serving.index import Index, Item, content_id
@@ -113,7 +116,11 @@ class InThread:
     """A lane without a process of its own, which would take a second to start."""
 
     def __init__(self, bundle: Bundle, max_pixels: int):
-        self.encode, self.preprocessing, self.max_pixels = Encoder(bundle, 1), bundle.card.preprocessing, max_pixels
+        self.encode, self.preprocessing, self.max_pixels = (
+            Encoder(bundle, 1).rows,
+            bundle.card.preprocessing,
+            max_pixels,
+        )
 
     async def __call__(self, parts: list[Part]) -> Ran:
         def read(data: bytes) -> np.ndarray:
@@ -197,15 +204,52 @@ def fill(bundle, tmp_path):
         index, encode = Index(folder, bundle.card.id, DIMENSION), Encoder(bundle)
         files = [_picture(i) for i in range(n)]
         items = [
-            Item(content_id(data), f"{'ab'[i % 2]}/{i}.png", "ab"[i % 2], f"/pictures/{i}.png", 40, 30)
+            Item(content_id(data), f"{'ab'[i % 2]}/{i}.png", "ab"[i % 2], f"/pictures/{i}.png", 40, 30, len(data))
             for i, data in enumerate(files)
         ]
-        for item, data in zip(items, files, strict=True):
-            index.add_thumbnail(item.id, data)
-        index.upsert(items, encode(np.stack([read_pixels(data, bundle.card.preprocessing) for data in files])))
+        pixels = np.stack([read_pixels(data, bundle.card.preprocessing) for data in files])
+        index.upsert(items, encode(pixels), {item.id: data for item, data in zip(items, files, strict=True)})
         return items
 
     return put
+
+
+@pytest.fixture
+def twinview(monkeypatch):
+    """twinview(argument, ...), as the shell calls it."""
+
+    def call(*arguments) -> None:
+        monkeypatch.setattr(sys, "argv", ["twinview", *map(str, arguments)])
+        cli.main()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def object_store():
+    """Address of a server that speaks S3."""
+    from moto.server import ThreadedMotoServer  # seconds
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(object_store, monkeypatch) -> str:
+    """s3://bucket/prefix, empty, with the variables that lead to it."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": object_store,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    httpx.put(f"{object_store}/{bucket}").raise_for_status()
+    return f"s3://{bucket}/index"
 
 
 @dataclass
@@ -269,3 +313,26 @@ def launch(bundle, tmp_path):
         running.process.wait()
         for orphan in orphans:
             os.kill(orphan, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def _object_store():
+    """URL of an S3 server of this process that has the bucket `bucket`."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
+    httpx.put(f"http://{host}:{port}/bucket").raise_for_status()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(_object_store, monkeypatch) -> str:
+    """An s3:// place of its own for a test."""
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+    for name, value in {**keys, "AWS_ENDPOINT_URL": _object_store}.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bucket/{uuid.uuid4().hex}"

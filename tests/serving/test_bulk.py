@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from export.artifact import read_pixels
-from serving import bulk
+from serving import bulk, filling
 from serving.bulk import BulkSettings, run
 from serving.encoder import Encoder
-from serving.index import Index, content_id
+from serving.index import Index, IndexProblem, WrongEncoder, content_id
 from training.data import DataError
 
 
@@ -34,7 +34,8 @@ def pictures(tmp_path, picture):
 @pytest.fixture
 def settings(bundle, tmp_path):
     def make(data, **others) -> BulkSettings:
-        return BulkSettings(data=str(data), encoder=str(bundle.folder), index=tmp_path / "index", **others)
+        given = {"encoder": str(bundle.folder), "index": str(tmp_path / "index"), **others}
+        return BulkSettings(data=data and str(data), **given)
 
     return make
 
@@ -42,6 +43,20 @@ def settings(bundle, tmp_path):
 @pytest.fixture
 def index(bundle, tmp_path) -> Index:
     return Index(tmp_path / "index", bundle.card.id, bundle.card.dimension)
+
+
+@pytest.fixture
+def encoding(monkeypatch):
+    """encoding(told) -> on one core, `told` hears of every batch's size before it is encoded."""
+
+    def patch(told):
+        def one_core(bundle):
+            work = filling.work_of(bundle, threads=1)
+            return work._replace(encode=lambda pixels: told(len(pixels)) or work.encode(pixels))
+
+        monkeypatch.setattr(bulk, "work_of", one_core)
+
+    return patch
 
 
 def test_pictures_are_found_with_their_facts_vectors_and_thumbnails(pictures, settings, index, bundle, picture, capsys):
@@ -53,7 +68,8 @@ def test_pictures_are_found_with_their_facts_vectors_and_thumbnails(pictures, se
     assert (item.path, item.width, item.height) == (str(folder / "train/b/033.png"), 40, 30)
     h = Encoder(bundle)(read_pixels(picture(33), bundle.card.preprocessing)[None])[0]
     np.testing.assert_allclose(vector, h / np.linalg.norm(h), atol=1e-6)
-    assert index.thumbnail(item.id).read_bytes().startswith(b"\xff\xd8")
+    assert item.bytes == len(picture(33))
+    assert index.read_thumbnail(item.id).startswith(b"\xff\xd8")
     assert "indexed 70, already there 0, skipped 0; the index holds 70" in capsys.readouterr().out
 
 
@@ -70,7 +86,7 @@ def test_indexing_again_adds_what_is_new_and_one_row_for_equal_files(pictures, s
 def test_what_is_there_already_is_not_decoded_again(pictures, settings, monkeypatch):
     folder, decoded = pictures(20), []
     run(settings(folder))
-    monkeypatch.setattr(bulk, "read_pixels", lambda *arguments: decoded.append(1) or read_pixels(*arguments))
+    monkeypatch.setattr(filling, "read", lambda *arguments: decoded.append(1))
     assert run(settings(folder)).present == 20
     assert decoded == []
 
@@ -115,39 +131,151 @@ def test_a_name_that_is_no_text_is_kept_readable(pictures, settings, index, pict
     assert index.get(content_id(picture(60)))[0].name == "train/a/caf\N{REPLACEMENT CHARACTER}.png"
 
 
-def test_ctrl_c_keeps_what_is_embedded_and_says_how_much(pictures, settings, index, monkeypatch, capsys):
-    folder, calls = pictures(100), []
-    encode = Encoder.__call__
+def test_a_picture_that_is_there_twice_and_broken_is_listed_twice(pictures, settings, tmp_path):
+    folder = pictures(3)
+    for name in ("one", "two"):
+        (folder / "train" / "a" / f"{name}.txt").write_text("no picture")
+    tally = run(settings(folder))
+    assert [name for name, _ in sorted(tally.skipped)] == ["train/a/one.txt", "train/a/two.txt"]
+    assert tally.present == 0
 
-    def interrupted(self, pixels):
-        calls.append(len(pixels))
-        if len(calls) == 5:  # the first two warm up
-            raise KeyboardInterrupt
-        return encode(self, pixels)
 
-    monkeypatch.setattr(Encoder, "__call__", interrupted)
-    monkeypatch.setattr(sys, "argv", ["bulk.py", "--data", str(folder), "--encoder", str(settings("x").encoder)])
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--index", str(index.folder)])
+def test_batches_are_full_though_most_files_are_known_or_broken(pictures, settings, picture, encoding):
+    folder, sizes = pictures(100), []
+    run(settings(folder))
+    for i in range(100):
+        (folder / "train" / "a" / f"{i}-broken.png").write_text(f"no picture {i}")
+    for i in range(200, 264):
+        (folder / "train" / "a" / f"{i % 10}-{i}.png").write_bytes(picture(i))
+    encoding(sizes.append)
+    run(settings(folder))
+    assert sum(sizes) == 64
+    assert len(sizes) <= 4  # two threads, each with an end
+
+
+def test_writing_does_not_hold_up_encoding_and_is_no_more_than_one_portion_behind(
+    pictures, settings, index, encoding, monkeypatch
+):
+    events, upsert = [], Index.upsert
+
+    def slow(self, items, *others):
+        time.sleep(0.3)
+        upsert(self, items, *others)
+        events.append(("written", len(items)))
+
+    monkeypatch.setattr(filling, "LEAST_ROWS", 32)
+    monkeypatch.setattr(filling, "ROWS_PER_UPSERT", 64)
+    monkeypatch.setattr(Index, "upsert", slow)
+    encoding(lambda n: events.append(("encoded", n)))
+    run(settings(pictures(320)))
+    behind = greatest = 0
+    for kind, n in events:
+        behind += n if kind == "encoded" else -n
+        greatest = max(greatest, behind)
+    assert behind == 0
+    assert 64 <= greatest <= 64 + 64 + 2 * 32  # a portion being written, one waiting, a batch in each thread's hands
+    assert index.count() == 320
+
+
+def test_an_index_that_cannot_be_written_ends_it_with_its_sentence(pictures, settings, monkeypatch):
+    def fail(*arguments):
+        raise IndexProblem("the disk is full")
+
+    monkeypatch.setattr(filling, "LEAST_ROWS", 32)
+    monkeypatch.setattr(Index, "upsert", fail)
+    with pytest.raises(IndexProblem, match="the disk is full"):
+        run(settings(pictures(300)))
+
+
+def test_another_encoder_is_refused_before_anything_is_read(pictures, settings, make_bundle, tmp_path):
+    folder = pictures(5)
+    run(settings(folder))
+    other = make_bundle(tmp_path / "other", 1 / 100)
+    with pytest.raises(WrongEncoder, match="pictures holds vectors of means-"):
+        run(settings(folder, encoder=str(other.folder)))
+
+
+def test_reembedding_stands_beside_and_lists_what_is_gone(pictures, settings, index, make_bundle, picture, tmp_path):
+    folder = pictures(12)
+    run(settings(folder))
+    gone, changed = folder / "train/a/000.png", folder / "train/b/001.png"
+    gone.unlink()
+    changed.write_bytes(picture(77))
+    other = make_bundle(tmp_path / "other", 1 / 100)
+    tally = run(settings(None, encoder=str(other.folder), reembed=True))
+    assert (tally.indexed, sorted(name for name, _ in tally.skipped)) == (10, ["train/a/000.png", "train/b/001.png"])
+    reasons = dict(tally.skipped)
+    assert reasons["train/a/000.png"] == "cannot be read: No such file or directory"
+    assert reasons["train/b/001.png"].startswith("has another content than when it was indexed")
+    new = Index(index.store.uri, other.card.id, other.card.dimension)
+    (old_item, old_vector), (new_item, new_vector) = (each.get(content_id(picture(5))) for each in (index, new))
+    assert old_item == new_item
+    assert index.count() == 12
+    assert new.count() == 10
+    np.testing.assert_allclose(old_vector, new_vector, atol=1e-5)  # another scale, and so the same direction
+    assert new.read_thumbnail(new_item.id)
+    assert run(settings(None, encoder=str(other.folder), reembed=True)).present == 10
+
+
+def test_reembedding_with_data_reads_those(pictures, settings, make_bundle, tmp_path):
+    folder = pictures(6)
+    run(settings(folder))
+    other = make_bundle(tmp_path / "other", 1 / 100)
+    assert run(settings(folder, encoder=str(other.folder), reembed=True)).indexed == 6
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_without_anything_to_embed_anew_one_is_told(pictures, settings, filled):
+    if filled:
+        run(settings(pictures(2)))
+    reason = "holds vectors of means-.* alone" if filled else "is not there"
+    with pytest.raises(DataError, match=f"nothing to embed anew: the collection pictures {reason}"):
+        run(settings(None, reembed=True))
+
+
+def test_collections_of_one_index_are_apart(pictures, settings, index, bundle):
+    folder = pictures(6)
+    run(settings(folder))
+    run(settings(folder, collection="parts", split="train"))
+    assert Index(index.store.uri, bundle.card.id, bundle.card.dimension, "parts").count() == index.count() == 6
+
+
+def test_an_index_inside_the_folder_is_refused(pictures, settings):
+    folder = pictures(3)
+    with pytest.raises(DataError, match="would take its thumbnails for pictures"):
+        run(settings(folder, index=str(folder / "index")))
+    assert run(settings(folder, index=str(folder / ".index"))).indexed == 3
+
+
+def test_ctrl_c_keeps_what_is_embedded_and_says_how_much(pictures, settings, index, encoding, monkeypatch, capsys):
+    folder, sizes = pictures(200), []
+
+    def told(n: int) -> None:
+        sizes.append(n)
+        if len(sizes) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    encoding(told)
+    arguments = ["--data", str(folder), "--encoder", settings("x").encoder, "--index", index.store.uri]
+    monkeypatch.setattr(sys, "argv", ["bulk.py", *arguments])
     with pytest.raises(SystemExit) as stopped:
         bulk.main()
     assert stopped.value.code == 130
-    assert index.count() == 64
-    assert (
-        "stopped: indexed 64, already there 0, skipped 0; the same command goes on from here" in capsys.readouterr().out
-    )
+    assert (kept := index.count()) == sum(sizes) < 200
+    assert f"stopped: indexed {kept}, already there 0, skipped 0; the same command goes on" in capsys.readouterr().out
 
 
 def test_after_kill_9_the_same_command_completes_without_duplicates(pictures, settings, index):
     """Killed as soon as some of the rows are on the disk, in a process that commits often."""
     folder = pictures(200)
     program = f"""
-import pathlib, time
-from serving import bulk
+import time
+from serving import bulk, filling
 from serving.encoder import Encoder
 encode = Encoder.__call__
 Encoder.__call__ = lambda self, pixels: time.sleep(0.1) or encode(self, pixels)
-bulk.ROWS_PER_UPSERT = 32
-bulk.run(bulk.BulkSettings({str(folder)!r}, {settings("x").encoder!r}, pathlib.Path({str(index.folder)!r})))
+filling.LEAST_ROWS = filling.ROWS_PER_UPSERT = 32
+bulk.run(bulk.BulkSettings({str(folder)!r}, {settings("x").encoder!r}, {index.store.uri!r}))
 """
     environment = {**os.environ, "PYTHONPATH": sys.path[0]}
     process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL)
@@ -163,4 +291,4 @@ bulk.run(bulk.BulkSettings({str(folder)!r}, {settings("x").encoder!r}, pathlib.P
     tally = run(settings(folder))
     assert (tally.present, tally.indexed) == (left, 200 - left)
     assert index.count() == len(index.ids()) == 200
-    assert all(index.thumbnail(id) for id in index.ids())
+    assert index.verify() == []

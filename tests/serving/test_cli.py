@@ -1,19 +1,27 @@
 """The command `twinview`, against a service behind a real socket."""
 
 import csv
+import dataclasses
 import os
+import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
+from typing import get_type_hints
 
 import httpx
 import numpy as np
 import pyarrow.parquet
 import pytest
 
-from serving import cli
+from serving import cli, embed_folder, index_cli
 from serving.client import Client
 from serving.errors import Busy, NotReady
+from serving.index import Index, Item, content_id
 from serving.keys import Access
 from serving.limits import Limits
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -31,17 +39,6 @@ def pictures(tmp_path, picture):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(i))
     return folder
-
-
-@pytest.fixture
-def twinview(monkeypatch):
-    """twinview(argument, ...), as the shell calls it."""
-
-    def call(*arguments) -> None:
-        monkeypatch.setattr(sys, "argv", ["twinview", *map(str, arguments)])
-        cli.main()
-
-    return call
 
 
 def read(path) -> list[dict]:
@@ -66,12 +63,26 @@ def test_a_parquet_file_holds_both(service, pictures, twinview, bundle, tmp_path
     twinview("embed", pictures, "--service", service, "--output", tmp_path / "v.npy", "--normalize")
     twinview("embed", pictures, "--service", service, "--output", tmp_path / "v.parquet", "--normalize")
     table = pyarrow.parquet.read_table(tmp_path / "v.parquet")
-    assert table.column_names == ["name", "label", "split", "path", "vector"]
+    facts = ["id", "name", "label", "path", "width", "height", "bytes"]
+    assert table.column_names == [*facts, "split", "vector"]
     vectors = np.array(table["vector"].to_pylist(), np.float32)
     np.testing.assert_allclose(vectors, np.load(tmp_path / "v.npy"), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert table["name"].to_pylist() == [row["name"] for row in read(tmp_path / "v.csv")]
-    assert table.schema.metadata[b"twinview.model"].decode() == bundle.card.id
+    assert table.schema.metadata[b"twinview.encoder"].decode() == bundle.card.id
+
+
+def test_a_parquet_file_becomes_a_collection(service, pictures, twinview, picture, bundle, tmp_path, capsys):
+    twinview("embed", pictures, "--service", service, "-o", tmp_path / "v.parquet")
+    twinview("index", "import", tmp_path / "v.parquet", "--index", tmp_path / "other", "--collection", "parts")
+    assert "100 sent, 0 already there; parts holds 100" in capsys.readouterr().out
+    index = Index(tmp_path / "other", bundle.card.id, bundle.card.dimension, "parts")
+    data, path = picture(33), str(pictures / "b" / "33.png")
+    item, vector = index.get(content_id(data))
+    assert item == Item(content_id(data), "b/33.png", "b", path, 40, 30, len(data), {"split": "train"})
+    assert index.read_thumbnail(item.id).startswith(b"\xff\xd8")
+    with Client(service) as client:
+        np.testing.assert_allclose(vector, client.embed([data], normalize=True).vectors[0], atol=1e-5)
 
 
 def test_broken_files_are_listed_and_the_rest_is_embedded(service, pictures, twinview, picture, tmp_path, capsys):
@@ -177,14 +188,45 @@ def test_a_service_without_an_encoder_says_so_itself(pictures, twinview, serve, 
         return httpx.Response(got.status_code, content=got.content)
 
     client = Client("http://service", transport=httpx.MockTransport(answer))
-    monkeypatch.setattr(cli, "Client", lambda *_, **__: client)
+    monkeypatch.setattr(embed_folder, "Client", lambda *_, **__: client)
     with pytest.raises(SystemExit, match=r"^error: .*nowhere .*python training/pretrain\.py"):
         twinview("embed", pictures, "-o", tmp_path / "v.npy")
 
 
 def test_the_command_explains_itself(twinview, capsys):
-    for arguments in (["--help"], ["embed", "--help"]):
-        with pytest.raises(SystemExit):
-            twinview(*arguments)
+    twinview("--help")
+    with pytest.raises(SystemExit):
+        twinview("embed", "--help")
     told = capsys.readouterr().out
-    assert "embed" in told and "--service" in told and "TWINVIEW_API_KEY" in told
+    assert "index add" in told and "--service" in told and "TWINVIEW_API_KEY" in told
+
+
+def test_help_loads_nothing_that_takes_time():
+    program = "import sys; from serving import cli; sys.argv = ['twinview', '--help']; cli.main(); print(*sys.modules)"
+    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {"numpy", "torch", "lancedb", "pyarrow", "tyro", "httpx"} & set(told.splitlines()[-1].split())
+
+
+def test_every_command_is_there_with_its_settings():
+    for place, *_ in cli.COMMANDS.values():
+        module, _, function = place.partition(":")
+        settings = get_type_hints(getattr(import_module(module), function))["settings"]
+        assert dataclasses.is_dataclass(settings), place
+
+
+@pytest.mark.parametrize("words", [["indx"], ["index", "ad"], ["--version"]])
+def test_a_command_that_is_none_is_named(words, twinview, capsys):
+    with pytest.raises(SystemExit) as ended:
+        twinview(*words)
+    assert ended.value.code == 2
+    assert f"error: there is no command twinview {' '.join(words)};" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_130(twinview, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index_cli, "collections", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        twinview("index", "list", "--index", tmp_path)
+    assert ended.value.code == 130

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.client import ATTEMPTS, LONGEST_WAIT_S, AsyncClient, Client, Item, Match, ServiceError
+from serving.client import ATTEMPTS, LONGEST_WAIT_S, AsyncClient, Client, Item, Match, Put, PutItem, ServiceError
 from serving.limits import Limits
 
 ROOT = Path(__file__).parents[2]
-METHODS = ("embed", "search", "items", "thumbnail", "views", "models", "ready")
+METHODS = [name for name in vars(Client) if not name.startswith("_") and name != "close"]
 
 
 class Awaited:
@@ -70,7 +70,7 @@ def test_an_image_in_a_mode_that_png_has_not_is_sent_too(client):
 
 def test_any_number_of_pictures_goes_in_packs_that_the_service_takes(serve, connect, picture, monkeypatch):
     """200 pictures in packs of 64, to a service that takes 20 a request, and 12,000 bytes."""
-    monkeypatch.setattr("serving.client.PACK_IMAGES", 64)
+    monkeypatch.setattr("serving.calls.PACK_IMAGES", 64)
     wide = connect(serve())
     narrow = connect(serve(limits=Limits(images=20, body_bytes=4_000)))
     pictures = [picture(i) for i in range(200)]
@@ -82,7 +82,7 @@ def test_any_number_of_pictures_goes_in_packs_that_the_service_takes(serve, conn
 
 
 def test_a_broken_picture_is_named_by_its_place_among_all_and_by_its_file(client, picture, tmp_path, monkeypatch):
-    monkeypatch.setattr("serving.client.PACK_IMAGES", 2)
+    monkeypatch.setattr("serving.calls.PACK_IMAGES", 2)
     (tmp_path / "cat.txt").write_text("no picture")
     with pytest.raises(ServiceError) as refused:
         client.embed([picture(0), picture(1), picture(2), tmp_path / "cat.txt"])
@@ -111,7 +111,7 @@ def test_an_encoder_can_be_named_and_one_that_is_not_there_is_refused(client, bu
 
 def test_all_packs_go_to_the_encoder_of_the_first(monkeypatch):
     """The service may take up a newer one meanwhile: vectors of two must not meet in one answer."""
-    monkeypatch.setattr("serving.client.PACK_IMAGES", 1)
+    monkeypatch.setattr("serving.calls.PACK_IMAGES", 1)
     asked = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -125,7 +125,7 @@ def test_all_packs_go_to_the_encoder_of_the_first(monkeypatch):
 
 
 def test_pictures_are_read_when_their_pack_is_sent(monkeypatch):
-    monkeypatch.setattr("serving.client.PACK_BYTES", 10)
+    monkeypatch.setattr("serving.calls.PACK_BYTES", 10)
     read, sent = [], []
 
     def pictures():
@@ -145,10 +145,50 @@ def test_pictures_are_read_when_their_pack_is_sent(monkeypatch):
 
 def test_search_by_picture_vector_and_id(client, picture):
     (first, *_) = matches = client.search(picture(2), k=5).results
-    assert first == Match(first.id, "a/2.png", "a", "/pictures/2.png", pytest.approx(1, abs=1e-5))
+    expected = Match(first.id, "a/2.png", "a", "/pictures/2.png", 40, 30, first.bytes, similarity=first.similarity)
+    assert (first, first.similarity) == (expected, pytest.approx(1, abs=1e-5))
     assert len(matches) == 5
-    assert client.search(vector=client.embed(picture(2)).vectors[0], k=5).results == matches
-    assert [match.id for match in client.search(id=first.id, k=4).results] == [match.id for match in matches[1:]]
+    assert client.search(positive=[client.embed(picture(2)).vectors[0]], k=5).results == matches
+    assert [match.id for match in client.search(positive=[first.id], k=4).results] == [
+        match.id for match in matches[1:]
+    ]
+
+
+def test_what_is_put_in_is_found_shown_and_taken_out_again(client, bundle, picture):
+    with pytest.raises(ServiceError, match="there is no collection mine") as refused:
+        client.items(collection="mine")
+    assert refused.value.status == 404
+    facts = [{"id": f"p{i}", "metadata": {"price": i}} for i in range(3)]
+    put = client.put_items([picture(i) for i in range(3)], facts, collection="mine")
+    assert put == Put(bundle.card.id, [PutItem(f"p{i}", True) for i in range(3)])
+    vector = client.embed(picture(9)).vectors
+    put = client.put_vectors(["p9"], vector, bundle.card.id, [{"label": "nine"}], collection="mine")
+    assert put.items == [PutItem("p9", True)]
+    assert client.item("p9", collection="mine").label == "nine"
+    stored = client.item("p9", vector=True, collection="mine").vector
+    np.testing.assert_allclose(stored, vector[0] / np.linalg.norm(vector[0]), atol=1e-6)
+
+    assert {item.id for item in client.items(filter={"price": {"gte": 1}}, collection="mine").items} == {"p1", "p2"}
+    found = client.search(picture(1), k=9, filter={"price": {"lt": 2}}, collection="mine").results
+    assert [(match.id, match.metadata) for match in found] == [("p1", {"price": 1}), ("p0", {"price": 0})]
+    found = client.search([picture(0), picture(1)], negative=["p2", vector[0]], k=2, collection="mine").results
+    assert {match.id for match in found} == {"p0", "p1"}
+    assert client.search(positive=["p0"], threshold=1, collection="mine").results == []
+
+    assert client.delete_items(["p0", "nothing"], collection="mine") == ["p0"]
+    assert client.collection("mine").count == 3
+    assert {one.name: one.count for one in client.collections()} == {"mine": 3, "pictures": 5}
+
+
+def test_any_number_of_pictures_is_put_in_with_the_facts_of_each(client, picture, monkeypatch):
+    monkeypatch.setattr("serving.calls.PACK_IMAGES", 4)
+    facts = [{"name": str(i)} for i in range(10)]
+    put = client.put_items((picture(i) for i in range(10)), facts, collection="mine")
+    assert [client.item(item.id, collection="mine").name for item in put.items] == [str(i) for i in range(10)]
+    with pytest.raises(ValueError, match="facts are of 2 pictures, and there were 1"):
+        client.put_items(picture(0), facts[:2], collection="mine")
+    with pytest.raises(ServiceError, match=r"images\[5\] \(image\) is not an image"):
+        client.put_items([*map(picture, range(5)), b"no picture"], collection="mine")
 
 
 def test_items_thumbnails_views_models_and_readiness(client, bundle, picture):
@@ -237,7 +277,7 @@ def test_a_service_that_stays_busy_is_given_up(monkeypatch):
 
 def test_an_answer_that_is_not_the_services_is_told_by_its_status():
     transport, _ = answering(httpx.Response(502, text="<html>Bad gateway</html>"))
-    with pytest.raises(ServiceError, match=r"http://service/items\S* answered 502"):
+    with pytest.raises(ServiceError, match=r"http://service/collections/pictures/items\S* answered 502"):
         Client("http://service", transport=transport).items()
 
 

@@ -16,6 +16,7 @@ from export.artifact import BundleError, TooManyPixels, read_pixels, save_bundle
 from serving.decode import SMALL_BYTES, File
 from serving.engine import Engine
 from serving.errors import Busy, NotFound, Undecodable
+from serving.index import DEFAULT
 from serving.limits import USUAL, Limits
 from serving.metrics import Metrics
 
@@ -135,7 +136,7 @@ def test_several_encoders_are_served_side_by_side_the_first_to_whoever_names_non
     other = make_bundle(tmp_path / "other", scale=1 / 128)
     engine = start(f"{bundle.folder}, {other.folder}")
     assert [card.id for card in engine.cards] == [bundle.card.id, other.card.id]
-    assert engine.card.id == engine.index.encoder_id == bundle.card.id
+    assert engine.card.id == engine.library.index(DEFAULT).encoder_id == bundle.card.id
     assert engine.providers == [CPU]
 
     async def ask():
@@ -177,7 +178,7 @@ def test_a_newer_encoder_takes_over_and_requests_end_with_the_encoder_they_began
     quick, start, make_bundle, place, files, expected, caplog
 ):
     engine = start(str(place.folder))
-    held, old, collection = Held(engine), engine.card.id, engine.index.encoder_id
+    held, old, collection = Held(engine), engine.card.id, engine.library.index(DEFAULT).encoder_id
 
     async def ask():
         begun = asyncio.create_task(engine.embed(files(1, 2)))
@@ -202,7 +203,7 @@ def test_a_newer_encoder_takes_over_and_requests_end_with_the_encoder_they_began
     np.testing.assert_allclose(waiting.vectors, expected(3), atol=1e-5)
     assert after.model == engine.card.id != old
     np.testing.assert_allclose(after.vectors, expected(4, scale=1 / 128), atol=1e-4)
-    assert engine.index.encoder_id == engine.card.id != collection
+    assert engine.library.index(DEFAULT).encoder_id == engine.card.id != collection
     with pytest.raises(NotFound):
         asyncio.run(engine.embed(files(1), old))
 

@@ -46,7 +46,7 @@ def test_every_answer_is_safe_in_a_browser_whatever_its_status(serve, picture, m
         http.put("/embed"),
         http.post("/embed", content=picture(0)),
         http.post("/embed", headers={"content-length": str(2**40)}, content=b""),
-        serve(access=Access.of_keys("k")).get("/items"),
+        serve(access=Access.of_keys("k")).get("/collections"),
     ]
 
     async def fail(*_):
@@ -91,10 +91,10 @@ def test_the_labels_of_the_metrics_do_not_grow_with_what_visitors_invent(http, p
 
     def ask(i: int) -> None:
         http.get(f"/invented/{i}")
-        http.get(f"/items/{i}/thumbnail")
+        http.get(f"/collections/{i}/items/{i}/thumbnail")
         http.get(f"/v1/models/{i}")
         http.get(f"/docs/assets/{i}")
-        http.get("/items", headers={"X-Request-Id": str(i)})
+        http.get("/collections", headers={"X-Request-Id": str(i)})
         http.post(f"/embed?model={i}", content=picture(0))
         http.request(f"M{i}", "/embed")
 
@@ -107,7 +107,7 @@ def test_the_labels_of_the_metrics_do_not_grow_with_what_visitors_invent(http, p
 
 def test_a_request_is_a_line_of_json(http, picture, bundle, json_log):
     http.post("/embed?normalize=true", content=picture(0), headers={"X-Request-Id": "mine"})
-    http.get("/items/secret-name/thumbnail")
+    http.get("/collections/secret-name/items/secret-name/thumbnail")
     embedded, missed = (line for line in json_log() if "status" in line)
     assert embedded == {
         "time": embedded["time"],
@@ -123,7 +123,7 @@ def test_a_request_is_a_line_of_json(http, picture, bundle, json_log):
     }
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", embedded["time"])
     assert 0 < embedded["seconds"] < 10
-    assert (missed["route"], missed["status"]) == ("/items/{id}/thumbnail", 404)
+    assert (missed["route"], missed["status"]) == ("/collections/{name}/items/{id}/thumbnail", 404)
     assert "secret" not in json.dumps(missed)
 
 
@@ -142,11 +142,11 @@ def test_a_fault_is_logged_whole_under_the_requests_id(http, picture, json_log, 
 def test_a_request_from_within_is_a_line_too(http, json_log):
     async def ask() -> int:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(http.app), base_url="http://service") as within:
-            return (await within.get("/items")).status_code
+            return (await within.get("/collections")).status_code
 
     assert asyncio.run(ask()) == 200
     (line,) = json_log()
-    assert (line["route"], line["status"]) == ("/items", 200)
+    assert (line["route"], line["status"]) == ("/collections", 200)
 
 
 def test_who_is_answered_is_told_at_the_start(serve, caplog):

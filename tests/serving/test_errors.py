@@ -4,6 +4,7 @@ import base64
 import io
 import shutil
 import time
+from functools import reduce
 
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from serving.pack import pack
 
 SMALL = Limits(body_bytes=200_000, images=3, pixels=100 * 100, images_at_once=8)
 PNG = "a.png"
+ITEMS, SEARCH = "/collections/pictures/items", "/collections/pictures/search"
 
 
 @pytest.fixture
@@ -63,24 +65,23 @@ def test_every_refusal_has_the_one_shape_and_names_what_was_given(refused, pictu
     refused(400, "POST", "/embed", **garbled)
     refused(400, "POST", "/embed", content=b"x", headers={"content-type": "multipart/form-data"})
     assert refused(400, "POST", "/embed?normalize=perhaps", files={"images": good})["param"] == "normalize"
-    assert "one of image, vector and id" in refused(400, "POST", "/search")["message"]
-    assert "one of" in refused(400, "POST", "/search", json={"vector": [1.0] * 48, "id": "a"})["message"]
-    assert "one of" in refused(400, "POST", "/search", files={"image": good}, data={"id": "a"})["message"]
-    assert refused(400, "POST", "/search", json={"vector": [1, 2]})["message"].startswith("vector has 2 numbers")
-    assert refused(400, "POST", "/search", json={"vector": [0] * 48})["param"] == "vector"
-    assert refused(400, "POST", "/search", json={"vector": [1e200] * 48})["param"] == "vector[0]"
-    assert refused(400, "GET", f"/items?offset={2**32}")["param"] == "offset"
-    assert refused(400, "POST", "/search", json={"vector": ["a"]})["param"] == "vector[0]"
-    assert refused(400, "POST", "/search", content='{"vector": [NaN]}', **json_body)["param"] == "vector[0]"
-    assert refused(400, "POST", "/search", data={"vector": "[1,"})["param"] == "vector"
-    refused(400, "POST", "/search", content=b"{", **json_body)
-    refused(400, "POST", "/search", content=b"\xff", **json_body)
-    refused(400, "POST", "/search", **garbled)
-    assert refused(400, "POST", "/search", json={"vektor": [1]})["param"] == "vektor"
+    assert "at least one" in refused(400, "POST", SEARCH)["message"]
+    vector = {"positive": [[1, 2]]}
+    assert refused(400, "POST", SEARCH, json=vector)["message"].startswith("positive[0] has 2 numbers")
+    assert refused(400, "POST", SEARCH, json={"positive": [[0] * 48]})["param"] == "positive[0]"
+    assert refused(400, "POST", SEARCH, json={"positive": [[1e200] * 48]})["param"] == "positive[0][0]"
+    assert refused(400, "GET", f"{ITEMS}?offset={2**32}")["param"] == "offset"
+    assert refused(400, "POST", SEARCH, json={"positive": [["a"]]})["param"] == "positive[0][0]"
+    assert refused(400, "POST", SEARCH, content='{"positive": [[NaN]]}', **json_body)["param"] == "positive[0][0]"
+    assert refused(400, "POST", SEARCH, data={"positive": "[1,"})["param"] == "positive"
+    refused(400, "POST", SEARCH, content=b"{", **json_body)
+    refused(400, "POST", SEARCH, content=b"\xff", **json_body)
+    refused(400, "POST", SEARCH, **garbled)
+    assert refused(400, "POST", SEARCH, json={"vektor": [1]})["param"] == "vektor"
     for k in (0, 1001, "many"):
-        assert refused(400, "POST", "/search", files={"image": good}, data={"k": k})["param"] == "k"
-    assert refused(400, "GET", "/items?limit=0")["param"] == "limit"
-    assert refused(400, "GET", "/items?offset=-1")["param"] == "offset"
+        assert refused(400, "POST", SEARCH, files={"image": good}, data={"k": k})["param"] == "k"
+    assert refused(400, "GET", f"{ITEMS}?limit=0")["param"] == "limit"
+    assert refused(400, "GET", f"{ITEMS}?offset=-1")["param"] == "offset"
     assert refused(400, "POST", "/views")["param"] == "image"
     assert refused(400, "POST", "/views", files={"image": good}, data={"pairs": 17})["param"] == "pairs"
     assert refused(400, "POST", "/views", files={"image": good}, data={"seed": -1})["param"] == "seed"
@@ -88,10 +89,10 @@ def test_every_refusal_has_the_one_shape_and_names_what_was_given(refused, pictu
     # 404, 405
     assert "/nothing" in refused(404, "GET", "/nothing")["message"]
     refused(404, "GET", "/docs/assets/nothing")
-    assert "0123" in refused(404, "GET", "/items/0123/thumbnail")["message"]
-    refused(404, "GET", "/items/..%2f..%2fsecret/thumbnail")
-    assert "0123" in refused(404, "POST", "/search", json={"id": "0123"})["message"]
-    refused(404, "POST", "/search", json={"id": "' or ''='"})
+    assert "0123" in refused(404, "GET", f"{ITEMS}/0123/thumbnail")["message"]
+    refused(404, "GET", f"{ITEMS}/..%2f..%2fsecret/thumbnail")
+    assert "pictures" in refused(404, "POST", SEARCH, json={"positive": ["0123"]})["message"]
+    refused(400, "POST", SEARCH, json={"positive": ["' or ''='"]})
     assert "GET" in refused(405, "GET", "/embed")["message"]
     assert refused(405, "POST", "/readyz")["code"] == "method_not_allowed"
     assert "nobody" in refused(404, "POST", "/embed?model=nobody", content=picture(1))["message"]
@@ -110,9 +111,9 @@ def test_every_refusal_has_the_one_shape_and_names_what_was_given(refused, pictu
     assert "MiB" in refused(413, "POST", "/embed", content=b"x" * 200_001)["message"]
     assert refused(413, "POST", "/v1/embeddings", json={"input": uri(blank(101, 100))})["param"] == "input[0]"
     assert "MiB" in refused(413, "POST", "/embed", files={"images": (PNG, b"x" * 200_000)})["message"]
-    refused(413, "POST", "/search", files={"image": (PNG, b"x" * 200_000)})
+    refused(413, "POST", SEARCH, files={"image": (PNG, b"x" * 200_000)})
     chunks = (b"x" * 50_000 for _ in range(5))  # of no announced length
-    refused(413, "POST", "/search", content=chunks, headers={"content-type": "application/json"})
+    refused(413, "POST", SEARCH, content=chunks, headers={"content-type": "application/json"})
     large = refused(413, "POST", "/embed", files=[("images", good), ("images", ("wide.png", blank(101, 100)))])
     assert large["param"] == "images[1]"
     assert large["message"].startswith("images[1] (wide.png) has 101 x 100 pixels")
@@ -123,10 +124,10 @@ def test_every_refusal_has_the_one_shape_and_names_what_was_given(refused, pictu
         assert media in error["message"] and "application/x-twinview-pack" in error["message"]
         assert error["code"] == "unsupported_type"
     refused(415, "POST", "/v1/embeddings", data={"input": uri(picture(1))})
-    refused(415, "POST", "/search", content=picture(1), headers={"content-type": "image/png"})
+    refused(415, "POST", SEARCH, content=picture(1), headers={"content-type": "image/png"})
 
     # 422
-    for path, field in (("/embed", "images"), ("/search", "image"), ("/views", "image")):
+    for path, field in (("/embed", "images"), (SEARCH, "image"), ("/views", "image")):
         item = "images[0]" if path == "/embed" else field
         for name, data in (("cat.txt", b"hello"), ("empty.png", b""), ("cut.jpg", truncated), ("a.svg", b"<svg/>")):
             error = refused(422, "POST", path, files={field: (name, data)})
@@ -161,12 +162,23 @@ ROUTES = (
     ("GET", "/metrics"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/twinview"),
-    ("GET", "/items"),
-    ("GET", "/items/0123/thumbnail"),
+    ("GET", "/collections"),
+    ("GET", "/collections/pictures"),
+    ("GET", ITEMS),
+    ("PUT", ITEMS),
+    ("DELETE", ITEMS),
+    ("GET", f"{ITEMS}/0123"),
+    ("DELETE", f"{ITEMS}/0123"),
+    ("GET", f"{ITEMS}/0123/thumbnail"),
     ("GET", "/nothing"),
     ("POST", "/embed"),
     ("POST", "/v1/embeddings"),
-    ("POST", "/search"),
+    ("POST", SEARCH),
+    ("GET", "/collections/pictures/duplicates"),
+    ("POST", "/collections/pictures/duplicates"),
+    ("GET", "/collections/pictures/map"),
+    ("POST", "/collections/pictures/map"),
+    ("POST", "/classify"),
     ("POST", "/views"),
 )
 
@@ -174,7 +186,10 @@ ROUTES = (
 def test_without_a_key_every_endpoint_answers_401_in_the_one_shape(serve):
     http = serve(access=Access.of_keys("secret"))
     documented = {(method.upper(), path) for path, item in _paths(serve).items() for method in item}
-    asked = {(method, path.replace("0123", "{id}").replace("twinview", "{id}")) for method, path in ROUTES}
+    names = {"/0123": "/{id}", "/twinview": "/{id}", "/pictures": "/{name}"}
+    asked = {
+        (method, reduce(lambda path, name: path.replace(name, names[name]), names, path)) for method, path in ROUTES
+    }
     assert documented - asked == {("GET", "/livez"), ("GET", "/readyz")}
     for method, path in ROUTES:
         answer = http.request(method, path)
@@ -192,7 +207,7 @@ def embedding(image: bytes) -> dict[str, dict]:
     return {
         "/embed": {"content": image},
         "/v1/embeddings": {"json": {"input": uri(image)}},
-        "/search": form,
+        SEARCH: form,
         "/views": form,
     }
 
@@ -210,8 +225,9 @@ def test_a_fault_of_the_service_says_so_and_nothing_of_its_insides(http, picture
     async def fail(*_):
         raise RuntimeError("/home/secret")
 
-    for method in ("embed", "search", "views"):
-        monkeypatch.setattr(http.app.state.engine, method, fail)
+    engine = http.app.state.engine
+    for part, method in ((engine, "embed"), (engine.library, "search"), (engine, "views")):
+        monkeypatch.setattr(part, method, fail)
     for path, body in embedding(picture(1)).items():
         answer = http.post(path, **body)
         assert answer.status_code == 500
@@ -226,12 +242,14 @@ def test_without_an_encoder_the_service_stays_up_and_says_how_to_make_one(serve,
     image = {"files": {"image": (PNG, picture(1))}}
     asked = [
         http.get("/readyz"),
-        http.get("/items"),
-        http.get("/items/0123/thumbnail"),
+        http.get("/collections"),
+        http.get(ITEMS),
+        http.put(ITEMS, content=picture(1)),
+        http.get(f"{ITEMS}/0123/thumbnail"),
         http.get("/v1/models/twinview"),
         http.post("/embed", files={"images": (PNG, picture(1))}),
         http.post("/v1/embeddings", json={"input": uri(picture(1))}),
-        http.post("/search", **image),
+        http.post(SEARCH, **image),
         http.post("/views", **image),
     ]
     for answer in asked:

@@ -3,6 +3,7 @@ import hmac
 import json
 import logging
 import socket
+import time
 
 import httpx
 import pytest
@@ -43,7 +44,7 @@ def bearer(key: str) -> dict:
     ],
 )
 def test_every_key_opens_as_a_bearer_token_or_as_a_password(http, given):
-    assert http.get("/items", **given).status_code == 200
+    assert http.get("/collections", **given).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_every_key_opens_as_a_bearer_token_or_as_a_password(http, given):
     ],
 )
 def test_nothing_else_does_and_a_browser_is_told_to_ask_for_one(http, given):
-    answer = http.get("/items", **given)
+    answer = http.get("/collections", **given)
     assert answer.status_code == 401
     challenges = answer.headers.get_list("WWW-Authenticate")
     assert [challenge.split()[0] for challenge in challenges] == ["Bearer", "Basic"]
@@ -75,7 +76,16 @@ def test_nothing_else_does_and_a_browser_is_told_to_ask_for_one(http, given):
 
 def test_whether_it_lives_and_is_ready_is_told_to_everybody_and_nothing_else(http):
     assert http.get("/livez").status_code == http.get("/readyz").status_code == 200
-    for path in ("/livez/", "/livez/../items", "//livez", "/LIVEZ", "/readyz?x=/livez", "/metrics", "/ui/", "/docs"):
+    for path in (
+        "/livez/",
+        "/livez/../collections",
+        "//livez",
+        "/LIVEZ",
+        "/readyz?x=/livez",
+        "/metrics",
+        "/ui/",
+        "/docs",
+    ):
         assert http.get(path).status_code == (200 if path.startswith("/readyz?") else 401), path
 
 
@@ -121,8 +131,8 @@ def test_keys_that_were_announced_and_are_not_there_do_not_open_the_service(tmp_
 def test_the_service_takes_its_keys_from_the_environment(bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("TWINVIEW_API_KEYS", "first")
     with TestClient(create_app(str(bundle.folder), tmp_path / "index")) as http:
-        assert http.get("/items").status_code == 401
-        assert http.get("/items", **bearer("first")).status_code == 200
+        assert http.get("/collections").status_code == 401
+        assert http.get("/collections", **bearer("first")).status_code == 200
 
 
 def test_a_key_stands_in_no_log_and_no_answer(serve, caplog, monkeypatch):
@@ -135,7 +145,7 @@ def test_a_key_stands_in_no_log_and_no_answer(serve, caplog, monkeypatch):
     monkeypatch.setattr(http.app.state.engine, "embed", fail)
     told = []
     for key in ("s3cr3t-key", "s3cr3t-kez"):
-        for path in ("/items", "/nothing", "/openapi.json", "/metrics", "/v1/models"):
+        for path in ("/collections", "/nothing", "/openapi.json", "/metrics", "/v1/models"):
             told.append(http.get(path, **bearer(key)))
         told.append(http.post("/embed", content=b"x", **bearer(key)))
     assert {answer.status_code for answer in told} == {200, 401, 404, 500}
@@ -199,24 +209,24 @@ def test_without_keys_only_this_machine_is_answered_wherever_the_service_listens
     ],
 )
 def test_the_sockets_own_address_counts_and_a_name_that_strangers_can_point_here_does_not(serve, server, host, status):
-    scope = {"type": "http", "path": "/items", "server": server, "headers": [(b"host", host.encode())]}
+    scope = {"type": "http", "path": "/collections", "server": server, "headers": [(b"host", host.encode())]}
     refusal = Access().refusal(scope)
     assert (refusal.status if refusal else 200) == status
     assert Access(open=True).refusal(scope) is None
 
 
 def test_an_app_in_this_process_is_answered(serve):
-    assert serve().get("/items").status_code == 200
+    assert serve().get("/collections").status_code == 200
 
 
 def test_a_request_that_the_process_makes_of_itself_needs_no_key_and_cannot_be_feigned(http):
     async def ask() -> int:
         transport = httpx.ASGITransport(keys.inside(http.app))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as within:
-            return (await within.get("/items")).status_code
+            return (await within.get("/collections")).status_code
 
     assert asyncio.run(ask()) == 200
-    assert http.get("/items", headers={keys.INSIDE: "True"}).status_code == 401
+    assert http.get("/collections", headers={keys.INSIDE: "True"}).status_code == 401
 
 
 # As a user starts it --------------------------------------------------------------------------------------------------
@@ -228,14 +238,17 @@ def test_bentoml_serves_behind_keys_and_logs_json(launch, fill, picture, tmp_pat
     (tmp_path / "keys").write_text("# ours\ns3cr3t\n")
     running = launch(environment={"TWINVIEW_API_KEYS_FILE": str(tmp_path / "keys"), "TWINVIEW_LOG": "json"})
     assert httpx.get(f"{running.address}/readyz").status_code == 200
-    for path in ("/ui/", "/items", "/metrics"):
+    for path in ("/ui/", "/collections", "/metrics"):
         assert httpx.get(f"{running.address}{path}").status_code == 401
         assert httpx.get(f"{running.address}{path}", auth=("", "s3cr3t")).status_code == 200
     with Client(running.address, api_key="s3cr3t") as client:
         assert client.embed(picture(0)).vectors.shape == (1, 48)
-    text = running.log.read_text()
+    deadline = time.monotonic() + 10
+    while '"/embed"' not in (text := running.log.read_text()):  # the line is written after the answer
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    assert [line["status"] for line in lines if line.get("route") == "/items"] == [200]
+    assert [line["status"] for line in lines if line.get("route") == "/collections"] == [200]
     assert [line.get("status") for line in lines].count(401) == 3
     assert [line["images"] for line in lines if line.get("route") == "/embed"] == [1]
     assert any(line["message"].startswith("serving ") for line in lines)

@@ -11,6 +11,7 @@ import pytest
 from serving.limits import Limits
 
 WAIT_S = 10
+ITEMS, SEARCH = "/collections/pictures/items", "/collections/pictures/search"
 
 
 @pytest.fixture
@@ -28,8 +29,9 @@ def slow(listen, monkeypatch):
             happened.append("cancelled")
             raise
 
-    for method in ("embed", "search", "views"):
-        monkeypatch.setattr(app.state.engine, method, work)
+    engine = app.state.engine
+    for part, method in ((engine, "embed"), (engine, "views"), (engine.library, "search"), (engine.library, "put")):
+        monkeypatch.setattr(part, method, work)
     return port, happened
 
 
@@ -45,23 +47,26 @@ def form(data: bytes, field: str) -> tuple[str, bytes]:
     return request.headers["content-type"], request.read()
 
 
-@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings", "/search", "/views"])
+@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings", SEARCH, ITEMS, "/views"])
 def test_the_work_of_a_client_that_has_gone_is_cancelled(slow, picture, path, caplog):
     port, happened = slow
     kind, body = {
         "/embed": ("image/png", picture(0)),
         "/v1/embeddings": ("application/json", b'{"input": "aGVsbG8="}'),
-        "/search": ("application/json", b'{"id": "a"}'),
+        SEARCH: ("application/json", b'{"positive": ["a"]}'),
+        ITEMS: ("image/png", picture(0)),
         "/views": form(picture(0), "image"),
     }[path]
-    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    method = "PUT" if path == ITEMS else "POST"
+    head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(head.encode() + body)
         until(lambda: happened == ["begun"])
         time.sleep(0.1)
         assert happened == ["begun"]
     until(lambda: happened == ["begun", "cancelled"])
-    counted = f'twinview_requests_total{{route="{path}",status="499"}} 1.0'
+    route = path.replace("/pictures/", "/{name}/")
+    counted = f'twinview_requests_total{{route="{route}",status="499"}} 1.0'
     until(lambda: counted in httpx.get(f"http://127.0.0.1:{port}/metrics").text)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 

@@ -38,7 +38,7 @@ def test_bentoml_serves_until_it_is_told_to_stop(launch, fill, bundle, picture):
         assert client.embed([picture(0), picture(1)]).vectors.shape == (2, 48)
         assert client.search(picture(2), k=1).results[0].name == "a/2.png"
         assert client.items().count == 5
-    assert 'route="/search",status="200"} 1.0' in httpx.get(f"{address}/metrics").text
+    assert 'route="/collections/{name}/search",status="200"} 1.0' in httpx.get(f"{address}/metrics").text
 
     for path in ("/nothing", "/healthz", "/docs.json"):  # BentoML's own routes among them
         assert httpx.get(f"{address}{path}").json()["error"]["code"] == "not_found"
@@ -54,7 +54,14 @@ def test_bentoml_serves_until_it_is_told_to_stop(launch, fill, bundle, picture):
     ):
         beats = page.iter_raw()
         next(beats)  # neither an open page nor an upload that stalls may hold up the end
-        head = ("POST /search HTTP/1.1", "Host: a", "Content-Type: application/json", "Content-Length: 9", "", "{")
+        head = (
+            "POST /collections/pictures/search HTTP/1.1",
+            "Host: a",
+            "Content-Type: application/json",
+            "Content-Length: 9",
+            "",
+            "{",
+        )
         upload.sendall("\r\n".join(head).encode())
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)

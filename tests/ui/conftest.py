@@ -11,20 +11,20 @@ class FakeClient:
     """`asked` lists what was asked of it, in order. With `failure` set, everything fails with it."""
 
     def __init__(self, count: int = 100, failure: ServiceError | None = None):
-        self.collection = [Item(f"id{i}", f"pets/cat {i}.jpg", "cat", None) for i in range(count)]
+        self.all = [Item(f"id{i}", f"pets/cat {i}.jpg", "cat", None) for i in range(count)]
         self.failure = failure
         self.asked: list[tuple] = []
 
     async def items(self, limit: int = 50, offset: int = 0) -> Items:
         self._ask("items", limit, offset)
-        return Items(len(self.collection), self.collection[offset : offset + limit])
+        return Items(len(self.all), self.all[offset : offset + limit])
 
-    async def search(self, image=None, *, vector=None, id=None, k: int = 12) -> Matches:
-        self._ask("search", image, id, k)
-        found = [item for item in self.collection if item.id != id][:k]
+    async def search(self, image=None, *, positive=(), k: int = 12) -> Matches:
+        self._ask("search", image, list(positive), k)
+        found = [item for item in self.all if item.id not in positive][:k]
         return Matches("fake", [Match(**vars(item), similarity=1 - i / 8) for i, item in enumerate(found)])
 
-    async def thumbnail(self, id: str) -> bytes:
+    async def thumbnail(self, id: str, *, collection: str = "pictures") -> bytes:
         self._ask("thumbnail", id)
         return b"a thumbnail"
 

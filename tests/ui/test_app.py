@@ -101,7 +101,7 @@ def test_views_are_drawn_only_in_sight(fake, page_of):
 def test_mounted_the_page_asks_the_service_inside_the_process(in_loop):
     service = FastAPI()
 
-    @service.get("/items")
+    @service.get("/collections/pictures/items")
     async def items():
         raise RuntimeError("a bug")
 
@@ -120,7 +120,7 @@ def test_mounted_in_a_locked_service_the_page_needs_a_key_and_its_own_requests_n
     service = FastAPI()
     service.add_middleware(Lock, access=Access.of_keys("secret"))
 
-    @service.get("/items")
+    @service.get("/collections/pictures/items")
     async def items():
         return {"count": 1, "items": [{"id": "id1", "name": "pets/cat 1.jpg", "label": "cat", "path": None}]}
 
@@ -144,11 +144,11 @@ def test_nothing_is_reported_and_nothing_shared(fake, alone):
 
 def test_alone_the_page_passes_thumbnails_on(fake, alone):
     with alone(fake()) as client:
-        answer = client.get("/items/id1/thumbnail")
+        answer = client.get("/collections/pictures/items/id1/thumbnail")
         assert (answer.content, answer.headers["content-type"]) == (b"a thumbnail", "image/jpeg")
         assert client.get("/").url.path == "/ui/"
     with alone(fake(failure=ServiceError("the service cannot be reached"))) as client:
-        answer = client.get("/items/id1/thumbnail")
+        answer = client.get("/collections/pictures/items/id1/thumbnail")
         assert (answer.status_code, answer.text) == (502, "the service cannot be reached")
 
 

@@ -52,7 +52,7 @@ def test_the_well_describes_its_picture():
 def test_a_name_is_only_text():
     html = well_html(Chosen(HOSTILE, HOSTILE, id=HOSTILE))
     assert "<script" not in html and "&lt;script" in html
-    assert '"../items/a%2F%3Cscript%3E' in html
+    assert '"../collections/pictures/items/a%2F%3Cscript%3E' in html
 
 
 def test_code_in_a_notice_stands_out():

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from serving.client import Item, Match
+from serving.client import Item, Match, ServiceError
 from ui.picture import Chosen
 from ui.similar import PAGE, collection, grid_html, neighbours
 
@@ -33,6 +33,15 @@ def test_an_empty_collection_says_how_to_fill_it(fake, upload):
     assert how in asyncio.run(neighbours(fake(count=0), upload, 5))[1]
 
 
+def test_a_collection_that_is_not_there_yet_says_so_too(fake, upload):
+    how = "<code>python serving/bulk.py --data ~/Pictures</code>"
+    client = fake(failure=ServiceError("there is no collection pictures", 404, "not_found", "name"))
+    assert how in asyncio.run(collection(client, 0))[1]
+    assert how in asyncio.run(neighbours(client, upload, 5))[1]
+    with pytest.raises(ServiceError):
+        asyncio.run(neighbours(client, Chosen("cat 3.jpg", id="gone"), 5))
+
+
 def test_a_collection_of_one_says_that_there_is_no_other(fake):
     assert "no other picture" in asyncio.run(neighbours(fake(count=1), Chosen("cat 0.jpg", id="id0"), 5))[1]
 
@@ -41,7 +50,7 @@ def test_an_item_is_searched_by_its_id_and_an_upload_by_its_file(fake, upload):
     client = fake()
     asyncio.run(neighbours(client, Chosen("cat 3.jpg", id="id3"), 5))
     asyncio.run(neighbours(client, upload, 6))
-    assert client.asked == [("search", None, "id3", 5), ("search", upload.file, None, 6)]
+    assert client.asked == [("search", None, ["id3"], 5), ("search", upload.file, [], 6)]
 
 
 def test_neighbours_come_in_the_services_order_with_cosines_of_two_decimals(fake):
@@ -54,7 +63,7 @@ def test_thumbnails_are_for_the_browser_to_fetch_when_they_come_in_sight(fake):
     client = fake()
     _, grid, _ = asyncio.run(collection(client, 0))
     assert [asked[0] for asked in client.asked] == ["items"]
-    assert grid.count('<img loading="lazy" src="../items/id') == PAGE
+    assert grid.count('<img loading="lazy" src="../collections/pictures/items/id') == PAGE
     assert 'alt="pets/cat 5.jpg, cat"' in grid
 
 

@@ -1,0 +1,114 @@
+"""What a search over many shards waits for: the slowest of them.
+
+    python benchmarks/fanout.py
+
+One shard, an Index on this machine's disk, is searched at a steady rate, and its latencies are kept. A search over S
+shards is simulated as the maximum of S latencies drawn from them; with a hedge, a shard that has not answered by its
+own 95th percentile is asked again at a second replica, and the first answer counts (Dean and Barroso 2013, The Tail at
+Scale). Shards are taken as independent: a network and a slow machine would add to it, and so would shards that share
+one.
+"""
+
+if __name__ == "__main__" and not __package__:
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import tempfile
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import tyro
+
+from benchmarks.duplicates import clustered
+from benchmarks.result import publish
+from serving.index import Index, Item
+
+SHARDS = (1, 10, 100, 1000)
+DRAWN = 20_000  # simulated searches
+HEDGE_AT = 0.95  # quantile
+LOAD = 0.5  # of the rate at which searches one after the other would come
+K = 10
+
+
+@dataclass(frozen=True)
+class Options:
+    rows: int = 100_000
+    """Vectors in the shard."""
+    dimension: int = 512
+    searches: int = 3000
+    """That are measured."""
+    quick: bool = False
+    """10,000 vectors, 400 searches."""
+
+
+def main(options: Options) -> None:
+    n, searches = (10_000, 400) if options.quick else (options.rows, options.searches)
+    vectors = clustered(n + searches, options.dimension, -0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        index = Index(folder, "measured", options.dimension)
+        for start in range(0, n, 20_000):
+            numbers = range(start, min(start + 20_000, n))
+            items = [Item(f"{i:032x}", f"{i}.jpg", None, None, 1, 1) for i in numbers]
+            index.upsert(items, vectors[start : numbers.stop])
+        index.maintain()
+        latency = measured(index, vectors[n:])
+    rng = np.random.default_rng(0)
+    rows = []
+    for shards in SHARDS:
+        for hedged in (False, True):
+            waited = simulated(latency, shards, hedged, rng)
+            p50, p99 = np.quantile(waited, (0.5, 0.99)) * 1000
+            rows.append(
+                {
+                    "shards": shards,
+                    "hedged": "yes" if hedged else "no",
+                    "p50 (ms)": p50,
+                    "p99 (ms)": p99,
+                    "p99 / p50": p99 / p50,
+                    "p50 / one shard's": p50 / (np.median(latency) * 1000),
+                    "more work": 1 - HEDGE_AT if hedged else 0.0,
+                }
+            )
+    at_100 = {row["hedged"]: row for row in rows if row["shards"] == 100}
+    figures = {
+        "p50_ms": float(np.median(latency) * 1000),
+        "p99_over_p50_at_100_shards_hedged": at_100["yes"]["p99 / p50"],
+        "p99_over_p50_at_100_shards": at_100["no"]["p99 / p50"],
+    }
+    publish("fanout", rows, figures)
+
+
+def measured(index: Index, queries: np.ndarray) -> np.ndarray:
+    """Seconds of each search, (n,), counted from when it was due: one that is late because of the one before waits."""
+    for query in queries[:50]:
+        index.search(query, K)
+    started = time.perf_counter()
+    for query in queries[:50]:
+        index.search(query, K)
+    gap = (time.perf_counter() - started) / 50 / LOAD
+    latency, due = [], time.perf_counter()
+    for query in queries:
+        time.sleep(max(0.0, due - time.perf_counter()))
+        index.search(query, K)
+        latency.append(time.perf_counter() - due)
+        due += gap
+    return np.array(latency)
+
+
+def simulated(latency: np.ndarray, shards: int, hedged: bool, rng: np.random.Generator) -> np.ndarray:
+    """Seconds that each of DRAWN searches waits for the slowest of its shards."""
+    late = np.quantile(latency, HEDGE_AT)
+    waited = np.empty(DRAWN)
+    for start in range(0, DRAWN, 1000):
+        first = rng.choice(latency, (1000, shards))
+        if hedged:
+            first = np.minimum(first, late + rng.choice(latency, first.shape))
+        waited[start : start + 1000] = first.max(axis=1)
+    return waited
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,307 @@
+"""The index beside FAISS: recall, latency, filters, writing, opening, memory; searching while another process writes.
+
+    python benchmarks/index.py [--quick]
+    python benchmarks/index.py --real clothing.zip      pixels of a zip's pictures instead of made vectors
+
+The vectors are unit, around 2,000 centres, and the queries are of the same kind. `flat` is FAISS's IndexFlatIP,
+exact, with one thread or all, whichever is faster here; `hnsw` its IndexHNSWFlat (M 32). Twinview answers with whole
+items, through serving.index on a folder; FAISS with numbers. They take turns, query by query, in one process. Upserts
+are durable when they return. A filter is told as first met and as met again at one version of the table.
+
+`reopening` is a fresh process: from imports done to the first answer, and from its start. `memory` is what it takes
+after that beyond the imports, and in all, over the bytes of the vectors. `while loading` is the p99 of searches while
+another process upserts without a pause, over the p99 of an idle machine.
+"""
+
+if __name__ == "__main__" and not __package__:
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import io
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import faiss
+import numpy as np
+import psutil
+import tyro
+from PIL import Image
+
+from benchmarks.result import publish
+from serving.filters import Filter
+from serving.index import Index, Item, unit
+from serving.limits import cores
+
+K = 10
+CENTRES = 2000
+SPREAD = 0.7  # of a vector around its centre: two of one centre have a cosine of 0.67
+ROWS = 8192  # an upsert
+MANY = 32  # queries of a batch
+PIXELS = 16  # side of a real square
+SQUARES = 24  # of a picture
+FILTERS = {"1 %": Filter.parse({"label": "7"}), "50 %": Filter.parse({"even": True})}
+
+
+@dataclass(frozen=True)
+class Options:
+    quick: bool = False
+    """20,000 vectors only."""
+    real: Path | None = None
+    """A zip of pictures: squares of them, at random, shrunk to 16 px."""
+
+
+@dataclass(frozen=True)
+class Case:
+    n: int
+    d: int
+    queries: int
+    hnsw: bool = True
+    loading_s: float = 10
+
+    @property
+    def name(self) -> str:
+        return f"{self.n}x{self.d}"
+
+
+CASES = (Case(10_000, 512, 300), Case(1_000_000, 128, 100, hnsw=False), Case(100_000, 512, 300))
+QUICK = (Case(20_000, 512, 100, loading_s=3),)
+
+
+def main(options: Options) -> None:
+    import lancedb  # noqa: F401  seconds, which the first upsert would take
+
+    rows, figures = [], {}
+    if options.real:
+        vectors = pixels(options.real)
+        chosen = np.random.default_rng(0).permutation(len(vectors))
+        queries, vectors = vectors[chosen[:200]], vectors[chosen[200:]]
+        measured = measure(Case(len(vectors), vectors.shape[1], len(queries)), vectors, queries, rows)
+    else:
+        for case in QUICK if options.quick else CASES:
+            measured = measure(case, *clustered(case), rows)
+            figures |= {f"{name}_{case.name}": value for name, value in measured.items()}
+    last = ("recall_at_10", "query_p50_over_faiss_flat")
+    figures |= {name: value for name, value in measured.items() if name not in last}
+    publish("index", rows, figures | {name: measured[name] for name in last})
+
+
+def measure(case: Case, vectors: np.ndarray, queries: np.ndarray, rows: list[dict]) -> dict[str, float]:
+    """Figures of one case; what is for people goes to `rows`."""
+    print(case.name, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        uri = str(Path(folder, "index"))
+        index = Index(uri, "encoder", case.d)
+        figures = {"insert_rows_per_s": filled(index, vectors)}
+        began = time.perf_counter()
+        index.maintain()
+        figures["maintain_s"] = time.perf_counter() - began
+        figures |= in_a_fresh_process(uri, vectors, queries[0])
+        figures |= beside_faiss(case, index, vectors, queries, rows)
+        figures |= while_loading(case, index, queries)
+    rows += [{"vectors": case.name, "what": name, "value": value} for name, value in figures.items()]
+    return figures
+
+
+def clustered(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (n, d) and queries (q, d)."""
+    rng = np.random.default_rng(0)
+    centres = unit(rng.standard_normal((CENTRES, case.d), dtype=np.float32))
+
+    def draw(n: int) -> np.ndarray:
+        around = rng.standard_normal((n, case.d), dtype=np.float32) * (SPREAD * case.d**-0.5)
+        return unit(around + centres[rng.integers(0, CENTRES, n)])
+
+    return draw(case.n), draw(case.queries)
+
+
+def pixels(path: Path) -> np.ndarray:
+    """Unit vectors of squares of a zip's pictures, shrunk, less the mean of all."""
+    rng, found = np.random.default_rng(0), []
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if not name.lower().endswith((".jpg", ".jpeg", ".png")):
+                continue
+            with Image.open(io.BytesIO(archive.read(name))) as image:
+                image = image.convert("RGB")
+            for _ in range(SQUARES):
+                side = int(rng.uniform(0.3, 1) * min(image.size))
+                x, y = (int(rng.integers(0, length - side + 1)) for length in image.size)
+                small = image.resize((PIXELS, PIXELS), Image.Resampling.BOX, (x, y, x + side, y + side))
+                found.append(np.asarray(small, np.uint8).ravel())
+    vectors = np.stack(found).astype(np.float32)
+    return unit(vectors - vectors.mean(axis=0))
+
+
+def items(numbers: Sequence[int]) -> list[Item]:
+    return [
+        Item(f"{i:032x}", f"picture {i}.jpg", str(i % 100), f"/p/{i}.jpg", 640, 480, 90_000, {"even": i % 2 == 0})
+        for i in numbers
+    ]
+
+
+def filled(index: Index, vectors: np.ndarray) -> float:
+    """Rows a second."""
+    taken = 0.0
+    for at in range(0, len(vectors), ROWS):
+        some = items(range(at, min(at + ROWS, len(vectors))))
+        began = time.perf_counter()
+        index.upsert(some, vectors[at : at + ROWS])
+        taken += time.perf_counter() - began
+    return len(vectors) / taken
+
+
+def in_a_fresh_process(uri: str, vectors: np.ndarray, query: np.ndarray) -> dict[str, float]:
+    began = time.time()
+    with get_context("spawn").Pool(1) as pool:
+        opened, answered, before, after = pool.apply(_reopen, (uri, query))
+    times = {"reopening_s": answered - opened, "reopening_with_start_and_imports_s": answered - began}
+    memory = {"memory_beyond_imports_over_vectors": after - before, "memory_over_vectors": after}
+    return times | {name: value / vectors.nbytes for name, value in memory.items()}
+
+
+def _reopen(uri: str, query: np.ndarray) -> tuple[float, float, int, int]:
+    """When imports were done and when the first answer was there; bytes taken then, and after a hundred more."""
+    import lancedb  # noqa: F401  as the service has at its start
+
+    process = psutil.Process()
+    before, opened = process.memory_info().rss, time.time()
+    index = Index(uri, "encoder", len(query))
+    index.search(query, K)
+    answered = time.time()
+    for _ in range(100):
+        index.search(query, K)
+    return opened, answered, before, process.memory_info().rss
+
+
+def beside_faiss(case: Case, index: Index, vectors: np.ndarray, queries: np.ndarray, rows: list[dict]) -> dict:
+    flat = faiss.IndexFlatIP(case.d)
+    flat.add(vectors)
+    engines: dict[str, Callable] = {"twinview": lambda query: numbers(index.search(query, K))}
+    engines["flat"] = lambda query: flat.search(query[None], K)[1][0]
+    if case.hnsw:
+        hnsw = faiss.IndexHNSWFlat(case.d, 32, faiss.METRIC_INNER_PRODUCT)
+        hnsw.hnsw.efSearch = 64
+        hnsw.add(vectors)
+        engines["hnsw"] = lambda query: hnsw.search(query[None], K)[1][0]
+    truth = flat.search(queries, K)[1]
+    faster_threads(lambda: [engines["flat"](query) for query in queries[:20]])
+    took = in_turns(engines, queries)
+    p50 = {name: float(np.median(times)) for name, times in took.items()}
+    for name, engine in engines.items():
+        found = recall([engine(query) for query in queries], truth)
+        row = {"vectors": case.name, "what": "query", "engine": name, "p50 ms": 1e3 * p50[name], "recall": found}
+        rows.append(row | {"p99 ms": 1e3 * float(np.percentile(took[name], 99)), "over flat": p50[name] / p50["flat"]})
+    figures = {
+        "recall_at_10": rows[-len(engines)]["recall"],
+        "query_p50_over_faiss_flat": p50["twinview"] / p50["flat"],
+    }
+
+    batches = {"twinview": lambda some: index.search_many(some, K), "flat": lambda some: flat.search(some, K)}
+    took = in_turns(batches, np.array_split(queries, len(queries) // MANY))
+    for name, times in took.items():
+        each = float(np.median(times)) / MANY
+        rows.append({"vectors": case.name, "what": f"each of {MANY}", "engine": name, "p50 ms": 1e3 * each})
+        rows[-1] |= {"over one": each / p50[name]}
+    figures["batch_query_over_one"] = rows[-2]["over one"]
+
+    labels = np.arange(case.n)
+    for name, kept in (("1 %", labels % 100 == 7), ("50 %", labels % 2 == 0)):
+        kept = np.flatnonzero(kept)
+        truth = kept[np.argsort(-(queries @ vectors[kept].T), axis=1)[:, :K]]
+        met: list[float] = []
+        found = []
+        for query in queries:
+            began = time.perf_counter()
+            found.append(numbers(index.search(query, K, FILTERS[name])))
+            met.append(time.perf_counter() - began)
+        row = {
+            "vectors": case.name,
+            "what": f"filter {name}",
+            "engine": "twinview",
+            "p50 ms": 1e3 * float(np.median(met)),
+        }
+        rows.append(row | {"first ms": 1e3 * met[0], "recall": recall(found, truth)})
+        figures[f"recall_filter_{name.split()[0]}_percent"] = rows[-1]["recall"]
+    return figures
+
+
+def while_loading(case: Case, index: Index, queries: np.ndarray) -> dict[str, float]:
+    """p99 of searches while another process upserts, over the idle p99; and what it upserted in a second."""
+    idle = [took(index, query) for query in np.resize(queries, (max(300, len(queries)), case.d))]
+    context = get_context("spawn")
+    stop, count = context.Event(), context.Value("q", 0)
+    writer = context.Process(target=_load, args=(index.store.uri, case, stop, count), daemon=True)
+    writer.start()
+    while not count.value:
+        time.sleep(0.01)
+    busy, before, began, at = [], count.value, time.perf_counter(), 0
+    while time.perf_counter() - began < case.loading_s:
+        busy.append(took(index, queries[at % len(queries)]))
+        at += 1
+    seconds = time.perf_counter() - began
+    rate = (count.value - before) / seconds
+    stop.set()
+    writer.join()
+    p99 = {name: 1e3 * float(np.percentile(times, 99)) for name, times in (("idle", idle), ("busy", busy))}
+    figures = {"p99_idle_ms": p99["idle"], "p99_while_loading_ms": p99["busy"], "loaded_rows_per_s": rate}
+    return figures | {"p99_while_loading_over_idle": p99["busy"] / p99["idle"]}
+
+
+def _load(uri: str, case: Case, stop, count) -> None:
+    index, vectors = Index(uri, "encoder", case.d), clustered(Case(ROWS // 2, case.d, 1))[0]
+    while not stop.is_set():
+        at = case.n + count.value
+        index.upsert(items(range(at, at + len(vectors))), vectors)
+        count.value += len(vectors)
+
+
+def in_turns(engines: dict[str, Callable], queries: Sequence[np.ndarray]) -> dict[str, list[float]]:
+    """Seconds of each query, the engines taking turns; after a first round that does not count."""
+    for engine in engines.values():
+        engine(queries[0])
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for query in queries:
+        for name, engine in engines.items():
+            began = time.perf_counter()
+            engine(query)
+            times[name].append(time.perf_counter() - began)
+    return times
+
+
+def took(index: Index, query: np.ndarray) -> float:
+    began = time.perf_counter()
+    index.search(query, K)
+    return time.perf_counter() - began
+
+
+def faster_threads(work: Callable) -> None:
+    """Set FAISS to one thread or all, by what is faster."""
+    seconds = {}
+    for threads in (1, cores()):
+        faiss.omp_set_num_threads(threads)
+        work()
+        began = time.perf_counter()
+        work()
+        seconds[threads] = time.perf_counter() - began
+    faiss.omp_set_num_threads(min(seconds, key=seconds.get))
+
+
+def numbers(found: list[tuple[Item, float]]) -> list[int]:
+    return [int(item.id, 16) for item, _ in found]
+
+
+def recall(found: Sequence[Sequence[int]], truth: np.ndarray) -> float:
+    return float(
+        np.mean([len({*some} & {*right.tolist()}) / len(right) for some, right in zip(found, truth, strict=True)])
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,126 @@
+"""How fast an encoder embeds on a CPU: torch as it is, and exported in float32, float16, and int8.
+
+    python benchmarks/inference.py
+
+All take turns on the same cores, uint8 pixels in and float32 h out, in whole batches; a rate is the median over the
+turns, of each way with one thread or with one a core, whichever is faster. The figures are ResNet-18's at 224 px for a
+picture alone, or with --quick the tiny encoder's at 48 px.
+
+torch runs eagerly (channels last, where that is faster), the others in ONNX Runtime. int8 gains most where the
+processor multiplies bytes (VNNI); float16 is for GPUs, and computed in float32 by a CPU.
+"""
+
+if __name__ == "__main__" and not __package__:
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import copy
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import tyro
+
+from benchmarks.result import publish
+from export.compare import open_graph
+from export.quantize import to_fp16, to_int8
+from export.to_onnx import Served, to_graph
+from training.encoders import Encoder
+
+CORES = torch.get_num_threads()
+
+
+@dataclass(frozen=True)
+class Options:
+    turns: int = 9
+    """Of each, after one to warm up."""
+    quick: bool = False
+    """The tiny encoder alone."""
+
+
+class Case(NamedTuple):
+    encoder: str
+    size_px: int
+    batch: int
+
+
+LARGE = (Case("resnet18", 224, 1), Case("resnet18", 224, 8))
+SMALL = (Case("tiny", 48, 1), Case("tiny", 48, 64), Case("tiny", 32, 64))
+
+
+def main(options: Options) -> None:
+    logging.disable(logging.WARNING)  # the exporter's and the quantiser's
+    rows = []
+    for case in SMALL if options.quick else LARGE + SMALL:
+        rate = {name: case.batch / seconds for name, seconds in measure(case, options.turns).items()}
+        row = {"encoder": case.encoder, "px": case.size_px, "batch": case.batch, **rate}
+        rows.append(row | {f"{name} over torch": rate[name] / rate["torch"] for name in ("fp32", "int8")})
+    print(f"images a second on {CORES} cores; {vnni()}")
+    figures = {"onnx_over_torch": rows[0]["fp32 over torch"], "int8_over_torch": rows[0]["int8 over torch"]}
+    publish("inference", rows, figures)
+
+
+def measure(case: Case, turns: int) -> dict[str, float]:
+    """Seconds of a batch, each way at its fastest."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (case.batch, case.size_px, case.size_px, 3), dtype=np.uint8)
+    encoder = Encoder(case.encoder, 1, case.size_px).eval()
+    for module in encoder.modules():  # as after training: a block that begins as identity would be optimised away
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    graph = exported(encoder, case.size_px)
+    ways = []
+    for threads in sorted({1, CORES}):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            ways.append(("torch", eager(copy.deepcopy(encoder).to(memory_format=layout), pixels, threads)))
+        for name, content in graph.items():
+            session = open_graph(content, threads)
+            ways.append((name, lambda session=session: session.run(["embedding"], {"pixels": pixels})))
+    seconds: list[list[float]] = [[] for _ in ways]
+    for turn in range(turns + 1):
+        for (_, run), times in zip(ways, seconds, strict=True):
+            started = time.perf_counter()
+            run()
+            if turn:
+                times.append(time.perf_counter() - started)
+    best: dict[str, float] = {}
+    for (name, _), times in zip(ways, seconds, strict=True):
+        best[name] = min(best.get(name, float("inf")), median(times))
+    return best
+
+
+def exported(encoder: Encoder, size_px: int) -> dict[str, bytes]:
+    graph = to_graph(encoder, size_px)
+    calibration = np.random.default_rng(1).integers(0, 256, (8, size_px, size_px, 3), dtype=np.uint8)
+    return {"fp32": graph, "fp16": to_fp16(graph), "int8": to_int8(graph, calibration)}
+
+
+def eager(encoder: Encoder, pixels: np.ndarray, threads: int) -> Callable[[], torch.Tensor]:
+    served = Served(encoder).eval()
+
+    def run() -> torch.Tensor:
+        torch.set_num_threads(threads)
+        with torch.inference_mode():
+            return served(torch.from_numpy(pixels))
+
+    return run
+
+
+def vnni() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return "whether the processor has VNNI is not known here"
+    flags = set(cpuinfo.read_text().split()) & {"avx512_vnni", "avx_vnni", "amx_int8"}
+    return f"the processor has {', '.join(sorted(flags))}" if flags else "the processor has no VNNI"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

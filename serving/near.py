@@ -1,0 +1,162 @@
+r"""Every pair of a collection with a cosine from a threshold on: exact, for a small part of the cost of comparing all.
+
+Three bounds leave out pairs that cannot reach the threshold t = cos theta. None leaves out one that does.
+
+cells   The vectors are shared out among centres, each to the one with which its inner product is largest. All of cell
+        B lie in the half-space y.b >= y.a, and x of cell A is at the angle arcsin(x.(a - b) / |a - b|) from it: beyond
+        theta, x has no neighbour in B.
+heads   The first m coordinates in a basis whose first directions hold the most. With x = (x1, x2) in it,
+        x.y <= x1.y1 + |x2| |y2| (Cauchy-Schwarz): an inner product of m + 1 numbers instead of d.
+cosines What is left is compared in full.
+
+The centres lie in the span of the heads, so cells too are found by m numbers. How many: what is cheapest on a sample.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from serving.limits import cores
+
+MOST_PAIRS = 50_000_000  # 600 MB
+BLOCK = 4096  # a side: 64 MB of inner products
+CELLS_TOGETHER = 16
+ALL_AT_ONCE = 8192  # vectors: up to so many, bounds cost more than they save
+SLACK = 1e-5  # float32 rounding in a bound of unit vectors is some 1e-6
+FULL_COST = 40_000  # of a gathered pair's full cosine, in multiply-adds of a matrix product: measured
+SAMPLE = 1024
+
+
+class TooManyPairs(ValueError):
+    pass
+
+
+class Pairs(NamedTuple):
+    first: np.ndarray  # (p,) int32
+    second: np.ndarray  # (p,) int32, of the other in the pair: each pair stands once, `first` < `second`
+    cosine: np.ndarray  # (p,) float32
+
+
+def near_pairs(vectors: np.ndarray, threshold: float, report: Callable[[float], None] = lambda share: None) -> Pairs:
+    """vectors    (n, d) float32, rows of length 1
+    threshold  cosine, over 0 to 1
+    report     told the share that is done, now and then
+    raises TooManyPairs, a sentence, beyond MOST_PAIRS.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be over 0 and at most 1, not {threshold:g}")
+    n = len(vectors)
+    if n < 2:
+        return _joined([])
+    rng = np.random.default_rng(0)
+    d = vectors.shape[1]
+    basis, m = _basis(vectors, threshold, rng) if n > ALL_AT_ONCE else (np.eye(d, dtype=np.float32), d)
+    heads = np.empty((n, m + 1), np.float32)  # the last is |x2|
+    for i in range(0, n, BLOCK):
+        turned = vectors[i : i + BLOCK] @ basis
+        heads[i : i + BLOCK, :m] = turned[:, :m]
+        heads[i : i + BLOCK, m] = np.linalg.norm(turned[:, m:], axis=1)
+    centres = _centres(heads[:, :m], rng)
+    own = np.concatenate([(heads[i : i + BLOCK, :m] @ centres.T).argmax(axis=1) for i in range(0, n, BLOCK)])
+    order = np.argsort(own, kind="stable").astype(np.int32)
+    heads, own = heads[order], own[order]
+    cells = _Cells(vectors, heads, centres, own, order, threshold)
+    found, count = [], 0
+    with (
+        threadpool_limits(1),
+        ThreadPoolExecutor(cores()) as pool,
+    ):  # BLAS's threads wait for each other at small products
+        try:
+            for end, pairs in pool.map(cells.pairs, range(0, len(centres), CELLS_TOGETHER)):
+                found.append(pairs)
+                count += len(pairs.first)
+                if count > MOST_PAIRS:
+                    raise TooManyPairs(
+                        f"more than {MOST_PAIRS:,} pairs have a cosine of {threshold:g} or more; choose a higher one"
+                    )
+                report(1 - (1 - end / n) ** 2)  # a cell is compared with itself and with those after it
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return _joined(found)
+
+
+class _Cells:
+    """Vectors sorted by their cell: row r is vectors[order[r]], has the head heads[r], and is in cell own[r]."""
+
+    def __init__(self, vectors, heads, centres, own, order, threshold: float):
+        self.vectors, self.heads, self.centres, self.own, self.order = vectors, heads, centres, own, order
+        self.threshold = threshold
+        self.ends = np.searchsorted(own, np.arange(len(centres) + 1))
+        self.score = np.einsum("ij,ij->i", heads[:, :-1], centres[own])
+
+    def pairs(self, first_cell: int) -> tuple[int, Pairs]:
+        """Of CELLS_TOGETHER cells, those of their own and those with later ones; and the row after their last."""
+        cells = range(first_cell, min(first_cell + CELLS_TOGETHER, len(self.centres)))
+        start, some = self.ends[first_cell], self.centres[cells.start : cells.stop]
+        sine = math.sqrt(1 - self.threshold**2)
+        within = np.linalg.norm(self.centres[:, None] - some, axis=2) * sine + SLACK  # (c, cells)
+        beyond = self.score[start:, None] - self.heads[start:, :-1] @ some.T  # (rows, cells)
+        reaches = beyond <= within[self.own[start:]]
+        found = []
+        for column, cell in enumerate(cells):
+            rows = np.flatnonzero(reaches[self.ends[cell] - start :, column]) + self.ends[cell]
+            for a, b in self._candidates(rows, self.ends[cell], self.ends[cell + 1]):
+                a, b = self.order[a], self.order[b]
+                cosine = np.einsum("ij,ij->i", self.vectors[a], self.vectors[b])
+                kept = cosine >= self.threshold
+                found.append(Pairs(np.minimum(a, b)[kept], np.maximum(a, b)[kept], cosine[kept]))
+        return self.ends[cells.stop], _joined(found)
+
+    def _candidates(self, rows: np.ndarray, start: int, end: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pairs of one of `rows` and an earlier one of start to end whose bound reaches the threshold, in pieces."""
+        for i in range(0, len(rows), BLOCK):
+            some = rows[i : i + BLOCK]
+            left = self.heads[some]
+            for j in range(start, end, BLOCK):
+                right = self.heads[j : min(j + BLOCK, end)]
+                hits = np.flatnonzero((left @ right.T).ravel() >= self.threshold - SLACK)
+                a, b = some[hits // len(right)], hits % len(right) + j
+                a, b = a[a > b], b[a > b]
+                for piece in range(0, len(a), BLOCK):
+                    yield a[piece : piece + BLOCK], b[piece : piece + BLOCK]
+
+
+def _joined(found: list[Pairs]) -> Pairs:
+    none = Pairs(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
+    return Pairs(*(np.concatenate(parts) for parts in zip(none, *found, strict=True)))
+
+
+def _basis(vectors: np.ndarray, threshold: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """Orthonormal (d, d), the first directions holding the most of a sample; and how many of them make a head."""
+    n, d = vectors.shape
+    sample = vectors[rng.choice(n, min(n, 16 * SAMPLE), replace=False)]
+    basis = np.linalg.eigh(sample.T @ sample)[1][:, ::-1]
+    turned = sample[:SAMPLE] @ basis
+    squares = np.cumsum(turned**2, axis=1)
+    best, least = d, math.inf
+    for m in [m for m in (16, 32, 64, 96, 128, 192, 256, 384) if m < d] + [d]:
+        rest = np.sqrt(np.maximum(squares[:, -1] - squares[:, m - 1], 0))
+        bound = turned[:, :m] @ turned[:, :m].T + np.outer(rest, rest)
+        share = np.triu(bound >= threshold - SLACK, 1).mean() * 2
+        if (cost := m + FULL_COST * share) < least:
+            best, least = m, cost
+    return np.ascontiguousarray(basis), best
+
+
+def _centres(heads: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(c, m), of spherical k-means on a sample."""
+    cells = 1 if len(heads) <= ALL_AT_ONCE else int(4 * math.sqrt(len(heads)))
+    sample = np.ascontiguousarray(heads[rng.choice(len(heads), min(len(heads), 32 * cells), replace=False)])
+    centres = sample[:cells].copy()
+    for _ in range(6 if cells > 1 else 0):
+        length = np.linalg.norm(centres, axis=1, keepdims=True)
+        centres /= np.maximum(length, np.finfo(np.float32).tiny)
+        own = np.concatenate([(sample[i : i + BLOCK] @ centres.T).argmax(1) for i in range(0, len(sample), BLOCK)])
+        order = np.argsort(own, kind="stable")
+        present, starts = np.unique(own[order], return_index=True)
+        centres[present] = np.add.reduceat(sample[order], starts, axis=0)
+    return centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -1,0 +1,185 @@
+"""The nearest of many unit vectors in memory: as good as exact, for a small part of the cost.
+
+A full comparison reads all n x d numbers, and memory is the limit. So each vector has a head beside it: its coordinates
+in the m directions that hold most of a sample, m = d / 8 or 48. The FIRST best by heads are compared in full, then four
+times as many, and so on, until more has changed nothing; where heads say little (noise without neighbours) that ends
+with comparing all.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+FIRST = 128
+GROWTH = 4
+MOST = 16  # beyond 1/16 of all, comparing all is no slower
+STRIPES = 8  # scores are read eight stripes in parallel; the best of each eight give the bound above which FIRST are
+HEADS_FROM = 4096  # rows; fewer are all compared
+FITTED_ANEW = 4  # times as many rows as the directions were found with
+SAMPLE = 4096
+ITERATIONS = 4
+SCORES_AT_ONCE = 8_000_000  # 32 MB of inner products
+WORTH_GATHERING = 16  # a filter that keeps less than 1/16: those are compared, and nothing else
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """n vectors, never changed: `added` and `removed` give another, which shares the memory.
+
+    keys   (capacity,) uint64, each once     rows (capacity, d) float32     heads (capacity, m) float32
+    alive  (n,) bool, None when all are
+    """
+
+    n: int
+    keys: np.ndarray
+    rows: np.ndarray
+    heads: np.ndarray
+    basis: np.ndarray  # (d, m)
+    fitted: int = 0  # rows that `basis` was found with
+    alive: np.ndarray | None = None
+
+    @classmethod
+    def empty(cls, dimension: int, capacity: int) -> "Nearest":
+        m = min(dimension, max(48, dimension // 8))
+        rows, heads = (np.empty((capacity, width), np.float32) for width in (dimension, m))  # takes memory when written
+        return cls(0, np.empty(capacity, np.uint64), rows, heads, np.empty((dimension, m), np.float32))
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[np.ndarray, np.ndarray]], dimension: int, capacity: int) -> "Nearest":
+        """Of keys (a,) and unit vectors (a, d), part by part; `capacity` is how many there may ever be."""
+        made = cls.empty(dimension, capacity)
+        for keys, vectors in parts:
+            made = made._with(keys, vectors)
+        return made._fitted()
+
+    @property
+    def count(self) -> int:
+        return self.n if self.alive is None else int(self.alive.sum())
+
+    def added(self, keys: np.ndarray, vectors: np.ndarray) -> "Nearest":
+        """With `vectors` (a, d) of `keys` (a,). To be asked of the last one made, and no other."""
+        grown = self._with(keys, vectors)
+        if self.fitted:
+            np.matmul(vectors, self.basis, out=grown.heads[grown.n - len(keys) : grown.n])
+        return grown._fitted() if grown.n >= FITTED_ANEW * self.fitted else grown
+
+    def _with(self, keys: np.ndarray, vectors: np.ndarray) -> "Nearest":
+        n = self.n + len(keys)
+        if n > len(self.keys):  # struck out ones take room too
+            return self._moved()._with(keys, vectors)
+        self.keys[self.n : n], self.rows[self.n : n] = keys, vectors
+        alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(keys), bool)])
+        return replace(self, n=n, alive=alive)
+
+    def removed(self, keys: np.ndarray) -> "Nearest":
+        """Without those of `keys`."""
+        alive = np.ones(self.n, bool) if self.alive is None else self.alive.copy()
+        alive[self.positions(keys)] = False
+        left = replace(self, alive=alive)
+        return left._moved() if 4 * left.count < 3 * self.n else left
+
+    @cached_property
+    def _order(self) -> np.ndarray | None:
+        """Positions by their keys; None where that is how they lie."""
+        keys = self.keys[: self.n]
+        return None if (keys[1:] > keys[:-1]).all() else np.argsort(keys, kind="stable")
+
+    def positions(self, keys: np.ndarray) -> np.ndarray:
+        """Where `keys` are, ascending, without those that are not."""
+        at = np.searchsorted(self.keys[: self.n], keys, sorter=self._order)
+        at, keys = at[at < self.n], keys[at < self.n]
+        at = at if self._order is None else self._order[at]
+        return np.sort(at[self.keys[at] == keys])
+
+    def search(
+        self, queries: np.ndarray, k: int, among: np.ndarray | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Keys (k,) and cosines (k,), nearest first, of each unit row of `queries` (q, d). `among`: positions."""
+        barred = None if self.alive is None else ~self.alive
+        if among is not None:
+            if self.alive is not None:
+                among = among[self.alive[among]]
+            if WORTH_GATHERING * len(among) < self.n:
+                gathered = self.rows[among]
+                return [self._best(among, _dots(gathered, query), k) for query in queries]
+            barred = np.ones(self.n, bool)
+            barred[among] = False
+        step = max(1, SCORES_AT_ONCE // max(1, self.n))
+        return [
+            self._refined(query, scores, k, barred)
+            for at in range(0, len(queries), step)
+            for query, scores in zip(queries[at : at + step], self._scores(queries[at : at + step]), strict=True)
+        ]
+
+    def _scores(self, queries: np.ndarray) -> np.ndarray:
+        """(q, n): what heads say, or the cosines where there are none."""
+        side = self.heads if self.fitted else self.rows
+        known = queries @ self.basis if self.fitted else queries
+        if len(queries) == 1:  # BLAS would wake all cores for it, and is slow where they are busy
+            return _dots(side[: self.n], known[0])[None]
+        return known @ side[: self.n].T
+
+    def _refined(self, query: np.ndarray, scores: np.ndarray, k: int, barred: np.ndarray | None):
+        if barred is not None:
+            np.copyto(scores, -np.inf, where=barred)
+        if not self.fitted:
+            return self._best(np.arange(self.n), scores, k)
+        stripes = scores[: self.n // STRIPES * STRIPES].reshape(STRIPES, -1).max(axis=0)
+        above, first = np.inf, max(FIRST, 4 * k)
+        best, cosines = np.empty(0, np.intp), np.empty(0, np.float32)
+        while MOST * first <= self.n:
+            bound = np.partition(stripes, -first)[-first]
+            at = np.flatnonzero((scores >= bound) & (scores < above))
+            if bound == -np.inf:
+                break
+            found = _dots(self.rows[at], query)
+            better = len(cosines) < k or np.count_nonzero(found > cosines.min()) > k // 100
+            best, cosines = _top(np.concatenate([best, at]), np.concatenate([cosines, found]), k)
+            if not better:
+                return self.keys[best], cosines
+            above, first = bound, GROWTH * first
+        cosines = _dots(self.rows[: self.n], query)
+        if barred is not None:
+            np.copyto(cosines, -np.inf, where=barred)
+        return self._best(np.arange(self.n), cosines, k)
+
+    def _best(self, at: np.ndarray, cosines: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        at, cosines = _top(at, cosines, k)
+        there = cosines > -np.inf
+        return self.keys[at[there]], cosines[there]
+
+    def _fitted(self) -> "Nearest":
+        """With heads for these rows: the strongest directions by subspace iteration."""
+        if self.n < HEADS_FROM:
+            return self
+        sample = self.rows[: self.n : max(1, self.n // SAMPLE)]
+        basis = np.random.default_rng(0).standard_normal(self.basis.shape, dtype=np.float32)
+        for _ in range(ITERATIONS):
+            basis = np.linalg.qr(sample.T @ (sample @ basis))[0]
+        heads = np.empty_like(self.heads)  # others still read the old one
+        np.matmul(self.rows[: self.n], basis, out=heads[: self.n])
+        return replace(self, basis=basis, heads=heads, fitted=self.n)
+
+    def _moved(self) -> "Nearest":
+        """Those alive, in memory of their own."""
+        kept = np.flatnonzero(self.alive)
+        moved = Nearest.empty(self.rows.shape[1], len(self.keys))
+        for new, old in ((moved.keys, self.keys), (moved.rows, self.rows), (moved.heads, self.heads)):
+            np.take(old, kept, axis=0, out=new[: len(kept)], mode="clip")
+        return replace(moved, n=len(kept), basis=self.basis, fitted=self.fitted)
+
+
+def _dots(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """rows @ query, on one core, as fast as memory is read."""
+    return np.einsum("ij,j->i", rows, query)
+
+
+def _top(at: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k largest, largest first."""
+    if k < len(scores):
+        most = np.argpartition(scores, -k)[-k:]
+        at, scores = at[most], scores[most]
+    order = np.argsort(-scores, kind="stable")
+    return at[order], scores[order]

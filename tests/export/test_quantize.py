@@ -1,0 +1,143 @@
+"""What a quantised bundle is, what its card says, and that the service takes it."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from export import quantize as quantizing
+from export.artifact import BundleError, load_bundle, save_bundle
+from export.quantize import QuantizeSettings, quantize, to_int8
+from export.to_onnx import ExportSettings, export
+from serving.encoder import Encoder as Served
+from training import classifier
+from training.classifier import Classifier
+from training.config import PretrainSettings
+from training.encoders import Encoder
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")  # the exporter's own
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A classifier's, of an encoder whose every block does something."""
+    torch.manual_seed(0)
+    network = Classifier(Encoder("tiny", 1, 20), None, 3)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.running_mean.uniform_(-0.2, 0.2)
+    torch.nn.init.normal_(network.classifier.weight)
+    settings = PretrainSettings(size_px=20)
+    facts = {"data": "pictures", "images": 9, "epochs": 2, "commit": "abc", "after": {"held_out": 0.5}}
+    about = {"classes": ["a", "b", "c"], "origin": "nothing", "settings": {}}
+    run = tmp_path_factory.mktemp("runs") / "small"
+    classifier.save(run / "checkpoints" / "last.ckpt", network, settings, facts, [], about)
+    return export(ExportSettings(run))[0]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Forty of each of two colours, in a folder of the colour's name."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, base in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+        (folder / name).mkdir()
+        for i in range(40):
+            noise = rng.integers(-30, 30, (20, 20, 3)) + rng.integers(-30, 30, (4, 4, 3)).repeat(5, 0).repeat(5, 1)
+            Image.fromarray((np.array(base) + noise).clip(0, 255).astype(np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["int8", "fp16"])
+def made(request, bundle, pictures, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("here"))
+        return quantize(QuantizeSettings(bundle.folder, request.param, str(pictures)))
+
+
+def test_the_new_bundle_stands_beside_the_old_one_and_says_what_it_costs(made, bundle):
+    card, found = load_bundle(made.folder).card, made.card.figures["quantized"]
+    assert made.folder == bundle.folder.with_name(f"encoder-{card.precision}")
+    assert card.id.startswith(f"tiny-{card.precision}-") and card.id != bundle.card.id
+    assert (card.classes, card.dimension) == (["a", "b", "c"], 128)
+    assert card.training["checkpoint_sha256"] == bundle.card.training["checkpoint_sha256"]
+    assert found["of"] == bundle.card.id
+    assert found["bytes"] == made.graph.stat().st_size < 0.6 * found["bytes_original"]
+    assert found["bytes_original"] == bundle.graph.stat().st_size
+    assert found["images_per_s"] > 0 and found["images_per_s_original"] > 0
+    assert found["pictures"] + found["asked"] == 80
+    assert found["knn_original"] - found["knn"] == found["knn_loss"] <= quantizing.LOSS_LIMIT
+    assert found["neighbours_kept"] > 0.5 and found["mean_cosine"] > 0.98 and found["same_class"] > 0.9
+    assert "parity_error" not in card.figures and card.figures["after"] == {"held_out": 0.5}
+
+
+def test_the_service_takes_it_as_it_is_and_sees_nearly_the_same(made, bundle):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), dtype=np.uint8)
+    before, now = Served(bundle).rows(pixels), Served(made).rows(pixels)
+    assert now.dtype == np.float32 and now.shape == before.shape == (5, 131)
+    assert not np.array_equal(now, before)
+    for some in (slice(128), slice(128, None)):  # h, logits
+        assert np.abs(now[:, some] - before[:, some]).max() < 0.1 * np.abs(before[:, some]).max()
+
+
+def test_int8_convolutions_read_bytes_and_the_head_does_not(bundle):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 20, 20, 3), dtype=np.uint8)
+    counts = []
+    for in_float in ("none", *quantizing.FLOAT):
+        graph = onnx.load_from_string(to_int8(bundle.graph.read_bytes(), pixels, in_float)).graph
+        makers = {output: node.op_type for node in graph.node for output in node.output}
+        weights = {kind: [node.input[1] for node in graph.node if node.op_type == kind] for kind in ("Conv", "Gemm")}
+        counts.append(sum(makers.get(name) == "DequantizeLinear" for name in weights["Conv"]))
+        assert len(weights["Gemm"]) == 1 and weights["Gemm"][0] not in makers
+    assert counts == [12, 11, 8]
+
+
+def test_layers_get_their_float_back_until_the_loss_is_small_enough(bundle, monkeypatch, capsys):
+    monkeypatch.setattr(quantizing, "to_int8", lambda graph, pixels, in_float: in_float.encode())
+    losses = {b"none": 0.02, b"first": 0.004, b"first and last stage": 0.0}
+    found = quantizing.to_int8_within(b"", None, lambda made: {"knn_loss": losses[made]})
+    assert found[1] == "first"
+    losses[b"first"] = losses[b"first and last stage"] = 0.03
+    assert quantizing.to_int8_within(b"", None, lambda made: {"knn_loss": losses[made]})[1] == "none"
+    assert "kNN loses 2.0% with these layers in float32: none" in capsys.readouterr().out
+
+
+def test_without_labels_the_neighbours_say_what_is_lost(bundle, pictures, tmp_path):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for file in pictures.glob("*/*.png"):
+        (mixed / f"{file.parent.name}{file.name}").write_bytes(file.read_bytes())
+    made = quantize(QuantizeSettings(bundle.folder, "fp16", str(mixed), out=tmp_path / "new"))
+    found = made.card.figures["quantized"]
+    assert made.folder == tmp_path / "new"
+    assert found["pictures"] == 80 and found["neighbours_kept"] > 0.9 and "knn" not in found
+
+
+def test_what_is_quantised_already_is_refused(made, pictures):
+    with pytest.raises(BundleError, match=r"encoder-\w+ is (int8|fp16) already: give the bundle that it was made of"):
+        quantize(QuantizeSettings(made.folder, "int8", str(pictures)))
+
+
+def test_a_card_of_an_unknown_precision_is_not_read(bundle, tmp_path):
+    copy = save_bundle(tmp_path / "encoder", bundle.graph.read_bytes(), bundle.card)
+    card = copy.folder / "model_card.json"
+    card.write_text(card.read_text().replace('"fp32"', '"int4"'))
+    with pytest.raises(BundleError, match="precision must be one of fp32, fp16, int8, not 'int4'"):
+        load_bundle(copy.folder)
+
+
+def test_an_int8_graph_that_saturates_is_not_served(made, tmp_path):
+    """As by a processor without VNNI, whose sums overflow."""
+    wrong = [1.1 * value for value in made.card.probe]
+    copy = save_bundle(tmp_path / "encoder", made.graph.read_bytes(), dataclasses.replace(made.card, probe=wrong))
+    with pytest.raises(BundleError, match=r"differs by .* from what it gave when it was exported"):
+        Served(copy)

@@ -1,0 +1,482 @@
+"""The routes of the collections, on a real index."""
+
+import errno
+import io
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.calls import COLLECTION
+from serving.index import DEFAULT, Index, content_id
+from serving.keys import Access
+from serving.library import aim
+from serving.limits import Limits
+
+ITEMS, SEARCH = "/collections/pictures/items", "/collections/pictures/search"
+
+
+def cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """In float64; (n, d) and (d,)."""
+    vectors, query = np.float64(vectors), np.float64(query)
+    return vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
+
+
+def files(*pictures: bytes) -> list:
+    return [("images", (f"{i}.png", data)) for i, data in enumerate(pictures)]
+
+
+def ids(answer) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    return [item["id"] for item in body.get("results", body.get("items"))]
+
+
+@pytest.fixture
+def filled(serve, fill, picture):
+    """A service with 30 pictures, their items, and their vectors as the service embeds them."""
+    http, items = serve(), fill(30)
+    return http, items, np.array(http.post("/embed", files=files(*map(picture, range(30)))).json()["embeddings"])
+
+
+# What is put in -------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_that_are_put_in_are_embedded_kept_and_found(http, bundle, picture):
+    facts = [{"name": "x/0", "label": "red", "metadata": {"price": 3.5, "stock": 2}}, {"id": "mine", "path": "/a"}, {}]
+    form = {"metadata": json.dumps(facts)}
+    answer = http.put(ITEMS, files=files(picture(0), picture(1), picture(2, format="JPEG")), data=form)
+    first, third = content_id(picture(0)), content_id(picture(2, format="JPEG"))
+    assert answer.json() == {
+        "model": bundle.card.id,
+        "items": [{"id": first, "new": True}, {"id": "mine", "new": True}, {"id": third, "new": True}],
+    }
+    item = http.get(f"{ITEMS}/{first}").json()
+    assert item == {
+        "id": first,
+        "name": "x/0",
+        "label": "red",
+        "path": None,
+        "width": 40,
+        "height": 30,
+        "bytes": len(picture(0)),
+        "metadata": {"price": 3.5, "stock": 2},
+    }
+    assert http.get(f"{ITEMS}/mine").json()["name"] == "1.png"
+    assert ids(http.post(SEARCH, files={"image": ("q.png", picture(1))}))[0] == "mine"
+    thumbnail = http.get(f"{ITEMS}/{first}/thumbnail")
+    assert Image.open(io.BytesIO(thumbnail.content)).format == "JPEG"
+
+
+def test_one_picture_comes_as_it_is_with_its_facts_in_the_query(http, picture):
+    answer = http.put(f"{ITEMS}?name=cat&label=pet", content=picture(3), headers={"content-type": "image/png"})
+    assert answer.json()["items"] == [{"id": content_id(picture(3)), "new": True}]
+    item = http.get(f"{ITEMS}/{content_id(picture(3))}").json()
+    assert (item["name"], item["label"]) == ("cat", "pet")
+
+
+def test_putting_in_again_replaces_and_says_so(http, picture):
+    assert [item["new"] for item in http.put(ITEMS, files=files(picture(0), picture(0))).json()["items"]] == [
+        True,
+        False,
+    ]
+    answer = http.put(f"{ITEMS}?label=new", content=picture(0))
+    assert answer.json()["items"][0]["new"] is False
+    assert http.get(ITEMS).json()["count"] == 1
+    assert http.get(ITEMS).json()["items"][0]["label"] == "new"
+
+
+def test_vectors_that_are_ready_are_kept_under_the_encoder_that_made_them(http, bundle, picture):
+    (vector,) = http.post("/embed", files=files(picture(4))).json()["embeddings"]
+    rows = [{"id": "four", "vector": vector, "label": "a", "metadata": {"shelf": "A"}}]
+    answer = http.put(ITEMS, json={"model": bundle.card.id, "items": rows})
+    assert answer.json() == {"model": bundle.card.id, "items": [{"id": "four", "new": True}]}
+    assert http.get(f"{ITEMS}/four").json()["metadata"] == {"shelf": "A"}
+    match = http.post(SEARCH, files={"image": ("q.png", picture(4))}).json()["results"][0]
+    assert (match["id"], match["similarity"]) == ("four", pytest.approx(1, abs=1e-5))
+    assert http.get(f"{ITEMS}/four/thumbnail").status_code == 404
+
+    for wrong, param in (
+        ({"model": "resnet", "items": rows}, "model"),
+        ({"model": bundle.card.id, "items": [{"id": "a", "vector": [1, 2]}]}, "items[0].vector"),
+        ({"model": bundle.card.id, "items": [{"id": "a", "vector": [0] * 48}]}, "items[0].vector"),
+    ):
+        answer = http.put(ITEMS, json=wrong)
+        assert answer.status_code == (404 if param == "model" else 400)
+        assert answer.json()["error"]["param"] == param
+    assert http.get(ITEMS).json()["count"] == 1
+
+
+def test_a_broken_picture_is_named_and_nothing_of_its_request_is_kept(http, picture):
+    answer = http.put(ITEMS, files=files(picture(0), b"no picture"))
+    assert answer.status_code == 422
+    assert answer.json()["error"]["param"] == "images[1]"
+    assert http.get(ITEMS).status_code == 404
+
+
+def test_many_put_in_at_once_are_all_there_afterwards(http, picture, bundle):
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda i: http.put(ITEMS, content=picture(i)), range(60)))
+    assert all(answer.status_code == 200 and answer.json()["items"][0]["new"] for answer in answers)
+    page = http.get(ITEMS, params={"limit": 100}).json()
+    assert {item["id"] for item in page["items"]} == {content_id(picture(i)) for i in range(60)}
+    facts = http.get("/collections/pictures").json()
+    assert (facts["count"], facts["encoder"], facts["dimension"]) == (60, bundle.card.id, 48)
+
+
+# What is taken out ----------------------------------------------------------------------------------------------------
+
+
+def test_deleted_items_are_found_no_more(filled):
+    http, items, vectors = filled
+    first, second, third, fourth = (item.id for item in items[:4])
+    assert http.delete(f"{ITEMS}/{first}").json() == {"deleted": [first]}
+    asked = {"ids": [second, "nothing", first]}
+    assert http.request("DELETE", ITEMS, json=asked).json() == {"deleted": [second]}
+    assert http.delete(ITEMS, params={"id": [third, fourth]}).json() == {"deleted": [third, fourth]}
+    assert http.delete(f"{ITEMS}/{first}").status_code == 404
+    assert http.get(f"{ITEMS}/{first}").status_code == 404
+    left = ids(http.post(SEARCH, json={"positive": [vectors[0].tolist()], "k": 30}))
+    assert set(left) == {item.id for item in items[4:]}
+    assert http.get(ITEMS).json()["count"] == 26
+
+
+# What is in it --------------------------------------------------------------------------------------------------------
+
+
+def test_items_come_in_pages_that_cover_the_collection_once(filled):
+    http, items, _ = filled
+    pages = [http.get(ITEMS, params={"limit": 12, "offset": offset}).json() for offset in (0, 12, 24, 36)]
+    assert [len(page["items"]) for page in pages] == [12, 12, 6, 0]
+    assert {page["count"] for page in pages} == {30}
+    assert {item["id"] for page in pages for item in page["items"]} == {item.id for item in items}
+
+
+def test_a_filter_leaves_what_holds_to_it_in_pages_and_in_searches(filled):
+    http, items, vectors = filled
+    expected = {item.id for item in items if item.label == "a"}
+    page = http.get(ITEMS, params={"filter": '{"label": "a"}', "limit": 100}).json()
+    assert (page["count"], {item["id"] for item in page["items"]}) == (15, expected)
+    query = {"positive": [vectors[1].tolist()], "filter": {"label": "a"}, "k": 30}
+    order = [items[i].id for i in np.argsort(-cosines(vectors, vectors[1])) if items[i].label == "a"]
+    assert ids(http.post(SEARCH, json=query)) == order
+    form = {name: json.dumps(value) for name, value in query.items()}
+    assert ids(http.post(SEARCH, data=form)) == order
+
+
+def test_an_item_comes_with_its_vector_where_that_is_asked_for(filled):
+    http, items, vectors = filled
+    assert "vector" not in http.get(f"{ITEMS}/{items[2].id}").json()
+    vector = http.get(f"{ITEMS}/{items[2].id}?vector=true").json()["vector"]
+    np.testing.assert_allclose(vector, vectors[2] / np.linalg.norm(vectors[2]), atol=1e-6)
+
+
+def test_a_thumbnail_may_be_kept_by_whoever_asked(filled, picture):
+    http, items, _ = filled
+    answer = http.get(f"{ITEMS}/{items[3].id}/thumbnail")
+    assert answer.content == picture(3)
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert "immutable" in answer.headers["cache-control"]
+    again = http.get(f"{ITEMS}/{items[3].id}/thumbnail", headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_under_an_id_of_ones_own_the_picture_may_change_so_its_thumbnail_is_asked_for_anew(http, picture):
+    for seed in (0, 1):
+        http.put(f"{ITEMS}?id=mine", content=picture(seed))
+        answer = http.get(f"{ITEMS}/mine/thumbnail")
+        shown = np.asarray(Image.open(io.BytesIO(answer.content)), float)
+        assert np.abs(shown - np.asarray(Image.open(io.BytesIO(picture(seed))), float)).mean() < 12
+        assert answer.headers["cache-control"] == "private, no-cache"
+
+
+def test_collections_are_apart_and_are_listed(http, bundle, picture):
+    assert http.get("/collections").json() == {"collections": []}
+    http.put("/collections/a/items", content=picture(0))
+    http.put("/collections/b/items", files=files(picture(1), picture(2)))
+    listed = http.get("/collections").json()["collections"]
+    assert {(one["name"], one["count"], one["encoder"]) for one in listed} == {
+        ("a", 1, bundle.card.id),
+        ("b", 2, bundle.card.id),
+    }
+    assert all(one["bytes"] > 0 for one in listed)
+    assert ids(http.post("/collections/a/search", files={"image": ("q", picture(1))})) == [content_id(picture(0))]
+    assert http.get("/collections/b").json()["dimension"] == 48
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options"),
+    [
+        ("GET", "", {}),
+        ("GET", "/items", {}),
+        ("GET", "/items/a", {}),
+        ("GET", "/items/a/thumbnail", {}),
+        ("DELETE", "/items", {"params": {"id": "a"}}),
+        ("DELETE", "/items/a", {}),
+        ("POST", "/search", {"json": {"positive": [[1.0] * 48]}}),
+        ("POST", "/search", {"json": {"positive": ["a"]}}),
+    ],
+)
+def test_a_collection_that_is_not_there_is_not_found(http, picture, method, path, options):
+    http.put(ITEMS, content=picture(0))
+    answer = http.request(method, f"/collections/nowhere{path}", **options)
+    assert answer.status_code == 404
+    assert "nowhere" in answer.json()["error"]["message"]
+
+
+def test_a_collection_that_was_emptied_is_there(http, picture):
+    http.put(f"{ITEMS}?id=a", content=picture(0))
+    http.delete(f"{ITEMS}/a")
+    assert http.get(ITEMS).json() == {"count": 0, "items": []}
+    assert http.post(SEARCH, files={"image": ("q", picture(0))}).json()["results"] == []
+
+
+# What is alike --------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_finds_itself_first_and_the_rest_by_cosine(filled, bundle, picture):
+    http, items, vectors = filled
+    answer = http.post(SEARCH, files={"image": ("q.png", picture(7))}, data={"k": 30}).json()
+    expected = cosines(vectors, vectors[7])
+    order = np.argsort(-expected)
+    assert answer["model"] == bundle.card.id
+    assert [result["id"] for result in answer["results"]] == [items[i].id for i in order]
+    np.testing.assert_allclose([result["similarity"] for result in answer["results"]], expected[order], atol=1e-5)
+    first = answer["results"][0]
+    assert (first["name"], first["label"], first["path"]) == ("b/7.png", "b", "/pictures/7.png")
+
+
+def test_a_vector_of_any_length_finds_what_its_direction_finds(filled):
+    http, items, vectors = filled
+    query = -3 * vectors[2] + vectors[5]
+    expected = [items[i].id for i in np.argsort(-cosines(vectors, query))[:12]]
+    by_json = http.post(SEARCH, json={"positive": [query.tolist()]}).json()
+    by_form = http.post(SEARCH, data={"positive": json.dumps([query.tolist()])}).json()
+    assert [result["id"] for result in by_json["results"]] == expected
+    assert by_form == by_json
+
+
+def test_an_item_finds_its_neighbours_without_itself(filled):
+    http, items, vectors = filled
+    order = np.argsort(-cosines(vectors, vectors[4]))[1:4]
+    found = ids(http.post(SEARCH, json={"positive": [items[4].id], "k": 3}))
+    assert found == [items[i].id for i in order]
+
+
+def test_several_examples_are_searched_by_at_once_and_left_out(filled, picture):
+    """Of items, vectors and pictures, each by its direction; by the formula written out in float64."""
+    http, items, vectors = filled
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def direction(rows):
+        mean = unit[rows].mean(axis=0)
+        return mean / np.linalg.norm(mean)
+
+    query = direction([1, 2, 3]) - direction([8, 9])
+    form = {
+        "positive": json.dumps([items[1].id, (5 * vectors[2]).tolist()]),
+        "negative": json.dumps([items[8].id, vectors[9].tolist()]),
+        "k": 30,
+    }
+    answer = http.post(SEARCH, files={"image": ("q.png", picture(3))}, data=form).json()
+    expected = cosines(vectors, query)
+    order = [i for i in np.argsort(-expected) if i not in (1, 8)]
+    assert [result["id"] for result in answer["results"]] == [items[i].id for i in order]
+    np.testing.assert_allclose([result["similarity"] for result in answer["results"]], expected[order], atol=1e-5)
+
+
+def test_many_examples_on_one_side_weigh_no_more_than_one_on_the_other():
+    positive, negative = np.array([1.0, 0.0]), np.array([0.0, 2.0])
+    np.testing.assert_allclose(aim([positive] * 9, [negative]), [1, -1])
+    np.testing.assert_allclose(aim([positive, [0, 3]]), [0.5**0.5, 0.5**0.5], rtol=1e-6)
+
+
+def test_below_the_threshold_nothing_is_found(filled):
+    http, items, vectors = filled
+    expected = cosines(vectors, vectors[0])
+    least = float(np.sort(expected)[-5]) - 1e-4
+    found = ids(http.post(SEARCH, json={"positive": [vectors[0].tolist()], "threshold": least, "k": 30}))
+    assert found == [items[i].id for i in np.argsort(-expected)[:5]]
+
+
+# Two encoders ---------------------------------------------------------------------------------------------------------
+
+
+def test_vectors_of_two_encoders_never_meet(filled, serve, make_bundle, picture, tmp_path):
+    other = make_bundle(tmp_path / "other", scale=1 / 128)
+    http = serve(encoder=other.folder)
+    for answer in (
+        http.post(SEARCH, files={"image": ("q.png", picture(1))}),
+        http.put(ITEMS, content=picture(50)),
+        http.get(ITEMS),
+        http.delete(ITEMS, params={"id": "a"}),
+    ):
+        assert answer.status_code == 409
+        assert answer.json()["error"]["code"] == "other_encoder"
+        assert "twinview index reembed --collection pictures" in answer.json()["error"]["message"]
+    assert http.put("/collections/new/items", content=picture(50)).status_code == 200
+    assert filled[0].get(ITEMS).json()["count"] == 30
+
+
+def test_a_second_encoder_has_collections_of_its_own(serve, make_bundle, bundle, picture, tmp_path):
+    other = make_bundle(tmp_path / "other", scale=1 / 128)
+    http = serve(encoder=f"{bundle.folder},{other.folder}")
+    named = {"model": other.card.id}
+    assert http.put("/collections/b/items", params=named, content=picture(0)).json()["model"] == other.card.id
+    answer = http.post("/collections/b/search", files={"image": ("q.png", picture(0))}, data=named).json()
+    assert answer["model"] == other.card.id and len(answer["results"]) == 1
+    assert http.get("/collections/b/items", params=named).json()["count"] == 1
+    assert http.get("/collections/b/items").status_code == 409
+    assert http.get("/collections/b", params={"model": "nobody"}).json()["error"]["param"] == "model"
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "param"),
+    [
+        ("GET", "/collections/a.b", {}, "name"),
+        ("GET", "/collections/" + "a" * 65, {}, "name"),
+        ("GET", f"{ITEMS}/a b", {}, "id"),
+        ("GET", f"{ITEMS}?limit=0", {}, "limit"),
+        ("GET", f"{ITEMS}?limit=1001", {}, "limit"),
+        ("GET", f"{ITEMS}?offset=-1", {}, "offset"),
+        ("GET", f"{ITEMS}?filter=label", {}, "filter"),
+        ("GET", ITEMS, {"params": {"filter": '{"label": {"like": "a"}}'}}, "filter"),
+        ("PUT", ITEMS, {"data": {"metadata": "[]"}, "files": {"a": b"b"}}, "images"),
+        ("PUT", ITEMS, {"data": {"metadata": "[]"}}, "metadata"),
+        ("PUT", ITEMS, {"data": {"metadata": "{"}}, "metadata"),
+        ("PUT", ITEMS, {"data": {"metadata": '[{"id": "a b"}]'}}, "metadata[0][id]"),
+        ("PUT", ITEMS, {"data": {"metadata": '[{"metadata": {"a": [1]}}]'}}, "metadata[0][metadata][a]"),
+        ("PUT", ITEMS, {"data": {"metadata": '[{"metadata": {"a-b": 1}}]'}}, "metadata[0][metadata][a-b][[key]]"),
+        ("PUT", f"{ITEMS}?name=a", {"data": {"metadata": "[{}]"}}, "name"),
+        ("PUT", f"{ITEMS}?colour=a", {"content": b"a"}, "colour"),
+        ("PUT", ITEMS, {"json": []}, None),
+        ("PUT", ITEMS, {"json": {"model": "a", "items": []}}, "items"),
+        ("DELETE", ITEMS, {}, "ids"),
+        ("DELETE", f"{ITEMS}?id=a", {"json": {"ids": ["a"]}}, "id"),
+        ("POST", SEARCH, {}, "positive"),
+        ("POST", SEARCH, {"json": {"negative": [[1.0] * 48]}}, "positive"),
+        ("POST", SEARCH, {"json": {"positive": [[1.0] * 48], "negative": [[2.0] * 48]}}, "negative"),
+        ("POST", SEARCH, {"json": {"positive": [[1, 2]]}}, "positive[0]"),
+        ("POST", SEARCH, {"json": {"positive": [["a"]]}}, "positive[0][0]"),
+        ("POST", SEARCH, {"json": {"positive": ["a b"]}}, "positive[0]"),
+        ("POST", SEARCH, {"json": {"positive": ["a"], "threshold": 1.5}}, "threshold"),
+        ("POST", SEARCH, {"json": {"positive": ["a"], "filter": {"label": {"like": "b"}}}}, "filter"),
+        ("POST", SEARCH, {"data": {"positive": "[1,"}}, "positive"),
+        ("POST", SEARCH, {"files": {"image": ("a", b"b")}, "data": {"k": 1001}}, "k"),
+        ("POST", SEARCH, {"files": {"negative": ("a", b"b")}}, "negative"),
+    ],
+)
+def test_what_is_malformed_is_named(http, picture, method, path, options, param):
+    if "data" in options and method == "PUT" and "files" not in options:
+        options = {**options, "files": files(picture(0))}
+    answer = http.request(method, path, **options)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+
+
+def test_more_than_a_request_may_hold_is_too_large(serve, picture, bundle):
+    http = serve(limits=Limits(images=2, rows=3))
+    rows = [{"id": str(i), "vector": [1.0] * 48} for i in range(4)]
+    for answer in (
+        http.put(ITEMS, files=files(*map(picture, range(3)))),
+        http.put(ITEMS, json={"model": bundle.card.id, "items": rows}),
+        http.request("DELETE", ITEMS, json={"ids": list("abcd")}),
+    ):
+        assert answer.status_code == 413
+        assert "3" in answer.json()["error"]["message"] or "2" in answer.json()["error"]["message"]
+
+
+def test_when_too_much_waits_to_be_written_or_read_more_is_turned_away(serve, picture, bundle):
+    http = serve(limits=Limits(rows_at_once=1, reads_at_once=0))
+    rows = [{"id": str(i), "vector": [1.0] * 48} for i in range(2)]
+    for answer, what in (
+        (http.put(ITEMS, json={"model": bundle.card.id, "items": rows}), "rows to write"),
+        (http.put(ITEMS, files=files(picture(0), picture(1))), "rows to write"),
+        (http.delete(ITEMS, params={"id": ["a", "b"]}), "rows to write"),
+        (http.get(ITEMS), "reads of collections"),
+    ):
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        assert what in answer.json()["error"]["message"]
+
+
+def test_the_keys_hold_here_too(serve, picture):
+    http = serve(access=Access.of_keys("k"))
+    assert http.put(ITEMS, content=picture(0)).status_code == 401
+    assert http.delete(f"{ITEMS}/a").status_code == 401
+    assert http.put(ITEMS, content=picture(0), headers={"Authorization": "Bearer k"}).status_code == 200
+
+
+# What goes wrong beneath ----------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_index_is_named_and_does_not_stop_the_encoder(serve, fill, picture, tmp_path):
+    fill(3)
+    for manifest in (tmp_path / "index").glob("*.lance/_versions/*.manifest"):
+        manifest.write_bytes(b"garbage")
+    http = serve()
+    for answer in (
+        http.post(SEARCH, files={"image": ("q.png", picture(1))}),
+        http.get(ITEMS),
+        http.put(ITEMS, content=picture(9)),
+    ):
+        assert answer.status_code == 503
+        assert str(tmp_path / "index") in answer.json()["error"]["message"]
+    assert http.post("/embed", files=files(picture(1))).status_code == 200
+    assert http.get("/readyz").status_code == 200
+    assert http.get(f"{ITEMS}/{content_id(picture(1))}/thumbnail").content == picture(1)
+    assert http.put("/collections/other/items", content=picture(9)).status_code == 200
+
+
+def test_an_index_that_is_a_file_is_named(serve, picture, tmp_path):
+    (tmp_path / "index").write_text("not a folder")
+    http = serve()
+    assert str(tmp_path / "index") in http.put(ITEMS, content=picture(0)).json()["error"]["message"]
+    assert http.post("/embed", files=files(picture(1))).status_code == 200
+
+
+def test_on_a_full_disk_writing_says_so_and_reading_goes_on(filled, picture, monkeypatch):
+    http, items, _ = filled
+
+    def full(*_, **__):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            from serving.index import IndexProblem
+
+            raise IndexProblem("the collection pictures cannot be written (No space left on device)") from error
+
+    monkeypatch.setattr(Index, "upsert", full)
+    answer = http.put(ITEMS, content=picture(40))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
+    assert "No space left" in answer.json()["error"]["message"]
+    assert ids(http.post(SEARCH, json={"positive": [items[0].id]}))
+    assert http.post("/embed", files=files(picture(1))).status_code == 200
+
+
+def test_embedding_goes_on_while_the_collection_keeps_its_readers_waiting(filled, picture, monkeypatch):
+    http, _, _ = filled
+    go_on = threading.Event()
+    count = Index.count
+
+    def slow(*arguments, **options):
+        assert go_on.wait(20)
+        return count(*arguments, **options)
+
+    monkeypatch.setattr(Index, "count", slow)
+    with ThreadPoolExecutor(60) as pool:
+        pages = [pool.submit(http.get, ITEMS) for _ in range(60)]
+        for i in range(10):
+            assert http.post("/embed", files=files(picture(i))).status_code == 200
+        assert not any(page.done() for page in pages)
+        go_on.set()
+        assert all(page.result().status_code == 200 for page in pages)
+
+
+def test_the_client_knows_the_usual_collection_by_its_name():
+    assert COLLECTION == DEFAULT

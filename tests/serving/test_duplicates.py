@@ -1,0 +1,243 @@
+import csv
+import time
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from serving import near
+from serving.derived import Derived, DerivedProblem
+from serving.duplicates import DuplicatesSettings, compute, group, looked_up, run
+from serving.index import Index, Item, unit
+from serving.near import TooManyPairs, near_pairs
+
+D = 32
+
+
+def clusters(n: int, seed: int = 0, d: int = D) -> np.ndarray:
+    """Unit vectors (n, d), a tenth of them copies with some noise."""
+    rng = np.random.default_rng(seed)
+    scale = np.arange(1, d + 1) ** -0.5
+    x = rng.standard_normal((max(2, n // 50), d))[rng.integers(max(2, n // 50), size=n)] * scale
+    x += 0.6 * rng.standard_normal((n, d)) * scale
+    copies, of = rng.integers(n, size=(2, n // 10))
+    x[copies] = x[of] + rng.uniform(0, 0.3, (len(of), 1)) * scale * rng.standard_normal((len(of), d))
+    return unit(x)
+
+
+def all_pairs(vectors: np.ndarray, threshold: float) -> set[tuple[int, int]]:
+    """By plain loops over float64, which share nothing with the code."""
+    found = set()
+    for i, row in enumerate(np.float64(vectors)):
+        found |= {(j, i) for j in np.flatnonzero(vectors[:i] @ row >= threshold).tolist()}
+    return found
+
+
+def found_by(vectors: np.ndarray, threshold: float) -> set[tuple[int, int]]:
+    pairs = near_pairs(vectors, threshold)
+    listed = list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
+    assert len(set(listed)) == len(listed)
+    np.testing.assert_allclose(
+        pairs.cosine, np.einsum("ij,ij->i", vectors[pairs.first], vectors[pairs.second]), atol=1e-6
+    )
+    return set(listed)
+
+
+@pytest.mark.parametrize("threshold", [0.6, 0.9, 0.99])
+@pytest.mark.parametrize("all_at_once", [0, 10_000])
+def test_every_pair_is_found_once_and_no_other(monkeypatch, threshold, all_at_once):
+    monkeypatch.setattr(near, "ALL_AT_ONCE", all_at_once)
+    monkeypatch.setattr(near, "BLOCK", 100)  # so that all pieces have borders
+    vectors = clusters(1500)
+    expected = all_pairs(vectors, threshold)
+    assert len(expected) > 50
+    assert found_by(vectors, threshold) == expected
+
+
+def test_bounds_hold_where_clusters_touch_and_heads_hold_little(monkeypatch):
+    monkeypatch.setattr(near, "ALL_AT_ONCE", 0)
+    rng = np.random.default_rng(1)
+    around = unit(rng.standard_normal((600, 3)) @ rng.standard_normal((3, D)))  # dense on a sphere of few dimensions
+    flat = unit(rng.standard_normal((600, D)))  # in no direction more than in another
+    for vectors, threshold in ((around, 0.97), (flat, 0.5)):
+        expected = all_pairs(vectors, threshold)
+        assert expected
+        assert found_by(vectors, threshold) == expected
+
+
+def test_pairs_are_left_out_without_being_compared(monkeypatch):
+    monkeypatch.setattr(near, "ALL_AT_ONCE", 0)
+    vectors, compared = clusters(3000), []
+    einsum = np.einsum
+    monkeypatch.setattr(near.np, "einsum", lambda how, a, b: compared.append(len(a)) or einsum(how, a, b))
+    found = near_pairs(vectors, 0.95)
+    assert sum(compared) < 0.02 * 3000 * 2999 / 2 + len(found.first)
+
+
+def test_few_vectors_have_few_pairs():
+    assert len(near_pairs(np.zeros((0, D), np.float32), 0.9).first) == 0
+    assert len(near_pairs(clusters(1), 0.9).first) == 0
+    assert found_by(np.repeat(clusters(1), 3, axis=0), 0.999) == {(0, 1), (0, 2), (1, 2)}
+
+
+def test_too_many_pairs_are_refused_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(near, "MOST_PAIRS", 10)
+    with pytest.raises(TooManyPairs, match=r"more than 10 pairs have a cosine of 0\.5 or more"):
+        near_pairs(np.repeat(clusters(1), 20, axis=0), 0.5)
+
+
+# Groups ---------------------------------------------------------------------------------------------------------------
+
+
+def on_circle(*degrees: float) -> np.ndarray:
+    angles = np.radians(degrees)
+    return np.stack([np.cos(angles), np.sin(angles), *[0 * angles] * (D - 2)], axis=1)
+
+
+@pytest.fixture
+def put(tmp_path):
+    """put(vectors, widths, ids) -> the index that holds them"""
+
+    def fill(vectors, widths=None, ids=None) -> Index:
+        index = Index(tmp_path / "index", "means-1", D)
+        ids = ids or [f"{i:032x}" for i in range(len(vectors))]
+        widths = widths or [100] * len(ids)
+        items = [Item(id, f"{i}.jpg", None, f"/p/{i}.jpg", widths[i], 100, 1000) for i, id in enumerate(ids)]
+        index.upsert(items, vectors)
+        return index
+
+    return fill
+
+
+def groups_of(index: Index, threshold: float):
+    arrays = compute(index, lambda stage, share: None, threshold)
+    return [
+        ([one.keep.name], [item.name for item, _ in one.others])
+        for one in looked_up(index, group(arrays, threshold), threshold)
+    ]
+
+
+def test_the_picture_with_most_pixels_stays(put):
+    index = put(on_circle(0, 5, 90, 95), widths=[100, 200, 50, 40])
+    assert groups_of(index, 0.99) == [(["1.jpg"], ["0.jpg"]), (["2.jpg"], ["3.jpg"])]
+
+
+def test_a_chain_of_steps_is_no_group(put):
+    """Each is near the next, and the ends are not alike."""
+    index = put(on_circle(0, 10, 20, 30, 40), widths=[10, 9, 8, 7, 6])
+    assert groups_of(index, np.cos(np.radians(11))) == [(["0.jpg"], ["1.jpg"]), (["2.jpg"], ["3.jpg"])]
+
+
+def test_what_goes_is_near_one_that_stays_and_those_that_stay_are_not_near_each_other(put):
+    vectors = clusters(800)
+    index = put(vectors, widths=np.random.default_rng(2).integers(1, 50, 800).tolist())
+    found = list(looked_up(index, group(compute(index, lambda *_: None, 0.8), 0.9), 0.9))
+    gone = [int(item.name[:-4]) for one in found for item, _ in one.others]
+    assert len(gone) == len(set(gone)) > 30
+    for one in found:
+        keep = int(one.keep.name[:-4])
+        for item, cosine in one.others:
+            assert cosine == pytest.approx(float(vectors[keep] @ vectors[int(item.name[:-4])]), abs=1e-5)
+            assert cosine >= 0.9
+            assert item.width <= one.keep.width
+    stay = sorted(set(range(800)) - set(gone))
+    cosines = vectors[stay] @ vectors[stay].T - 2 * np.eye(len(stay))
+    assert cosines.max() < 0.9
+
+
+def test_the_command_lists_a_row_a_picture_and_compares_once(put, tmp_path, twinview, capsys, monkeypatch):
+    index = put(on_circle(0, 1, 90, 180), widths=[100, 200, 50, 50])
+    output = tmp_path / "out" / "groups.csv"
+    twinview("duplicates", "--index", tmp_path / "index", "--output", output, "--threshold", "0.98")
+    assert "1 groups" in capsys.readouterr().out
+    rows = list(csv.DictReader(output.read_text().splitlines()))
+    assert [(row["group"], row["stays"], row["name"], row["width"]) for row in rows] == [
+        ("1", "yes", "1.jpg", "200"),
+        ("1", "no", "0.jpg", "100"),
+    ]
+    assert float(rows[1]["cosine"]) == pytest.approx(np.cos(np.radians(1)), abs=1e-4)
+
+    monkeypatch.setattr("serving.duplicates.compute", lambda *_: pytest.fail("compared again"))
+    settings = DuplicatesSettings(index=str(tmp_path / "index"), threshold=0.95, output=output)
+    assert run(settings) == 1
+    index.delete([f"{0:032x}"])
+    monkeypatch.undo()
+    assert run(settings) == 0
+    assert len(output.read_text().splitlines()) == 1
+
+
+def test_a_threshold_that_is_none_is_named(put, tmp_path):
+    put(on_circle(0, 1))
+    with pytest.raises(DerivedProblem, match=r"--threshold 1\.5: over 0 and at most 1"):
+        run(DuplicatesSettings(index=str(tmp_path / "index"), threshold=1.5))
+
+
+# In the background ----------------------------------------------------------------------------------------------------
+
+
+def finished(ask, seconds: float = 60) -> dict:
+    """What `ask` gives once nothing is computed any more."""
+    until = time.monotonic() + seconds
+    while (answer := ask())["state"] == "computing":
+        assert time.monotonic() < until, answer
+        time.sleep(0.1)
+    assert answer["state"] == "done", answer
+    return answer
+
+
+def test_the_service_compares_in_the_background_and_says_how_far_it_is(http, fill):
+    items = fill(6)
+    assert http.get("/collections/nothing/duplicates").status_code == 404
+    assert http.post("/collections/nothing/duplicates").status_code == 404
+    before = http.get("/collections/pictures/duplicates").json()
+    assert (before["state"], before["groups"], before["count"]) == ("none", [], None)
+    started = http.post("/collections/pictures/duplicates", params={"threshold": 0.3})
+    assert started.status_code == 202
+    assert started.json()["state"] == "computing"
+    answer = finished(lambda: http.get("/collections/pictures/duplicates", params={"threshold": 0.3}).json())
+    assert (answer["count"], answer["new"], answer["gone"], answer["least"]) == (6, 0, 0, 0.3)
+    assert {one["id"] for one in chain(*answer["groups"])} <= {item.id for item in items}
+    assert answer["total"] == len(answer["groups"]) > 0
+    refused = http.get("/collections/pictures/duplicates", params={"threshold": 0.1})
+    assert refused.status_code == 400
+    assert "POST a lower threshold first" in refused.json()["error"]["message"]
+
+    gone = answer["groups"][0][1]["id"]
+    assert http.delete(f"/collections/pictures/items/{gone}").status_code == 200
+    after = http.get("/collections/pictures/duplicates", params={"threshold": 0.3}).json()
+    assert (after["new"], after["gone"]) == (0, 1)
+    assert gone not in {one["id"] for one in chain(*after["groups"])}
+
+
+def test_a_computation_that_fails_says_why_and_keeps_the_last_result(put, monkeypatch):
+    index = put(on_circle(0, 1))
+    derived = Derived(index, "duplicates")
+    derived.compute(threshold=0.9)
+    monkeypatch.setattr(near, "MOST_PAIRS", 0)
+    with pytest.raises(DerivedProblem):
+        derived.compute(threshold=0.8)
+    progress = derived.progress()
+    assert progress.state == "failed"
+    assert "choose a higher one" in progress.problem
+    assert derived.result().settings == {"threshold": 0.9}
+
+
+def test_one_that_died_without_a_word_is_not_waited_for(put, monkeypatch):
+    derived = Derived(put(on_circle(0, 1)), "duplicates")
+    monkeypatch.setattr("serving.derived.subprocess.Popen", lambda *_, **__: type("P", (), {"wait": lambda self: 0})())
+    derived.start(threshold=0.9)
+    assert derived.progress().state == "computing"
+    monkeypatch.setattr("serving.derived.SILENT_S", 0.0)
+    assert derived.progress().state == "failed"
+    assert "ended without a word" in derived.progress().problem
+
+
+def test_a_new_version_with_the_same_pictures_is_not_stale(put):
+    index = put(on_circle(*range(5)))
+    derived = Derived(index, "duplicates")
+    derived.compute(threshold=0.9)
+    index.upsert([index.get(f"{0:032x}")[0]], on_circle(0))
+    assert not derived.result().stale
+    index.upsert([Item("f" * 32, "new.jpg", None, None, 1, 1)], on_circle(50))
+    result = derived.result()
+    assert (result.new, result.gone) == (1, 0)

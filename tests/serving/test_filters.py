@@ -1,0 +1,143 @@
+import operator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.filters import Filter, FilterProblem
+from serving.index import Index, Item, content_id
+from serving.table import UnknownKey
+
+HOSTILE = ["", "'", "''", "red'; --", "`", '"', "\\", "\\'", "%", "_", "NULL", "true", "3", "ß", "日本", "🙂"]
+HOSTILE += ["\n", "a\0b", "Red", "red"]
+NUMBERS = [-(2**62), -3, 0, 1, 2, 2**53 + 1, 2**62]
+FLOATS = [-1e300, -0.5, 0.0, 1.0, 2.5, 1e300]
+COMPARE = {
+    "eq": operator.eq,
+    "gt": operator.gt,
+    "gte": operator.ge,
+    "lt": operator.lt,
+    "lte": operator.le,
+}
+
+
+def holds(row: dict, key: str, op: str, value) -> bool:
+    """What the filter means, in plain Python."""
+    has = row.get(key)
+    if op == "in":
+        return has in value
+    if op == "ne":
+        return has != value
+    if has is None or value is None:
+        return op == "eq" and has is value
+    return COMPARE[op](has, value)
+
+
+def one(values, orders=True):
+    kinds = ["eq", "ne", *(["gt", "gte", "lt", "lte"] if orders else [])]
+    single = st.tuples(st.sampled_from(kinds), values) | st.tuples(st.sampled_from(["eq", "ne"]), st.none())
+    return single | st.tuples(st.just("in"), st.lists(values | st.none(), max_size=5))
+
+
+words = st.sampled_from(HOSTILE) | st.text(max_size=5)
+integers = st.sampled_from(NUMBERS) | st.integers(-(2**62), 2**62)
+floats = st.sampled_from(FLOATS) | st.floats(allow_nan=False, allow_infinity=False)
+small = st.integers(-5, 5) | st.sampled_from([-0.5, 1.0, 2.5])
+condition = (
+    st.tuples(st.sampled_from(["word", "name", "label"]), one(words))
+    | st.tuples(st.just("whole"), one(integers))
+    | st.tuples(st.sampled_from(["few", "height"]), one(small))
+    | st.tuples(st.just("real"), one(floats | small))
+    | st.tuples(st.just("flag"), one(st.booleans(), orders=False))
+)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> tuple[Index, list[dict]]:
+    """A collection whose rows have hostile values, and some rows without; and the same as plain rows."""
+    index = Index(tmp_path_factory.mktemp("filters"), "enc", 2)
+    items = []
+    for i, word in enumerate(HOSTILE):
+        metadata = {
+            "word": word,
+            "whole": NUMBERS[i % len(NUMBERS)],
+            "few": i % 4 - 1,
+            "real": FLOATS[i % len(FLOATS)],
+            "flag": i % 2 == 0,
+        }
+        kept = {key: value for j, (key, value) in enumerate(metadata.items()) if (i + j) % 5}
+        items.append(Item(content_id(b"%d" % i), word, None if i % 3 else word, None, 1, i % 5, 0, kept))
+    index.upsert(items, np.ones((len(items), 2)))
+    return index, [{"id": i.id, "name": i.name, "label": i.label, "height": i.height, **i.metadata} for i in items]
+
+
+@settings(max_examples=100, deadline=None)
+@given(given_conditions=st.lists(condition, min_size=1, max_size=3, unique_by=lambda pair: pair[0]))
+def test_a_filter_keeps_the_rows_that_plain_python_keeps(rows, given_conditions):
+    index, plain = rows
+    where = Filter.parse({key: {op: value} for key, (op, value) in given_conditions})
+    wanted = {row["id"] for row in plain if all(holds(row, key, *rest) for key, rest in given_conditions)}
+    assert {item.id for item in index.page(100, where=where)} == wanted
+    assert index.count(where) == len(wanted)
+
+
+def test_a_bare_value_is_equality_and_null_is_having_none(rows):
+    index, plain = rows
+    assert index.count(Filter.parse({"flag": True})) == sum(row.get("flag") is True for row in plain)
+    assert index.count(Filter.parse({"flag": None})) == sum("flag" not in row for row in plain)
+    assert index.count(Filter.parse({})) == len(plain)
+
+
+def test_two_operators_on_a_key_must_both_hold(rows):
+    index, plain = rows
+    wanted = sum(0 <= row["height"] < 2 for row in plain)
+    assert index.count(Filter.parse({"height": {"gte": 0, "lt": 2}})) == wanted
+
+
+def test_equal_filters_are_one_key_of_a_dictionary():
+    given = {"a": {"in": ["x", 1, None]}, "b": 2.5}
+    assert len({Filter.parse(given), Filter.parse(given)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"a b": 1}, "'a b' is no key"),
+        ({"a`": 1}, "'a`' is no key"),
+        ({"a\n": 1}, r"'a\\n' is no key"),
+        ({3: 1}, "3 is no key"),
+        ({"a" * 65: 1}, "is no key"),
+        ({"a": {}}, "The filter on a is empty"),
+        ({"a": {"like": "x"}}, "The filter on a has no operator 'like'; there are eq, ne"),
+        ({"a": {"in": "abc"}}, "The filter `in` on a wants a list, not 'abc'"),
+        ({"a": {"in": list(range(10_001))}}, "The filter `in` on a has 10,001 values"),
+        ({"a": [1]}, r"The filter on a compares with \[1\]"),
+        ({"a": {"gt": None}}, "The filter on a orders by None"),
+        ({"a": {"lt": True}}, "The filter on a orders by True"),
+        ({"a": float("nan")}, "The filter on a compares with nan"),
+        ({"a": float("inf")}, "The filter on a compares with inf"),
+        ({"a": 2**63}, "The filter on a compares with 9223372036854775808, which is more than 64 bits"),
+        ({"a": "\ud800"}, r"The filter on a compares with '\\ud800', which is no text"),
+        ([1], r"A filter is an object of keys and values, not \[1\]"),
+    ],
+)
+def test_a_filter_that_cannot_be_meant_is_refused_by_name(given, message):
+    with pytest.raises(FilterProblem, match=message):
+        Filter.parse(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"colour": "red"}, "No picture has the key colour; there are .*word"),
+        ({"vector": 1}, "No picture has the key vector"),
+        ({"few": "red"}, "The filter on few compares with 'red', and few is a whole number"),
+        ({"word": 3}, "The filter on word compares with 3, and word is text"),
+        ({"flag": 1}, "The filter on flag compares with 1, and flag is true or false"),
+        ({"few": {"in": [1, True]}}, "The filter on few compares with True"),
+    ],
+)
+def test_a_filter_that_the_rows_cannot_answer_is_refused_by_name(rows, given, message):
+    with pytest.raises(UnknownKey, match=message):
+        rows[0].count(Filter.parse(given))

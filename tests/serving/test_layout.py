@@ -1,0 +1,156 @@
+import base64
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from serving import derived, layout
+from serving.derived import Derived
+from serving.index import Index, Item, unit
+
+D = 16
+
+
+def arranged(vectors: np.ndarray, seed: int, before: np.ndarray | None, report) -> np.ndarray:
+    """In place of PaCMAP, which takes seconds to load: the components, or where they were."""
+    return layout._components(vectors) if before is None else before
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(layout, "_pacmap", arranged)
+
+
+def two_kinds(n: int) -> np.ndarray:
+    """(n, D): even rows near one direction, odd rows near another."""
+    rng = np.random.default_rng(0)
+    return unit(np.eye(D)[np.arange(n) % 2] + 0.1 * rng.standard_normal((n, D)))
+
+
+def item(i: int, label: str | None) -> Item:
+    return Item(f"{i:032x}", f"{i}.jpg", label, None, 10, 10)
+
+
+@pytest.fixture
+def index(tmp_path) -> Index:
+    index = Index(tmp_path / "index", "means-1", D)
+    index.upsert([item(i, ("shirt", None)[i % 2]) for i in range(40)], two_kinds(40))
+    return index
+
+
+def places(columns: dict) -> dict[str, np.ndarray]:
+    at = np.stack([columns["x"], columns["y"]], axis=1)
+    return dict(zip(np.char.decode(columns["ids"]).tolist(), at, strict=True))
+
+
+def test_a_map_has_a_place_for_each_picture_within_one(index):
+    columns = Derived(index, "map").compute(seed=0).arrays
+    at = places(columns)
+    assert set(at) == index.ids()
+    assert np.abs([columns["x"], columns["y"]]).max() == pytest.approx(1)
+    kinds = [np.mean([at[f"{i:032x}"] for i in range(start, 40, 2)], axis=0) for start in (0, 1)]
+    spread = max(np.std([at[f"{i:032x}"] for i in range(start, 40, 2)], axis=0).max() for start in (0, 1))
+    assert np.linalg.norm(kinds[0] - kinds[1]) > 2 * spread
+    labels = [columns["labels"][i] if i >= 0 else None for i in columns["label"]]
+    for id, label in zip(columns["ids"], labels, strict=True):
+        assert label == ("shirt" if int(id, 16) % 2 == 0 else None)
+
+
+def test_a_new_picture_stands_among_its_neighbours_and_one_that_is_gone_does_not(index, quick):
+    kept = Derived(index, "map")
+    before = places(kept.compute(seed=0).arrays)
+    new = [item(100, "shoe"), item(101, None)]
+    index.upsert(new, two_kinds(42)[40:])
+    index.delete([f"{0:032x}"])
+    columns = layout.today(index, kept.result())
+    after = places(columns)
+    assert set(after) == index.ids()
+    assert columns["unplaced"] == 0
+    for i, start in ((100, 0), (101, 1)):
+        kind = np.array([before[f"{j:032x}"] for j in range(start, 40, 2)])
+        assert (after[f"{i:032x}"] >= kind.min(axis=0)).all()
+        assert (after[f"{i:032x}"] <= kind.max(axis=0)).all()
+    assert columns["labels"][columns["label"][columns["ids"].tolist().index(b"%032x" % 100)]] == "shoe"
+    assert all((after[id] == before[id]).all() for id in before if id in after)
+
+
+def test_what_is_too_much_to_place_is_counted(index, quick, monkeypatch):
+    kept = Derived(index, "map")
+    kept.compute(seed=0)
+    monkeypatch.setattr(layout, "PLACED", 2)
+    index.upsert([item(i, None) for i in range(100, 105)], two_kinds(5))
+    columns = layout.today(index, kept.result())
+    assert (len(columns["ids"]), columns["unplaced"]) == (42, 3)
+
+
+def test_a_map_made_anew_starts_from_the_one_before(index, quick):
+    kept = Derived(index, "map")
+    before = places(kept.compute(seed=0).arrays)
+    index.upsert([item(100, None)], two_kinds(1))
+    after = places(kept.compute(seed=0).arrays)
+    here, there = (np.array([at[id] for id in before]) for at in (after, before))
+    assert min(np.corrcoef(here[:, i], there[:, i])[0, 1] for i in (0, 1)) > 0.999
+
+
+def test_a_collection_of_none_or_one_has_a_map(tmp_path):
+    index = Index(tmp_path / "index", "means-1", D)
+    assert len(Derived(index, "map").compute(seed=0).arrays["ids"]) == 0
+    index.upsert([item(0, None)], two_kinds(1))
+    columns = Derived(index, "map").compute(seed=0).arrays
+    assert (columns["x"].tolist(), columns["y"].tolist()) == ([0], [0])
+
+
+def test_the_service_makes_a_map_and_answers_it_in_columns(http, fill):
+    fill(12)
+    assert http.get("/collections/nothing/map").status_code == 404
+    nothing = http.get("/collections/pictures/map").json()
+    assert (nothing["state"], nothing["ids"], nothing["x"]) == ("none", [], "")
+    assert http.post("/collections/pictures/map").status_code == 202
+    until = time.monotonic() + 60
+    while (answer := http.get("/collections/pictures/map").json())["state"] == "computing":
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert (answer["state"], answer["count"], len(answer["ids"])) == ("done", 12, 12)
+    x, y = (np.frombuffer(base64.b64decode(answer[axis]), "<f4") for axis in "xy")
+    assert np.abs([x, y]).max() == pytest.approx(1)
+    label = np.frombuffer(base64.b64decode(answer["label"]), "<i4")
+    items = {one["id"]: one for one in http.get("/collections/pictures/items").json()["items"]}
+    for id, number in zip(answer["ids"], label, strict=True):
+        assert answer["labels"][number] == items[id]["label"]
+
+
+def test_one_at_a_time_is_computed(index, quick, monkeypatch):
+    kept, lease, stages = Derived(index, "map"), index.store.lease("derived"), []
+
+    def wait(seconds: float) -> None:
+        stages.append(kept.progress().state)
+        lease.__exit__(None, None, None)
+
+    monkeypatch.setattr(derived.time, "sleep", wait)
+    assert lease.__enter__()
+    kept.compute(seed=0)
+    assert stages == ["computing"]
+    assert kept.progress().state == "done"
+
+
+@pytest.mark.slow
+def test_pacmap_gives_the_same_map_for_the_same_seed_and_says_how_far_it_is():
+    program = """
+import numpy as np
+from serving import layout
+from serving.index import unit
+rng = np.random.default_rng(0)
+vectors = unit(np.eye(16)[np.arange(300) % 3] + 0.2 * rng.standard_normal((300, 16)))
+seen = []
+first, second = (layout._pacmap(vectors, 0, None, lambda *said: seen.append(said)) for _ in range(2))
+assert (first == second).all()
+assert {share for stage, share in seen if stage == "arranging"} >= {100 / 450, 1.0}
+kinds = [first[i::3] for i in range(3)]
+apart = min(np.linalg.norm(kinds[i].mean(0) - kinds[i - 1].mean(0)) for i in range(3))
+assert apart > 2 * max(kind.std(0).max() for kind in kinds)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=derived.ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

@@ -1,0 +1,133 @@
+import errno
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from serving import store as store_module
+from serving.store import Store, StoreProblem
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request, tmp_path) -> Store:
+    return Store(tmp_path / "index" if request.param == "folder" else request.getfixturevalue("bucket"))
+
+
+def test_what_was_written_is_read_listed_sized_and_deleted(store):
+    store.write_many({f"a/b/{i}": b"x" * i for i in range(20)})
+    store.write("a/c", b"whole")
+    store.write("ab", b"beside")
+    store.write("a/c", b"new")
+    assert store.read("a/c") == b"new"
+    assert set(store.list("a")) == {"a/c", *(f"a/b/{i}" for i in range(20))}
+    assert store.size("a/b") == sum(range(20))
+    store.delete(["a/c", "a/nothing", "a/b/7"])
+    assert (store.read("a/c"), store.read("a/b/7"), store.read("a/b/8")) == (None, None, b"x" * 8)
+
+
+def test_what_is_not_there_reads_as_none_and_makes_nothing(store):
+    assert (store.read("a/b"), list(store.list("a")), store.size("a")) == (None, [], 0)
+    assert store.local is None or not store.local.exists()
+
+
+def test_moving_replaces_and_leaves_out_what_is_not_there(store):
+    store.write_many({"a/1": b"1", "a/2": b"2", "b/2": b"old"})
+    store.move({"a/1": "b/1", "a/2": "b/2", "a/3": "b/3"})
+    assert [store.read(path) for path in ("a/1", "a/2", "b/1", "b/2", "b/3")] == [None, None, b"1", b"2", None]
+
+
+def test_a_lease_has_one_holder_and_is_free_after_it(store):
+    with store.lease("x") as first, Store(store.uri).lease("x") as second, store.lease("y") as other:
+        assert (first, second, other) == (True, False, True)
+    with store.lease("x") as again:
+        assert again
+
+
+def hold(uri: str, held) -> None:
+    with Store(uri).lease("x"):
+        held.set()
+        time.sleep(60)
+
+
+def test_a_lease_of_a_killed_process_is_free(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    held = spawn.Event()
+    other = spawn.Process(target=hold, args=(str(tmp_path), held))
+    other.start()
+    assert held.wait(30)
+    with Store(tmp_path).lease("x") as mine:
+        assert not mine
+    other.kill()
+    other.join()
+    with Store(tmp_path).lease("x") as mine:
+        assert mine
+
+
+def test_a_lease_in_an_object_store_is_renewed_by_its_holder_and_runs_out_without_one(bucket, monkeypatch):
+    monkeypatch.setattr(store_module, "LEASE_S", 0.4)
+    store = Store(bucket)
+    with store.lease("x") as first:
+        time.sleep(0.8)
+        with store.lease("x") as second:
+            assert (first, second) == (True, False)
+    store.write(".leases/x", b"%f dead" % (time.time() + 0.2))
+    with store.lease("x") as held:
+        assert not held
+    time.sleep(0.2)
+    with store.lease("x") as held:
+        assert held
+
+
+def test_every_file_and_folder_is_flushed_before_writing_returns(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(store_module, "fsync", lambda path: flushed.append(Path(path)))
+    store = Store(tmp_path / "index")
+    store.write("a/b/c", b"data")
+    assert flushed[0].parent == store.local / ".writing"  # the file before it takes its name
+    assert {store.local / "a" / "b", store.local / "a", store.local} <= set(flushed[1:])
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_piece(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.write("a", b"old")
+
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "fsync", full)
+        with pytest.raises(StoreProblem, match=rf"The disk of {tmp_path} is full. Nothing was changed"):
+            store.write("a", b"new")
+    assert store.read("a") == b"old"
+    assert list(store.list(".writing")) == []
+
+
+def test_sweeping_removes_what_is_old(tmp_path):
+    store = Store(tmp_path)
+    store.write_many({"x/new": b"", "x/old": b"", ".writing/old": b"", ".writing/new": b""})
+    for name in ("x/old", ".writing/old"):
+        os.utime(tmp_path / name, (0, 0))
+    store.sweep("x", 1000)
+    assert set(store.list("")) == {"x/new", ".writing/new"}
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreProblem, match=rf"{tmp_path / 'file'} cannot be written"):
+        Store(tmp_path / "file").write("a", b"")
+
+
+def test_a_bucket_that_is_not_there_and_a_server_that_does_not_answer_are_said(bucket, monkeypatch):
+    with pytest.raises(StoreProblem, match=r"s3://nowhere/x cannot be written \(there is no such bucket\)"):
+        Store("s3://nowhere/x").write("a", b"")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(store_module, "RETRIES", 0)
+    with pytest.raises(StoreProblem, match="it does not answer"):
+        Store(bucket).read("a")
+
+
+def test_a_file_uri_is_a_folder(tmp_path):
+    Store(f"file://{tmp_path}").write("a", b"1")
+    assert (tmp_path / "a").read_bytes() == b"1"

@@ -1,0 +1,58 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.artifact import Preprocessing, UnreadableImage, read_image, read_pixels
+from serving.thumbnail import THUMBNAIL_PX, read, thumbnail
+
+
+def jpeg(width: int, height: int, orientation: int = 1) -> bytes:
+    """Stripes of colours, so that what is cut off or turned is seen."""
+    row, column = np.ogrid[:height, :width]
+    pixels = np.stack(np.broadcast_arrays(255 * row // height, 255 * column // width, (row + column) % 256), -1)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("size_px", [8, 32, 96, 224])
+@pytest.mark.parametrize("size", [(500, 375), (3000, 2001), (90, 60), (17, 4000)])
+def test_pixels_are_those_of_read_pixels_to_the_bit(size_px, size):
+    data, preprocessing = jpeg(*size), Preprocessing(size_px)
+    assert (read(data, preprocessing).pixels == read_pixels(data, preprocessing)).all()
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (1201, 800)), (3, (1201, 800)), (6, (800, 1201))])
+def test_the_size_is_the_whole_pictures_upright_though_it_was_decoded_small(orientation, size):
+    found = read(jpeg(1201, 800, orientation), Preprocessing(32))
+    assert (found.width, found.height) == size
+    small = Image.open(io.BytesIO(found.thumbnail)).size
+    assert (small[0] > small[1]) == (size[0] > size[1])
+
+
+@pytest.mark.parametrize("size", [(500, 375), (257, 100), (600, 700), (4000, 30), (1025, 1025)])
+@pytest.mark.parametrize("size_px", [8, 224])
+def test_a_thumbnail_is_of_its_size_whatever_the_encoder_sees(size, size_px):
+    found = Image.open(io.BytesIO(read(jpeg(*size), Preprocessing(size_px)).thumbnail))
+    assert THUMBNAIL_PX * 7 / 8 <= max(found.size) <= THUMBNAIL_PX
+    assert found.width / found.height == pytest.approx(size[0] / size[1], rel=0.02 if min(found.size) > 50 else 1)
+
+
+def test_a_thumbnail_shows_the_picture():
+    image = read_image(jpeg(512, 512))
+    small = np.asarray(Image.open(io.BytesIO(thumbnail(image))), float)
+    for (y, x), (red, green) in {(0, 0): (0, 0), (0, 255): (0, 255), (255, 0): (255, 0)}.items():
+        assert small[y, x, :2] == pytest.approx([red, green], abs=12)
+
+
+def test_a_small_picture_is_its_own_thumbnail():
+    assert Image.open(io.BytesIO(read(jpeg(40, 30), Preprocessing(32)).thumbnail)).size == (40, 30)
+
+
+def test_what_is_no_picture_is_refused():
+    with pytest.raises(UnreadableImage):
+        read(b"no picture", Preprocessing(32))

@@ -1,0 +1,311 @@
+"""Parquet and back; from a folder to an object store and back."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from serving import exchange, transfer
+from serving.exchange import FileProblem
+from serving.filters import Filter
+from serving.index import Index, IndexProblem, Item, WrongEncoder, collections, content_id
+
+ROOT = Path(__file__).parents[2]
+JPEG = b"\xff\xd8 a thumbnail"
+
+
+def items_of(n: int) -> list[Item]:
+    """With metadata of all types, and every third without."""
+    return [
+        Item(
+            content_id(b"%d" % i),
+            f"a/{i}.png",
+            "ab"[i % 2] if i % 4 else None,
+            f"/pictures/{i}.png" if i % 2 else None,
+            40,
+            30 + i,
+            1000 + i,
+            {} if i % 3 == 0 else {"colour": "röt", "stock": i, "price": i / 2, "sold": i % 2 == 0},
+        )
+        for i in range(n)
+    ]
+
+
+def vectors_of(n: int, d: int = 8, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
+
+
+def held(index: Index) -> dict[str, tuple[str, np.ndarray]]:
+    """All facts as text, so that 3, 3.0 and True differ."""
+    return {
+        item.id: (repr(replace(item, metadata=dict(sorted(item.metadata.items())))), vector)
+        for items, vectors in index.scan()
+        for item, vector in zip(items, vectors, strict=True)
+    }
+
+
+def assert_equal(a: Index, b: Index) -> None:
+    ours, theirs = held(a), held(b)
+    assert {id: facts for id, (facts, _) in ours.items()} == {id: facts for id, (facts, _) in theirs.items()}
+    for id, (_, vector) in ours.items():
+        np.testing.assert_allclose(vector, theirs[id][1], atol=1e-6)
+
+
+@pytest.fixture
+def index(tmp_path) -> Index:
+    """50 items with a thumbnail each."""
+    index, items = Index(tmp_path / "index", "enc-a", 8), items_of(50)
+    index.upsert(items, vectors_of(50), {item.id: JPEG + item.id.encode() for item in items})
+    return index
+
+
+@pytest.fixture
+def other(tmp_path) -> Index:
+    return Index(tmp_path / "other", "enc-a", 8)
+
+
+@pytest.fixture
+def small_portions(monkeypatch):
+    monkeypatch.setattr(transfer, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(exchange, "ROWS_AT_ONCE", 7)
+
+
+def test_what_is_exported_and_imported_is_the_same_types_included(index, other, tmp_path, small_portions):
+    assert transfer.export(index, tmp_path / "v.parquet") == 50
+    contents = exchange.contents(tmp_path / "v.parquet")
+    assert (contents.encoder, contents.collection, contents.dimension, contents.count) == ("enc-a", "pictures", 8, 50)
+    assert str(transfer.import_(contents, other)) == "50 sent, 0 already there"
+    assert_equal(index, other)
+
+
+def test_a_file_is_plain_parquet_in_row_groups(index, tmp_path, small_portions):
+    transfer.export(index, tmp_path / "v.parquet")
+    file = pyarrow.parquet.ParquetFile(tmp_path / "v.parquet")
+    assert file.metadata.num_row_groups >= 7
+    schema = file.schema_arrow
+    assert schema.names[:7] == ["id", "name", "label", "path", "width", "height", "bytes"]
+    assert sorted(schema.names[7:]) == ["colour", "price", "sold", "stock", "vector"]
+    assert schema.field("vector").type == pa.list_(pa.float32(), 8)
+    assert schema.field("stock").type == pa.int64() and schema.field("sold").type == pa.bool_()
+    assert schema.metadata[b"twinview.encoder"] == b"enc-a" and schema.metadata[b"twinview.collection"] == b"pictures"
+
+
+def test_a_part_of_a_collection_can_be_exported(index, tmp_path):
+    assert transfer.export(index, tmp_path / "v.parquet", Filter.parse({"stock": {"gte": 40}})) == 7
+    assert min(pyarrow.parquet.read_table(tmp_path / "v.parquet")["stock"].to_pylist()) == 40
+
+
+def test_an_export_that_fails_leaves_the_file_of_before(index, tmp_path, monkeypatch, small_portions):
+    path = tmp_path / "v.parquet"
+    path.write_text("before")
+    scan = Index.scan
+
+    def broken(self, *arguments, **named):
+        yield next(scan(self, *arguments, **named))
+        raise IndexProblem("broken")
+
+    monkeypatch.setattr(Index, "scan", broken)
+    with pytest.raises(IndexProblem, match="broken"):
+        transfer.export(index, path)
+    assert path.read_text() == "before" and [p.name for p in tmp_path.glob("v.*")] == ["v.parquet"]
+
+
+def test_an_import_sends_what_is_missing_or_has_changed_and_nothing_else(index, other, tmp_path, small_portions):
+    transfer.export(index, tmp_path / "v.parquet")
+    contents = exchange.contents(tmp_path / "v.parquet")
+    items, vectors = items_of(50), vectors_of(50)
+    other.upsert(items[:20], vectors[:20])
+    other.upsert([replace(items[3], label="changed")], vectors[3:4])
+    other.upsert([items[4]], vectors[5:6])
+    other.upsert([replace(items[5], metadata={**items[5].metadata, "stock": 6})], vectors[5:6])
+    assert str(transfer.import_(contents, other)) == "33 sent, 17 already there"
+    assert str(transfer.import_(contents, other)) == "0 sent, 50 already there"
+    assert_equal(index, other)
+
+
+def test_thumbnails_of_an_import_are_made_of_originals_that_are_still_what_they_were(other, picture, tmp_path):
+    files = {name: picture(seed) for seed, name in enumerate(["there.png", "gone.png", "another.png"])}
+    items = [
+        Item(content_id(data), name, None, str(tmp_path / name), 40, 30, len(data)) for name, data in files.items()
+    ]
+    (tmp_path / "there.png").write_bytes(files["there.png"])
+    (tmp_path / "another.png").write_bytes(picture(9, size=(90, 90)))
+    with exchange.Writer(tmp_path / "v.parquet", "enc-a", 8) as file:
+        file.write(items, vectors_of(3))
+    transfer.import_(exchange.contents(tmp_path / "v.parquet"), other)
+    made = [other.read_thumbnail(item.id) for item in items]
+    assert made[0].startswith(b"\xff\xd8") and made[1:] == [None, None]
+    (tmp_path / "gone.png").write_bytes(files["gone.png"])
+    assert transfer.import_(exchange.contents(tmp_path / "v.parquet"), other).sent == 0
+    assert other.read_thumbnail(items[1].id).startswith(b"\xff\xd8")
+
+
+def test_of_an_id_that_comes_twice_the_first_is_taken(other, tmp_path, small_portions):
+    items = items_of(12)
+    with exchange.Writer(tmp_path / "v.parquet", "enc-a", 8) as file:
+        file.write([*items[:10], replace(items[2], name="again", metadata={})], vectors_of(11))
+        file.write([replace(items[1], name="again", metadata={})], vectors_of(1))
+    assert transfer.import_(exchange.contents(tmp_path / "v.parquet"), other).sent == 10
+    assert {item.name for item in other.page(100)} == {item.name for item in items[:10]}
+
+
+def test_vectors_of_another_encoder_are_not_imported(index, tmp_path):
+    transfer.export(index, tmp_path / "v.parquet")
+    third = Index(tmp_path / "third", "enc-b", 8)
+    third.upsert(items_of(1), vectors_of(1))
+    with pytest.raises(WrongEncoder, match="holds vectors of enc-b, and this is enc-a"):
+        transfer.import_(exchange.contents(tmp_path / "v.parquet"), Index(tmp_path / "third", "enc-a", 8))
+    assert third.count() == 1
+
+
+VECTOR = pa.list_(pa.float32(), 4)
+
+
+def table(**columns) -> pa.Table:
+    vector = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(8, np.float32)), 4)
+    whole = {"id": ["0" * 32, "1" * 32], "name": ["a", "b"], "vector": vector} | columns
+    whole = {name: column for name, column in whole.items() if column is not None}
+    return pa.table(whole).replace_schema_metadata({"twinview.encoder": "enc-a"})
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (None, "no.parquet cannot be read as Parquet: No such file"),
+        (b"some text", "no.parquet cannot be read as Parquet: Parquet magic bytes not found"),
+        (table(name=None), "has no column name; its columns are id, vector"),
+        (table().replace_schema_metadata(None), "does not say which encoder has made its vectors"),
+        (table(vector=["a", "b"]), "the column vector holds string, not a FixedSizeList"),
+        (table(when=pa.array([1, 2], pa.timestamp("s"))), r"the column when holds timestamp.*, which it cannot"),
+        (table(id=[1, 2]), "the column id holds int64, which it cannot"),
+        (table(**{"a b": [1, 2]}), "'a b' is no name of metadata"),
+        (table(id=["0" * 32, None]), "has a row without id or name"),
+        (
+            table(vector=pa.array([[1.0] * 4, None], pa.list_(pa.float32(), 4))),
+            f"the vector of {'1' * 32} points nowhere",
+        ),
+        (
+            table(vector=pa.array([[1.0] * 4, [np.nan] * 4], pa.list_(pa.float32(), 4))),
+            "the vector of 1+ points nowhere",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_named_with_the_reason(given, sentence, tmp_path):
+    path = tmp_path / "no.parquet"
+    if isinstance(given, bytes):
+        path.write_bytes(given)
+    elif given is not None:
+        pyarrow.parquet.write_table(given, path)
+    with pytest.raises(FileProblem, match=sentence) as problem:
+        list(exchange.contents(path).rows())
+    assert str(path) in str(problem.value)
+
+
+def test_a_file_that_cannot_be_written_is_named(index, tmp_path):
+    with pytest.raises(FileProblem, match=r"v\.parquet cannot be written: Not a directory|File exists"):
+        (tmp_path / "file").touch()
+        transfer.export(index, tmp_path / "file" / "v.parquet")
+
+
+def test_a_metadata_key_may_be_called_as_a_column(other, tmp_path):
+    item = replace(items_of(1)[0], metadata={"vector": "v", "meta_x": 1})
+    other.upsert([item], vectors_of(1))
+    transfer.export(other, tmp_path / "v.parquet")
+    ((items, _),) = exchange.contents(tmp_path / "v.parquet").rows()
+    assert items == [item]
+
+
+def copy(source, target, collection=None) -> list[transfer.Sent]:
+    return [transfer.copy(*pair) for pair in transfer.pairs(str(source), str(target), collection)]
+
+
+def test_a_copy_has_all_collections_and_encoders_and_thumbnails(index, tmp_path):
+    Index(tmp_path / "index", "enc-b", 4).upsert(items_of(50), vectors_of(50, 4), beside=True)
+    Index(tmp_path / "index", "enc-a", 8, "parts").upsert(items_of(3), vectors_of(3))
+    copy(tmp_path / "index", tmp_path / "other")
+    assert {(f.name, f.encoder, f.count) for f in collections(tmp_path / "other")} == {
+        ("pictures", "enc-a", 50),
+        ("pictures", "enc-b", 50),
+        ("parts", "enc-a", 3),
+    }
+    assert_equal(index, Index(tmp_path / "other", "enc-a", 8))
+    for item in items_of(50):
+        assert Index(tmp_path / "other", "enc-a", 8).read_thumbnail(item.id) == JPEG + item.id.encode()
+    assert [sent.sent for sent in copy(tmp_path / "index", tmp_path / "other")] == [0, 0, 0]
+
+
+def test_one_collection_can_be_copied_alone(index, tmp_path):
+    Index(tmp_path / "index", "enc-a", 8, "parts").upsert(items_of(3), vectors_of(3))
+    copy(tmp_path / "index", tmp_path / "other", "parts")
+    assert [facts.name for facts in collections(tmp_path / "other")] == ["parts"]
+
+
+def test_a_thumbnail_that_a_copy_lacks_is_sent_though_its_row_is_there(index, other, tmp_path):
+    copy(tmp_path / "index", tmp_path / "other")
+    id = items_of(1)[0].id
+    other.store.delete([other.thumbnail_path(id)])
+    assert copy(tmp_path / "index", tmp_path / "other")[0].sent == 0
+    assert other.read_thumbnail(id) == JPEG + id.encode()
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (
+            lambda other: other.delete([items_of(8)[7].id]),
+            "1 of 50 items of pictures are not in .*other",
+        ),
+        (lambda other: other.upsert(items_of(50), vectors_of(50, seed=1)), "is not the same in .*other after the copy"),
+        (
+            lambda other: other.upsert([replace(item, label="x") for item in items_of(50)], vectors_of(50)),
+            "is not the same in .*other after the copy",
+        ),
+    ],
+)
+def test_a_copy_that_is_not_equal_in_the_end_is_told(index, other, harm, sentence):
+    transfer.copy(index, other)
+    harm(other)
+    with pytest.raises(IndexProblem, match=sentence):
+        transfer.compare(index, other)
+
+
+def test_a_collection_is_not_copied_onto_another_encoders(index, tmp_path):
+    Index(tmp_path / "other", "enc-b", 8).upsert(items_of(1), vectors_of(1))
+    with pytest.raises(WrongEncoder, match=r"pictures holds vectors of enc-b in .*other, and of enc-a in .*index"):
+        copy(tmp_path / "index", tmp_path / "other")
+
+
+def test_an_index_is_not_copied_onto_itself(index, tmp_path):
+    with pytest.raises(IndexProblem, match="are the same index"):
+        copy(tmp_path / "index", f"{tmp_path}/nowhere/../index/")
+
+
+def test_a_copy_to_an_object_store_is_taken_up_after_kill_9_and_comes_back_equal(index, s3, tmp_path):
+    program = f"""
+import time
+from serving import transfer
+from serving.index import Index
+transfer.ROWS_AT_ONCE = 10
+upsert = Index.upsert
+Index.upsert = lambda self, *given: (upsert(self, *given), print("sent", flush=True), time.sleep(0.5))
+((source, target),) = transfer.pairs({str(tmp_path / "index")!r}, {s3!r})
+transfer.copy(source, target)
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert [process.stdout.readline() for _ in range(2)] == [b"sent\n"] * 2
+        process.kill()
+    there = Index(s3, "enc-a", 8)
+    left = there.count()
+    assert 20 <= left < 50
+    assert [vars(sent) for sent in copy(tmp_path / "index", s3)] == [{"sent": 50 - left, "present": left}]
+    assert_equal(index, there)
+    copy(s3, tmp_path / "back")
+    back = Index(tmp_path / "back", "enc-a", 8)
+    assert_equal(index, back)
+    assert all(back.read_thumbnail(item.id) == JPEG + item.id.encode() for item in items_of(50))

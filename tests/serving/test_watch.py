@@ -1,0 +1,266 @@
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from serving import watch
+from serving.bulk import BulkSettings, run
+from serving.filling import work_of
+from serving.index import Index, IndexProblem, Item, content_id
+from serving.watch import Follower
+from training.data import DataError
+
+
+@pytest.fixture
+def folder(tmp_path, picture):
+    place = tmp_path / "pictures"
+    place.mkdir()
+    for i in range(4):
+        (place / f"{i}.png").write_bytes(picture(i))
+    return place
+
+
+@pytest.fixture
+def index(bundle, tmp_path) -> Index:
+    return Index(tmp_path / "index", bundle.card.id, bundle.card.dimension)
+
+
+@pytest.fixture
+def start(bundle, folder, index, tmp_path):
+    """start() -> a follower that has looked twice, so that the collection is what the folder is."""
+
+    def begin() -> Follower:
+        follower = Follower(folder, work_of(bundle), index, tmp_path / "skipped.csv")
+        follower.look()
+        follower.look()
+        assert follower.started
+        return follower
+
+    return begin
+
+
+def look(follower: Follower) -> None:
+    """What is different is seen by one look, and taken by the next."""
+    follower.look()
+    follower.look()
+
+
+def names(index: Index) -> set[str]:
+    return {item.name for item in index.page(100)}
+
+
+def test_new_changed_and_removed_pictures_are_taken_over(start, folder, index, picture):
+    follower = start()
+    (folder / "new").mkdir()
+    (folder / "new" / "4.png").write_bytes(picture(4))
+    (folder / "0.png").unlink()
+    (folder / "1.png").write_bytes(picture(5))
+    look(follower)
+    assert names(index) == {"1.png", "2.png", "3.png", "new/4.png"}
+    assert index.ids() == {content_id(picture(i)) for i in (2, 3, 4, 5)}
+    assert index.verify() == []
+    assert not follower.look()
+
+
+def test_a_file_is_taken_when_it_no_longer_grows(start, folder, index, picture):
+    follower, data = start(), picture(9, size=(300, 200))
+    for end in (len(data) // 3, len(data) // 2, len(data)):
+        (folder / "9.png").write_bytes(data[:end])
+        follower.look()
+        assert follower.unsettled
+        assert index.count() == 4
+    follower.look()
+    assert not follower.unsettled
+    assert index.get(content_id(data))[0].name == "9.png"
+
+
+def test_a_renamed_picture_keeps_its_item_under_its_new_name(start, folder, index, picture, monkeypatch):
+    follower = start()
+    _, before = index.get(content_id(picture(2)))
+    for name in ("cats", "dogs"):
+        (folder / name).mkdir()
+    (folder / "3.png").rename(folder / "dogs" / "3.png")
+    (folder / "2.png").rename(folder / "cats" / "two.png")
+    monkeypatch.setattr("serving.filling.read", lambda *arguments: pytest.fail("it is decoded again"))
+    look(follower)
+    item, vector = index.get(content_id(picture(2)))
+    assert (item.name, item.label, item.path) == ("cats/two.png", "cats", str(folder / "cats" / "two.png"))
+    np.testing.assert_allclose(vector, before, atol=1e-6)
+    assert index.count() == 4
+
+
+def test_the_last_of_equal_files_takes_the_item_with_it(start, folder, index, picture):
+    shutil.copy(folder / "0.png", folder / "copy.png")
+    follower = start()
+    assert index.count() == 4
+    (folder / "0.png").unlink()
+    look(follower)
+    assert index.get(content_id(picture(0)))[0].name == "copy.png"
+    (folder / "copy.png").unlink()
+    look(follower)
+    assert index.get(content_id(picture(0))) is None
+
+
+def test_a_start_makes_good_what_happened_in_between(start, folder, index, picture):
+    start()
+    (folder / "0.png").unlink()
+    (folder / "1.png").rename(folder / "one.png")
+    (folder / "2.png").write_bytes(picture(20))
+    start()
+    assert names(index) == {"one.png", "2.png", "3.png"}
+    assert content_id(picture(2)) not in index.ids()
+
+
+def test_what_came_from_elsewhere_stays(start, folder, index, picture, bundle, tmp_path):
+    elsewhere = tmp_path / "pictures-more"  # its path begins with the folder's
+    elsewhere.mkdir()
+    (elsewhere / "7.png").write_bytes(picture(7))
+    run(BulkSettings(str(elsewhere), str(bundle.folder), index.store.uri))
+    index.upsert([Item("f" * 32, "uploaded", None, None, 1, 1)], np.ones((1, index.dimension)), {"f" * 32: b"jpeg"})
+    (folder / "7.png").write_bytes(picture(7))
+    follower = start()
+    (folder / "7.png").unlink()
+    look(follower)
+    assert names(index) == {"0.png", "1.png", "2.png", "3.png", "7.png", "uploaded"}
+
+
+def test_a_broken_file_is_listed_until_it_is_mended(start, folder, index, picture, tmp_path):
+    (folder / "5.png").write_text("no picture")
+    follower = start()
+    with open(tmp_path / "skipped.csv", newline="") as file:
+        assert list(csv.reader(file))[1:] == [["5.png", "is not an image of a format this reads"]]
+    (folder / "5.png").write_bytes(picture(5))
+    look(follower)
+    assert not (tmp_path / "skipped.csv").exists()
+    assert index.count() == 5
+
+
+def test_a_picture_that_is_broken_later_loses_its_item(start, folder, index):
+    follower = start()
+    (folder / "0.png").write_text("no picture")
+    look(follower)
+    assert names(index) == {"1.png", "2.png", "3.png"}
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_cannot_be_read_for_now_keeps_its_items(start, folder, index, picture, monkeypatch, begun):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "8.png").write_bytes(picture(8))
+    follower = start()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    if begun:
+        look(follower)
+    else:
+        follower = start()
+    assert index.count() == 5
+    monkeypatch.undo()
+    look(follower)
+    assert index.count() == 5
+
+
+def test_a_drive_that_was_taken_away_deletes_nothing(start, folder, index):
+    follower = start()
+    folder.rename(folder.with_name("away"))
+    with pytest.raises(DataError, match="nothing was deleted"):
+        follower.look()
+    folder.mkdir()  # where it was mounted
+    with pytest.raises(DataError, match="no longer the folder it was; nothing was deleted"):
+        follower.look()
+    start()
+    assert index.count() == 4
+
+
+def test_all_may_be_removed_while_it_is_followed(start, folder, index):
+    follower = start()
+    for path in folder.iterdir():
+        path.unlink()
+    look(follower)
+    assert index.count() == 0
+
+
+def test_after_a_problem_of_the_index_nothing_is_forgotten(start, folder, index, picture, monkeypatch):
+    follower = start()
+    (folder / "0.png").unlink()
+    (folder / "4.png").write_bytes(picture(4))
+
+    def fail(*arguments):
+        raise IndexProblem("the disk is full")
+
+    monkeypatch.setattr(Index, "delete", fail)
+    follower.look()
+    with pytest.raises(IndexProblem):
+        follower.look()
+    monkeypatch.undo()
+    look(follower)
+    assert names(index) == {"1.png", "2.png", "3.png", "4.png"}
+
+
+def test_following_takes_seconds_and_ends_when_told(bundle, folder, index, picture, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(watch, "SETTLED_S", 0.3)
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=watch.follow, args=(folder, work_of(bundle), index, tmp_path / "skipped.csv", stop)
+    )
+    thread.start()
+
+    def wait(count: int) -> float:
+        began = time.monotonic()
+        while index.count() != count and time.monotonic() < began + 20:
+            time.sleep(0.05)
+        assert index.count() == count
+        return time.monotonic() - began
+
+    try:
+        wait(4)
+        (folder / "new").mkdir()
+        (folder / "new" / "4.png").write_bytes(picture(4))
+        assert wait(5) < 5
+        shutil.rmtree(folder / "new")
+        assert wait(4) < 5
+    finally:
+        stop.set()
+        thread.join()
+    assert "indexed 4, already there 0, skipped 0" in capfd.readouterr().out
+
+
+def test_the_command_follows_until_ctrl_c(bundle, folder, index):
+    arguments = ["--data", str(folder), "--encoder", str(bundle.folder), "--index", index.store.uri, "--watch"]
+    command = [sys.executable, "serving/bulk.py", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for line in process.stdout:
+            if "following" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert f"stopped following {folder}; the same command goes on from here" in rest
+    assert process.returncode == 0
+    assert index.count() == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "others", "sentence"),
+    [
+        ("pictures.zip", {}, "--watch follows a folder, and .*pictures.zip is none"),
+        ("pictures", {"ray": True}, "--watch goes with neither"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(bundle, folder, tmp_path, data, others, sentence):
+    with pytest.raises(DataError, match=sentence):
+        run(BulkSettings(str(tmp_path / data), str(bundle.folder), str(tmp_path / "index"), watch=True, **others))

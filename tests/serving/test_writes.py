@@ -1,0 +1,198 @@
+"""Concurrent writes of one collection, over an index that notes what it is asked for."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from serving.errors import Busy
+from serving.index import IndexProblem, Item
+from serving.writes import Writer
+
+
+class Noted:
+    """An Index in memory. A commit waits for `go_on`; ids that begin with "bad" fail whatever they come in."""
+
+    name, encoder_id = "pictures", "means"
+
+    def __init__(self):
+        self.rows: dict[str, np.ndarray] = {}
+        self.commits: list[tuple[str, list[str]]] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.tidied = 0
+
+    def known(self, ids):
+        return {id for id in ids if id in self.rows}
+
+    def upsert(self, items, vectors, thumbnails=None, beside=False):
+        self._begin("put", [item.id for item in items])
+        self.rows |= {item.id: vector for item, vector in zip(items, vectors, strict=True)}
+
+    def delete(self, ids):
+        self._begin("delete", list(ids))
+        return sum(self.rows.pop(id, None) is not None for id in ids)
+
+    def maintain(self):
+        self.tidied += 1
+        return True
+
+    def _begin(self, what, ids):
+        assert self.go_on.wait(10)
+        self.commits.append((what, ids))
+        if any(id.startswith("bad") for id in ids):
+            raise IndexProblem("bad")
+
+
+@pytest.fixture
+def index():
+    return Noted()
+
+
+@pytest.fixture
+def writer():
+    made = Writer(1000, 2**30)
+    yield made
+    made.close()
+
+
+def put(writer, index, *ids, value: float = 1.0):
+    items = [Item(id, id, None, None, 0, 0, 0) for id in ids]
+    return writer.upsert(index, items, np.full((len(ids), 2), value, np.float32), {})
+
+
+async def after_the_first(index, first, *others):
+    """What each gives; the others came while the commit of the first ran."""
+    index.go_on.clear()
+    tasks = [asyncio.create_task(first)]
+    await asyncio.sleep(0.05)
+    tasks += [asyncio.create_task(other) for other in others]
+    await asyncio.sleep(0.05)
+    index.go_on.set()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_what_comes_while_a_commit_runs_is_one_commit(writer, index):
+    async def ask():
+        return await after_the_first(index, put(writer, index, "a"), *(put(writer, index, f"b{i}") for i in range(50)))
+
+    assert asyncio.run(ask()) == [[True]] * 51
+    assert index.commits == [("put", ["a"]), ("put", [f"b{i}" for i in range(50)])]
+
+
+def test_each_write_hears_which_of_its_items_were_new(writer, index):
+    async def ask():
+        puts = [put(writer, index, "a", "b"), put(writer, index, "b", "c", "c")]
+        return await after_the_first(index, put(writer, index, "a"), *puts)
+
+    assert asyncio.run(ask()) == [[True], [False, True], [False, True, False]]
+
+
+def test_writes_take_effect_in_the_order_in_which_they_came(writer, index):
+    async def ask():
+        return await after_the_first(
+            index,
+            put(writer, index, "a"),
+            put(writer, index, "a", value=2),
+            writer.delete(index, ["a", "b", "a"]),
+            put(writer, index, "a", value=3),
+            put(writer, index, "a", value=4),
+            writer.delete(index, ["b"]),
+        )
+
+    assert asyncio.run(ask()) == [[True], [False], ["a"], [True], [False], []]
+    assert index.rows["a"].tolist() == [4, 4]
+
+
+def test_a_write_that_fails_fails_its_request_alone(writer, index):
+    async def ask():
+        puts = [put(writer, index, "b"), put(writer, index, "bad"), put(writer, index, "c")]
+        return await after_the_first(index, put(writer, index, "a"), *puts)
+
+    first, b, bad, c = asyncio.run(ask())
+    assert (first, b, c) == ([True], [True], [True])
+    assert isinstance(bad, IndexProblem)
+    assert set(index.rows) == {"a", "b", "c"}
+    assert asyncio.run(put(writer, index, "d")) == [True]
+
+
+def test_what_its_client_waits_for_no_longer_is_not_written(writer, index):
+    async def ask():
+        index.go_on.clear()
+        first = asyncio.create_task(put(writer, index, "a"))
+        await asyncio.sleep(0.05)
+        gone = asyncio.create_task(put(writer, index, "gone"))
+        stays = asyncio.create_task(put(writer, index, "b"))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        index.go_on.set()
+        await asyncio.gather(first, stays)
+
+    asyncio.run(ask())
+    assert set(index.rows) == {"a", "b"}
+
+
+def test_beyond_its_room_writes_are_turned_away_until_there_is_some(index):
+    writer = Writer(10, 100)
+
+    async def ask():
+        with writer.room(8, 50):
+            with pytest.raises(Busy, match="10 rows to write; come back soon") as refused:
+                writer.room(3).__enter__()
+            assert refused.value.headers == {"Retry-After": "1"}
+            with pytest.raises(Busy):
+                writer.room(1, 51).__enter__()
+        with writer.room(10, 100):
+            pass
+
+    asyncio.run(ask())
+    writer.close()
+
+
+def test_the_collection_is_tidied_up_after_many_commits_and_some_time_after_a_few(writer, index, monkeypatch):
+    monkeypatch.setattr("serving.writes.MAINTAIN_COMMITS", 5)
+
+    async def many():
+        for i in range(11):
+            await put(writer, index, str(i))
+
+    asyncio.run(many())
+    writer._maintenance.submit(lambda: None).result()
+    assert index.tidied == 2
+
+    monkeypatch.setattr("serving.writes.MAINTAIN_S", 0.05)
+    writer._queues.clear()
+
+    async def few():
+        await put(writer, index, "a")
+        await put(writer, index, "b")
+        await asyncio.sleep(0.3)
+
+    asyncio.run(few())
+    assert index.tidied == 3
+
+
+def test_tidying_up_that_fails_is_logged_and_writing_goes_on(writer, index, monkeypatch, caplog):
+    monkeypatch.setattr("serving.writes.MAINTAIN_COMMITS", 1)
+
+    def fail():
+        raise IndexProblem("the disk is gone")
+
+    index.maintain = fail
+    assert asyncio.run(put(writer, index, "a")) == [True]
+    writer._maintenance.submit(lambda: None).result()
+    assert caplog.messages == ["the collection pictures could not be tidied up. the disk is gone"]
+    assert asyncio.run(put(writer, index, "b")) == [True]
+
+
+def test_a_commit_takes_so_many_rows_and_no_more(writer, index, monkeypatch):
+    monkeypatch.setattr("serving.writes.MOST_ROWS", 3)
+
+    async def ask():
+        puts = [put(writer, index, f"b{i}", f"c{i}") for i in range(3)]
+        big = put(writer, index, *"defgh")
+        return await after_the_first(index, put(writer, index, "a"), *puts, big)
+
+    asyncio.run(ask())
+    assert [len(ids) for _, ids in index.commits] == [1, 2, 2, 2, 5]
