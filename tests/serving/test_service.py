@@ -115,7 +115,7 @@ def test_a_built_bento_serves_where_there_is_no_checkout(launch, bento, fill, bu
         assert client.embed([picture(0), picture(1)]).model == bundle.card.id
         assert client.search(picture(2), k=1).results[0].name == "a/2.png"
     assert "gradio" in httpx.get(f"{running.address}/ui/").text
-    views = httpx.post(f"{running.address}/views", files={"image": ("a.png", picture(0))})
+    views = httpx.post(f"{running.address}/views", files={"image": ("a.png", picture(0))}, timeout=60)
     assert views.json()["error"]["code"] == "not_offered"  # training/ is not to be found
 
     folders = {file.relative_to(bento / "src").parts[0] for file in (bento / "src").rglob("*.py")}
