@@ -2,12 +2,13 @@
 
     python benchmarks/durability.py [--quick]
 
-A process upserts, deletes and maintains, and says through a pipe what it begins and what has returned. It is killed
-by SIGKILL at a random moment; then the collection is read anew and compared. What was under way may be there or not,
-but as a whole. `lost` are acknowledged pictures that are not there, not as they were last written, or not found by a
-reader that was open all the time; `back` are pictures that are there though their deletion was acknowledged; `half`
-are operations of which a part is there; `unsound` is what `Index.verify` says. A killed process leaves the system's
-cache of the disk as it is: a power cut is another matter, and tests/serving/test_index.py imitates one."""
+A process upserts, deletes and maintains, and says through a pipe what it begins and what has returned. It is killed by
+SIGKILL at a random moment; then the collection is read anew and compared. What was under way may be there or not, but
+as a whole. `lost` are acknowledged pictures that are not there, not as they were last written, or not found by a reader
+that was open all the time; `back` are pictures that are there though their deletion was acknowledged; `half` are
+operations of which a part is there; `unsound` is what `Index.verify` says. A killed process leaves the system's cache
+of the disk as it is: a power cut is another matter, which tests/serving/test_index.py imitates.
+"""
 
 if __name__ == "__main__" and not __package__:
     import sys

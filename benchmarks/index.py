@@ -3,10 +3,10 @@
     python benchmarks/index.py [--quick]
     python benchmarks/index.py --real clothing.zip      pixels of a zip's pictures instead of made vectors
 
-The vectors are unit, around 2,000 centres, and the queries are of the same kind. `flat` is FAISS's IndexFlatIP,
-exact, with one thread or all, whichever is faster here; `hnsw` its IndexHNSWFlat (M 32). Twinview answers with whole
-items, through serving.index on a folder; FAISS with numbers. They take turns, query by query, in one process. Upserts
-are durable when they return. A filter is told as first met and as met again at one version of the table.
+The vectors are unit, around 2,000 centres, and the queries are of the same kind. `flat` is FAISS's IndexFlatIP, exact,
+with one thread or all, whichever is faster here; `hnsw` its IndexHNSWFlat (M 32). Twinview answers with whole items,
+through serving.index on a folder; FAISS with numbers. They take turns, query by query, in one process. Upserts are
+durable when they return. A filter is told as first met and as met again at one version of the table.
 
 `reopening` is a fresh process: from imports done to the first answer, and from its start. `memory` is what it takes
 after that beyond the imports, and in all, over the bytes of the vectors. `while loading` is the p99 of searches while

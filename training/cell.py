@@ -32,7 +32,7 @@ from training.labelled import check_classes, hold_out
 from training.pretrain import pretrain
 
 FOLDER, COST = "studies", "cost.json"
-DECAY = 1e-3  # of the linear evaluation, everywhere: with thousands of pictures and 128 features it hardly matters
+DECAY = 1e-3  # of the linear evaluation of every h and z
 HELD_OUT = 0.2
 MATCHED = 1000  # pictures whose two views look for each other
 BINS = 16  # of a channel's histogram

@@ -3,17 +3,14 @@
 A cell is a run's settings beside the study's own base; a figure's row is a cell, once a seed.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
-from statistics import fmean
 
-import numpy as np
-
+from training import plots
 from training.config import PretrainSettings
 from training.factors import GREY, NAMES, NUMBERS
-from training.verdict import Claim, Group, Row, halfwidth
+from training.verdict import Claim, Group, Row
 
 HEADS = {"none": 0, "linear": 1, "non-linear": 2}
 DIMENSIONS = (32, 128, 512)
@@ -28,7 +25,6 @@ ONE_BY_ONE = {
 }
 NOTHING = {"crop_area": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0}
 FACTORS = (GREY, *(name.removesuffix("_deg") for name in NUMBERS), *NAMES)
-READ = ("linear h", "linear z", "mlp h", "mlp z")
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ def row_a_factor(cells: list[Cell], found: list[list[dict]]) -> list[Row]:
     return [
         Row(
             cell.labels | {"factor": factor},
-            {name: [one[f"{factor}: {name}"] for one in seeds] for name in ("chance", *READ)},
+            {name: [one[f"{factor}: {name}"] for one in seeds] for name in ("chance", *plots.READ)},
         )
         for cell, seeds in zip(cells, found, strict=True)
         for factor in FACTORS
@@ -75,7 +71,7 @@ def heads(base: PretrainSettings) -> list[Cell]:
     shapes = [(head, d) for head in HEADS for d in (DIMENSIONS if HEADS[head] else DIMENSIONS[:1])]
     return [
         Cell(
-            {"head": head, "dimension": d if HEADS[head] else "of h"},
+            {"head": head, "dimension": d if HEADS[head] else "no head"},
             replace(base, head_layers=HEADS[head], head_dimension=d),
         )
         for head, d in shapes
@@ -119,106 +115,6 @@ def strengths(base: PretrainSettings) -> list[Cell]:
     return [*cells, Cell({"strength": "1 + blur"}, replace(base, augment=blurred))]
 
 
-def draw_heads(figure, rows: Sequence[Row]) -> None:
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axis, name, title in ((left, "linear h", "read from h"), (right, "linear z", "read from z")):
-        for shift, head in enumerate(HEADS):
-            of = [row for row in rows if row.labels["head"] == head]
-            places = range(len(DIMENSIONS)) if HEADS[head] else [len(DIMENSIONS)]
-            _bars(axis, [p + 0.3 * (shift - 1.5) * bool(HEADS[head]) for p in places], of, name, rows, 0.28, head)
-        axis.set_xticks(range(len(DIMENSIONS) + 1), [*DIMENSIONS, "no head"])
-        axis.set(title=title, xlabel="dimension of z")
-    left.set_ylabel("linear evaluation, %")
-    left.margins(y=0.15)
-    left.legend(ncols=3, loc="upper left")
-
-
-def draw_factors(figure, rows: Sequence[Row]) -> None:
-    for axis, views in zip(figure.subplots(2, 1, sharex=True), ("all", "no colour"), strict=True):
-        of = [row for row in rows if row.labels["views"] == views]
-        for shift, name in enumerate(READ):
-            _bars(axis, [i + 0.2 * (shift - 1.5) for i in range(len(of))], of, name, rows, 0.19, name)
-        chance = [100 * fmean(row.values["chance"]) for row in of]
-        axis.hlines(chance, np.arange(len(of)) - 0.4, np.arange(len(of)) + 0.4, color="black", label="chance")
-        axis.set_xticks(range(len(of)), [row.labels["factor"] for row in of], rotation=20)
-        said = {"all": "trained with every augmentation", "no colour": "trained without colour jitter and grey"}
-        axis.set(title=said[views], ylabel="read rightly, %")
-    figure.axes[0].legend(ncols=5, fontsize=8)
-
-
-def draw_pairs(figure, rows: Sequence[Row]) -> None:
-    names = list(ONE_BY_ONE)
-    table = np.zeros((len(names), len(names) + 1))
-    for row in rows:
-        i, j = (names.index(row.labels[side]) for side in ("first", "second"))
-        table[i, j] = table[j, i] = 100 * fmean(row.values["linear h"])
-    table[:, -1] = table[:, :-1].mean(axis=1)
-    axis = figure.subplots()
-    shown = axis.imshow(table, cmap="viridis")
-    for i, j in np.ndindex(table.shape):
-        middle = (table.min() + table.max()) / 2
-        axis.text(j, i, f"{table[i, j]:.1f}", ha="center", va="center", color="w" if table[i, j] < middle else "k")
-    axis.set_xticks(range(len(names) + 1), [*names, "average"])
-    axis.set_yticks(range(len(names)), names)
-    axis.set(title="linear evaluation of h, %; alone on the diagonal")
-    figure.colorbar(shown)
-
-
-def draw_batches(figure, rows: Sequence[Row]) -> None:
-    axis = figure.subplots()
-    lengths = list(dict.fromkeys(row.labels["epochs"] for row in rows))
-    for shift, batch in enumerate(BATCHES):
-        of = [row for row in rows if row.labels["batch"] == batch]
-        places = [i + 0.27 * (shift - 1) for i in range(len(of))]
-        _bars(axis, places, of, "linear h", rows, 0.25, f"batch {batch}")
-    axis.set_xticks(range(len(lengths)), lengths)
-    axis.set(xlabel="epochs", ylabel="linear evaluation of h, %")
-    axis.margins(y=0.15)
-    axis.legend(ncols=3, loc="upper left")
-
-
-def draw_temperatures(figure, rows: Sequence[Row]) -> None:
-    left, right = figure.subplots(1, 2)
-    for axis, name, said in (
-        (left, "linear h", "linear evaluation of h, %"),
-        (right, "views matched z", "two views find each other by z, %"),
-    ):
-        _line(axis, [row.labels["tau"] for row in rows], rows, name)
-        axis.set_xscale("log")
-        axis.set_xticks(TEMPERATURES, [f"{tau:g}" for tau in TEMPERATURES])
-        axis.minorticks_off()
-        axis.set(xlabel="temperature", ylabel=said)
-
-
-def draw_strengths(figure, rows: Sequence[Row]) -> None:
-    left, right = figure.subplots(1, 2)
-    for axis, name, said in (
-        (left, "linear h", "linear evaluation of h, %"),
-        (right, "views matched by histogram", "views matched by colour histograms alone, %"),
-    ):
-        _bars(axis, range(len(rows)), rows, name, rows, 0.7)
-        axis.set_xticks(range(len(rows)), [row.labels["strength"] for row in rows])
-        axis.set(xlabel="strength of colour distortion", ylabel=said)
-
-
-def _spread(of: Sequence[Row], name: str, rows: Sequence[Row]) -> tuple[list[float], list[float]]:
-    """Means, and halves of their intervals (0 where one seed gives none), in percent."""
-    halves = [halfwidth(rows, name, len(row.values[name])) for row in of]
-    return [100 * fmean(row.values[name]) for row in of], [0 if math.isnan(half) else 100 * half for half in halves]
-
-
-def _bars(axis, places, of, name: str, rows, width: float, label: str | None = None) -> None:
-    means, halves = _spread(of, name, rows)
-    axis.bar(places, means, width, yerr=halves, capsize=2, label=label)
-    for place, row in zip(places, of, strict=True):
-        axis.plot([place] * len(row.values[name]), [100 * v for v in row.values[name]], "k.", markersize=3)
-
-
-def _line(axis, places, rows, name: str) -> None:
-    means, halves = _spread(rows, name, rows)
-    axis.errorbar(places, means, yerr=halves, capsize=3, marker="o")
-
-
 def where(**labels) -> Callable[[dict], bool]:
     """Rows whose labels are these; of several values, any."""
     of = {name: value if isinstance(value, tuple) else (value,) for name, value in labels.items()}
@@ -260,14 +156,14 @@ STUDIES = {
             claim("A linear head is better for h than none", "linear h", {"head": "linear"}, {"head": "none"}),
             h_over_z("Behind a non-linear head, h is better than z", head="non-linear"),
         ),
-        draw_heads,
+        plots.heads,
         row_a_cell,
     ),
     "what-g-forgets": Study(
         "What is lost in z = g(h), of factors that are known (Table 3)",
         with_and_without_colour,
         ("factors",),
-        READ,
+        plots.READ,
         (
             forgotten("An MLP reads colour (hue, saturation, value, made grey) better from h than from z", COLOUR),
             forgotten("It reads orientation better from h than from z", ("orientation",)),
@@ -279,7 +175,7 @@ STUDIES = {
                 (Group("mlp z", where(factor=COLOUR, views="all")),),
             ),
         ),
-        draw_factors,
+        plots.factors,
         row_a_factor,
     ),
     "augmentations": Study(
@@ -304,7 +200,7 @@ STUDIES = {
                 *({"first": "crop", "second": second} for second in ("colour", ("flip", "blur"))),
             ),
         ),
-        draw_pairs,
+        plots.pairs,
         row_a_cell,
     ),
     "batch-size": Study(
@@ -328,7 +224,7 @@ STUDIES = {
                 *({"length": length} for length in (LENGTHS[-1], LENGTHS[0])),
             ),
         ),
-        draw_batches,
+        plots.batches,
         row_a_cell,
     ),
     "temperature": Study(
@@ -341,7 +237,7 @@ STUDIES = {
             claim("tau 0.1 is better than 0.05", "linear h", {"tau": 0.1}, {"tau": 0.05}),
             claim("tau 0.1 is better than 0.5", "linear h", {"tau": 0.1}, {"tau": 0.5}),
         ),
-        draw_temperatures,
+        plots.temperatures,
         row_a_cell,
     ),
     "colour": Study(
@@ -359,7 +255,7 @@ STUDIES = {
             claim("Strength 1 is better than 1/8", "linear h", {"strength": "1"}, {"strength": "0.125"}),
             claim("Blur adds to it", "linear h", {"strength": "1 + blur"}, {"strength": "1"}),
         ),
-        draw_strengths,
+        plots.strengths,
         row_a_cell,
     ),
 }
