@@ -80,8 +80,8 @@ def export(settings: ExportSettings) -> tuple[Bundle, bool]:
     out = settings.out or (settings.run if settings.run.is_dir() else settings.run.parent) / "encoder"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     saved = checkpoint.load(path)
-    about = saved.get("classifier")
-    classes = about["classes"] if about else []
+    about = saved.get("classifier") or saved.get("distillation")
+    classes = about.get("classes", []) if about else []
     try:
         there = load_bundle(out)
         card = there.card
@@ -91,7 +91,7 @@ def export(settings: ExportSettings) -> tuple[Bundle, bool]:
     except (BundleError, KeyError):
         pass  # absent or of another kind: made anew
     encoder, head = checkpoint.encoder_of(saved), None
-    if about:
+    if classes:
         network, _ = classifier.load(path)
         head = nn.Sequential(network.hidden, network.classifier)
     trained = checkpoint.settings_of(saved)
@@ -166,14 +166,15 @@ def make_card(
     licence: str,
     about: dict | None = None,
 ) -> ModelCard:
-    """about: what a classifier's checkpoint says of it (training/classifier.py)."""
+    """about: what the checkpoint says of a fine-tuning (training/classifier.py) or a distillation, under its name."""
     sha256 = hashlib.sha256(graph).hexdigest()
     preprocessing = Preprocessing(trained.size_px)
     # The card is served: no path of this machine stands in it.
     how = {"settings": _without_paths(trained.to_dict()) | {"data": facts["data"]}}
     if about:
         how |= {"origin": Path(about["origin"]).name}
-        how |= {"finetuning": _without_paths(about["settings"])}
+        taught = "teacher" in about["settings"]
+        how |= {"distillation" if taught else "finetuning": _without_paths(about["settings"])}
     return ModelCard(
         id=encoder_id(trained.architecture, sha256, preprocessing),
         architecture=trained.architecture,
@@ -191,7 +192,7 @@ def make_card(
         figures={"parity_error": error, "before": facts.get("before", {}), "after": facts.get("after", {})},
         licence=licence,
         probe=probe_of(graph, trained.size_px),
-        classes=about["classes"] if about else [],
+        classes=about.get("classes", []) if about else [],
     )
 
 

@@ -29,6 +29,8 @@ from serving.thumbnail import Read, read
 LEAST_ROWS, ROWS_PER_UPSERT = 512, 2048  # while nothing else is being written; in any case
 COMMIT_S = 15.0  # work that a crash may cost
 LOOK_S = 0.2  # how often the bar is moved on
+# Of a batch on the CPU: larger ones are no faster there, and at the end cores wait for whoever has the last.
+ENOUGH_PIXELS, LEAST_BATCH = 2**19, 4
 
 Encode = Callable[[np.ndarray], np.ndarray]
 
@@ -59,19 +61,23 @@ class Work(NamedTuple):
     """uint8 (n, S, S, 3) -> float32 (n, d), for any n from 1 to MAX_BATCH; from all threads at once."""
     preprocessing: Preprocessing
     threads: int
+    batch: int = MAX_BATCH
+    """Pictures."""
 
 
 def work_of(bundle: Bundle, threads: int | None = None) -> Work:
     """For as many cores as `threads`, by default all. raises BundleError."""
     threads = threads or cores()
     encoder = Encoder(bundle, threads=1)
-    at_once = threading.Semaphore(threads if encoder.providers[0] == CPU else 1)
+    on_cpu, size_px = encoder.providers[0] == CPU, bundle.card.preprocessing.size_px
+    at_once = threading.Semaphore(threads if on_cpu else 1)
+    batch = max(LEAST_BATCH, min(MAX_BATCH, ENOUGH_PIXELS // size_px**2)) if on_cpu else MAX_BATCH
 
     def encode(pixels: np.ndarray) -> np.ndarray:
         with at_once:
             return encoder(pixels)
 
-    return Work(encode, bundle.card.preprocessing, 2 * threads)
+    return Work(encode, bundle.card.preprocessing, 2 * threads, batch)
 
 
 def fill(
@@ -145,9 +151,9 @@ class _Threads:
             self.writer.put([new.item for new in batch], vectors, {new.item.id: new.thumbnail for new in batch})
 
     def _batch(self) -> list[_New]:
-        """MAX_BATCH that are not known, and now are; fewer at the end only."""
+        """As many that are not known, and now are, as make a batch; fewer at the end only."""
         batch = []
-        while len(batch) < MAX_BATCH and not self.stop.is_set():
+        while len(batch) < self._work.batch and not self.stop.is_set():
             with self._lock:
                 if (original := next(self._originals, None)) is None:
                     break

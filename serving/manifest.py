@@ -104,7 +104,8 @@ def torn(root: Path) -> list[Path]:
 
 def booted_at() -> float:
     """When this machine was started, s."""
-    return time.time() - time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    clock = getattr(time, "CLOCK_BOOTTIME", None)  # Linux's, which counts sleep
+    return time.time() - (time.monotonic() if clock is None else time.clock_gettime(clock))
 
 
 def _fragment(message: bytes) -> Fragment:

@@ -1,7 +1,7 @@
 """The nearest of many unit vectors in memory: as good as exact, for a small part of the cost.
 
 A full comparison reads all n x d numbers, and memory is the limit. So each vector has a head beside it: its coordinates
-in the m directions that hold most of a sample, m = d / 8 or 48. The FIRST best by heads are compared in full, then four
+in the m directions that hold most of a sample, m = d / 8 or 32. The FIRST best by heads are compared in full, then four
 times as many, and so on, until more has changed nothing; where heads say little (noise without neighbours) that ends
 with comparing all.
 """
@@ -12,15 +12,18 @@ from functools import cached_property
 
 import numpy as np
 
+LEAST_HEAD = 32
 FIRST = 128
 GROWTH = 4
 MOST = 16  # beyond 1/16 of all, comparing all is no slower
 STRIPES = 8  # scores are read eight stripes in parallel; the best of each eight give the bound above which FIRST are
 HEADS_FROM = 4096  # rows; fewer are all compared
 FITTED_ANEW = 4  # times as many rows as the directions were found with
-SAMPLE = 4096
-ITERATIONS = 4
+SAMPLE = 2048
+ITERATIONS = 3
+TOGETHER = 64  # queries
 SCORES_AT_ONCE = 8_000_000  # 32 MB of inner products
+ONE_CORE = 2**18  # multiply-adds: of more OpenBLAS makes parts for all cores, and where these are busy waits for each
 WORTH_GATHERING = 16  # a filter that keeps less than 1/16: those are compared, and nothing else
 
 
@@ -42,7 +45,7 @@ class Nearest:
 
     @classmethod
     def empty(cls, dimension: int, capacity: int) -> "Nearest":
-        m = min(dimension, max(48, dimension // 8))
+        m = min(dimension, max(LEAST_HEAD, dimension // 8))
         rows, heads = (np.empty((capacity, width), np.float32) for width in (dimension, m))  # takes memory when written
         return cls(0, np.empty(capacity, np.uint64), rows, heads, np.empty((dimension, m), np.float32))
 
@@ -62,7 +65,7 @@ class Nearest:
         """With `vectors` (a, d) of `keys` (a,). To be asked of the last one made, and no other."""
         grown = self._with(keys, vectors)
         if self.fitted:
-            np.matmul(vectors, self.basis, out=grown.heads[grown.n - len(keys) : grown.n])
+            _product(vectors, self.basis, grown.heads[grown.n - len(keys) : grown.n])
         return grown._fitted() if grown.n >= FITTED_ANEW * self.fitted else grown
 
     def _with(self, keys: np.ndarray, vectors: np.ndarray) -> "Nearest":
@@ -106,7 +109,7 @@ class Nearest:
                 return [self._best(among, _dots(gathered, query), k) for query in queries]
             barred = np.ones(self.n, bool)
             barred[among] = False
-        step = max(1, SCORES_AT_ONCE // max(1, self.n))
+        step = max(1, min(TOGETHER, SCORES_AT_ONCE // max(1, self.n)))
         return [
             self._refined(query, scores, k, barred)
             for at in range(0, len(queries), step)
@@ -115,11 +118,13 @@ class Nearest:
 
     def _scores(self, queries: np.ndarray) -> np.ndarray:
         """(q, n): what heads say, or the cosines where there are none."""
-        side = self.heads if self.fitted else self.rows
-        known = queries @ self.basis if self.fitted else queries
-        if len(queries) == 1:  # BLAS would wake all cores for it, and is slow where they are busy
-            return _dots(side[: self.n], known[0])[None]
-        return known @ side[: self.n].T
+        side = (self.heads if self.fitted else self.rows)[: self.n]
+        known = np.einsum("qi,im->qm", queries, self.basis) if self.fitted else queries
+        if len(queries) == 1:
+            return _dots(side, known[0])[None]
+        scores = np.empty((len(queries), self.n), np.float32)
+        _product(side, known.T, scores.T)
+        return scores
 
     def _refined(self, query: np.ndarray, scores: np.ndarray, k: int, barred: np.ndarray | None):
         if barred is not None:
@@ -127,13 +132,13 @@ class Nearest:
         if not self.fitted:
             return self._best(np.arange(self.n), scores, k)
         stripes = scores[: self.n // STRIPES * STRIPES].reshape(STRIPES, -1).max(axis=0)
+        if barred is not None:
+            stripes = stripes[stripes > -np.inf]  # partition is slow where many are equal
         above, first = np.inf, max(FIRST, 4 * k)
         best, cosines = np.empty(0, np.intp), np.empty(0, np.float32)
-        while MOST * first <= self.n:
+        while MOST * first <= self.n and first < len(stripes):
             bound = np.partition(stripes, -first)[-first]
             at = np.flatnonzero((scores >= bound) & (scores < above))
-            if bound == -np.inf:
-                break
             found = _dots(self.rows[at], query)
             better = len(cosines) < k or np.count_nonzero(found > cosines.min()) > k // 100
             best, cosines = _top(np.concatenate([best, at]), np.concatenate([cosines, found]), k)
@@ -154,12 +159,12 @@ class Nearest:
         """With heads for these rows: the strongest directions by subspace iteration."""
         if self.n < HEADS_FROM:
             return self
-        sample = self.rows[: self.n : max(1, self.n // SAMPLE)]
+        sample = self.rows[: self.n : max(1, self.n // SAMPLE)].copy()
         basis = np.random.default_rng(0).standard_normal(self.basis.shape, dtype=np.float32)
         for _ in range(ITERATIONS):
-            basis = np.linalg.qr(sample.T @ (sample @ basis))[0]
+            basis = _orthonormal(_product(sample.T, _product(sample, basis)))
         heads = np.empty_like(self.heads)  # others still read the old one
-        np.matmul(self.rows[: self.n], basis, out=heads[: self.n])
+        _product(self.rows[: self.n], basis, heads[: self.n])
         return replace(self, basis=basis, heads=heads, fitted=self.n)
 
     def _moved(self) -> "Nearest":
@@ -174,6 +179,23 @@ class Nearest:
 def _dots(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
     """rows @ query, on one core, as fast as memory is read."""
     return np.einsum("ij,j->i", rows, query)
+
+
+def _orthonormal(columns: np.ndarray) -> np.ndarray:
+    """A basis (d, m) of what the columns span; where they are fewer than m directions, with columns of 0. LAPACK's QR
+    makes thousands of small calls, each for all cores."""
+    strengths, mixed = np.linalg.eigh(_product(columns.T, columns).astype(np.float64))
+    scales = np.where(strengths > 1e-6 * strengths[-1], np.maximum(strengths, 1e-300) ** -0.5, 0)
+    return _product(columns, (mixed * scales).astype(np.float32))
+
+
+def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """a @ b, on one core."""
+    out = np.empty((len(a), b.shape[1]), np.float32) if out is None else out
+    step = max(1, ONE_CORE // b.size)
+    for at in range(0, len(a), step):
+        np.matmul(a[at : at + step], b, out=out[at : at + step])
+    return out
 
 
 def _top(at: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

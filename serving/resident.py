@@ -14,7 +14,7 @@ import numpy as np
 from serving.nearest import Nearest
 
 MOST_BYTES = 2**30  # of vectors; a larger table is searched where it lies
-BATCH = 16_384  # rows read at once
+BATCH_BYTES = 2**25  # read at once: of what is smaller, the allocator keeps much when it is freed
 REMEMBERED = 16  # filters
 
 
@@ -101,7 +101,7 @@ class Resident:
         return len(rows) == 1 and np.array_equal(self._matrix(rows[0]), nearest.rows[at : at + 1])
 
     def _loaded(self, reader) -> Nearest:
-        batches = _vectors(reader).to_batches(BATCH)
+        batches = _vectors(reader).to_batches(max(1, BATCH_BYTES // (4 * self.dimension)))
         parts = ((_keys(batch), self._matrix(batch)) for batch in batches)
         return Nearest.of(parts, self.dimension, self.most)
 

@@ -9,17 +9,17 @@ Paths are relative, with slashes. Everything raises StoreProblem, which names th
 import errno
 import os
 import secrets
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 
+from serving.lease import of_folder, of_objects
+
 THREADS = 16  # that write or delete at once: a disk joins their flushes, an object store answers each in its time
-LEASE_S = 60  # a holder that died is waited for this long; object stores only
 RETRIES = 5  # of a request to an object store
 STALE_S = 3600  # an unfinished file this old belongs to no one
 OBJECT_STORES = {  # what their errors mean, by a mark in them
@@ -143,72 +143,11 @@ class Store:
     @contextmanager
     def lease(self, name: str) -> Iterator[bool]:
         """True for one holder at a time over all processes; False at once where another holds it."""
-        if self.local is None:
-            with self._object_lease(f".leases/{name}") as held:
-                yield held
-            return
-        from filelock import FileLock, Timeout
-
-        with self.explained("written"):
-            folder = self.local / ".leases"
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / name)  # the system lets go of it when the process dies
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                lock = None
-        try:
-            yield lock is not None
-        finally:
-            if lock is not None:
-                lock.release()
-
-    @contextmanager
-    def _object_lease(self, path: str) -> Iterator[bool]:
-        """An object that says until when; each change of it is on condition that it is the one last seen."""
-        from obstore.exceptions import AlreadyExistsError, NotFoundError, PreconditionError
-
-        mark = secrets.token_hex(8)  # so that no two holders' objects are the same
-
-        def put(mode, expires: float) -> dict | None:
-            try:
-                return self._objects.put(path, f"{expires} {mark}".encode(), mode=mode)
-            except (AlreadyExistsError, PreconditionError, NotFoundError):
-                return None
-
-        def seen(facts) -> dict:
-            return {key: facts[key] for key in ("e_tag", "version") if facts.get(key)}
-
-        with self.explained("written"):
-            held = put("create", time.time() + LEASE_S)
-            if held is None:
-                try:
-                    old = self._objects.get(path)
-                    if float(bytes(old.bytes()).split()[0]) < time.time():
-                        held = put(seen(old.meta), time.time() + LEASE_S)
-                except FileNotFoundError:
-                    pass  # its holder has just gone: the next one who asks will have it
-        if held is None:
-            yield False
-            return
-        done, state = threading.Event(), {"held": held}
-
-        def renew() -> None:
-            while not done.wait(LEASE_S / 4):
-                try:
-                    state["held"] = put(seen(state["held"]), time.time() + LEASE_S) or state["held"]
-                except Exception:  # the store may answer again at the next turn
-                    continue
-
-        thread = threading.Thread(target=renew, daemon=True)
-        thread.start()
-        try:
-            yield True
-        finally:
-            done.set()
-            thread.join()
+        with ExitStack() as stack:
             with self.explained("written"):
-                put(seen(state["held"]), 0)
+                lease = of_objects(self._objects, name) if self.local is None else of_folder(self.local, name)
+                held = stack.enter_context(lease)
+            yield held
 
     @contextmanager
     def explained(self, done: str) -> Iterator[None]:

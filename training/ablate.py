@@ -71,7 +71,7 @@ class AblateSettings:
     seeds: int = 2
     """Runs of each cell; the intervals are over these."""
     quick: bool = False
-    """One epoch and one seed, to see that it works: a minute or two, and no verdict."""
+    """One epoch and one seed, to see that it works; without spread there is no verdict."""
     encoder: Literal["tiny", "resnet18", "resnet34", "resnet50"] = "tiny"
     size_px: int = 36
     """Above 32 the encoder shrinks pictures at once, which is faster."""

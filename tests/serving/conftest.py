@@ -116,11 +116,8 @@ class InThread:
     """A lane without a process of its own, which would take a second to start."""
 
     def __init__(self, bundle: Bundle, max_pixels: int):
-        self.encode, self.preprocessing, self.max_pixels = (
-            Encoder(bundle, 1).rows,
-            bundle.card.preprocessing,
-            max_pixels,
-        )
+        self.encode = Encoder(bundle, 1).rows
+        self.preprocessing, self.max_pixels = bundle.card.preprocessing, max_pixels
 
     async def __call__(self, parts: list[Part]) -> Ran:
         def read(data: bytes) -> np.ndarray:

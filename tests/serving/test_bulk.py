@@ -187,10 +187,11 @@ def test_an_index_that_cannot_be_written_ends_it_with_its_sentence(pictures, set
         run(settings(pictures(300)))
 
 
-def test_another_encoder_is_refused_before_anything_is_read(pictures, settings, make_bundle, tmp_path):
+def test_another_encoder_is_refused_before_anything_is_read(pictures, settings, make_bundle, tmp_path, monkeypatch):
     folder = pictures(5)
     run(settings(folder))
     other = make_bundle(tmp_path / "other", 1 / 100)
+    monkeypatch.setattr(bulk, "fill", lambda *arguments: pytest.fail("it begins"))
     with pytest.raises(WrongEncoder, match="pictures holds vectors of means-"):
         run(settings(folder, encoder=str(other.folder)))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from serving import lease
 from serving import store as store_module
 from serving.store import Store, StoreProblem
 
@@ -66,7 +67,7 @@ def test_a_lease_of_a_killed_process_is_free(tmp_path):
 
 
 def test_a_lease_in_an_object_store_is_renewed_by_its_holder_and_runs_out_without_one(bucket, monkeypatch):
-    monkeypatch.setattr(store_module, "LEASE_S", 0.4)
+    monkeypatch.setattr(lease, "LEASE_S", 0.4)
     store = Store(bucket)
     with store.lease("x") as first:
         time.sleep(0.8)
@@ -102,6 +103,23 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_piece(tmp_path, monkeypat
             store.write("a", b"new")
     assert store.read("a") == b"old"
     assert list(store.list(".writing")) == []
+
+
+def test_who_reads_a_file_while_it_is_replaced_reads_the_old_one(tmp_path):
+    store = Store(tmp_path)
+    store.write("a", b"old")
+    with open(tmp_path / "a", "rb") as file:
+        store.write("a", b"new")
+        assert file.read() == b"old"
+
+
+def test_what_was_moved_is_as_old_as_the_move(tmp_path):
+    store = Store(tmp_path)
+    store.write("a", b"")
+    os.utime(tmp_path / "a", (0, 0))
+    store.move({"a": "x/a"})
+    store.sweep("x", 1000)
+    assert store.read("x/a") == b""
 
 
 def test_sweeping_removes_what_is_old(tmp_path):

@@ -172,6 +172,44 @@ def test_what_cannot_be_read_for_now_keeps_its_items(start, folder, index, pictu
     assert index.count() == 5
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_file_that_cannot_be_read_for_now_keeps_its_item(start, folder, index, monkeypatch, begun):
+    follower, getsize = start(), os.path.getsize
+
+    def refuse(path):
+        if str(path).endswith("0.png"):
+            raise PermissionError(13, "Permission denied")
+        return getsize(path)
+
+    monkeypatch.setattr(os.path, "getsize", refuse)
+    os.utime(folder / "0.png", (0, 0))
+    if begun:
+        look(follower)
+    else:
+        follower = start()
+    assert index.count() == 4
+    monkeypatch.undo()
+    (folder / "0.png").unlink()
+    look(follower)
+    assert index.count() == 3
+
+
+def test_an_item_stays_while_its_last_file_is_where_nobody_can_look(start, folder, index, monkeypatch):
+    (folder / "sub").mkdir()
+    shutil.copy(folder / "0.png", folder / "sub" / "0.png")
+    follower, scandir = start(), os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (folder / "0.png").unlink()
+    look(follower)
+    assert index.count() == 4
+
+
 def test_a_drive_that_was_taken_away_deletes_nothing(start, folder, index):
     follower = start()
     folder.rename(folder.with_name("away"))
