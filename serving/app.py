@@ -123,7 +123,7 @@ def create_app(encoder: str | None, index: str | Path, limits: Limits = USUAL, a
         middleware=[
             Middleware(Envelope, metrics=metrics),
             Middleware(Lock, access=access),
-            Middleware(BodyLimit, most=limits.body_bytes),
+            Middleware(BodyLimit, most=limits.body_bytes, at_once=limits.bytes_at_once),
             Middleware(Express),
         ],
     )

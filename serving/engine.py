@@ -43,7 +43,7 @@ class Engine:
         threads = limits.threads or cores()
         self._decode = Decoder(threads, limits.pixels)
         self._models = Models(encoders, index, threads, min(SMALL_PIXELS, limits.pixels), metrics.encoded)
-        self._gate = Gate(limits.images_at_once, limits.bytes_at_once)
+        self._gate = Gate(limits.images_at_once)
         self._drawing = asyncio.Lock()
         self.library = Library(self._models, self._gate, self._embed, limits, threads)
         metrics.levels = lambda: (self._gate.inside, self._models.waiting)
@@ -83,7 +83,7 @@ class Engine:
         raises as embed, and Malformed, NotOffered
         """
         model = self._models.default
-        with self._gate.admit(2 * pairs, len(image.data)):
+        with self._gate.admit(2 * pairs):
             pixels = (await self._decode([image], model.card.preprocessing))[0]
             async with self._drawing:  # torch takes all cores for one drawing
                 views = await run_in_threadpool(draw_views, pixels, pairs, seed, settings)
@@ -97,7 +97,7 @@ class Engine:
 
     async def _embed(self, files: list[File], model: Model) -> Embedded:
         """To its end with one encoder, also when another takes its place meanwhile."""
-        with self._gate.admit(len(files), sum(len(file.data) for file in files)), _started():
+        with self._gate.admit(len(files)), _started():
             encoded = None
             if model.reads_files and all(len(file.data) <= SMALL_BYTES for file in files):
                 with suppress(TooManyPixels):

@@ -53,7 +53,7 @@ class Library:
         """
         self._models, self._gate, self._embed = models, gate, embed
         self._decode = Decoder(max(1, threads // 2), limits.pixels)
-        self._writer = Writer(limits.rows_at_once, limits.bytes_at_once)
+        self._writer = Writer(limits.rows_at_once)
         self._reading = Gate(limits.reads_at_once, what="reads of collections")
         self._readers = ThreadPoolExecutor(READERS, "reads")
 
@@ -64,7 +64,7 @@ class Library:
 
     async def read(self, call: Callable[..., T], *arguments) -> T:
         """In a thread. raises Busy, IndexProblem."""
-        with self._reading.admit(1, 0):
+        with self._reading.admit(1):
             return await asyncio.get_running_loop().run_in_executor(self._readers, call, *arguments)
 
     async def all(self) -> list[CollectionFacts]:
@@ -81,8 +81,8 @@ class Library:
     async def put(self, name: str, files: list[File], facts: list[Facts], model: str | None = None) -> Stored:
         """Embed n >= 1 pictures and keep them, with a thumbnail each. raises as Engine.embed, IndexProblem."""
         chosen = self._models.named(model)
-        with self._writer.room(len(files), sum(len(file.data) for file in files)):
-            with self._gate.admit(len(files), sum(len(file.data) for file in files)):
+        with self._writer.room(len(files)):
+            with self._gate.admit(len(files)):
                 started = perf_counter()
                 pictures = await self._decode.each(files, chosen.card.preprocessing, read)
                 decode_s = perf_counter() - started

@@ -28,7 +28,7 @@ class Limits:
     images_at_once: int = 1024
     """Of all requests together, being decoded, waiting or being encoded; beyond it requests are turned away."""
     bytes_at_once: int = 2**30
-    """Of their files."""
+    """Of all requests' bodies together, from their arrival to the answer."""
     rows_at_once: int = 10_000
     """Of all requests together, waiting to be written to collections or being written."""
     reads_at_once: int = 256
@@ -41,44 +41,42 @@ USUAL = Limits()
 
 
 class Gate:
-    """Counts the images that are in the house, or what else there is a limit of, and the bytes of their files."""
+    """Counts the images that are in the house, or what else there is a limit of."""
 
-    def __init__(self, images: int, bytes: int = USUAL.bytes_at_once, what: str = "images"):
+    def __init__(self, most: int, what: str = "images"):
         """how many are taken in at once"""
-        self._images, self._bytes, self._what = images, bytes, what
+        self._most, self._what = most, what
         self.inside = 0
-        self.inside_bytes = 0
 
-    def check(self, images: int = 1, bytes: int = 0) -> None:
-        """raises Busy when with those inside they would be too many. One request alone never is too large for bytes."""
-        if self.inside + images > self._images:
-            raise self._busy(f"{self._images} {self._what}")
-        if self.inside and self.inside_bytes + bytes > self._bytes:
-            raise self._busy(f"{self._bytes / 2**20:.0f} MiB of {self._what}")
+    def check(self, count: int = 1) -> None:
+        """raises Busy when with those inside they would be too many"""
+        if self.inside + count > self._most:
+            raise _busy(f"{self._most} {self._what}")
 
     @contextmanager
-    def admit(self, images: int, bytes: int) -> Iterator[None]:
+    def admit(self, count: int) -> Iterator[None]:
         """raises as check"""
-        self.check(images, bytes)
-        self.inside += images
-        self.inside_bytes += bytes
+        self.check(count)
+        self.inside += count
         try:
             yield
         finally:
-            self.inside -= images
-            self.inside_bytes -= bytes
+            self.inside -= count
 
-    def _busy(self, most: str) -> Busy:
-        message = f"the service has as much work as it takes on at once, {most}; come back soon"
-        return Busy(message, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+def _busy(most: str) -> Busy:
+    message = f"the service has as much work as it takes on at once, {most}; come back soon"
+    return Busy(message, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 class BodyLimit:
-    """ASGI middleware: 413 for a body above `most` bytes, by its announced length or else as it arrives."""
+    """ASGI middleware: 413 for a body above `most` bytes, by its announced length or else as it arrives; 429 for what
+    arrives when all bodies together have `at_once` bytes, however slowly they come."""
 
-    def __init__(self, app: ASGIApp, most: int):
+    def __init__(self, app: ASGIApp, most: int, at_once: int):
         self.app = app
-        self.most = most
+        self.most, self.at_once = most, at_once
+        self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,12 +89,19 @@ class BodyLimit:
         async def counted() -> Message:
             nonlocal received
             message = await receive()
-            received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received += size
+            self.inside += size
             if received > self.most:
                 raise self._refusal()
+            if size and self.inside > max(self.at_once, received):  # one alone is never too large
+                raise _busy(f"{self.at_once / 2**20:.0f} MiB")
             return message
 
-        await self.app(scope, counted, send)
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            self.inside -= received
 
     def _refusal(self) -> TooLarge:
         return TooLarge(f"the request is larger than {self.most / 2**20:g} MiB; send fewer images at a time")

@@ -66,17 +66,17 @@ class _Queue:
 class Writer:
     """All methods are for the event loop's thread."""
 
-    def __init__(self, rows_at_once: int, bytes_at_once: int):
-        """how much may wait, or be written, at once"""
-        self._gate = Gate(rows_at_once, bytes_at_once, "rows to write")
+    def __init__(self, rows_at_once: int):
+        """how many may wait, or be written, at once"""
+        self._gate = Gate(rows_at_once, "rows to write")
         self._queues: dict[tuple[str, str], _Queue] = {}
         self._commits = ThreadPoolExecutor(COMMITS_AT_ONCE, "commits")
         self._maintenance = ThreadPoolExecutor(1, "maintenance")
 
     @contextmanager
-    def room(self, rows: int, bytes: int = 0) -> Iterator[None]:
+    def room(self, rows: int) -> Iterator[None]:
         """For what is to be written, from before it is made. raises Busy."""
-        with self._gate.admit(rows, bytes):
+        with self._gate.admit(rows):
             yield
 
     async def upsert(

@@ -309,26 +309,6 @@ def test_beyond_its_room_the_engine_turns_away_at_once_and_afterwards_works_as_b
         assert engine._decode._pool._work_queue.qsize() == 0
 
 
-def test_files_of_too_many_bytes_together_are_turned_away_however_few_they_are(start, files, picture):
-    large = [File("images[0]", "", picture(1) + b"x" * 2**20)]
-    engine = start(limits=Limits(bytes_at_once=2**20))
-    held = Held(engine)
-
-    async def ask():
-        alone = asyncio.create_task(engine.embed(large))
-        await asyncio.sleep(0.1)
-        for refused in (large, files(1)):
-            with pytest.raises(Busy, match="as it takes on at once, 1 MiB of images; come back soon"):
-                await engine.embed(refused)
-        held.go_on.set()
-        await alone
-        small = [asyncio.create_task(engine.embed(files(i))) for i in range(4)]
-        return await asyncio.gather(*small, return_exceptions=True)
-
-    assert all(len(answer.vectors) == 1 for answer in asyncio.run(ask()))
-    assert engine._gate.inside_bytes == 0
-
-
 def test_a_request_that_fails_or_goes_away_makes_room(start, files):
     engine = start(limits=Limits(images_at_once=4))
     held = Held(engine)

@@ -290,3 +290,20 @@ def test_a_full_house_turns_requests_away_before_they_have_sent_their_images(lis
             client.sendall(body)  # which nobody waits for; the connection goes on
             client.sendall(f"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
             assert client.recv(2**16).startswith(b"HTTP/1.1 200 ")
+
+
+def test_bodies_that_are_too_large_together_are_turned_away_while_they_arrive(listen, picture):
+    port, _ = listen(limits=Limits(bytes_at_once=2**20))
+    body = picture(0) + b"x" * 2**20  # alone it is not too large
+    head = f"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
+        slow.sendall(head + body[:-1])
+        time.sleep(0.2)
+        for _ in range(2):
+            refused = httpx.post(f"http://127.0.0.1:{port}/embed", content=picture(1))
+            assert refused.status_code == 429 and refused.headers["Retry-After"] == "1"
+            assert "1 MiB; come back soon" in refused.json()["error"]["message"]
+        slow.sendall(body[-1:])
+        assert slow.recv(2**16).startswith(b"HTTP/1.1 200 ")
+    for _ in range(20):
+        assert httpx.post(f"http://127.0.0.1:{port}/embed", content=picture(1)).status_code == 200
