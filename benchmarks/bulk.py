@@ -32,9 +32,9 @@ from statistics import median
 import tyro
 
 from benchmarks.load import Turn
+from benchmarks.photograph import jpeg
 from benchmarks.result import publish
 from benchmarks.serving import PICTURES, Case, fastest_loop, prepare
-from benchmarks.stream import jpeg
 
 CASES = (
     (Case("224", 224, 224, (500, 375), seconds=10), 1000),

@@ -222,7 +222,7 @@ def compare(
 
 def prepare(case: Case, folder: Path) -> list[bytes]:
     """Write the bundle, by the project's own export and as if training had just begun; return JPEG files."""
-    from benchmarks.stream import jpeg
+    from benchmarks.photograph import jpeg
     from export.artifact import save_bundle
     from export.to_onnx import make_card, to_graph
     from training.config import PRESETS

@@ -32,9 +32,9 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.photograph import jpeg
 from benchmarks.result import publish
 from export.artifact import Preprocessing
 from training import stream
@@ -43,7 +43,6 @@ from training.data import open_source
 from training.pretrain import Batches, SimCLR, keep_freed_memory
 
 GPU = torch.cuda.is_available()
-WIDTH, HEIGHT, QUALITY = 500, 375, 90
 GROWTH = 10
 SETTLING = 2  # steps before the clock starts
 
@@ -95,16 +94,6 @@ def make_shards(folder: Path, images: int) -> tuple[str, str]:
         for shard in shards:
             os.link(shard, folder / "large" / f"{copy}-{shard.name}")
     return str(folder / "small" / "*.tar"), str(folder / "large" / "*.tar")
-
-
-def jpeg(seed: int, width: int = WIDTH, height: int = HEIGHT) -> bytes:
-    """Blobs of colour with grain on them, which compress as photographs do."""
-    random = np.random.default_rng(seed)
-    blobs = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height))
-    grain = random.normal(0, 16, (height, width, 1))
-    out = io.BytesIO()
-    Image.fromarray((np.asarray(blobs) + grain).clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=QUALITY)
-    return out.getvalue()
 
 
 def measure(data: str, options: Options, cache: Path) -> dict:
