@@ -37,7 +37,7 @@ from PIL import Image
 from benchmarks.result import publish
 from serving.filters import Filter
 from serving.index import Index, Item, unit
-from serving.limits import cores
+from serving.limits import cores, give_way
 
 K = 10
 CENTRES = 2000
@@ -141,9 +141,15 @@ def pixels(path: Path) -> np.ndarray:
 
 def items(numbers: Sequence[int]) -> list[Item]:
     return [
-        Item(f"{i:032x}", f"picture {i}.jpg", str(i % 100), f"/p/{i}.jpg", 640, 480, 90_000, {"even": i % 2 == 0})
+        Item(f"{i:032x}", f"picture {i}.jpg", str(i % 100), f"/p/{i}.jpg", *sides(i), {"even": i % 2 == 0})
         for i in numbers
     ]
+
+
+def sides(i: int) -> tuple[int, int, int]:
+    """Width, height and bytes, different from picture to picture."""
+    width, height = 200 + i * 7919 % 4000, 200 + i * 104_729 % 3000
+    return width, height, width * height // 7
 
 
 def filled(index: Index, vectors: np.ndarray) -> float:
@@ -255,6 +261,7 @@ def while_loading(case: Case, index: Index, queries: np.ndarray) -> dict[str, fl
 
 
 def _load(uri: str, case: Case, stop, count) -> None:
+    give_way()  # as `twinview index add`
     index, vectors = Index(uri, "encoder", case.d), clustered(Case(ROWS // 2, case.d, 1))[0]
     while not stop.is_set():
         at = case.n + count.value

@@ -24,6 +24,7 @@ import uvloop
 from serving.limits import cores
 
 PATIENCE_S = 60  # for the last answers
+IDLE_S = 2.0  # a connection that was longer is left: servers close it (uvicorn after 5 s), and may while one asks
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,13 @@ class Load:
         while (due := due + gap()) < end:
             if (early := due - time.perf_counter()) > 0:
                 await asyncio.sleep(early)
-            (self.idle.pop() if self.idle else await self.connect()).ask(due)
+            (self.fresh() or await self.connect()).ask(due)
+
+    def fresh(self) -> "Connection | None":
+        """The one that was used last; the others are older still."""
+        if self.idle and time.perf_counter() - self.idle[-1].since < IDLE_S:
+            return self.idle.pop()
+        return None
 
     async def connect(self) -> "Connection":
         loop = asyncio.get_running_loop()
@@ -141,6 +148,7 @@ class Connection(asyncio.Protocol):
         self.load = load
         self.parser = httptools.HttpResponseParser(self)  # calls on_body and on_message_complete
         self.due: float | None = None
+        self.since = time.perf_counter()  # it has been idle
         self.body = b""
 
     def ask(self, due: float) -> None:
@@ -179,7 +187,7 @@ class Connection(asyncio.Protocol):
             self.load.problem = self.load.problem or f"status {status}: {self.body[:300]!r}"
         self.load.statuses[status] += 1
         self.load.outstanding -= 1
-        self.due = None
+        self.due, self.since = None, now
 
 
 def processes(pid: int) -> list[psutil.Process]:

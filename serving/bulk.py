@@ -27,6 +27,7 @@ from export.artifact import Bundle, BundleError
 from serving.encoder import find_bundle
 from serving.filling import Tally, fill, work_of, write_skipped
 from serving.index import DEFAULT, Index, IndexProblem, WrongEncoder, collections
+from serving.limits import give_way
 from serving.originals import Originals, open_originals, stored
 from training.data import DataError
 
@@ -90,6 +91,12 @@ def run(settings: BulkSettings) -> Tally:
     return tally
 
 
+def command(settings: BulkSettings) -> Tally:
+    """`run`, behind whoever else wants the cores, such as a service on this machine."""
+    give_way()
+    return run(settings)
+
+
 def _check(settings: BulkSettings) -> None:
     if settings.watch and (settings.ray or settings.reembed or settings.split != "all"):
         raise DataError("--watch goes with neither --ray nor --reembed nor --split: it follows a folder as a whole")
@@ -139,7 +146,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # who ends a service ends it as Ctrl-C does
     try:
-        run(tyro.cli(BulkSettings, description=__doc__))
+        command(tyro.cli(BulkSettings, description=__doc__))
     except (DataError, BundleError, IndexProblem, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 COMMANDS = {
     "embed": ("serving.embed_folder:embed", "Embed pictures by a service that runs: vectors and names into files."),
     "duplicates": ("serving.duplicates:run", "List near-duplicates of a collection: which can stay for which."),
-    "index add": ("serving.bulk:run", "Embed pictures here and add them to a collection; --watch follows a folder."),
+    "index add": ("serving.bulk:command", "Embed pictures and add them to a collection; --watch follows a folder."),
     "index remove": ("serving.index_cli:remove", "Take items out of a collection."),
     "index search": ("serving.index_cli:search", "Find the items most like a picture or another item."),
     "index list": ("serving.index_cli:list_", "Show which collections there are."),
@@ -22,7 +22,7 @@ COMMANDS = {
     "index export": ("serving.transfer_cli:export", "Write a collection into a Parquet file."),
     "index import": ("serving.transfer_cli:import_", "Add the rows of a Parquet file of `index export` or `embed`."),
     "index copy": ("serving.transfer_cli:copy", "Copy collections into another index: a folder or s3://bucket/prefix."),
-    "index reembed": ("serving.bulk:run", "Embed a collection's pictures anew, by another encoder.", "--reembed"),
+    "index reembed": ("serving.bulk:command", "Embed a collection's pictures anew, by another encoder.", "--reembed"),
 }
 
 
@@ -34,7 +34,8 @@ def main() -> None:
         if name is None:
             _explain(words)
         else:
-            _run(name, words[name.count(" ") + 1 :])
+            command, settings = parsed(name, words[name.count(" ") + 1 :])
+            command(settings)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -43,7 +44,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
-def _run(name: str, arguments: Sequence[str]) -> None:
+def parsed(name: str, arguments: Sequence[str]) -> tuple[Callable[[Any], object], Any]:
+    """What a command calls, and with what."""
     import tyro
 
     place, what, *given = COMMANDS[name]
@@ -51,7 +53,8 @@ def _run(name: str, arguments: Sequence[str]) -> None:
     command: Callable[[Any], object] = getattr(import_module(module), function)
     settings = get_type_hints(command)["settings"]
     config = (tyro.conf.FlagCreatePairsOff,)
-    command(tyro.cli(settings, prog=f"twinview {name}", description=what, args=[*given, *arguments], config=config))
+    settings = tyro.cli(settings, prog=f"twinview {name}", description=what, args=[*given, *arguments], config=config)
+    return command, settings
 
 
 def _explain(words: Sequence[str]) -> None:

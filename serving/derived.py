@@ -10,7 +10,6 @@ time is computed in an index, whatever asks for it.
 import importlib
 import io
 import json
-import os
 import secrets
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Literal
 import numpy as np
 
 from serving.index import Index, IndexProblem
+from serving.limits import give_way
 from serving.store import Store, StoreProblem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -236,8 +236,7 @@ def _changes(index: Index, version: int, made: str, arrays: dict[str, np.ndarray
 
 def main(task: str) -> int:
     """What `start` starts."""
-    if hasattr(os, "nice"):
-        os.nice(10)  # requests go first
+    give_way()
     given = json.loads(task)
     index = Index(given["index"], given["encoder"], given["dimension"], given["name"])
     try:

@@ -119,3 +119,9 @@ def cores() -> int:
     except (OSError, ValueError):  # no cgroup v2, or no quota ("max")
         pass
     return max(1, usable)
+
+
+def give_way() -> None:
+    """Let other processes have the cores first, from now on."""
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, 0, 10)

@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from export.to_onnx import ExportSettings
+from serving import cli
 from serving.bulk import BulkSettings
 from training.config import PRESETS, PretrainSettings
 from training.evaluate import EvaluateSettings
@@ -52,3 +54,13 @@ def test_the_readme_shows_pictures_that_are_there():
     shown = re.findall(r"!\[[^\]]+\]\((\S+?)\)", (ROOT / "README.md").read_text())
     assert len(shown) >= 2
     assert all((ROOT / path).is_file() for path in shown)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/collections.md"])
+def test_every_twinview_command_in_the_documents_can_be_given_as_it_stands(document):
+    told = re.findall(r"^twinview (.*)$", (ROOT / document).read_text(), re.MULTILINE)
+    assert len(told) > 3
+    for line in told:
+        words = shlex.split(line, comments=True)
+        name = next(name for name in cli.COMMANDS if words[: name.count(" ") + 1] == name.split())
+        cli.parsed(name, words[name.count(" ") + 1 :])  # ends the process where an option is not there

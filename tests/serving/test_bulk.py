@@ -293,3 +293,16 @@ bulk.run(bulk.BulkSettings({str(folder)!r}, {settings("x").encoder!r}, {index.st
     assert (tally.present, tally.indexed) == (left, 200 - left)
     assert index.count() == len(index.ids()) == 200
     assert index.verify() == []
+
+
+def test_filling_by_command_lets_a_service_on_the_machine_go_first(monkeypatch, settings):
+    done = []
+    monkeypatch.setattr(bulk, "give_way", lambda: done.append("gives way"))
+    monkeypatch.setattr(bulk, "run", lambda settings: done.append("runs"))
+    bulk.command(settings("x"))
+    assert done == ["gives way", "runs"]
+
+
+def test_giving_way_lowers_the_priority_of_a_process_and_only_once():
+    code = "import os; from serving.limits import give_way; give_way(); give_way(); print(os.nice(0))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "10\n"
