@@ -1,9 +1,9 @@
 """The nearest of many unit vectors in memory: as good as exact, for a small part of the cost.
 
 A full comparison reads all n x d numbers, and memory is the limit. So each vector has a head beside it: its coordinates
-in the m directions that hold most of a sample, m = d / 8 or 32. The FIRST best by heads are compared in full, then four
-times as many, and so on, until more has changed nothing; where heads say little (noise without neighbours) that ends
-with comparing all.
+in the m directions that hold most of a sample, m = d / 8 or 32. The FIRST best by heads are compared in full, then the
+best four times as many, and so on, until more has changed nothing; where heads say little (noise without neighbours)
+that ends with comparing all.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 LEAST_HEAD = 32
-FIRST = 128
+FIRST, PART = 128, 1024  # or 1/1024 of all
 GROWTH = 4
 MOST = 16  # beyond 1/16 of all, comparing all is no slower
 STRIPES = 8  # scores are read eight stripes in parallel; the best of each eight give the bound above which FIRST are
@@ -134,17 +134,17 @@ class Nearest:
         stripes = scores[: self.n // STRIPES * STRIPES].reshape(STRIPES, -1).max(axis=0)
         if barred is not None:
             stripes = stripes[stripes > -np.inf]  # partition is slow where many are equal
-        above, first = np.inf, max(FIRST, 4 * k)
-        best, cosines = np.empty(0, np.intp), np.empty(0, np.float32)
-        while MOST * first <= self.n and first < len(stripes):
-            bound = np.partition(stripes, -first)[-first]
-            at = np.flatnonzero((scores >= bound) & (scores < above))
-            found = _dots(self.rows[at], query)
-            better = len(cosines) < k or np.count_nonzero(found > cosines.min()) > k // 100
-            best, cosines = _top(np.concatenate([best, at]), np.concatenate([cosines, found]), k)
-            if not better:
-                return self.keys[best], cosines
-            above, first = bound, GROWTH * first
+        counts, count = [], max(FIRST, 4 * k, self.n // PART)
+        while MOST * count <= self.n and count < len(stripes):
+            counts.append(-count)
+            count *= GROWTH
+        before = np.empty(0, np.intp)
+        for bound in np.partition(stripes, counts)[counts] if counts else ():
+            at = np.flatnonzero(scores >= bound)
+            at, cosines = _top(at, _dots(self.rows[at], query), k)
+            if len(before) == k and len(np.setdiff1d(at, before, assume_unique=True)) <= k // 100:
+                return self.keys[at], cosines
+            before = at
         cosines = _dots(self.rows[: self.n], query)
         if barred is not None:
             np.copyto(cosines, -np.inf, where=barred)
