@@ -45,6 +45,20 @@ class Collections(BaseModel):
     collections: list[Collection]
 
 
+class Key(BaseModel):
+    key: str
+    type: Literal["text", "truth", "whole", "number"]
+    distinct: int = Field(description="Values that differ.")
+    values: list[tuple[str | bool | int | float, int]] = Field(description="The commonest, and how many items have it.")
+    least: float | None = Field(description="Of numbers.")
+    median: float | None
+    most: float | None
+
+
+class Keys(BaseModel):
+    keys: list[Key]
+
+
 class Item(BaseModel):
     id: str
     name: str
@@ -91,6 +105,7 @@ class Deleted(BaseModel):
 class Pair(BaseModel):
     views: list[str] = Field(min_length=2, max_length=2, description="PNG as data URIs.")
     similarity: float = Field(description="Cosine of their embeddings.")
+    projected: float | None = Field(description="Cosine of their z = g(h); null where g is not at hand.")
 
 
 class Pairs(BaseModel):

@@ -14,12 +14,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import orjson
 import prometheus_client
-from fastapi import APIRouter, FastAPI, Form, Request, UploadFile
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
@@ -32,7 +31,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from export.artifact import BundleError, ModelCard
-from serving import answers, classify, collection, embeddings, errors, log, overview, pack
+from serving import answers, classify, collection, embeddings, errors, insight, log, overview, pack, runs
 from serving.decode import File
 from serving.embeddings import EmbeddingsQuery
 from serving.engine import Embedded, Engine
@@ -44,8 +43,7 @@ from serving.limits import USUAL, BodyLimit, Limits
 from serving.metrics import Metrics
 from serving.presence import present
 from serving.request import JSON, Ready, binary, chosen, engine_of, validated
-from serving.upload import BYTES, FORM, media_type, read_file, read_images
-from serving.views import MAX_PAIRS, png_uri
+from serving.upload import BYTES, FORM, media_type, read_images
 
 logger = logging.getLogger("twinview")
 
@@ -131,7 +129,15 @@ def create_app(encoder: str | None, index: str | Path, limits: Limits = USUAL, a
     app.state.limits, app.state.metrics, app.state.started = limits, metrics, int(time.time())
     errors.install(app)
     # include_router would look through all of them twice
-    rooms = (plain, collection.router, overview.router, classify.router, router)
+    rooms = (
+        plain,
+        collection.router,
+        overview.router,
+        classify.router,
+        insight.router,
+        runs.router,
+        router,
+    )
     app.router.routes[:0] = [route for room in rooms for route in room.routes]
     app.mount("/docs/assets", StaticFiles(directory=_swagger()))
     app.openapi = lambda: _openapi(app, access)
@@ -287,34 +293,6 @@ def _timing(embedded: Embedded) -> str:
 
 def _json(content: dict, headers: dict[str, str]) -> Response:
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type=JSON)
-
-
-# Views ----------------------------------------------------------------------------------------------------------------
-
-
-@router.post("/views", response_model=answers.Pairs, responses=documented(400, 413, 422, 429, 501, 503))
-async def views(
-    request: Request,
-    engine: Ready,
-    image: UploadFile,
-    pairs: Annotated[int, Form(ge=1, le=MAX_PAIRS)] = 4,
-    seed: Annotated[int, Form(ge=0, lt=2**63)] = 0,
-) -> Response:
-    """Pairs of augmented views of an image as PNG data URIs, with the cosine of their embeddings.
-
-    Further form fields are the augmentation's settings: crop_area (twice: least and greatest share), crop_sampling,
-    flip, jitter, strength, grey, blur.
-    """
-    form = await request.form()
-    settings = {name: form.getlist(name) for name in form if name not in ("image", "pairs", "seed")}
-    file = await read_file("image", image)
-    async with present(request):
-        drawn, similarities = await engine.views(file, pairs, seed, settings)
-    answer = [
-        {"views": [png_uri(view) for view in pair], "similarity": round(float(similarity), 6)}
-        for pair, similarity in zip(drawn, similarities, strict=True)
-    ]
-    return JSONResponse({"pairs": answer})
 
 
 # The service itself ---------------------------------------------------------------------------------------------------

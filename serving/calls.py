@@ -1,11 +1,12 @@
 """What both clients say to the service: each request, and how its answer is read."""
 
+import base64
 import io
 import json
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -17,7 +18,32 @@ from PIL import Image
 
 from serving import replies
 from serving.pack import MEDIA_TYPE, pack
-from serving.replies import Collection, Embeddings, Item, Items, Match, Matches, Pair, Put, PutItem, ServiceError
+from serving.replies import (
+    Classified,
+    Collection,
+    Computing,
+    Curve,
+    Curves,
+    Duplicates,
+    Embeddings,
+    Followed,
+    Guess,
+    Invariance,
+    Item,
+    Items,
+    Key,
+    Map,
+    Match,
+    Matches,
+    Matrix,
+    OfMatrix,
+    Pair,
+    Put,
+    PutItem,
+    Run,
+    RunDetails,
+    ServiceError,
+)
 
 COLLECTION = "pictures"  # serving.index.DEFAULT, without what that module loads
 
@@ -57,6 +83,11 @@ Steps = Generator[Call[T], T, T]
 def embed(images: Picture | Iterable[Picture], normalize: bool, model: str | None) -> Steps[Embeddings]:
     answers = yield from _in_packs(images, lambda files, _, model: _pack(files, normalize, model), model)
     return Embeddings(answers[0].model, np.concatenate([answer.vectors for answer in answers]))
+
+
+def classify(images: Picture | Iterable[Picture], k: int, model: str | None) -> Steps[Classified]:
+    answers = yield from _in_packs(images, lambda files, _, model: _classify(files, k, model), model)
+    return Classified(answers[0].model, [guesses for answer in answers for guesses in answer.predictions])
 
 
 def put_items(
@@ -127,6 +158,19 @@ def _pack(files: list[_File], normalize: bool, model: str | None) -> Call[Embedd
     return Call("POST", "/embed", read, options)
 
 
+def _classify(files: list[_File], k: int, model: str | None) -> Call[Classified]:
+    def read(response: httpx.Response) -> Classified:
+        answer = checked(response).json()
+        return Classified(answer["model"], [[replies.of(Guess, one) for one in row] for row in answer["predictions"]])
+
+    options = {
+        "content": pack([file.data for file in files]),
+        "params": {"k": k} | ({"model": model} if model else {}),
+        "headers": {"Content-Type": MEDIA_TYPE},
+    }
+    return Call("POST", "/classify", read, options)
+
+
 def _renumbered(error: ServiceError, files: list[_File], before: int) -> ServiceError:
     """images[i] or metadata[i] of a pack that came after `before` images, as the caller counts them, with the file's
     name."""
@@ -167,6 +211,14 @@ def collection(name: str) -> Call[Collection]:
     return Call("GET", _path(name), lambda response: replies.of(Collection, checked(response).json()))
 
 
+def keys(collection: str, model: str | None) -> Call[list[Key]]:
+    def read(response: httpx.Response) -> list[Key]:
+        found = [replies.of(Key, one) for one in checked(response).json()["keys"]]
+        return [replace(key, values=[tuple(pair) for pair in key.values]) for key in found]
+
+    return Call("GET", _path(collection, "keys"), read, {"params": {"model": model} if model else {}})
+
+
 def put_vectors(
     ids: Sequence[str], vectors: np.ndarray, model: str, facts: Sequence[Facts] | None, collection: str
 ) -> Call[Put]:
@@ -184,12 +236,13 @@ def delete_items(ids: Sequence[str], collection: str) -> Call[list[str]]:
     return Call("DELETE", _path(collection, "items"), read, {"json": {"ids": list(ids)}})
 
 
-def items(limit: int, offset: int, filter: Filter | None, collection: str) -> Call[Items]:
+def items(limit: int, offset: int, filter: Filter | None, collection: str, model: str | None) -> Call[Items]:
     def read(response: httpx.Response) -> Items:
         answer = checked(response).json()
         return Items(answer["count"], [replies.of(Item, item) for item in answer["items"]])
 
     params = {"limit": limit, "offset": offset} | ({} if filter is None else {"filter": json.dumps(filter)})
+    params |= {"model": model} if model else {}
     return Call("GET", _path(collection, "items"), read, {"params": params})
 
 
@@ -232,6 +285,35 @@ def search(
     return Call("POST", _path(collection, "search"), read, options)
 
 
+def map_(places: bool, collection: str) -> Call[Map]:
+    def read(response: httpx.Response) -> Map:
+        answer = checked(response).json()
+        kinds = {"x": "<f4", "y": "<f4", "group": "<i4", "label": "<i4"}
+        columns = {name: np.frombuffer(base64.b64decode(answer[name]), kind) for name, kind in kinds.items()}
+        return replies.of(Map, answer | columns)
+
+    return Call("GET", _path(collection, "map"), read, {"params": {"places": places}})
+
+
+def duplicates(threshold: float, limit: int, offset: int, collection: str) -> Call[Duplicates]:
+    def read(response: httpx.Response) -> Duplicates:
+        answer = checked(response).json()
+        groups = [[replies.of(Match, one) for one in group] for group in answer["groups"]]
+        return replies.of(Duplicates, answer | {"groups": groups})
+
+    params = {"threshold": threshold, "limit": limit, "offset": offset}
+    return Call("GET", _path(collection, "duplicates"), read, {"params": params})
+
+
+def compute(kind: str, params: dict, collection: str) -> Call[Computing]:
+    """kind: map, duplicates"""
+
+    def read(response: httpx.Response) -> Computing:
+        return replies.of(Computing, checked(response).json())
+
+    return Call("POST", _path(collection, kind), read, {"params": params})
+
+
 def _examples(given: Sequence[Example]) -> list[str | list[float]]:
     return [one if isinstance(one, str) else np.asarray(one).tolist() for one in given]
 
@@ -245,10 +327,59 @@ def _path(*parts: str) -> str:
 
 def views(image: Picture, pairs: int, seed: int, settings: dict) -> Call[list[Pair]]:
     def read(response: httpx.Response) -> list[Pair]:
-        return [Pair(tuple(pair["views"]), pair["similarity"]) for pair in checked(response).json()["pairs"]]
+        pairs = checked(response).json()["pairs"]
+        return [replies.of(Pair, pair | {"views": tuple(pair["views"])}) for pair in pairs]
 
     form = {"pairs": pairs, "seed": seed, **settings}
     return Call("POST", "/views", read, {"files": {"image": file_of(image)}, "data": form})
+
+
+def matrix(images: Sequence[Picture], count: int, seed: int, collection: str, settings: dict) -> Call[Matrix]:
+    def read(response: httpx.Response) -> Matrix:
+        answer = checked(response).json()
+        pictures = [
+            replies.of(OfMatrix, picture | {"views": tuple(picture["views"])}) for picture in answer["pictures"]
+        ]
+        h, z = (one if one is None else np.asarray(one) for one in (answer["h"], answer["z"]))
+        return Matrix(answer["model"], pictures, h, z)
+
+    form = {"count": count, "seed": seed, "collection": collection, **settings}
+    return Call("POST", "/matrix", read, _form([("image", image) for image in images], form))
+
+
+def invariance(image: Picture | None, count: int, seed: int, collection: str) -> Call[Invariance]:
+    def read(response: httpx.Response) -> Invariance:
+        answer = checked(response).json()
+        of, picture = {}, answer["picture"]
+        for which in ("trained", "untrained"):
+            found = answer[which]
+            of[which] = found and replies.of(Curves, found | {"curves": _curves(found)})
+        strips = {strip["augmentation"]: strip["views"] for strip in picture["strips"]}
+        of["picture"] = replies.of(Followed, picture | {"curves": _curves(picture), "strips": strips})
+        return replies.of(Invariance, answer | of)
+
+    form = {"count": count, "seed": seed, "collection": collection}
+    return Call("POST", "/invariance", read, _form([] if image is None else [("image", image)], form))
+
+
+def _curves(answer: dict) -> list[Curve]:
+    return [replies.of(Curve, curve) for curve in answer["curves"]]
+
+
+def _form(images: list[tuple[str, Picture]], fields: dict) -> dict:
+    """httpx's options for a form, with or without files."""
+    return {"files": [(field, file_of(image)) for field, image in images], "data": fields}
+
+
+def runs(limit: int) -> Call[list[Run]]:
+    def read(response: httpx.Response) -> list[Run]:
+        return [replies.of(Run, one) for one in checked(response).json()["runs"]]
+
+    return Call("GET", "/runs", read, {"params": {"limit": limit}})
+
+
+def run(name: str) -> Call[RunDetails]:
+    return Call("GET", f"/runs/{quote(name)}", lambda response: replies.of(RunDetails, checked(response).json()))
 
 
 def models() -> Call[list[dict]]:

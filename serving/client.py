@@ -7,8 +7,8 @@ A picture is a path, encoded bytes, or a PIL image. Whatever the service refuses
 text is the service's own sentence. When the service is busy it says for how long; both clients wait and try again
 a few times.
 
-`embed` and `put_items` take any number of pictures and send them in packs, a request at a time. All are embedded by one
-encoder, also when the service takes up another meanwhile.
+`embed`, `classify` and `put_items` take any number of pictures and send them in packs, a request at a time. All go to
+one encoder, also when the service takes up another meanwhile.
 """
 
 import asyncio
@@ -20,20 +20,61 @@ import numpy as np
 
 from serving import calls
 from serving.calls import COLLECTION, Call, Example, Facts, Filter, Picture, Steps, T
-from serving.replies import Collection, Embeddings, Item, Items, Match, Matches, Pair, Put, PutItem, ServiceError
+from serving.replies import (
+    Classified,
+    Collection,
+    Computing,
+    Curve,
+    Curves,
+    Duplicates,
+    Embeddings,
+    Followed,
+    Guess,
+    Invariance,
+    Item,
+    Items,
+    Key,
+    Map,
+    Match,
+    Matches,
+    Matrix,
+    OfMatrix,
+    Overview,
+    Pair,
+    Put,
+    PutItem,
+    Run,
+    RunDetails,
+    ServiceError,
+)
 
 __all__ = [
     "AsyncClient",
+    "Classified",
     "Client",
     "Collection",
+    "Computing",
+    "Curve",
+    "Curves",
+    "Duplicates",
     "Embeddings",
+    "Followed",
+    "Guess",
+    "Invariance",
     "Item",
     "Items",
+    "Key",
+    "Map",
     "Match",
     "Matches",
+    "Matrix",
+    "OfMatrix",
+    "Overview",
     "Pair",
     "Put",
     "PutItem",
+    "Run",
+    "RunDetails",
     "ServiceError",
 ]
 
@@ -63,6 +104,10 @@ class Client:
         """h of each image, in their order; of unit length with `normalize`. model: an id of `models`."""
         return self._walk(calls.embed(images, normalize, model))
 
+    def classify(self, images: Picture | Iterable[Picture], k: int = 5, model: str | None = None) -> Classified:
+        """The k likeliest classes of each image, in their order, by a model that was fine-tuned."""
+        return self._walk(calls.classify(images, k, model))
+
     def search(
         self,
         image: Picture | Sequence[Picture] | None = None,
@@ -87,6 +132,10 @@ class Client:
 
     def collection(self, name: str = COLLECTION) -> Collection:
         return self._send(calls.collection(name))
+
+    def keys(self, *, collection: str = COLLECTION, model: str | None = None) -> list[Key]:
+        """What its items can be filtered by, with the commonest values of each key."""
+        return self._send(calls.keys(collection, model))
 
     def put_items(
         self,
@@ -117,9 +166,15 @@ class Client:
         return self._send(calls.delete_items(ids, collection))
 
     def items(
-        self, limit: int = 50, offset: int = 0, filter: Filter | None = None, *, collection: str = COLLECTION
+        self,
+        limit: int = 50,
+        offset: int = 0,
+        filter: Filter | None = None,
+        *,
+        collection: str = COLLECTION,
+        model: str | None = None,
     ) -> Items:
-        return self._send(calls.items(limit, offset, filter, collection))
+        return self._send(calls.items(limit, offset, filter, collection, model))
 
     def item(self, id: str, vector: bool = False, *, collection: str = COLLECTION) -> Item:
         """With its vector where that is asked for."""
@@ -129,9 +184,56 @@ class Client:
         """JPEG, 256 px on its longest side."""
         return self._send(calls.thumbnail(id, collection))
 
+    def map(self, places: bool = True, *, collection: str = COLLECTION) -> Map:
+        """The newest, and how far the next one is. Without `places` its columns are empty."""
+        return self._send(calls.map_(places, collection))
+
+    def compute_map(self, seed: int = 0, *, collection: str = COLLECTION) -> Computing:
+        """Have one made; `map` says how far it is."""
+        return self._send(calls.compute("map", {"seed": seed}, collection))
+
+    def duplicates(
+        self, threshold: float = 0.95, limit: int = 100, offset: int = 0, *, collection: str = COLLECTION
+    ) -> Duplicates:
+        """Groups of pictures with a cosine of at least `threshold` to the first of their group, largest first."""
+        return self._send(calls.duplicates(threshold, limit, offset, collection))
+
+    def compute_duplicates(self, threshold: float = 0.9, *, collection: str = COLLECTION) -> Computing:
+        """Compare all with all; `duplicates` says how far that is, and can be asked for any threshold from this on."""
+        return self._send(calls.compute("duplicates", {"threshold": threshold}, collection))
+
     def views(self, image: Picture, pairs: int = 4, seed: int = 0, **settings) -> list[Pair]:
         """Pairs of augmented views. settings: those of training.augment.AugmentSettings, its defaults where absent."""
         return self._send(calls.views(image, pairs, seed, settings))
+
+    def matrix(
+        self,
+        images: Picture | Sequence[Picture] = (),
+        count: int = 6,
+        seed: int = 0,
+        *,
+        collection: str = COLLECTION,
+        **settings,
+    ) -> Matrix:
+        """Two views of each of `count` pictures, and the cosines of all with all. The pictures are the images, and some
+        of the collection to make up the number. settings: as of views."""
+        given = [images] if isinstance(images, Picture) else images
+        return self._send(calls.matrix(given, count, seed, collection, settings))
+
+    def invariance(
+        self, image: Picture | None = None, count: int = 16, seed: int = 0, *, collection: str = COLLECTION
+    ) -> Invariance:
+        """How far h moves as one augmentation grows: mean over `count` pictures of the collection, and of the image
+        alone. Takes seconds."""
+        return self._send(calls.invariance(image, count, seed, collection))
+
+    def runs(self, limit: int = 100) -> list[Run]:
+        """The training runs that the service can see, the newest first."""
+        return self._send(calls.runs(limit))
+
+    def run(self, name: str) -> RunDetails:
+        """One of them with its settings and its curves."""
+        return self._send(calls.run(name))
 
     def models(self) -> list[dict]:
         """The model cards of the encoders that are served, the default first; none where there is none."""
@@ -191,6 +293,9 @@ class AsyncClient:
     ) -> Embeddings:
         return await self._walk(calls.embed(images, normalize, model))
 
+    async def classify(self, images: Picture | Iterable[Picture], k: int = 5, model: str | None = None) -> Classified:
+        return await self._walk(calls.classify(images, k, model))
+
     async def search(
         self,
         image: Picture | Sequence[Picture] | None = None,
@@ -211,6 +316,9 @@ class AsyncClient:
 
     async def collection(self, name: str = COLLECTION) -> Collection:
         return await self._send(calls.collection(name))
+
+    async def keys(self, *, collection: str = COLLECTION, model: str | None = None) -> list[Key]:
+        return await self._send(calls.keys(collection, model))
 
     async def put_items(
         self,
@@ -237,9 +345,15 @@ class AsyncClient:
         return await self._send(calls.delete_items(ids, collection))
 
     async def items(
-        self, limit: int = 50, offset: int = 0, filter: Filter | None = None, *, collection: str = COLLECTION
+        self,
+        limit: int = 50,
+        offset: int = 0,
+        filter: Filter | None = None,
+        *,
+        collection: str = COLLECTION,
+        model: str | None = None,
     ) -> Items:
-        return await self._send(calls.items(limit, offset, filter, collection))
+        return await self._send(calls.items(limit, offset, filter, collection, model))
 
     async def item(self, id: str, vector: bool = False, *, collection: str = COLLECTION) -> Item:
         return await self._send(calls.item(id, vector, collection))
@@ -247,8 +361,45 @@ class AsyncClient:
     async def thumbnail(self, id: str, *, collection: str = COLLECTION) -> bytes:
         return await self._send(calls.thumbnail(id, collection))
 
+    async def map(self, places: bool = True, *, collection: str = COLLECTION) -> Map:
+        return await self._send(calls.map_(places, collection))
+
+    async def compute_map(self, seed: int = 0, *, collection: str = COLLECTION) -> Computing:
+        return await self._send(calls.compute("map", {"seed": seed}, collection))
+
+    async def duplicates(
+        self, threshold: float = 0.95, limit: int = 100, offset: int = 0, *, collection: str = COLLECTION
+    ) -> Duplicates:
+        return await self._send(calls.duplicates(threshold, limit, offset, collection))
+
+    async def compute_duplicates(self, threshold: float = 0.9, *, collection: str = COLLECTION) -> Computing:
+        return await self._send(calls.compute("duplicates", {"threshold": threshold}, collection))
+
     async def views(self, image: Picture, pairs: int = 4, seed: int = 0, **settings) -> list[Pair]:
         return await self._send(calls.views(image, pairs, seed, settings))
+
+    async def matrix(
+        self,
+        images: Picture | Sequence[Picture] = (),
+        count: int = 6,
+        seed: int = 0,
+        *,
+        collection: str = COLLECTION,
+        **settings,
+    ) -> Matrix:
+        given = [images] if isinstance(images, Picture) else images
+        return await self._send(calls.matrix(given, count, seed, collection, settings))
+
+    async def invariance(
+        self, image: Picture | None = None, count: int = 16, seed: int = 0, *, collection: str = COLLECTION
+    ) -> Invariance:
+        return await self._send(calls.invariance(image, count, seed, collection))
+
+    async def runs(self, limit: int = 100) -> list[Run]:
+        return await self._send(calls.runs(limit))
+
+    async def run(self, name: str) -> RunDetails:
+        return await self._send(calls.run(name))
 
     async def models(self) -> list[dict]:
         return await self._send(calls.models())

@@ -81,6 +81,17 @@ async def collection(name: Name, engine: Ready, model: ModelId = ALIAS) -> Respo
     return JSONResponse(vars(await engine.library.about(index)))
 
 
+@router.get("/{name}/keys", response_model=answers.Keys, responses=documented(400, 404, 409, 429, 503))
+async def keys(name: Name, engine: Ready, model: ModelId = ALIAS) -> Response:
+    """What its items can be filtered by beside name, path and size: label and metadata, with the commonest values."""
+    library = engine.library
+    index = library.index(name, chosen(model))
+    found = await library.read(index.summary)
+    if not found:
+        await library.about(index)
+    return JSONResponse({"keys": [vars(key) for key in found]})
+
+
 # What is put in and taken out -----------------------------------------------------------------------------------------
 
 PUT = {

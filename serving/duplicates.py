@@ -14,7 +14,7 @@ are other files that show the encoder the same: another format, another size, ot
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -53,9 +53,15 @@ def compute(index: Index, report: Report, threshold: float) -> dict[str, np.ndar
     return {"ids": ids[order], "a": a[sorted_], "b": b[sorted_], "cosine": pairs.cosine[sorted_]}
 
 
-def group(arrays: dict[str, np.ndarray], threshold: float) -> list[tuple[str, list[str]]]:
-    """Of what `compute` gives: id that stays, and ids that go. `threshold`: at least the one it was computed with."""
+def group(
+    arrays: dict[str, np.ndarray], threshold: float, known: Collection[str] | None = None
+) -> list[tuple[str, list[str]]]:
+    """Of what `compute` gives: id that stays, and ids that go, the largest group first. `threshold`: at least the one
+    it was computed with. known: the ids that there still are, where some are gone."""
     kept = arrays["cosine"] >= threshold
+    if known is not None:
+        there = np.array([id.decode() in known for id in arrays["ids"].tolist()], bool)
+        kept &= there[arrays["a"]] & there[arrays["b"]]
     a, b = arrays["a"][kept], arrays["b"][kept]
     taken = np.zeros(len(arrays["ids"]), bool)
     edges = np.flatnonzero(np.diff(a, prepend=-1, append=-1))  # of the runs of one a
@@ -67,6 +73,7 @@ def group(arrays: dict[str, np.ndarray], threshold: float) -> list[tuple[str, li
             taken[near] = True
             if len(near):
                 found.append((a[start], near))
+    found.sort(key=lambda one: -len(one[1]))
     ids = arrays["ids"]
     return [(ids[first].decode(), [id.decode() for id in ids[others]]) for first, others in found]
 

@@ -1,6 +1,5 @@
 """What answers the requests: decoder, encoders and collections, put together."""
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -8,17 +7,15 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from fastapi.concurrency import run_in_threadpool
 
 from export.artifact import BundleError, ModelCard, TooManyPixels
 from serving.decode import SMALL_BYTES, SMALL_PIXELS, Decoder, File
 from serving.errors import NotReady
-from serving.index import unit
 from serving.library import Library
 from serving.limits import Gate, Limits, cores
 from serving.metrics import Metrics
 from serving.models import Model, Models
-from serving.views import draw_views
+from serving.studio import Studio
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,8 @@ class Engine:
         self._decode = Decoder(threads, limits.pixels)
         self._models = Models(encoders, index, threads, min(SMALL_PIXELS, limits.pixels), metrics.encoded)
         self._gate = Gate(limits.images_at_once)
-        self._drawing = asyncio.Lock()
         self.library = Library(self._models, self._gate, self._embed, limits, threads)
+        self.studio = Studio(self._models, self._gate, self._decode, self.library)
         metrics.levels = lambda: (self._gate.inside, self._models.waiting)
 
     @property
@@ -74,21 +71,6 @@ class Engine:
     async def embed(self, files: list[File], model: str | None = None) -> Embedded:
         """n >= 1 images by the encoder of that id, or by the default. raises NotFound, Busy, Undecodable, TooLarge."""
         return await self._embed(files, self._models.named(model))
-
-    async def views(
-        self, image: File, pairs: int, seed: int, settings: dict[str, list[str]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of augmented views, uint8 (pairs, 2, S, S, 3), and the cosines (pairs,) of their embeddings.
-
-        raises as embed, and Malformed, NotOffered
-        """
-        model = self._models.default
-        with self._gate.admit(2 * pairs):
-            pixels = (await self._decode([image], model.card.preprocessing))[0]
-            async with self._drawing:  # torch takes all cores for one drawing
-                views = await run_in_threadpool(draw_views, pixels, pairs, seed, settings)
-            vectors = unit((await model.batch(views)).vectors).reshape(pairs, 2, -1)
-        return views.reshape(pairs, 2, *pixels.shape), (vectors[:, 0] * vectors[:, 1]).sum(axis=1)
 
     def close(self) -> None:
         self.library.close()

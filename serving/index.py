@@ -22,6 +22,7 @@ from serving import manifest
 from serving.filters import Filter, literal
 from serving.items import Item, content_id, matrix, possible, selected, to_item, unit
 from serving.store import Store
+from serving.summary import ROWS, Key, summary
 from serving.table import OLD_VERSIONS_KEPT, IndexProblem, Table, explained
 from serving.verify import verify
 
@@ -187,6 +188,15 @@ class Index:
             if (table := self._opened()) is None:
                 return {}
             return {key: kind for key, (_, kind) in self._table.columns(table).items()}
+
+    def summary(self) -> list[Key]:
+        """What its items can be filtered by beside name, path and size."""
+        with self._table.explained("read"):
+            if (table := self._opened()) is None:
+                return []
+            columns = {"label": ("label", str), **self._table.columns(table)}
+            rows = table.search().select([name for name, _ in columns.values()]).limit(ROWS).to_arrow()
+        return summary(rows, columns)
 
     def thumbnail_path(self, id: str) -> str:
         """Its place in the store, whether or not it is there."""

@@ -4,28 +4,35 @@ PaCMAP (Wang et al. 2021, arXiv:2012.04456) of the unit vectors: of the well-kno
 neighbourhoods and the arrangement of the whole, in minutes for 100,000 pictures on two cores. A map that is made anew
 starts from the places of the one before, so that pictures stay about where they were.
 
-Pictures that have come since get, up to PLACED of them, the mean place of their nearest neighbours that have one; the
-rest waits for the next map.
+Beside its place each picture has a group, by k-means of the vectors: a colour where there are no labels.
+
+Pictures that have come since get, up to PLACED of them, the mean place of their nearest neighbours that have one, and
+the nearest one's group; the rest waits for the next map.
 """
 
 import contextlib
 import io
 import logging
 import re
+import warnings
 
 import numpy as np
 
 from serving.derived import Derived, DerivedProblem, Report, Result, whole
 from serving.index import Index
 
-FEW = 64  # up to so many, the two principal components are the map
+FEW = 64  # up to so many, the two principal components are the map, and one group
+GROUPS = 12  # as many as colours that can be told apart
+SAMPLE = 10_000  # vectors that their centres are found from
 STEPS = 450  # PaCMAP's
 NEIGHBOURS = 8  # that place a new one
-PLACED = 500  # a search each, about a second together
+LOOKED_AT = 32  # to find so many that have a place
+PLACED = 500  # a search each
 NOTHING = {
     "ids": np.zeros(0, "S1"),
     "x": np.zeros(0, np.float32),
     "y": np.zeros(0, np.float32),
+    "group": np.zeros(0, np.int32),
     "label": np.zeros(0, np.int32),
     "labels": np.zeros(0, "U1"),
     "unplaced": 0,
@@ -33,7 +40,8 @@ NOTHING = {
 
 
 def compute(index: Index, report: Report, seed: int) -> dict[str, np.ndarray]:
-    """ids (n,) bytes; x, y (n,) float32, -1 to 1, same scale; label (n,) int32, a number of labels or -1; labels."""
+    """ids (n,) bytes; x, y (n,) float32, -1 to 1, same scale; group (n,) int32, 0 the largest; label (n,) int32, a
+    number of labels or -1; labels."""
     columns, vectors = whole(index, report, ("id", "label"))
     labels = sorted({label for label in columns["label"] if label is not None})
     number = {label: i for i, label in enumerate(labels)} | {None: -1}
@@ -42,6 +50,7 @@ def compute(index: Index, report: Report, seed: int) -> dict[str, np.ndarray]:
         "ids": np.array([id.encode() for id in columns["id"]], "S"),
         "x": np.ascontiguousarray(places[:, 0]),
         "y": np.ascontiguousarray(places[:, 1]),
+        "group": _groups(vectors, seed, report),
         "label": np.array([number[label] for label in columns["label"]], np.int32),
         "labels": np.array(labels, "U"),
     }
@@ -61,6 +70,22 @@ def _pacmap(vectors: np.ndarray, seed: int, before: np.ndarray | None, report: R
     report("finding neighbours", 0.0)
     with contextlib.redirect_stdout(_Steps(report)):
         return reducer.fit_transform(vectors, init=before, save_pairs=False)
+
+
+def _groups(vectors: np.ndarray, seed: int, report: Report) -> np.ndarray:
+    """(n,) int32, numbered from the largest on."""
+    if len(vectors) <= FEW:
+        return np.zeros(len(vectors), np.int32)
+    from scipy.cluster.vq import kmeans2  # PaCMAP wants the package too
+
+    report("grouping", 0.0)
+    rng = np.random.default_rng(seed)
+    sample = vectors[rng.choice(len(vectors), min(len(vectors), SAMPLE), replace=False)]
+    with warnings.catch_warnings(action="ignore"):  # of a group without members, which does no harm
+        centres, _ = kmeans2(sample, GROUPS, iter=20, minit="++", rng=rng)
+    found = (vectors @ centres.T - (centres**2).sum(axis=1) / 2).argmax(axis=1)
+    order = np.argsort(-np.bincount(found, minlength=GROUPS), kind="stable")
+    return np.argsort(order).astype(np.int32)[found]
 
 
 def _components(vectors: np.ndarray) -> np.ndarray:
@@ -113,18 +138,25 @@ def today(index: Index, result: Result) -> dict:
     known = index.ids()
     new = sorted(known - set(ids))
     stays = np.array([id in known for id in ids], bool)
-    for name in ("ids", "x", "y", "label"):
+    for name in ("ids", "x", "y", "group", "label"):
         arrays[name] = arrays[name][stays]
-    row = {id: i for i, id in enumerate(ids)}
     found = index.get_many(new[:PLACED])
-    hits = index.search_many(np.stack([v for _, v in found.values()]), NEIGHBOURS + len(found)) if found else []
+    hits = index.search_many(np.stack([v for _, v in found.values()]), LOOKED_AT) if found else []
+    near = {
+        id: [(one.id, max(cosine, 0.0) + 1e-6) for one, cosine in some] for id, some in zip(found, hits, strict=True)
+    }
+    columns = (result.arrays[name].tolist() for name in ("x", "y", "group"))
+    known_places = dict(zip(ids, zip(*columns, strict=True), strict=True))
     places = []
-    for (id, (item, _)), near in zip(found.items(), hits, strict=True):
-        mapped = [(row[n.id], max(cosine, 0.0)) for n, cosine in near if n.id in row][:NEIGHBOURS]
-        if mapped:
-            rows, weights = np.array([i for i, _ in mapped]), np.array([w for _, w in mapped]) + 1e-6
-            at = [np.average(result.arrays[axis][rows], weights=weights) for axis in "xy"]
-            places.append((id.encode(), *at, item.label))
+    while placed := [id for id in near if any(one in known_places for one, _ in near[id])]:
+        # Those whose neighbours are all new have a place once these have one.
+        for id in placed:
+            some = [(*known_places[one], weight) for one, weight in near[id] if one in known_places][:NEIGHBOURS]
+            x, y, groups, weights = zip(*some, strict=True)
+            place = (np.average(x, weights=weights), np.average(y, weights=weights), groups[0])
+            places.append((id.encode(), *place, found[id][0].label))
+        known_places |= {place[0].decode(): place[1:4] for place in places[-len(placed) :]}
+        near = {id: some for id, some in near.items() if id not in known_places}
     if places:
         labels = arrays["labels"].tolist()
         labels += sorted({label for *_, label in places if label is not None} - set(labels))
@@ -132,6 +164,7 @@ def today(index: Index, result: Result) -> dict:
         arrays["ids"] = np.concatenate([arrays["ids"], np.array([place[0] for place in places], "S")])
         for axis, i in (("x", 1), ("y", 2)):
             arrays[axis] = np.concatenate([arrays[axis], np.array([place[i] for place in places], np.float32)])
-        arrays["label"] = np.concatenate([arrays["label"], np.array([number[p[3]] for p in places], np.int32)])
+        arrays["group"] = np.concatenate([arrays["group"], np.array([place[3] for place in places], np.int32)])
+        arrays["label"] = np.concatenate([arrays["label"], np.array([number[p[4]] for p in places], np.int32)])
         arrays["labels"] = np.array(labels, "U")
     return arrays | {"unplaced": len(new) - len(places)}

@@ -26,6 +26,8 @@ class Model:
     """An encoder with its batches, and the collections as it has embedded them."""
 
     card: ModelCard
+    folder: Path
+    """Its bundle's."""
     provider: str
     """ONNX Runtime's, that runs it."""
     batch: Batcher
@@ -121,7 +123,7 @@ class Models:
         facts = f"{card.preprocessing.size_px} px, {card.dimension} dimensions"
         log.info("loaded %s (%s; %s, batches at once: %d)", card.id, facts, provider, len(lanes))
         index = lru_cache(KEPT_OPEN)(partial(Index, self._uri, card.id, card.dimension))
-        return Model(card, provider, Batcher(lanes, self._ran, dimension=card.dimension), index)
+        return Model(card, folder, provider, Batcher(lanes, self._ran, dimension=card.dimension), index)
 
     def _watch(self) -> None:
         while not self._closing.wait(LOOK_EVERY_S):

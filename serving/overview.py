@@ -28,6 +28,7 @@ from serving.request import JSON, Ready, chosen
 router = APIRouter(prefix="/collections", generate_unique_id_function=lambda route: route.name)
 
 PROGRESS = ("state", "stage", "share", "problem")
+COLUMNS = {"x": "<f4", "y": "<f4", "group": "<i4", "label": "<i4"}
 FAULTS = documented(400, 404, 409, 413, 429, 503)
 
 
@@ -45,6 +46,7 @@ class Overview(Computing):
     count: int | None = Field(description="Pictures that the newest result is of; null where there is none.")
     new: int | None = Field(description="Pictures that have come since.")
     gone: int | None = Field(description="Pictures that were taken out since.")
+    made: str | None = Field(description="Mark of the newest result: another one, another mark.")
 
 
 class Duplicate(Item):
@@ -54,7 +56,9 @@ class Duplicate(Item):
 class Duplicates(Overview):
     least: float | None = Field(description="Threshold that it was computed for; any from there on is answered.")
     total: int | None = Field(description="Groups in the newest result at this threshold.")
-    groups: list[list[Duplicate]] = Field(description="The first of a group can stay for the others.")
+    groups: list[list[Duplicate]] = Field(
+        description="The largest first. The first of a group can stay for the others."
+    )
 
 
 class Map(Overview):
@@ -63,6 +67,7 @@ class Map(Overview):
     ids: list[str]
     x: str = Field(description="base64 of little-endian float32, -1 to 1.")
     y: str = Field(description="In the same scale.")
+    group: str = Field(description="base64 of little-endian int32: a group of what looks alike, 0 the largest.")
     label: str = Field(description="base64 of little-endian int32: a number of labels, -1 where a picture has none.")
     labels: list[str]
     unplaced: int = Field(description="New pictures that have no place before the next map.")
@@ -101,12 +106,17 @@ async def compute_duplicates(
 
 
 @router.get("/{name}/map", response_model=Map, responses=FAULTS)
-async def map_(name: Name, engine: Ready, model: ModelId = ALIAS) -> Response:
+async def map_(
+    name: Name,
+    engine: Ready,
+    places: Annotated[bool, Query(description="Without them the columns are empty: to ask how far it is.")] = True,
+    model: ModelId = ALIAS,
+) -> Response:
     """A place in the plane for each picture, those that look alike close together. Those that have come since the map
     was made stand among their nearest neighbours."""
     library = engine.library
     index = library.index(name, chosen(model))
-    answer = await library.read(_map, index)
+    answer = await library.read(_map, index, places)
     if answer["count"] is None:
         await library.about(index)
     return _json(answer)
@@ -138,7 +148,7 @@ def _duplicates(index: Index, threshold: float, limit: int, offset: int) -> dict
     least = result.settings["threshold"]
     if threshold < least:
         raise Malformed(f"threshold: compared was from {least:g} on; POST a lower threshold first", "threshold")
-    groups = group(result.arrays, threshold)
+    groups = group(result.arrays, threshold, index.ids() if result.gone else None)
     found = [
         [asdict(item) | {"similarity": round(cosine, 6)} for item, cosine in [(one.keep, 1.0), *one.others]]
         for one in looked_up(index, groups[offset : offset + limit], threshold)
@@ -146,20 +156,35 @@ def _duplicates(index: Index, threshold: float, limit: int, offset: int) -> dict
     return answer | {"least": least, "total": len(groups), "groups": found}
 
 
-def _map(index: Index) -> dict:
+def _map(index: Index, places: bool) -> dict:
+    version = index.facts().version  # before anything is read: what comes in between is of the next
     derived = Derived(index, "map")
     progress = derived.progress()
     result = derived.result(progress)
     answer = _overview(index, progress, result)
-    places = layout.NOTHING if result is None else layout.today(index, result)
-    columns = {name: _base64(places[name], kind) for name, kind in (("x", "<f4"), ("y", "<f4"), ("label", "<i4"))}
-    texts = {"ids": places["ids"].astype("U").tolist(), "labels": places["labels"].tolist()}
-    return answer | texts | columns | {"unplaced": places["unplaced"]}
+    found = _places(index, result, (progress.made, version)) if result and places else layout.NOTHING
+    columns = {name: _base64(found[name], kind) for name, kind in COLUMNS.items()}
+    texts = {"ids": found["ids"].astype("U").tolist(), "labels": found["labels"].tolist()}
+    return answer | texts | columns | {"unplaced": found["unplaced"]}
+
+
+_latest: dict[tuple[str, int], dict] = {}
+
+
+def _places(index: Index, result: Result, key: tuple[str, int]) -> dict:
+    """layout.today's, made once a version of the table: placing what is new takes a search each."""
+    if (found := _latest.get(key)) is None:
+        found = layout.today(index, result)
+        _latest.clear()
+        _latest[key] = found
+    return found
 
 
 def _overview(index: Index, progress: Progress, result: Result | None) -> dict:
-    facts = {"count": len(result.arrays["ids"]), "new": result.new, "gone": result.gone} if result else {}
-    return _shown(progress) | {"model": index.encoder_id, "count": None, "new": None, "gone": None} | facts
+    facts = dict.fromkeys(("count", "new", "gone", "made"))
+    if result:
+        facts = {"count": len(result.arrays["ids"]), "new": result.new, "gone": result.gone, "made": progress.made}
+    return _shown(progress) | {"model": index.encoder_id} | facts
 
 
 def _shown(progress: Progress) -> dict:

@@ -1,8 +1,10 @@
-"""Augmented views of one picture, exactly as pretraining draws them. Needs torch, which only this part of the service
+"""Augmented views of pictures, exactly as pretraining draws them. Needs torch, which only this part of the service
 loads, and only when first asked."""
 
 import base64
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 
 import numpy as np
@@ -10,29 +12,41 @@ from PIL import Image
 
 from serving.errors import Malformed, NotOffered
 
-MAX_PAIRS = 16
 
+def draw_views(pixels: np.ndarray, each: int, seed: int, settings: dict[str, list[str]]) -> np.ndarray:
+    """`each` views of each picture, those of one picture behind each other.
 
-def draw_views(pixels: np.ndarray, pairs: int, seed: int, settings: dict[str, list[str]]) -> np.ndarray:
-    """Both views of each pair, one pair after the other.
-
-    pixels    uint8 (S, S, 3), as the encoder sees the picture: what pretraining's augmentation starts from
+    pixels    uint8 (N, S, S, 3), as the encoder sees the pictures: what pretraining's augmentation starts from
     settings  fields of AugmentSettings as a form gives them: a list of texts each, two for crop_area
-    returns   uint8 (2 * pairs, S, S, 3); the same for the same arguments
-    raises    Malformed, and NotOffered where torch is not installed
+    returns   uint8 (N * each, S, S, 3); the same for the same arguments
+    raises    Malformed, and NotOffered where training's code or torch is left out
+    """
+    with offered():
+        import torch
+
+        from training.augment import AugmentSettings, augment
+
+    chosen = _parse(settings, AugmentSettings)
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.tensor(pixels).repeat_interleave(each, dim=0)
+    views = augment(images, chosen, generator, size_px=pixels.shape[1])  # (N * each, 3, S, S) in [0, 1]
+    return (views * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+@contextmanager
+def offered() -> Iterator[None]:
+    """For imports of training's code. raises NotOffered where it cannot be imported.
+
+    torch keeps to one core: of several it has threads that wait for each other by spinning, which takes many times as
+    long where embedding is at work on the same cores, and holds that up.
     """
     try:
         import torch
 
-        from training.augment import AugmentSettings, augment
+        torch.set_num_threads(1)
+        yield
     except ImportError as error:
         raise NotOffered("this service was built without training's code, so it draws no views") from error
-
-    chosen = _parse(settings, AugmentSettings)
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.tensor(pixels).repeat(2 * pairs, 1, 1, 1)  # (2 * pairs, S, S, 3)
-    views = augment(images, chosen, generator, size_px=len(pixels))  # (2 * pairs, 3, S, S) in [0, 1]
-    return (views * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _parse(form: dict[str, list[str]], kind: type):

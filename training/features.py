@@ -42,6 +42,8 @@ class Extractor:
     preprocessing: Preprocessing
     encode: Callable[[np.ndarray], Tensor]
     """uint8 (n, S, S, 3) -> h (n, d) float32 on the CPU."""
+    megabytes: float = 0.0
+    """Of its weights."""
 
     def __call__(self, pixels, names: Sequence[str] | None = None) -> Tensor:
         """h of many pictures: (N, d) float32.
@@ -111,7 +113,7 @@ def _trained(name: str, path: Path, untrained: bool) -> Extractor:
             encoder = Encoder(settings.encoder, settings.width, settings.size_px)
     else:
         encoder = checkpoint.encoder_of(saved)
-    return Extractor(name, Preprocessing(settings.size_px), _by_torch(encoder))
+    return Extractor(name, Preprocessing(settings.size_px), by_torch(encoder), megabytes(encoder))
 
 
 def _exported(name: str, path: Path) -> Extractor:
@@ -138,7 +140,10 @@ def _exported(name: str, path: Path) -> Extractor:
     preprocessing = card.preprocessing if card else Preprocessing(shape[1])
     if preprocessing.size_px != shape[1]:
         raise BundleError(f"{path} takes {shape[1]} px and its card says {preprocessing.size_px}: export again")
-    return Extractor(name, preprocessing, lambda batch: torch.from_numpy(session.run(None, {pixels.name: batch})[0]))
+    size = path.stat().st_size / 1e6
+    return Extractor(
+        name, preprocessing, lambda batch: torch.from_numpy(session.run(None, {pixels.name: batch})[0]), size
+    )
 
 
 def _of_zoo(name: str, size_px: int | None) -> Extractor:
@@ -150,15 +155,20 @@ def _of_zoo(name: str, size_px: int | None) -> Extractor:
     above, _, key = last[-1].rpartition(".")
     setattr(model.network.get_submodule(above), key, nn.Identity())
     mean, std = (torch.tensor(values)[:, None, None] for values in (model.mean, model.std))
-    encode = _by_torch(model.network, mean, std)
+    encode = by_torch(model.network, mean, std)
     try:
         encode(np.zeros((1, preprocessing.size_px, preprocessing.size_px, 3), np.uint8))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise EncoderError(f"{name} takes no pictures of {preprocessing.size_px} px: {error}") from error
-    return Extractor(name, preprocessing, encode)
+    return Extractor(name, preprocessing, encode, megabytes(model.network))
 
 
-def _by_torch(network: nn.Module, mean: Tensor | float = 0.0, std: Tensor | float = 1.0) -> Callable:
+def megabytes(network: nn.Module) -> float:
+    return sum(weight.nbytes for weight in network.parameters()) / 1e6
+
+
+def by_torch(network: nn.Module, mean: Tensor | float = 0.0, std: Tensor | float = 1.0) -> Callable:
+    """`encode` of an Extractor. The network is put onto the GPU where there is one, and into evaluation mode."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device).eval()
     mean, std = (value.to(device) if isinstance(value, Tensor) else value for value in (mean, std))

@@ -118,6 +118,8 @@ def finetune(settings: FinetuneSettings) -> Path:
         f"fine-tuning {start.settings.architecture} from {start.origin} ({settings.mode}) on {len(task.learnt):,} "
         f"labelled pictures of {len(task.classes)} classes, {len(task.held):,} held out, into {run}"
     )
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(json.dumps(settings.to_dict(), indent=2))
     network = Classifier(start.encoder, hidden, len(task.classes)).to(device, memory_format=torch.channels_last)
     began = time.monotonic()
     history = train_classifier(network, task, settings, halfway)
@@ -136,9 +138,6 @@ def finetune(settings: FinetuneSettings) -> Path:
         words = "test" if task.test else "held-out"
         after |= {words: figures(guess, labels, task.classes)}
     facts["after"] = after
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(json.dumps(settings.to_dict(), indent=2))
-    write_metrics(run / "metrics.csv", history)
     (run / "result.json").write_text(json.dumps(facts, indent=1))
     about = {"classes": task.classes, "origin": start.origin, "settings": settings.to_dict()}
     classifier.save(run / "checkpoints" / checkpoint.NAME, network, start.settings, facts, history, about)
@@ -197,6 +196,7 @@ def train_classifier(
             bar.set_postfix(loss=f"{row['loss']:.3f}", held_out=f"{row['held_out']:.1%}")
         state.history.append(row)
         if halfway:
+            write_metrics(halfway.run / "metrics.csv", state.history)
             halfway.save(network, optimizer, scheduler, state)
     bar.close()
     if state.kept:

@@ -1,4 +1,5 @@
-"""A fine-tuning on its way: kept after an epoch, so that it goes on after any interruption as if there had been none.
+"""A fine-tuning or distillation on its way: kept after an epoch, so that after any interruption it goes on as if there
+had been none.
 
 runs/NAME/checkpoints/halfway.ckpt  network, optimizer, schedule, history, the best epoch so far; gone at the end
 """
@@ -40,21 +41,21 @@ class Halfway:
     """Of the run in this folder. It saves every checkpoint.EVERY_S seconds at most: what came since is done again."""
 
     def __init__(self, run: Path, settings: FinetuneSettings, pictures: int):
-        self.path, self.settings, self.pictures = run / "checkpoints" / NAME, settings, pictures
+        self.run, self.path, self.settings, self.pictures = run, run / "checkpoints" / NAME, settings, pictures
         self.saved_at = 0.0
 
     def begin(self) -> None:
         """raises CheckpointError where there is one already and --resume was not given, or one of other settings."""
         if not self.path.exists():
             return
-        run = self.path.parent.parent
+        run = self.run
         if not self.settings.resume:
             raise CheckpointError(f"{run} holds a run on its way: continue it with --resume, or give another --name")
         saved = checkpoint.load(self.path)
         check_same(run, saved["settings"], self.settings)
         if saved["pictures"] != self.pictures:
             raise CheckpointError(
-                f"{run} was begun on {saved['pictures']:,} labelled pictures and {self.settings.data} now has "
+                f"{run} was begun on {saved['pictures']:,} pictures and {self.settings.data} now has "
                 f"{self.pictures:,}: give another --name"
             )
 

@@ -55,21 +55,13 @@ def figures(
     set, a tenth of the training set is asked about and the rest is the bank. Without: `views_matched` in [0, 1].
     most  images of the bank; a fifth as many are asked about. More than that are sampled, the same ones every time.
     """
-    order = np.random.default_rng(0).permutation(len(train.labels))
     if len(np.unique(train.labels[train.labels >= 0])) < 2:
-        chosen = np.sort(order[: min(1000, most)])
+        chosen = np.sort(np.random.default_rng(0).permutation(len(train.labels))[: min(1000, most)])
         pixels = torch.from_numpy(train.pixels[chosen])
         generator = torch.Generator().manual_seed(0)
         h_a, h_b = (embed(encoder, augment(pixels, settings.augment, generator, settings.size_px)) for _ in range(2))
         return {"views_matched": views_matched(h_a, h_b), "pictures": len(chosen)}
-    bank = order[train.labels[order] >= 0]
-    if test is not None and (test.labels >= 0).any():
-        asked_of = test
-        queries = np.random.default_rng(0).permutation(np.flatnonzero(test.labels >= 0))
-    else:
-        asked_of = train
-        queries, bank = np.split(bank, [max(1, len(bank) // 10)])
-    bank, queries = np.sort(bank[:most]), np.sort(queries[: max(1, most // 5)])
+    bank, asked_of, queries = known_and_asked(train, test, most)
     k = default_k(len(bank))
     predicted = knn_predict(
         embed(encoder, Rows(train.pixels, bank)),
@@ -79,6 +71,23 @@ def figures(
     )
     right = (predicted == torch.from_numpy(asked_of.labels[queries])).float().mean().item()
     return {"knn": right, "k": k, "bank": len(bank), "queries": len(queries)}
+
+
+def known_and_asked(
+    train: Store | Stream, test: Store | Stream | None, most: int
+) -> tuple[np.ndarray, Store | Stream, np.ndarray]:
+    """Places in train of the labelled pictures that are known; where those are that are asked about, and their places.
+
+    most  as of `figures`
+    """
+    order = np.random.default_rng(0).permutation(len(train.labels))
+    bank, asked_of = order[train.labels[order] >= 0], train
+    if test is not None and (test.labels >= 0).any():
+        asked_of = test
+        queries = np.random.default_rng(0).permutation(np.flatnonzero(test.labels >= 0))
+    else:
+        queries, bank = np.split(bank, [max(1, len(bank) // 10)])
+    return np.sort(bank[:most]), asked_of, np.sort(queries[: max(1, most // 5)])
 
 
 def sentence(before: dict, after: dict) -> str:

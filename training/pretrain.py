@@ -258,6 +258,8 @@ def pretrain(settings: PretrainSettings) -> Path:
         if not settings.resume:
             raise CheckpointError(f"{run} holds a run already: continue it with --resume, or give another --name")
         saved = checkpoint.load(last)
+        if "optimizer_states" not in saved:
+            raise CheckpointError(f"{run} is no pretraining: start from it with --init {run}, and another --name")
         settings = continued(settings, checkpoint.settings_of(saved), run)
     start = None
     if settings.init and not saved:

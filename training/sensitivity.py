@@ -8,22 +8,18 @@ counts is where it lies between 1 and the mean cosine of two different pictures,
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from export.artifact import CARD
-from training import zoo
 from training.augment import Draws, render
-from training.checkpoint import CheckpointError
-from training.features import PIXELS, RANDOM, Extractor, open_encoder
-from training.initial import checkpoint_of
+
+if TYPE_CHECKING:
+    from training.features import Extractor
 
 PICTURES = 256
 AT_ONCE = 64  # pictures rendered
@@ -133,8 +129,13 @@ def _changed(draws: Draws, augmentation: str, strength: float, generator: torch.
     return draws._replace(**{augmentation: getattr(draws, augmentation) + shift})
 
 
-def untrained(name: str, size_px: int | None) -> Extractor | None:
+def untrained(name: str, size_px: int | None) -> "Extractor | None":
     """The same architecture as the encoder that `name` stands for, not trained; None where that is not known."""
+    from training import zoo  # here, so that the service, which wants the curves alone, loads no more than it must
+    from training.checkpoint import CheckpointError
+    from training.features import PIXELS, RANDOM, open_encoder
+    from training.initial import checkpoint_of
+
     path = Path(name).expanduser()
     if name == PIXELS or name.endswith(RANDOM):
         return None
@@ -176,6 +177,11 @@ def table(all_of: Sequence[Sensitivity]) -> str:
 
 def write(path: Path, all_of: Sequence[Sensitivity]) -> None:
     """A panel an augmentation, a curve an encoder; dotted, the cosine of two different pictures."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     figure = plt.figure(figsize=(13, 6.5), layout="constrained")
     panels = figure.subplots(2, 4, sharey=True)
     for i, axis in enumerate(panels.flat):

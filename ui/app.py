@@ -30,11 +30,48 @@ import httpx
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse, Response
 
+from serving.calls import COLLECTION
 from serving.client import AsyncClient, ServiceError
 from serving.keys import Access, KeyProblem, Lock, inside
-from ui import picture, similar, style, views
+from ui import (
+    augmentation,
+    camera,
+    computing,
+    curves,
+    duplicates,
+    grid,
+    invariance,
+    map,
+    matrix,
+    runs,
+    side,
+    similar,
+    style,
+    views,
+    well,
+)
 
 PATH = "/ui"
+CSS = "".join(
+    part.CSS
+    for part in (
+        style,
+        well,
+        camera,
+        side,
+        grid,
+        similar,
+        computing,
+        map,
+        duplicates,
+        augmentation,
+        matrix,
+        views,
+        curves,
+        invariance,
+        runs,
+    )
+)
 UPLOADS = "twinview-uploads-"
 MASTHEAD = '<header class="masthead"><h1>Twinview</h1><p>Pictures by likeness, without a single label.</p></header>'
 
@@ -53,19 +90,28 @@ def build(client) -> gr.Blocks:
     """The page over `client`, an AsyncClient."""
     deletion_s = (600, 3600)  # every ten minutes, uploads of more than an hour ago
     with gr.Blocks(title="Twinview", fill_width=True, delete_cache=deletion_s) as page:
-        gr.HTML(MASTHEAD, apply_default_css=False, js_on_load=None)
-        trail = gr.State(())  # the pictures looked at; the last is the present one
+        with gr.Row(elem_id="top"):
+            gr.HTML(MASTHEAD, apply_default_css=False, js_on_load=None)
+            collection = gr.Dropdown(
+                [COLLECTION], value=COLLECTION, show_label=False, container=False, visible=False, elem_id="collection"
+            )
+        trail = gr.State(())  # of Query: what was searched for; the last is the present one
         with gr.Row(elem_id="frame"):
             with gr.Column(elem_id="side"):
-                well = picture.well()
-                with gr.Row():
-                    back = gr.Button("Back", size="sm", min_width=60, elem_id="back", visible=False)
-                    everything = gr.Button("All pictures", size="sm", min_width=60, elem_id="all", visible=False)
+                side.column(trail)
             with gr.Column(elem_id="main"), gr.Tabs(elem_id="tabs") as tabs:
-                with gr.Tab("Similar"):
-                    similar.tab(client, trail, well, back, everything, page)
-                with gr.Tab("Views"):
-                    views.tab(client, trail, tabs)
+                with gr.Tab("Similar", id="similar"):
+                    similar.tab(client, trail, collection, page)
+                with gr.Tab("Map", id="map"):
+                    map.tab(client, trail, collection, tabs)
+                with gr.Tab("Duplicates", id="duplicates"):
+                    duplicates.tab(client, trail, collection, tabs)
+                with gr.Tab("Views", id="views"):
+                    views.tab(client, trail, collection, tabs)
+                with gr.Tab("Invariance", id="invariance"):
+                    invariance.tab(client, trail, collection, tabs)
+                with gr.Tab("Runs", id="runs"):
+                    runs.tab(client, trail, collection, tabs)
     return page.queue(default_concurrency_limit=16)
 
 
@@ -100,12 +146,15 @@ def _put(app: FastAPI, client) -> FastAPI:
         os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix=UPLOADS)
     for fetching in ("file=http{url:path}", "proxy={url:path}"):  # Gradio would fetch what a visitor names
         app.add_api_route(f"{PATH}/gradio_api/{fetching}", _refuse, methods=["GET", "HEAD"], include_in_schema=False)
+    gr.processing_utils.async_ssrf_protected_download = _fetch_nothing  # nor what a program names as a picture
+    page = build(client)
+    page.has_launched = True  # or Gradio would take any file of this machine for an upload
     app = gr.mount_gradio_app(
         app,
-        build(client),
+        page,
         path=PATH,
         theme=style.theme(),
-        css=style.CSS,
+        css=CSS,
         head=style.ICON + style.KEYS,
         footer_links=[],
         run_history=False,
@@ -116,6 +165,10 @@ def _put(app: FastAPI, client) -> FastAPI:
     )
     _stop_clean(app, app.routes[-1].app.stop_event, Path(os.environ["GRADIO_TEMP_DIR"]))
     return app
+
+
+async def _fetch_nothing(url: str, cache_dir: str) -> str:
+    raise gr.Error("this page fetches nothing from elsewhere; upload the picture", print_exception=False)
 
 
 async def _refuse() -> Response:

@@ -1,151 +1,224 @@
 """The first tab: the collection, and the nearest of it to a picture. A click on any picture searches from there."""
 
-from html import escape
+from dataclasses import replace
 
 import gradio as gr
 
-from serving.client import Item, Match, ServiceError
-from ui.picture import (
-    Chosen,
-    UploadFailed,
-    clicked,
-    described,
-    facts_html,
-    notice,
-    read,
-    thumbnail_url,
-    uploaded,
-    warn,
-    well_html,
-)
+from serving.calls import COLLECTION
+from serving.client import Item, ServiceError
+from ui import link, selection
+from ui.api import PROBLEMS, publish
+from ui.conditions import hint, offered, parsed
+from ui.grid import JS
+from ui.picture import Chosen, UploadFailed, clicked, from_path, notice, warn
+from ui.query import Query, Settings, nearest
+from ui.results import PAGE, browse, neighbours
 
-PAGE = 60  # pictures of the collection at a time
-EMPTY = "The collection is empty. Fill it with `python serving/bulk.py --data ~/Pictures`, then open this page again."
-ALONE = "There is no other picture in the collection yet."
-ALIKE = "<h2>Most alike</h2><p>Nearest first, with the cosine of the embeddings. Choose one to go on from there.</p>"
-
-GRID_JS = """
-element.addEventListener("click", (event) => {
-    const tile = event.target.closest("button[data-id]");
-    if (tile) trigger("click", { ...tile.dataset });
-});
-watch("value", () => window.scrollTo({ top: 0, behavior: "smooth" }));
+MOST_K = 200
+REFUSED = (413, 415, 422)  # statuses that speak of the picture
+CSS = """
+#similar-bar { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 12px 24px; align-items: start; }
+#link [role=status] { margin-right: 8px; font-size: 13px; color: var(--primary-700); }
+.dark #link [role=status] { color: var(--primary-400); }
+#narrow { display: block; }
+#narrow .form {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 12px 28px; align-items: start;
+}
+#narrow #where { grid-column: span 2; min-width: 0 !important; }
+#narrow .container > .wrap, #collection .wrap {
+  border: 1px solid var(--neutral-300); border-radius: 8px; background: var(--background-fill-primary);
+}
+.dark #narrow .container > .wrap, .dark #collection .wrap { border-color: var(--neutral-700); }
+#narrow [data-testid="block-info"] { margin-bottom: 4px; }
+#where:not(:focus-within) .info-text { display: none; }
+@media (max-width: 760px) {
+  #narrow .form { grid-template-columns: 1fr 1fr; gap: 10px 20px; }
+  #narrow .reset-button { display: none; }
+  #narrow .head span { font-size: 13px; }
+}
+#pager { justify-content: center; }
+#pager button { flex: 0 0 130px; }
 """
 
 
-async def collection(client, offset: int) -> tuple[str, str, int]:
-    """Heading, grid and size of the collection, from `offset` on. raises ServiceError."""
-    try:
-        answer = await client.items(limit=PAGE, offset=offset)
-    except ServiceError as error:
-        if error.status != 404:
-            raise
-        return "", notice(EMPTY), 0  # nobody has put anything into it yet
-    count, items = answer.count, answer.items
-    if not count:
-        return "", notice(EMPTY), 0
-    if count > PAGE:
-        extent = f"{offset + 1:,} to {offset + len(items):,} of {count:,} pictures"
-    else:
-        extent = "1 picture" if count == 1 else f"{count:,} pictures"
-    heading = f"<h2>Your collection</h2><p>{extent}. Choose one to find others like it.</p>"
-    return heading, grid_html(items), count
-
-
-async def neighbours(client, chosen: Chosen, k: int) -> tuple[str, str]:
-    """Heading and grid of the k nearest. raises ServiceError, UploadFailed."""
-    query = {"positive": [chosen.id]} if chosen.id is not None else {"image": await read(client, chosen)}
-    try:
-        results = (await client.search(**query, k=k)).results
-    except ServiceError as error:
-        if error.status != 404 or chosen.id is not None:
-            raise
-        results = []
-    if not results:
-        return "", notice(EMPTY if chosen.id is None else ALONE)
-    return ALIKE, grid_html(results)
-
-
-def grid_html(items: list[Item]) -> str:
-    """Tiles of a picture with its name and label, and its similarity where it has one.
-
-    Made here, with everything escaped: Gradio's own template language would run a `${...}` in a file name.
-    """
-    return f'<ul class="grid">{"".join(map(_tile, items))}</ul>'
-
-
-def _tile(item: Item) -> str:
-    data = f'data-id="{escape(item.id)}" data-name="{escape(item.name)}"'
-    if item.label:
-        data += f' data-label="{escape(item.label)}"'
-    score = f'<span class="score">{item.similarity:.2f}</span>' if isinstance(item, Match) else ""
-    return (
-        f'<li><button class="tile" {data}>'
-        f'<img loading="lazy" src="{escape(thumbnail_url(item.id))}" alt="{escape(described(item.name, item.label))}">'
-        f'<span class="caption">{score}{facts_html(item.name, item.label)}</span></button></li>'
-    )
-
-
-def tab(client, trail: gr.State, well: gr.HTML, back: gr.Button, everything: gr.Button, page: gr.Blocks) -> None:
-    """Build the tab, and wire whatever changes the `trail`: the pictures looked at, the last being the present one."""
+def tab(client, trail: gr.State, collection: gr.Dropdown, page: gr.Blocks) -> None:
+    """Build the tab. It shows the last query of the `trail`, whoever has put it there."""
     with gr.Row(elem_id="similar-bar"):
         heading = gr.HTML(apply_default_css=False, elem_id="heading", elem_classes="heading")
-        k = gr.Slider(1, 100, value=24, step=1, label="How many", elem_id="k", visible=False)
-    grid = gr.HTML(js_on_load=GRID_JS, apply_default_css=False, elem_id="grid")
+        shared = link.button()
+    with gr.Row(elem_id="narrow"):
+        where = gr.Dropdown(
+            [], multiselect=True, allow_custom_value=True, label="Only pictures with", elem_id="where", min_width=220
+        )
+        k = gr.Slider(1, MOST_K, value=24, step=1, label="How many", elem_id="k", visible=False, min_width=150)
+        least = gr.Slider(
+            0, 1, value=0, step=0.01, label="Least similarity", elem_id="least", visible=False, min_width=150
+        )
+        encoder = gr.Dropdown([], label="Encoder", elem_id="encoder", visible=False, min_width=150)
+        beside = gr.Dropdown([], label="Compare with", elem_id="beside", visible=False, min_width=150)
+    grid = gr.HTML(js_on_load=JS, apply_default_css=False, elem_id="grid")
     with gr.Row(elem_id="pager"):
         previous = gr.Button("Previous", size="sm", elem_id="previous", visible=False)
         more = gr.Button("More", size="sm", elem_id="more", visible=False)
+    saved = selection.download()
     offset = gr.State(0)
-    shown = [trail, offset, well, heading, grid, k, back, everything, previous, more]
+    controls = [k, least, where, collection, encoder, beside]
+    shown = [trail, offset, heading, grid, shared, k, least, previous, more]
 
-    async def show(trail: tuple[Chosen, ...], k: int, offset: int):
+    async def start(request: gr.Request):
+        """What there is to choose from, and the search that the address names."""
+        params = request.query_params.multi_items() if request else []
+        settings = link.settings_of(params, MOST_K)
+        try:
+            names = sorted({one.name for one in await client.collections()})
+            encoders = [model["id"] for model in await client.models()]
+        except ServiceError:
+            names, encoders = [], []  # what is shown next says why
+        if settings.collection not in names and names and "in" not in dict(params):
+            settings = replace(settings, collection=names[0])
+        names = sorted({*names, settings.collection})
+        try:
+            query = await link.query_of(client, params, settings.collection)
+        except ServiceError as error:
+            query = None
+            warn(error)
+        several = len(encoders) > 1
+        chosen = settings.encoder if settings.encoder in encoders else encoders[0] if several else None
+        other = settings.beside if settings.beside in encoders else None
+        nothing = [("nothing", "")]
+        return (
+            (query,) if query else (),
+            settings.k,
+            settings.least,
+            gr.update(value=list(settings.where)),
+            gr.update(choices=names, value=settings.collection, visible=len(names) > 1),
+            gr.update(choices=encoders, value=chosen, visible=several),
+            gr.update(choices=nothing + encoders, value=other or "", visible=several),
+        )
+
+    async def offer(collection: str):
+        try:
+            keys = await client.keys(collection=collection)
+        except ServiceError:
+            keys = []
+        return gr.update(choices=offered(keys), info=hint(keys))
+
+    async def show(trail: tuple[Query, ...], offset: int, *controls):
         """Everything this tab shows. What goes wrong is said in words, and leaves what was there."""
-        chosen, count = (trail[-1] if trail else None), 0
+        settings, query, count = _settings(*controls), (trail[-1] if trail else None), 0
         try:
-            if chosen:
-                title, tiles = await neighbours(client, chosen, int(k))
+            if query:
+                title, tiles = await neighbours(client, query, settings)
             else:
-                title, tiles, count = await collection(client, offset)
-        except (ServiceError, UploadFailed) as error:
-            if chosen:
+                title, tiles, count = await browse(client, offset, settings)
+        except PROBLEMS as error:
+            if isinstance(error, UploadFailed) or getattr(error, "status", 0) in REFUSED:
                 warn(error)
-                return gr.skip()
+                return trail[:-1], *[gr.skip()] * (len(shown) - 1)
             title, tiles = "", notice(str(error))
-        visible = [gr.update(visible=v) for v in (*[chosen is not None] * 3, offset > 0, offset + PAGE < count)]
-        return trail, offset, well_html(chosen), title, tiles, *visible
+        visible = [gr.update(visible=v) for v in (*[query is not None] * 2, offset > 0, offset + PAGE < count)]
+        return gr.skip(), offset, title, tiles, link.html(query, settings), *visible
 
-    async def upload(trail, k, offset, event: gr.EventData):
+    async def narrow(trail, *controls):
+        return await show(trail, 0, *controls)
+
+    async def turn_back(offset, *controls):
+        return await show((), max(0, offset - PAGE), *controls)
+
+    async def turn_on(offset, *controls):
+        return await show((), offset + PAGE, *controls)
+
+    def click(trail, event: gr.EventData):
+        return (*trail, Query((clicked(event),)))
+
+    def like(trail, event: gr.EventData):
+        chosen = clicked(event)
+        return (*trail, trail[-1].like(chosen) if trail else Query((chosen,)))
+
+    def unlike(trail, event: gr.EventData):
+        if not trail:
+            warn(ValueError("Search by a picture first; then what it is not to be like can be told."))
+            return gr.skip()
+        return (*trail, trail[-1].unlike(clicked(event)))
+
+    async def export(event: gr.EventData, progress=gr.Progress(), *controls):  # noqa: B008
+        told = event._data or {}
+
+        def report(done: int, total: int) -> None:
+            progress((done, total), desc="Collecting what is known of them")
+
         try:
-            chosen = uploaded(event)
-        except UploadFailed as error:
+            rows = await selection.selected(client, told, _settings(*controls), report)
+        except PROBLEMS as error:
             warn(error)
             return gr.skip()
-        return await show((*trail, chosen), k, offset)
+        return selection.download_html(selection.written(rows, "csv" if told.get("format") == "csv" else "paths"))
 
-    async def click(trail, k, offset, event: gr.EventData):
-        return await show((*trail, clicked(event)), k, offset)
+    def refuse() -> None:
+        warn(ValueError(link.UPLOADS))
 
-    async def step_back(trail, k, offset):
-        return await show(trail[:-1], k, offset)
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    seen = {"show_progress_on": grid, "api_visibility": "private"}
+    page.load(start, None, [trail, *controls], **quiet).then(show, [trail, offset, *controls], shown, **seen).then(
+        offer, collection, where, **quiet
+    )
+    trail.change(show, [trail, offset, *controls], shown, trigger_mode="always_last", **seen)
+    changed = [k.release, least.release, where.change, collection.input, encoder.input, beside.input]
+    gr.on(changed, narrow, [trail, *controls], shown, trigger_mode="always_last", **seen)
+    collection.input(offer, collection, where, **quiet)
+    previous.click(turn_back, [offset, *controls], shown, **seen)
+    more.click(turn_on, [offset, *controls], shown, **seen)
+    grid.click(click, trail, trail, **quiet)
+    grid.like(like, trail, trail, **quiet)
+    grid.unlike(unlike, trail, trail, **quiet)
+    grid.export(export, controls, saved, **seen)
+    shared.refuse(refuse, None, None, **quiet)
+    programs(client)
 
-    async def show_everything(k, offset):
-        return await show((), k, offset)
 
-    async def turn(k, offset, pages: int):
-        return await show((), k, max(0, offset + pages * PAGE))
+def programs(client) -> None:
+    """The same for programs."""
 
-    async def turn_back(k, offset):
-        return await turn(k, offset, -1)
+    async def similar(
+        picture: gr.FileData | None = None,
+        like: list[str] = [],  # noqa: B006
+        unlike: list[str] = [],  # noqa: B006
+        k: int = 24,
+        threshold: float = 0.0,
+        where: list[str] = [],  # noqa: B006
+        collection: str = COLLECTION,
+        encoder: str | None = None,
+    ) -> list[dict]:
+        """The items nearest to a picture and to the items `like`, and unlike the items `unlike`, with their cosine."""
+        given = [from_path(picture["path"])] if picture else []
+        query = Query((*given, *_items(like, collection)), _items(unlike, collection))
+        settings = Settings(k, threshold, tuple(where), collection, encoder)
+        return [_plain(item) for item in await nearest(client, query, settings)]
 
-    async def turn_on(k, offset):
-        return await turn(k, offset, 1)
+    async def collection_(
+        where: list[str] = [],  # noqa: B006
+        limit: int = 60,
+        offset: int = 0,
+        collection: str = COLLECTION,
+        encoder: str | None = None,
+    ) -> dict:
+        """How many items hold to the conditions, and `limit` of them."""
+        answer = await client.items(limit, offset, parsed(where), collection=collection, model=encoder)
+        return {"count": answer.count, "items": [_plain(item) for item in answer.items]}
 
-    quiet = {"outputs": shown, "show_progress": "hidden", "api_visibility": "private"}
-    page.load(show, [trail, k, offset], **quiet)
-    well.upload(upload, [trail, k, offset], **quiet)
-    grid.click(click, [trail, k, offset], **quiet)
-    k.release(show, [trail, k, offset], trigger_mode="always_last", **quiet)
-    back.click(step_back, [trail, k, offset], **quiet)
-    everything.click(show_everything, [k, offset], **quiet)
-    previous.click(turn_back, [k, offset], **quiet)
-    more.click(turn_on, [k, offset], **quiet)
+    publish(similar, "similar")
+    publish(collection_, "collection")
+
+
+def _items(ids: list[str], collection: str) -> tuple[Chosen, ...]:
+    return tuple(Chosen(id, id=id, collection=collection) for id in ids)
+
+
+def _plain(item: Item) -> dict:
+    """A path is called `file`: what is called path gradio_client would fetch."""
+    facts = {name: value for name, value in vars(item).items() if name not in ("vector", "path")}
+    return facts | {"file": item.path}
+
+
+def _settings(k, least, where, collection, encoder, beside) -> Settings:
+    return Settings(int(k), float(least), tuple(where or ()), collection or COLLECTION, encoder or None, beside or None)

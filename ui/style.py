@@ -58,35 +58,28 @@ CSS = """
 .gradio-container > main {
   max-width: 1480px !important; margin: 0 auto !important; padding: 26px 28px 60px !important;
 }
-.masthead { display: flex; align-items: baseline; gap: 4px 14px; flex-wrap: wrap; margin: 0 0 10px; }
+.masthead { display: flex; align-items: baseline; gap: 4px 14px; flex-wrap: wrap; margin: 0; }
 .masthead h1 { font-size: 25px; font-weight: 650; letter-spacing: -0.02em; margin: 0; }
 .masthead p { margin: 0; color: var(--body-text-color-subdued); }
+
+#top { align-items: center; justify-content: space-between; gap: 12px; margin-bottom: 10px; }
+#collection { flex: 0 0 220px; }
 
 /* The picture that is looked at stands beside the tabs, and above them where the window is narrow. */
 #frame { display: grid; grid-template-columns: 270px minmax(0, 1fr); gap: 40px; align-items: start; }
 #side { position: sticky; top: 24px; gap: 14px; min-width: 0 !important; }
 #main { min-width: 0 !important; }
-.well {
-  display: grid; place-items: center; position: relative; aspect-ratio: 1; overflow: hidden; cursor: pointer;
-  border-radius: 14px; border: 1.5px dashed var(--neutral-400); background: var(--background-fill-primary);
-  transition: border-color 0.15s, background 0.15s;
+.small {
+  display: inline-block; padding: 4px 11px; border: 1px solid var(--neutral-300); border-radius: 8px; cursor: pointer;
+  font: 500 13px/1.4 var(--font); color: var(--body-text-color); background: var(--background-fill-primary);
 }
-.dark .well { border-color: var(--neutral-600); }
-.well:has(img) { border: 1px solid var(--border-color-primary); }
-.well input { position: absolute; inset: 0; opacity: 0; cursor: pointer; font-size: 0; }
-.well img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
-.well:hover, .well:focus-within, .hover .well { border-color: var(--primary-600); }
-.hover .well { background: color-mix(in srgb, var(--primary-500) 12%, var(--background-fill-primary)); }
-.busy .well { opacity: 0.6; }
-.invitation { text-align: center; color: var(--body-text-color-subdued); padding: 20px; line-height: 1.5; }
-.invitation b { display: block; color: var(--body-text-color); font-weight: 600; font-size: 16px; }
-.again {
-  position: absolute; inset: auto 0 0 0; padding: 22px 10px 9px; text-align: center; font-size: 13px; color: white;
-  background: linear-gradient(transparent, rgb(0 0 0 / 0.7)); opacity: 0; transition: opacity 0.15s;
-}
-.well:hover .again, .well:focus-within .again { opacity: 1; }
-#well .facts { margin-top: 10px; }
-#well .facts:empty { display: none; }
+.dark .small { border-color: var(--neutral-700); }
+.small[hidden] { display: none; }
+.small:hover { background: var(--neutral-100); }
+.dark .small:hover { background: var(--neutral-800); }
+.small:focus-visible, .small:focus-within { outline: 2px solid var(--primary-500); outline-offset: 2px; }
+.small.strong { color: white; background: var(--primary-700); border-color: var(--primary-700); }
+.unseen { position: absolute !important; width: 0; height: 0; overflow: hidden; }
 
 .facts, .caption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 8px; font-size: 13px; }
 .name {
@@ -101,22 +94,7 @@ CSS = """
 .heading h2 { font-size: 17px; font-weight: 600; margin: 0 0 2px; letter-spacing: -0.01em; }
 .heading p, .explanation { margin: 0; color: var(--body-text-color-subdued); line-height: 1.5; }
 .explanation { max-width: 96ch; text-wrap: pretty; }
-.grid, .pairs { list-style: none; padding: 0; margin: 0; display: grid; }
-.grid { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 22px 16px; }
-.grid li { min-width: 0; margin: 0; }
-.tile { display: block; width: 100%; padding: 0; border: 0; background: none; text-align: left; cursor: pointer; }
-.tile img {
-  width: 100%; aspect-ratio: 1; object-fit: cover; display: block; border-radius: 10px;
-  background: var(--neutral-200); transition: transform 0.15s, box-shadow 0.15s;
-}
-.dark .tile img { background: var(--neutral-800); }
-.tile:hover img { transform: translateY(-2px); box-shadow: 0 6px 18px rgb(0 0 0 / 0.18); }
-.tile:focus-visible { outline: none; }
-.tile:focus-visible img { outline: 3px solid var(--primary-500); outline-offset: 2px; }
-.caption { margin-top: 7px; }
-#similar-bar { display: grid; grid-template-columns: minmax(0, 1fr) 240px; gap: 12px 40px; align-items: end; }
-#pager { justify-content: center; }
-#pager button { flex: 0 0 130px; }
+.pairs { list-style: none; padding: 0; margin: 0; display: grid; }
 
 .dark #tabs button.selected { color: var(--primary-400); }
 .dark #tabs button.selected::after { background: var(--primary-400); }
@@ -132,18 +110,18 @@ CSS = """
 .form .min_value, .form .max_value { display: none; }
 .form input[type="range"] { min-width: 0; }
 .form input[type="range"]:focus-visible { outline: 2px solid var(--primary-500); outline-offset: 6px; }
-#k input::-webkit-slider-thumb, #settings input::-webkit-slider-thumb {
+.form input::-webkit-slider-thumb {
   background: var(--background-fill-primary); box-shadow: 0 0 0 2px var(--slider-color);
 }
-#k input::-moz-range-thumb, #settings input::-moz-range-thumb {
+.form input::-moz-range-thumb {
   background: var(--background-fill-primary); box-shadow: 0 0 0 2px var(--slider-color);
 }
-.dark #k input::-webkit-slider-runnable-track, .dark #settings input::-webkit-slider-runnable-track {
+.dark .form input::-webkit-slider-runnable-track {
   background: linear-gradient(
     to right, var(--slider-color) var(--range_progress), var(--neutral-700) var(--range_progress)
   );
 }
-.dark #k input::-moz-range-track, .dark #settings input::-moz-range-track { background: var(--neutral-700); }
+.dark .form input::-moz-range-track { background: var(--neutral-700); }
 #settings { display: block; }
 #settings .form {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(215px, 1fr)); gap: 16px 32px;
@@ -162,7 +140,7 @@ CSS = """
 .pair .score { grid-column: 1 / -1; text-align: center; }
 /* What takes a moment is dimmed a little, and after half a second says that it is at work. */
 .html-container.pending { opacity: 0.55 !important; }
-#pairs .wrap.center { animation: appear 0.2s 0.5s both; }
+.html-container + .wrap.center, #pairs .wrap.center { animation: appear 0.2s 0.5s both; }
 #pairs .meta-text, #pairs .eta-bar { display: none; }
 @keyframes appear { from { opacity: 0; } }
 
@@ -175,17 +153,12 @@ CSS = """
 
 @media (max-width: 760px) {
   .gradio-container > main { padding: 16px 14px 40px !important; }
+  #tabs .tab-container button { font-size: 12.5px; padding: 0 4px; }  /* all six side by side at 390 px */
   #frame { grid-template-columns: minmax(0, 1fr); gap: 18px; }
   #side { position: static; gap: 10px; }
-  .well { aspect-ratio: 16 / 9; }
-  .grid { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 14px 10px; }
-  .grid .label + .name { display: none; }
-  #similar-bar { grid-template-columns: minmax(0, 1fr); }
   #settings .form { grid-template-columns: 1fr 1fr; gap: 12px 20px; }
   #settings .reset-button { display: none; }
   #settings .head span { font-size: 13px; }
-  .grid .caption { flex-wrap: nowrap; }
-  .grid .label { overflow: hidden; text-overflow: ellipsis; }
   .pairs { grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); }
 }
 """

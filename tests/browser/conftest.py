@@ -28,6 +28,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),  # a camera that shows a clock
 ]
 COLOURS = {"red": (220, 30, 30), "orange": (230, 130, 20), "green": (30, 200, 40), "blue": (30, 40, 220)}
 HOSTILE = "<img src=x onerror=alert(1)>${document.title=1}{{x}}`'&.png"  # a file name like any other
@@ -98,7 +99,7 @@ class Servers:
     alone: str
     """`python ui/app.py` for that service."""
     folder: Path
-    """Where its encoder/ and index/ are."""
+    """Where its encoder/, index/ and runs/ are."""
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,7 @@ def servers(tmp_path_factory, browser):
     environment = os.environ | {
         "TWINVIEW_ENCODER": str(folder / "encoder"),
         "TWINVIEW_INDEX": str(folder / "index"),
+        "TWINVIEW_RUNS": str(folder / "runs"),
         "BENTOML_HOME": str(folder / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",
     }
@@ -149,26 +151,41 @@ def browser():
 
 
 @pytest.fixture
-def open_page(browser):
-    """open_page(url, **context) -> the page, ready. Afterwards it must have asked nobody but `url`, without errors."""
-    contexts, asked, failures = [], {}, []
+def watched(browser):
+    """A block in which start(url, **context) -> the page, ready. At its end it must have asked nobody but `url`, and
+    have met no error."""
 
-    def start(url: str, **context):
-        contexts.append(browser.new_context(**context))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(30_000)
-        page.on("request", lambda request: asked.setdefault(request.url, url))
-        page.on("pageerror", lambda error: failures.append(str(error)))
-        page.goto(f"{url}/ui/")
-        page.wait_for_selector("#grid .tile, #grid .notice")
-        return page
+    @contextlib.contextmanager
+    def watch():
+        contexts, asked, failures = [], {}, []
 
-    yield start
-    for context in contexts:
-        context.close()
-    foreign = [what for what, url in asked.items() if not what.startswith((f"{url}/", "data:", "blob:"))]
-    assert foreign == []
-    assert failures == []
+        def start(url: str, **context):
+            contexts.append(browser.new_context(**context))
+            page = contexts[-1].new_page()
+            page.set_default_timeout(30_000)
+            page.on("request", lambda request: asked.setdefault(request.url, url))
+            page.on("pageerror", lambda error: failures.append(str(error)))
+            page.goto(f"{url}/ui/")
+            page.wait_for_selector("#grid .tile, #grid .notice")
+            return page
+
+        try:
+            yield start
+        finally:
+            for context in contexts:
+                context.close()
+        foreign = [what for what, url in asked.items() if not what.startswith((f"{url}/", "data:", "blob:"))]
+        assert foreign == []
+        assert failures == []
+
+    return watch
+
+
+@pytest.fixture
+def open_page(watched):
+    """open_page(url, **context) -> the page, ready, and watched until the test is over."""
+    with watched() as start:
+        yield start
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from export.artifact import (
 )
 from serving import cli
 from serving.app import create_app
+from serving.client import AsyncClient, Client
 from serving.encoder import CPU, Encoder
 from serving.index import Index, Item, content_id
 from serving.keys import Access
@@ -160,6 +161,37 @@ def serve(bundle, tmp_path):
 @pytest.fixture
 def http(serve) -> TestClient:
     return serve()
+
+
+class Awaited:
+    """An AsyncClient whose methods are awaited here, so that one test speaks to both."""
+
+    def __init__(self, app):
+        self.app = app
+
+    def __getattr__(self, name):
+        async def call(*arguments, **options):
+            async with AsyncClient("http://service", transport=httpx.ASGITransport(self.app)) as client:
+                return await getattr(client, name)(*arguments, **options)
+
+        return lambda *arguments, **options: asyncio.run(call(*arguments, **options))
+
+
+@pytest.fixture(params=["sync", "async"])
+def connect(request):
+    """connect(http) -> a client of either kind for an app in this process."""
+
+    def relay(http):
+        def answer(sent: httpx.Request) -> httpx.Response:
+            got = http.request(sent.method, str(sent.url), content=sent.read(), headers=dict(sent.headers))
+            return httpx.Response(got.status_code, headers=dict(got.headers), content=got.content)
+
+        return httpx.MockTransport(answer)
+
+    def make(http):
+        return Client("http://service", transport=relay(http)) if request.param == "sync" else Awaited(http.app)
+
+    return make
 
 
 @pytest.fixture

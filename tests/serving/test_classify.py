@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.artifact import Bundle, encoder_id, read_pixels, save_bundle
 from serving.classify import likeliest
+from serving.client import ServiceError
 from serving.encoder import Encoder
 from serving.errors import ErrorAnswer
 from serving.lane import ProcessLane
@@ -65,6 +66,24 @@ def test_each_way_of_sending_pictures_gives_their_likeliest_classes(http, classi
         assert len(answer["predictions"]) == n
         for i, prediction in enumerate(answer["predictions"]):
             assert_is(prediction, expected(i), 5)
+
+
+def test_the_clients_give_the_likeliest_classes_of_any_number_of_pictures(
+    connect, http, classifier, picture, expected, monkeypatch
+):
+    monkeypatch.setattr("serving.calls.PACK_IMAGES", 3)
+    found = connect(http).classify((picture(i) for i in range(7)), k=2)
+    assert (found.model, len(found.predictions)) == (classifier.card.id, 7)
+    for i, guesses in enumerate(found.predictions):
+        assert_is([vars(guess) for guess in guesses], expected(i), 2)
+    assert connect(http).classify(picture(0), model=classifier.card.id).predictions[0][:2] == found.predictions[0]
+
+
+def test_the_clients_say_which_picture_is_broken_and_who_has_no_classes(connect, serve, http, bundle, picture):
+    with pytest.raises(ServiceError, match=r"images\[1\] \(image\) is not an image"):
+        connect(http).classify([picture(0), b"no picture"])
+    with pytest.raises(ServiceError, match="is an encoder and has no classes; fine-tune one"):
+        connect(serve(encoder=bundle.folder)).classify(picture(0))
 
 
 def test_k_says_how_many_and_no_more_than_there_are(http, picture, expected):

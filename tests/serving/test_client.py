@@ -16,37 +16,6 @@ ROOT = Path(__file__).parents[2]
 METHODS = [name for name in vars(Client) if not name.startswith("_") and name != "close"]
 
 
-class Awaited:
-    """An AsyncClient whose methods are awaited here, so that one test speaks to both."""
-
-    def __init__(self, app):
-        self.app = app
-
-    def __getattr__(self, name):
-        async def call(*arguments, **options):
-            async with AsyncClient("http://service", transport=httpx.ASGITransport(self.app)) as client:
-                return await getattr(client, name)(*arguments, **options)
-
-        return lambda *arguments, **options: asyncio.run(call(*arguments, **options))
-
-
-@pytest.fixture(params=["sync", "async"])
-def connect(request):
-    """connect(http) -> a client of either kind for an app in this process."""
-
-    def relay(http):
-        def answer(sent: httpx.Request) -> httpx.Response:
-            got = http.request(sent.method, str(sent.url), content=sent.read(), headers=dict(sent.headers))
-            return httpx.Response(got.status_code, headers=dict(got.headers), content=got.content)
-
-        return httpx.MockTransport(answer)
-
-    def make(http):
-        return Client("http://service", transport=relay(http)) if request.param == "sync" else Awaited(http.app)
-
-    return make
-
-
 @pytest.fixture
 def client(connect, http, fill):
     fill(5)
@@ -295,6 +264,20 @@ def test_the_key_is_sent_as_a_bearer_token():
 
     Client("http://service", api_key="secret", transport=httpx.MockTransport(answer)).models()
     assert keys == ["Bearer secret"]
+
+
+def test_the_runs_beside_the_service_are_given(connect, http, tmp_path, monkeypatch):
+    monkeypatch.setenv("TWINVIEW_RUNS", str(tmp_path))
+    folder = tmp_path / "cats & dogs" / "#1"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"data": "cats", "epochs": 2, "batch_size": 4}')
+    (folder / "metrics.csv").write_text("epoch,loss\n1,5.5\n2,5.0\n")
+    client = connect(http)
+    (run,) = client.runs()
+    details = client.run(run.name)
+    assert details.name == run.name == "cats & dogs/#1"
+    assert vars(run).items() <= vars(details).items()
+    assert details.metrics["loss"] == [5.5, 5.0]
 
 
 def test_the_client_loads_nothing_of_the_service():

@@ -480,3 +480,33 @@ def test_embedding_goes_on_while_the_collection_keeps_its_readers_waiting(filled
 
 def test_the_client_knows_the_usual_collection_by_its_name():
     assert COLLECTION == DEFAULT
+
+
+# What it can be filtered by -------------------------------------------------------------------------------------------
+
+
+def test_keys_come_with_their_commonest_values_and_numbers_with_their_range(http, picture):
+    prices, labels = [1.0, 2.0, 2.0, 9.0], ["hat", "hat", "shoe", None]
+    facts = [{"label": label, "metadata": {"price": price}} for label, price in zip(labels, prices, strict=True)]
+    facts[0]["metadata"] |= {"sold": True}
+    http.put(ITEMS, files=files(*map(picture, range(4))), data={"metadata": json.dumps(facts)})
+    label, price, sold = http.get("/collections/pictures/keys").json()["keys"]
+    assert (label["key"], label["type"], label["distinct"], label["least"]) == ("label", "text", 2, None)
+    assert label["values"] == [["hat", 2], ["shoe", 1]]
+    assert (price["key"], price["type"], price["distinct"], price["values"][0]) == ("price", "number", 3, [2.0, 2])
+    assert (price["least"], price["median"], price["most"]) == (1.0, 2.0, 9.0)
+    assert (sold["key"], sold["type"], sold["values"]) == ("sold", "truth", [[True, 1]])
+
+
+def test_of_many_values_only_the_commonest_are_told(http, picture):
+    facts = [{"label": f"{i // 2}" if i < 4 else f"{i}"} for i in range(26)]
+    http.put(ITEMS, files=files(*map(picture, range(26))), data={"metadata": json.dumps(facts)})
+    (label,) = http.get("/collections/pictures/keys").json()["keys"]
+    assert label["distinct"] == 24 and len(label["values"]) == 20
+    assert sorted(label["values"][:2]) == [["0", 2], ["1", 2]]
+
+
+def test_keys_of_no_collection_are_not_found_and_of_bare_items_none(http, picture):
+    assert http.get("/collections/pictures/keys").status_code == 404
+    http.put(ITEMS, files=files(picture(0)))
+    assert http.get("/collections/pictures/keys").json() == {"keys": []}

@@ -122,6 +122,15 @@ def test_the_picture_with_most_pixels_stays(put):
     assert groups_of(index, 0.99) == [(["1.jpg"], ["0.jpg"]), (["2.jpg"], ["3.jpg"])]
 
 
+def test_the_largest_group_comes_first_and_of_what_is_left_groups_are_made_anew(put):
+    index = put(on_circle(0, 5, 90, 93, 96), widths=[100, 90, 50, 40, 30])
+    arrays = compute(index, lambda stage, share: None, 0.99)
+    names = [[int(first, 16), *(int(id, 16) for id in others)] for first, others in group(arrays, 0.99)]
+    assert names == [[2, 3, 4], [0, 1]]
+    left = {f"{i:032x}" for i in (0, 3, 4)}
+    assert [first for first, _ in group(arrays, 0.99, left)] == [f"{3:032x}"]
+
+
 def test_a_chain_of_steps_is_no_group(put):
     """Each is near the next, and the ends are not alike."""
     index = put(on_circle(0, 10, 20, 30, 40), widths=[10, 9, 8, 7, 6])
@@ -202,11 +211,11 @@ def test_the_service_compares_in_the_background_and_says_how_far_it_is(http, fil
     assert refused.status_code == 400
     assert "POST a lower threshold first" in refused.json()["error"]["message"]
 
-    gone = answer["groups"][0][1]["id"]
-    assert http.delete(f"/collections/pictures/items/{gone}").status_code == 200
+    gone = [one["id"] for one in answer["groups"][0][1:]]
+    assert http.request("DELETE", "/collections/pictures/items", json={"ids": gone}).status_code == 200
     after = http.get("/collections/pictures/duplicates", params={"threshold": 0.3}).json()
-    assert (after["new"], after["gone"]) == (0, 1)
-    assert gone not in {one["id"] for one in chain(*after["groups"])}
+    assert (after["new"], after["gone"], after["total"]) == (0, len(gone), len(after["groups"]))
+    assert not {one["id"] for one in chain(*after["groups"])} & set(gone)
 
 
 def test_a_computation_that_fails_says_why_and_keeps_the_last_result(put, monkeypatch):

@@ -85,6 +85,9 @@ def test_every_refusal_has_the_one_shape_and_names_what_was_given(refused, pictu
     assert refused(400, "POST", "/views")["param"] == "image"
     assert refused(400, "POST", "/views", files={"image": good}, data={"pairs": 17})["param"] == "pairs"
     assert refused(400, "POST", "/views", files={"image": good}, data={"seed": -1})["param"] == "seed"
+    assert refused(400, "POST", "/matrix", data={"count": 1})["param"] == "count"
+    assert refused(400, "POST", "/matrix", data={"collection": "../a"})["param"] == "collection"
+    assert refused(400, "POST", "/invariance", data={"count": 65})["param"] == "count"
 
     # 404, 405
     assert "/nothing" in refused(404, "GET", "/nothing")["message"]
@@ -134,6 +137,8 @@ def test_every_refusal_has_the_one_shape_and_names_what_was_given(refused, pictu
             assert error["message"].startswith(f"{item} ({name}) is ")
             assert error["param"] == item
 
+    two = [("image", good), ("image", ("cat.txt", b"hello"))]
+    assert refused(422, "POST", "/matrix", files=two, data={"count": 2})["param"] == "image[1]"
     assert refused(422, "POST", "/embed", content=b"hello")["message"].startswith("images[0] is ")
     packed = {"content": pack([picture(1), b""]), "headers": {"content-type": "application/x-twinview-pack"}}
     assert refused(422, "POST", "/embed", **packed)["message"] == "images[1] is empty"
@@ -164,6 +169,7 @@ ROUTES = (
     ("GET", "/v1/models/twinview"),
     ("GET", "/collections"),
     ("GET", "/collections/pictures"),
+    ("GET", "/collections/pictures/keys"),
     ("GET", ITEMS),
     ("PUT", ITEMS),
     ("DELETE", ITEMS),
@@ -178,8 +184,12 @@ ROUTES = (
     ("POST", "/collections/pictures/duplicates"),
     ("GET", "/collections/pictures/map"),
     ("POST", "/collections/pictures/map"),
+    ("GET", "/runs"),
+    ("GET", "/runs/pictures"),
     ("POST", "/classify"),
     ("POST", "/views"),
+    ("POST", "/matrix"),
+    ("POST", "/invariance"),
 )
 
 
@@ -209,6 +219,8 @@ def embedding(image: bytes) -> dict[str, dict]:
         "/v1/embeddings": {"json": {"input": uri(image)}},
         SEARCH: form,
         "/views": form,
+        "/matrix": form,
+        "/invariance": form,
     }
 
 
@@ -226,7 +238,8 @@ def test_a_fault_of_the_service_says_so_and_nothing_of_its_insides(http, picture
         raise RuntimeError("/home/secret")
 
     engine = http.app.state.engine
-    for part, method in ((engine, "embed"), (engine.library, "search"), (engine, "views")):
+    of_studio = [(engine.studio, method) for method in ("pairs", "matrix", "invariance")]
+    for part, method in ((engine, "embed"), (engine.library, "search"), *of_studio):
         monkeypatch.setattr(part, method, fail)
     for path, body in embedding(picture(1)).items():
         answer = http.post(path, **body)

@@ -76,6 +76,40 @@ def test_a_new_picture_stands_among_its_neighbours_and_one_that_is_gone_does_not
     assert all((after[id] == before[id]).all() for id in before if id in after)
 
 
+def test_alike_pictures_are_of_one_group_and_the_largest_has_number_0():
+    rng = np.random.default_rng(0)
+    of = np.repeat(np.arange(12), np.arange(20, 44, 2))  # sizes 20 to 42
+    found = layout._groups(unit(np.eye(D)[of] + 0.05 * rng.standard_normal((len(of), D))), 0, lambda *_: None)
+    assert [len(set(found[of == kind])) for kind in range(12)] == [1] * 12
+    assert (found[of == 11] == 0).all() and (found[of == 0] == 11).all()
+    same = np.repeat(two_kinds(2), 50, axis=0)
+    assert sorted(set(layout._groups(same, 0, lambda *_: None).tolist())) == [0, 1]
+    assert layout._groups(two_kinds(layout.FEW), 0, lambda *_: None).tolist() == [0] * layout.FEW
+
+
+def test_a_new_picture_is_of_the_group_of_its_nearest(index, quick):
+    kept = Derived(index, "map")
+    result = kept.compute(seed=0)
+    result.arrays["group"][:] = np.char.decode(result.arrays["ids"]).astype(object) == f"{3:032x}"
+    index.upsert([item(100, None)], index.get(f"{3:032x}")[1][None])
+    columns = layout.today(index, derived.Result(result.arrays, {}, new=1, gone=0))
+    assert columns["group"][columns["ids"].tolist().index(b"%032x" % 100)] == 1
+
+
+def test_new_pictures_whose_neighbours_are_all_new_stand_among_the_neighbours_of_those(index, quick, monkeypatch):
+    monkeypatch.setattr(layout, "LOOKED_AT", 4)  # itself and three of its kind
+    kept = Derived(index, "map")
+    before = places(kept.compute(seed=0).arrays)
+    here, far = two_kinds(1)[0], unit(np.eye(D)[2:3])[0]
+    bridge = [unit((1 - t) * here[None] + t * far[None])[0] for t in np.linspace(0.05, 1, 12)]
+    index.upsert([item(100 + i, None) for i in range(12)], np.stack(bridge))
+    columns = layout.today(index, kept.result())
+    assert columns["unplaced"] == 0
+    evens = np.array([before[f"{i:032x}"] for i in range(0, 40, 2)])
+    last = places(columns)[f"{111:032x}"]
+    assert (last >= evens.min(axis=0)).all() and (last <= evens.max(axis=0)).all()
+
+
 def test_what_is_too_much_to_place_is_counted(index, quick, monkeypatch):
     kept = Derived(index, "map")
     kept.compute(seed=0)
@@ -113,6 +147,8 @@ def test_the_service_makes_a_map_and_answers_it_in_columns(http, fill):
         assert time.monotonic() < until
         time.sleep(0.1)
     assert (answer["state"], answer["count"], len(answer["ids"])) == ("done", 12, 12)
+    asked = http.get("/collections/pictures/map", params={"places": False}).json()
+    assert (asked["count"], asked["made"], asked["ids"], asked["x"]) == (12, answer["made"], [], "")
     x, y = (np.frombuffer(base64.b64decode(answer[axis]), "<f4") for axis in "xy")
     assert np.abs([x, y]).max() == pytest.approx(1)
     label = np.frombuffer(base64.b64decode(answer["label"]), "<i4")

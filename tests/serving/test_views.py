@@ -1,18 +1,46 @@
 import base64
+import hashlib
 import io
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from export.artifact import save_bundle
+
 torch = pytest.importorskip("torch")
+sync = pytest.mark.parametrize("connect", ["sync"], indirect=True)
 
 
 def pixels(uri: str) -> np.ndarray:
     head, _, data = uri.partition(",")
     assert head == "data:image/png;base64"
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), np.float64)
+
+
+@pytest.fixture
+def projector(bundle, make_bundle, tmp_path):
+    """g of a run, whose checkpoint lies beside a bundle of `bundle`'s encoder in tmp_path/run/encoder."""
+    from training.encoders import projection_head
+
+    torch.manual_seed(0)
+    g = projection_head(48, 3, 16)
+    for module in g.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data.uniform_(-1, 1)
+        if isinstance(module, torch.nn.BatchNorm1d):  # as if it had been trained
+            for values in (module.running_mean, module.running_var, module.weight, module.bias):
+                values.data.uniform_(0.5, 1.5)
+    checkpoint = tmp_path / "run/checkpoints/last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    state = {"encoder.conv1.weight": torch.ones(1)} | {f"projector.{k}": v for k, v in g.state_dict().items()}
+    torch.save({"state_dict": state}, checkpoint)
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    card = replace(bundle.card, training={"checkpoint_sha256": digest})
+    save_bundle(tmp_path / "run/encoder", bundle.graph.read_bytes(), card)
+    return g.eval()
 
 
 def draw(http, picture, **form):
@@ -31,8 +59,7 @@ def test_views_are_those_of_pretraining_and_their_cosine_is_under_h(http, bundle
     expected = augment(images, settings, torch.Generator().manual_seed(7), 32).permute(0, 2, 3, 1) * 255
     views = np.stack([pixels(view) for pair in pairs for view in pair["views"]])  # (6, 32, 32, 3)
     np.testing.assert_allclose(views, expected.numpy(), atol=0.5001)
-    h = views.reshape(6, 4, 8, 4, 8, 3).mean(axis=(2, 4)).reshape(3, 2, 48)
-    h /= np.linalg.norm(h, axis=-1, keepdims=True)
+    h = unit_h(views).reshape(3, 2, 48)
     np.testing.assert_allclose([pair["similarity"] for pair in pairs], (h[:, 0] * h[:, 1]).sum(-1), atol=1e-5)
 
 
@@ -71,3 +98,89 @@ def test_without_torch_views_are_not_offered(http, picture, monkeypatch):
     answer = http.post("/views", files={"image": ("a.png", picture(3))})
     assert answer.status_code == 501
     assert answer.json()["error"]["code"] == "not_offered"
+
+
+def unit_h(views: np.ndarray) -> np.ndarray:
+    """(n, 32, 32, 3) -> (n, 48), the bundle's h in another order, of unit length."""
+    h = views.reshape(-1, 4, 8, 4, 8, 3).mean(axis=(2, 4)).reshape(-1, 48)
+    return h / np.linalg.norm(h, axis=1, keepdims=True)
+
+
+@sync
+def test_z_is_what_the_runs_own_head_makes_of_h(serve, tmp_path, picture, means, projector, connect):
+    http = serve(encoder=tmp_path / "run/encoder")
+    pairs = draw(http, picture, pairs=3, seed=1)
+    h = means(np.stack([pixels(view) for pair in pairs for view in pair["views"]]))
+    with torch.no_grad():
+        z = torch.nn.functional.normalize(projector(torch.tensor(h, dtype=torch.float32)), dim=1).reshape(3, 2, -1)
+    np.testing.assert_allclose([pair["projected"] for pair in pairs], (z[:, 0] * z[:, 1]).sum(1), atol=1e-4)
+    assert min(pair["projected"] for pair in pairs) < 0.98
+    found = connect(http).matrix([picture(1), picture(2)], count=2)
+    assert found.z is found.cosines and np.abs(found.z - found.h).max() > 0.01
+
+
+@sync
+def test_without_its_run_an_encoder_has_no_z(serve, tmp_path, picture, projector, connect):
+    """A checkpoint beside it that it was not exported from is another run's."""
+    checkpoint = tmp_path / "run/checkpoints/last.ckpt"
+    saved = torch.load(checkpoint)
+    torch.save(saved | {"epoch": 1}, checkpoint)
+    http = serve(encoder=tmp_path / "run/encoder")
+    assert {pair["projected"] for pair in draw(http, picture)} == {None}
+    assert connect(http).matrix([picture(1), picture(2)], count=2).z is None
+
+
+def test_a_checkpoint_that_is_damaged_is_passed_over(serve, tmp_path, bundle, picture):
+    damaged = tmp_path / "run/checkpoints/last.ckpt"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"no checkpoint")
+    card = replace(bundle.card, training={"checkpoint_sha256": hashlib.sha256(b"no checkpoint").hexdigest()})
+    save_bundle(tmp_path / "run/encoder", bundle.graph.read_bytes(), card)
+    assert {pair["projected"] for pair in draw(serve(encoder=tmp_path / "run/encoder"), picture)} == {None}
+
+
+def test_the_matrix_holds_all_views_against_all_and_its_loss_is_the_trainers(http, picture, connect):
+    from training.loss import nt_xent
+
+    found = connect(http).matrix([picture(i) for i in range(4)], count=4, seed=5, strength=0.5)
+    views = np.stack([pixels(view) for one in found.pictures for view in one.views])
+    h = unit_h(views)
+    np.testing.assert_allclose(found.h, h @ h.T, atol=1e-5)
+    first, second = (torch.tensor(h[start::2], dtype=torch.float32) for start in (0, 1))
+    for temperature in (0.05, 0.2, 1.0):
+        assert found.loss(temperature) == pytest.approx(nt_xent(first, second, temperature).item(), abs=1e-3)
+        weights = np.exp(found.log_weights(temperature))
+        np.testing.assert_allclose(weights.sum(axis=1), 1)
+        assert np.diag(weights).max() == 0
+
+
+@sync
+def test_both_views_of_a_picture_are_of_that_picture(http, picture, connect):
+    plain = {"crop_area": [1, 1], "crop_sampling": "tensorflow", "flip": 0, "jitter": 0, "grey": 0, "blur": 0}
+    found = connect(http).matrix([picture(1), picture(2)], count=2, **plain)
+    np.testing.assert_allclose([found.h[0, 1], found.h[2, 3]], 1, atol=1e-5)
+    assert found.h[0, 2] < 0.99
+
+
+@sync
+def test_the_matrix_is_made_up_from_the_collection_without_the_picture_itself(http, picture, connect):
+    client, names = connect(http), [f"{i}.png" for i in range(8)]
+    files = [picture(i, (300, 300)) for i in range(8)]
+    items = client.put_items(files, [{"name": name} for name in names]).items
+    known = {item.id: name for item, name in zip(items, names, strict=True)}
+    for image in (files[3], client.thumbnail(items[3].id)):
+        first, *others = client.matrix(image, count=12).pictures
+        assert first.id is None and sorted(one.name for one in others) == sorted({*names} - {"3.png"})
+        assert all(known[one.id] == one.name for one in others)
+    same = [[one.id for one in client.matrix(count=4, seed=seed).pictures] for seed in (1, 1, 2)]
+    assert same[0] == same[1] != same[2]
+
+
+def test_one_picture_alone_is_no_matrix(http, picture):
+    answer = http.post("/matrix", files={"image": picture(1)})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("image: two pictures at least are held against each other")
+    answer = http.post("/matrix", files=[("image", picture(i)) for i in range(13)])
+    assert (answer.status_code, answer.json()["error"]["param"]) == (413, "image")
+    answer = http.post("/matrix", files=[("image", picture(i)) for i in range(2)], data={"flop": 1})
+    assert answer.json()["error"]["param"] == "flop"

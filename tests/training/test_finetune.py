@@ -226,7 +226,7 @@ def test_a_run_is_continued_with_its_own_settings_and_pictures_only(settings, tm
     network = small()
     optimizer, scheduler = optimizers(network, settings(), 16, 10)
     Halfway(run, settings(), 30).save(network, optimizer, scheduler, State([]))
-    with pytest.raises(CheckpointError, match=r"was begun on 30 labelled pictures and .*some shapes now has 5\d"):
+    with pytest.raises(CheckpointError, match=r"was begun on 30 pictures and .*some shapes now has 5\d"):
         finetune(settings(resume=True))
 
 

@@ -1,10 +1,28 @@
 """A client of no service: the same methods as serving.client.AsyncClient, over a few invented pictures."""
 
 import asyncio
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from serving.client import Item, Items, Match, Matches, Pair, ServiceError
+from serving.client import (
+    Collection,
+    Curve,
+    Curves,
+    Embeddings,
+    Followed,
+    Invariance,
+    Item,
+    Items,
+    Key,
+    Match,
+    Matches,
+    Matrix,
+    OfMatrix,
+    Pair,
+    ServiceError,
+)
 
 
 class FakeClient:
@@ -15,14 +33,40 @@ class FakeClient:
         self.failure = failure
         self.asked: list[tuple] = []
 
-    async def items(self, limit: int = 50, offset: int = 0) -> Items:
-        self._ask("items", limit, offset)
-        return Items(len(self.all), self.all[offset : offset + limit])
+    async def items(self, limit=50, offset=0, filter=None, *, collection="pictures", model=None) -> Items:
+        self._ask("items", limit, offset, filter, collection, model)
+        ids = (filter or {}).get("id", {}).get("in")
+        some = [item for item in self.all if ids is None or item.id in ids]
+        return Items(len(some), some[offset : offset + limit])
 
-    async def search(self, image=None, *, positive=(), k: int = 12) -> Matches:
-        self._ask("search", image, list(positive), k)
-        found = [item for item in self.all if item.id not in positive][:k]
+    async def item(self, id: str, *, collection: str = "pictures") -> Item:
+        self._ask("item", id, collection)
+        if found := [item for item in self.all if item.id == id]:
+            return found[0]
+        raise ServiceError(f"no item {id} is in the collection {collection}", 404, "not_found", "id")
+
+    async def search(self, image=None, *, positive=(), negative=(), k: int = 12, model=None, **more) -> Matches:
+        """The encoder "other" leaves out the nearest."""
+        self._ask("search", image, list(positive), list(negative), k, model, more)
+        rest = [item for item in self.all if item.id not in positive]
+        found = rest[(1 if model == "other" else 0) :][:k]
         return Matches("fake", [Match(**vars(item), similarity=1 - i / 8) for i, item in enumerate(found)])
+
+    async def embed(self, images, *, model=None) -> Embeddings:
+        self._ask("embed", images, model)
+        return Embeddings("fake", np.ones((len(images), 2), np.float32))
+
+    async def collections(self) -> list[Collection]:
+        self._ask("collections")
+        return [Collection("pictures", "fake", [], 2, len(self.all), 0, "none", 1)]
+
+    async def models(self) -> list[dict]:
+        self._ask("models")
+        return [{"id": "fake"}]
+
+    async def keys(self, *, collection: str = "pictures", model=None) -> list[Key]:
+        self._ask("keys", collection, model)
+        return [Key("label", "text", 1, [("cat", len(self.all))])]
 
     async def thumbnail(self, id: str, *, collection: str = "pictures") -> bytes:
         self._ask("thumbnail", id)
@@ -31,6 +75,20 @@ class FakeClient:
     async def views(self, image, pairs: int = 4, seed: int = 0, **settings) -> list[Pair]:
         self._ask("views", image, pairs, seed, settings)
         return [Pair(("data:image/png;base64,AA", "data:image/png;base64,BB"), i / 4) for i in range(pairs)]
+
+    async def matrix(self, images=(), count=6, seed=0, *, collection="pictures", **settings) -> Matrix:
+        self._ask("matrix", list(images), count, seed, collection, settings)
+        pictures = [OfMatrix(f"pets/cat {i}.jpg", f"id{i}", (f"data:{i}A", f"data:{i}B")) for i in range(count)]
+        h = np.eye(2 * count) * 0.5 + 0.25 * np.kron(np.eye(count), np.ones((2, 2))) + 0.25
+        return Matrix("fake", pictures, h, None)
+
+    async def invariance(self, image=None, count=16, seed=0, *, collection="pictures") -> Invariance:
+        self._ask("invariance", image, count, seed, collection)
+        crop = Curve("crop", "share cut away", [0.5, 1.0], [0.9, 0.6], [0.2, 0.8])
+        hue = Curve("hue", "turns", [0.5], [0.4], [1.2])
+        picture = Followed("pets/cat.jpg", "data:0", [crop, hue], {"crop": ["data:1", "data:2"], "hue": ["data:3"]})
+        both = Curves(count, 0.5, [crop, hue])
+        return Invariance("fake", "it notices <hue> most", both, replace(both, others=0.9), picture)
 
     def _ask(self, *what) -> None:
         self.asked.append(what)

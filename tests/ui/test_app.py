@@ -2,6 +2,7 @@ import asyncio
 import json
 import re
 import socket
+from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -9,12 +10,25 @@ import tyro
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
+from starlette.datastructures import QueryParams
 
-from serving.client import AsyncClient, ServiceError
+from serving.client import AsyncClient, Collection, ServiceError
 from serving.keys import Access, Lock
 from ui import app
 from ui.app import Options, build, main, mount, standalone
 from ui.picture import Chosen
+from ui.query import Query
+
+pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # Gradio's
+
+USUAL = (24, 0, [], "pictures", None, "")  # what the controls are set to
+
+
+class Address:
+    """Of the page, as its request tells it."""
+
+    def __init__(self, query: str):
+        self.query_params = QueryParams(query)
 
 
 @pytest.fixture
@@ -40,8 +54,8 @@ def test_the_page_opens_where_no_service_answers(page_of):
     with socket.socket() as nobody:  # bound, not listening
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        shown = asyncio.run(callback(page_of(AsyncClient(url)), "show")((), 24, 0))
-    assert f"the service at {url} cannot be reached" in shown[4]
+        shown = asyncio.run(callback(page_of(AsyncClient(url)), "show")((), 0, *USUAL))
+    assert f"the service at {url} cannot be reached" in shown[3]
 
 
 def test_nothing_is_fetched_that_a_visitor_names(fake, alone):
@@ -56,46 +70,113 @@ def test_nothing_is_fetched_that_a_visitor_names(fake, alone):
             elsewhere.accept()
 
 
+def test_no_program_has_a_picture_fetched_from_elsewhere(fake, alone):
+    picture = {"path": "https://example.com/cat.png", "meta": {"_type": "gradio.FileData"}}
+    with alone(fake()) as client:
+        call = "/ui/gradio_api/call/similar"
+        event = client.post(call, json={"data": [picture, [], [], 3, 0, [], "pictures", None]}).json()["event_id"]
+        assert "this page fetches nothing from elsewhere" in client.get(f"{call}/{event}").text
+
+
+def test_a_program_gets_what_it_asks_for_and_problems_in_words(fake, alone, uploads):
+    with alone(fake()) as client:
+
+        def ask(name: str, *data) -> str:
+            call = f"/ui/gradio_api/call/{name}"
+            return client.get(f"{call}/{client.post(call, json={'data': data}).json()['event_id']}").text
+
+        found = json.loads(ask("similar", None, ["id1"], [], 2, 0, [], "pictures", None).split("data: ")[1])[0]
+        assert [(item["id"], item["similarity"]) for item in found] == [("id0", 1.0), ("id2", 0.875)]
+        listed = json.loads(ask("collection", ["label=cat"], 3, 2, "pictures", None).split("data: ")[1])[0]
+        assert (listed["count"], [item["id"] for item in listed["items"]]) == (100, ["id2", "id3", "id4"])
+        assert "cat is no condition such as label=shirt" in ask("collection", ["cat"], 3, 0, "pictures", None)
+        elsewhere = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+        assert "event: error" in ask("similar", elsewhere, [], [], 2, 0, [], "pictures", None)
+
+
 def test_the_services_own_sentence_is_shown_where_there_is_no_encoder(fake, page_of):
     failure = ServiceError("There is no encoder. Make one with `python training/pretrain.py`.", 503, "not_ready")
-    shown = asyncio.run(callback(page_of(fake(failure=failure)), "show")((), 24, 0))
-    assert "There is no encoder. Make one with <code>python training/pretrain.py</code>." in shown[4]
+    shown = asyncio.run(callback(page_of(fake(failure=failure)), "show")((), 0, *USUAL))
+    assert "There is no encoder. Make one with <code>python training/pretrain.py</code>." in shown[3]
 
 
-def test_a_refused_picture_is_said_in_words_and_changes_nothing(fake, uploads, event, page_of):
+def test_a_refused_picture_is_said_in_words_and_leaves_the_trail(fake, uploads, event, page_of):
     (uploads / "notes.txt").write_text("no picture")
     refusal = ServiceError("image (<notes>.txt) is not an image of a format this reads", 422, "undecodable", "image")
-    upload = callback(page_of(fake(failure=refusal)), "upload")
+    page, before = page_of(fake(failure=refusal)), (Query((Chosen("mine.jpg", id="id9"),)),)
+    trail = callback(page, "upload")(before, event(paths=[str(uploads / "notes.txt")]))
     with pytest.warns(UserWarning, match=r"image \(&lt;notes&gt;.txt\) is not an image"):
-        answer = asyncio.run(upload((), 24, 0, event(path=str(uploads / "notes.txt"))))
-    assert answer == gr.skip()
+        trail, *others = asyncio.run(callback(page, "show")(trail, 0, *USUAL))
+    assert trail == before and all(other == gr.skip() for other in others)
 
 
-def test_a_click_goes_on_from_there_and_back_returns(fake, event, page_of):
-    page = page_of(fake())
-    first = Chosen("mine.jpg", id="id9")
-    trail, *_ = asyncio.run(callback(page, "click")((first,), 5, 0, event(id="id2", name="cat 2.jpg", label="cat")))
-    assert trail == (first, Chosen("cat 2.jpg", "cat", id="id2"))
-    trail, _, well, *_ = asyncio.run(callback(page, "step_back")(trail, 5, 0))
-    assert trail == (first,) and "mine.jpg" in well
+def test_a_service_that_fails_is_said_in_place_of_the_results_and_leaves_the_trail(fake, page_of):
+    page, trail = page_of(fake(failure=ServiceError("the service is busy", 429))), (Query((Chosen("a", id="id9"),)),)
+    answer = asyncio.run(callback(page, "show")(trail, 0, *USUAL))
+    assert answer[0] == gr.skip() and "the service is busy" in answer[3]
+
+
+def test_a_condition_that_is_none_is_said_in_place_of_the_results(fake, page_of):
+    shown = asyncio.run(callback(page_of(fake()), "show")((), 0, 24, 0, ["shirt"], "pictures", None, ""))
+    assert "shirt is no condition such as label=shirt" in shown[3]
+
+
+def test_a_click_goes_on_from_there_and_signs_from_what_there_is(fake, event, page_of):
+    page, first = page_of(fake()), Query((Chosen("mine.jpg", id="id9"),))
+    told, cat = event(id="id2", name="cat 2.jpg", label="cat"), Chosen("cat 2.jpg", "cat", id="id2")
+    assert callback(page, "click")((first,), told) == (first, Query((cat,)))
+    assert callback(page, "like")((first,), told) == (first, first.like(cat))
+    assert callback(page, "unlike")((first,), told) == (first, first.unlike(cat))
+    assert callback(page, "like")((), told) == (Query((cat,)),)
+    with pytest.warns(UserWarning, match=r"^Search by a picture first"):
+        assert callback(page, "unlike")((), told) == gr.skip()
 
 
 def test_pages_of_the_collection_begin_at_its_first(fake, page_of):
     page = page_of(fake())
-    _, offset, *_, previous, more = asyncio.run(callback(page, "turn_on")(24, 0))
+    _, offset, *_, previous, more = asyncio.run(callback(page, "turn_on")(0, *USUAL))
     assert (offset, previous["visible"], more["visible"]) == (60, True, False)
-    _, offset, *_, previous, more = asyncio.run(callback(page, "turn_back")(24, 30))
+    _, offset, *_, previous, more = asyncio.run(callback(page, "turn_back")(30, *USUAL))
     assert (offset, previous["visible"], more["visible"]) == (0, False, True)
+    _, offset, *_ = asyncio.run(callback(page, "narrow")((), *USUAL))
+    assert offset == 0
 
 
-def test_views_are_drawn_only_in_sight(fake, page_of):
+def test_the_page_opens_with_the_search_of_its_address(fake, page_of):
+    start = callback(page_of(fake()), "start")
+    trail, k, least, where, collection, encoder, beside = asyncio.run(start(Address("like=id3&k=7&where=label=cat")))
+    assert trail == (Query((Chosen("pets/cat 3.jpg", "cat", id="id3"),)),)
+    assert (k, least, where["value"]) == (7, 0, ["label=cat"])
+    assert not any(one["visible"] for one in (collection, encoder, beside)), "there is one of each"
+    with pytest.warns(UserWarning, match="no item gone is in the collection"):
+        assert asyncio.run(start(Address("like=gone")))[0] == ()
+
+
+def test_the_page_opens_on_the_collections_and_encoders_that_there_are(fake, page_of, monkeypatch):
     client = fake()
-    draw = callback(page_of(client), "draw")
-    settings = (1.0, 0.08, 0.5, 0.2, 0.5, 3, 0)
-    asyncio.run(draw((Chosen("cat.jpg", id="id1"),), False, *settings))
-    assert client.asked == []
-    assert "Choose a picture first" in asyncio.run(draw((), True, *settings))[2]
-    assert asyncio.run(draw((Chosen("cat.jpg", id="id1"),), True, *settings))[2].count('class="pair"') == 3
+
+    async def collections():
+        return [Collection(name, "tiny", [], 2, 9, 0, "none", 1) for name in ("shop", "attic", "shop")]
+
+    async def models():
+        return [{"id": "tiny"}, {"id": "other"}]
+
+    monkeypatch.setattr(client, "collections", collections)
+    monkeypatch.setattr(client, "models", models)
+    *_, collection, encoder, beside = asyncio.run(callback(page_of(client), "start")(Address("beside=other")))
+    assert (collection["choices"], collection["value"]) == (["attic", "shop"], "attic")
+    assert (encoder["value"], beside["value"], encoder["visible"], beside["visible"]) == ("tiny", "other", True, True)
+
+
+def test_a_selection_is_saved_as_a_file_to_download(fake, uploads, event, page_of):
+    page = page_of(fake())
+    told = {"all": False, "chosen": [["id2", "0.5"]]}
+    link = asyncio.run(callback(page, "export")(event(format="csv", **told), gr.Progress(), *USUAL))
+    path = re.search(r'file=([^"]*)" download="twinview.csv"', link)[1]
+    assert Path(path).read_text().splitlines()[1] == "id2,pets/cat 2.jpg,cat,0.5,"
+    assert 'download="twinview-paths.txt"' in (
+        asyncio.run(callback(page, "export")(event(format="paths", **told), gr.Progress(), *USUAL))
+    )
 
 
 def test_mounted_the_page_asks_the_service_inside_the_process(in_loop):
@@ -113,7 +194,7 @@ def test_mounted_the_page_asks_the_service_inside_the_process(in_loop):
 
     assert in_loop(mount, service) is service
     page = next(route.app for route in service.routes if getattr(route, "path", None) == "/ui").get_blocks()
-    assert "the service failed" in asyncio.run(callback(page, "show")((), 24, 0))[4]
+    assert "the service failed" in asyncio.run(callback(page, "show")((), 0, *USUAL))[3]
 
 
 def test_mounted_in_a_locked_service_the_page_needs_a_key_and_its_own_requests_none(in_loop):
@@ -125,7 +206,7 @@ def test_mounted_in_a_locked_service_the_page_needs_a_key_and_its_own_requests_n
         return {"count": 1, "items": [{"id": "id1", "name": "pets/cat 1.jpg", "label": "cat", "path": None}]}
 
     page = next(route.app for route in in_loop(mount, service).routes if getattr(route, "path", None) == "/ui")
-    assert "cat 1.jpg" in asyncio.run(callback(page.get_blocks(), "show")((), 24, 0))[4]
+    assert "cat 1.jpg" in asyncio.run(callback(page.get_blocks(), "show")((), 0, *USUAL))[3]
     http = TestClient(service)
     for path in ("/ui/", "/ui/config", "/ui/gradio_api/info"):
         assert http.get(path).status_code == 401
@@ -139,7 +220,8 @@ def test_nothing_is_reported_and_nothing_shared(fake, alone):
         assert told["footer_links"] == [] and told["run_history"] is False and told["mcp_server"] is False
         assert told["stylesheets"] == []
         assert "http" not in client.get("/ui/theme.css").text.replace("http://www.w3.org/", "")
-        assert client.get("/ui/gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
+        offered = client.get("/ui/gradio_api/info").json()
+        assert {"/similar", "/collection"} <= set(offered["named_endpoints"]) and offered["unnamed_endpoints"] == {}
 
 
 def test_alone_the_page_passes_thumbnails_on(fake, alone):

@@ -1,8 +1,11 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from ui.picture import Chosen, UploadFailed, clicked, notice, read, uploaded, well_html
+from ui.crop import Box
+from ui.picture import Chosen, UploadFailed, clicked, notice, read, uploaded
+from ui.well import well_html
 
 HOSTILE = "a/<script>alert(1)</script>\"'${1}{{x}}`.jpg"
 
@@ -10,8 +13,8 @@ HOSTILE = "a/<script>alert(1)</script>\"'${1}{{x}}`.jpg"
 def test_an_uploaded_file_is_taken_with_its_own_name(uploads, event):
     (uploads / "3f").mkdir()
     (uploads / "3f/cat.jpg").write_bytes(b"...")
-    chosen = uploaded(event(path=str(uploads / "3f/cat.jpg")))
-    assert (chosen.name, chosen.file) == ("cat.jpg", uploads / "3f/cat.jpg")
+    chosen, other = uploaded(event(paths=[str(uploads / "3f/cat.jpg")] * 2))
+    assert (chosen.name, chosen.file) == ("cat.jpg", uploads / "3f/cat.jpg") and other == chosen
     assert chosen.url == f"gradio_api/file={uploads}/3f/cat.jpg"
 
 
@@ -20,14 +23,15 @@ def test_no_file_is_read_that_was_not_uploaded(uploads, event, tmp_path):
     (uploads / "link").symlink_to(tmp_path / "secret")
     for path in (tmp_path / "secret", uploads / "../secret", uploads / "link", uploads / "absent", uploads):
         with pytest.raises(UploadFailed, match="not uploaded here"):
-            uploaded(event(path=str(path)))
-    with pytest.raises(UploadFailed):
-        uploaded(event())
+            uploaded(event(paths=[str(path)]))
+    for told in ({}, {"paths": []}, {"paths": [None]}):
+        with pytest.raises(UploadFailed):
+            uploaded(event(**told))
 
 
 def test_a_failed_upload_says_why(event):
-    with pytest.raises(UploadFailed, match="could not be uploaded: too large"):
-        uploaded(event(failure="too large"))
+    with pytest.raises(UploadFailed, match=r"^The camera is gone"):
+        uploaded(event(failure="The camera is gone; connect it, then try again."))
 
 
 def test_a_deleted_upload_is_asked_for_again(fake, uploads):
@@ -39,14 +43,30 @@ def test_the_picture_of_an_item_is_its_thumbnail(fake):
     assert asyncio.run(read(fake(), Chosen("cat.jpg", id="id1"))) == b"a thumbnail"
 
 
+def test_a_part_that_cannot_be_cut_is_said_in_words(fake, uploads):
+    (uploads / "notes.jpg").write_text("no picture")
+    for chosen in (Chosen("notes.jpg", file=uploads / "notes.jpg"), Chosen("notes.jpg", id="id1")):
+        with pytest.raises(UploadFailed, match=r"^No part can be cut from notes\.jpg: it is not an image"):
+            asyncio.run(read(fake(), replace(chosen, box=Box(0, 0, 0.5, 0.5))))
+
+
 def test_a_clicked_tile_tells_what_it_shows(event):
     assert clicked(event(id="id1", name="a/cat.jpg", label="cat")) == Chosen("a/cat.jpg", "cat", id="id1")
-    assert clicked(event(id="id1", name="cat.jpg")) == Chosen("cat.jpg", None, id="id1")
+    of_others = Chosen("cat.jpg", None, id="id1", collection="others")
+    assert clicked(event(id="id1", name="cat.jpg", collection="others")) == of_others
+    assert of_others.url == "../collections/others/items/id1/thumbnail"
 
 
 def test_the_well_describes_its_picture():
     assert 'alt="The picture looked at: a/cat.jpg, cat"' in well_html(Chosen("a/cat.jpg", "cat", id="id1"))
     assert "<img" not in well_html(None)
+
+
+def test_the_well_marks_the_part_and_takes_it_away():
+    whole = Chosen("a/cat.jpg", id="id1")
+    part = well_html(replace(whole, box=Box(0.1, 0, 0.5, 1)))
+    assert 'data-box="0.1,0,0.5,1"' in part and "data-whole" in part
+    assert 'data-box=""' in well_html(whole) and "data-whole" not in well_html(whole)
 
 
 def test_a_name_is_only_text():

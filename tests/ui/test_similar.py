@@ -1,75 +1,110 @@
 import asyncio
 import re
+from dataclasses import replace
 
 import pytest
 
 from serving.client import Item, Match, ServiceError
+from ui.grid import grid_html, selection_html
 from ui.picture import Chosen
-from ui.similar import PAGE, collection, grid_html, neighbours
+from ui.query import Query, Settings
+from ui.results import PAGE, browse, neighbours
+
+USUAL = Settings()
+BULK = "<code>python serving/bulk.py --data ~/Pictures</code>"
 
 
 @pytest.fixture
 def upload(uploads):
     (uploads / "mine.jpg").write_bytes(b"...")
-    return Chosen("mine.jpg", file=uploads / "mine.jpg")
+    return Query((Chosen("mine.jpg", file=uploads / "mine.jpg"),))
+
+
+def like(i: int) -> Query:
+    return Query((Chosen(f"cat {i}.jpg", id=f"id{i}"),))
 
 
 def test_the_collection_says_which_part_of_it_is_shown(fake):
     client = fake(count=PAGE + 7)
-    heading, grid, count = asyncio.run(collection(client, PAGE))
+    heading, grid, count = asyncio.run(browse(client, PAGE, USUAL))
     assert f"{PAGE + 1} to {PAGE + 7} of {PAGE + 7} pictures" in heading
     assert count == PAGE + 7 and grid.count("<li>") == 7
-    assert client.asked == [("items", PAGE, PAGE)]
+    assert client.asked == [("items", PAGE, PAGE, None, "pictures", None)]
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "<p>1 picture."), (12, "<p>12 pictures.")])
 def test_a_small_collection_is_counted(fake, count, words):
-    assert words in asyncio.run(collection(fake(count), 0))[0]
+    assert words in asyncio.run(browse(fake(count), 0, USUAL))[0]
+
+
+def test_browsing_holds_to_the_conditions(fake):
+    client = fake()
+    asyncio.run(browse(client, 0, Settings(where=("price>=3",), collection="shop", encoder="tiny")))
+    assert client.asked == [("items", PAGE, 0, {"price": {"gte": 3}}, "shop", "tiny")]
 
 
 def test_an_empty_collection_says_how_to_fill_it(fake, upload):
-    how = "<code>python serving/bulk.py --data ~/Pictures</code>"
-    assert how in asyncio.run(collection(fake(count=0), 0))[1]
-    assert how in asyncio.run(neighbours(fake(count=0), upload, 5))[1]
+    assert BULK in asyncio.run(browse(fake(count=0), 0, USUAL))[1]
+    assert BULK in asyncio.run(neighbours(fake(count=0), upload, USUAL))[1]
 
 
 def test_a_collection_that_is_not_there_yet_says_so_too(fake, upload):
-    how = "<code>python serving/bulk.py --data ~/Pictures</code>"
     client = fake(failure=ServiceError("there is no collection pictures", 404, "not_found", "name"))
-    assert how in asyncio.run(collection(client, 0))[1]
-    assert how in asyncio.run(neighbours(client, upload, 5))[1]
+    assert BULK in asyncio.run(browse(client, 0, USUAL))[1]
+    assert BULK in asyncio.run(neighbours(client, upload, USUAL))[1]
     with pytest.raises(ServiceError):
-        asyncio.run(neighbours(client, Chosen("cat 3.jpg", id="gone"), 5))
+        asyncio.run(neighbours(client, like(3), USUAL))
 
 
-def test_a_collection_of_one_says_that_there_is_no_other(fake):
-    assert "no other picture" in asyncio.run(neighbours(fake(count=1), Chosen("cat 0.jpg", id="id0"), 5))[1]
-
-
-def test_an_item_is_searched_by_its_id_and_an_upload_by_its_file(fake, upload):
-    client = fake()
-    asyncio.run(neighbours(client, Chosen("cat 3.jpg", id="id3"), 5))
-    asyncio.run(neighbours(client, upload, 6))
-    assert client.asked == [("search", None, ["id3"], 5), ("search", upload.file, [], 6)]
+def test_where_nothing_is_found_the_page_says_what_to_do(fake, upload):
+    none = fake(count=0)
+    assert "no other picture" in asyncio.run(neighbours(fake(count=1), like(0), USUAL))[1]
+    assert "Lower the least similarity" in asyncio.run(neighbours(none, upload, Settings(least=0.9)))[1]
+    narrow = Settings(where=("label=dog", "price>3"))
+    assert (
+        "No picture holds to <code>label=dog</code> and <code>price&gt;3</code>"
+        in (asyncio.run(neighbours(none, upload, narrow))[1])
+    )
+    assert "Take a condition away" in asyncio.run(browse(none, 0, narrow))[1]
 
 
 def test_neighbours_come_in_the_services_order_with_cosines_of_two_decimals(fake):
-    _, grid = asyncio.run(neighbours(fake(), Chosen("cat 0.jpg", id="id0"), 3))
+    _, grid = asyncio.run(neighbours(fake(), like(0), Settings(k=3)))
     assert re.findall(r'data-id="(\w+)"', grid) == ["id1", "id2", "id3"]
     assert re.findall(r'<span class="score">([^<]*)</span>', grid) == ["1.00", "0.88", "0.75"]
+    assert 'class="selection" data-total="3"' in grid
+
+
+def test_two_encoders_stand_side_by_side_and_what_both_find_is_counted_and_marked(fake):
+    client = fake()
+    heading, html = asyncio.run(neighbours(client, like(0), Settings(k=3, encoder="tiny", beside="other")))
+    assert "2 of 3 are found by both encoders" in heading
+    first, second = html.split("<section>")[1:]
+    assert "<h3>tiny</h3>" in first and "<h3>other</h3>" in second
+    assert re.findall(r'<li( class=both)?><button class="tile" data-id="(\w+)"', first) == [
+        ("", "id1"), (" class=both", "id2"), (" class=both", "id3")
+    ]  # fmt: skip
+    assert re.findall(r'data-id="(\w+)"', second) == ["id2", "id3", "id4"]
+    assert [asked[5] for asked in client.asked] == ["tiny", "other"]
+
+
+def test_a_side_that_finds_nothing_leaves_the_other(fake):
+    html = asyncio.run(neighbours(fake(count=2), like(0), Settings(beside="other")))[1]
+    assert html.count('class="tile"') == 1 and "Nothing." in html
 
 
 def test_thumbnails_are_for_the_browser_to_fetch_when_they_come_in_sight(fake):
     client = fake()
-    _, grid, _ = asyncio.run(collection(client, 0))
+    _, grid, _ = asyncio.run(browse(client, 0, replace(USUAL, collection="shop")))
     assert [asked[0] for asked in client.asked] == ["items"]
-    assert grid.count('<img loading="lazy" src="../collections/pictures/items/id') == PAGE
-    assert 'alt="pets/cat 5.jpg, cat"' in grid
+    assert grid.count('<img loading="lazy" src="../collections/shop/items/id') == PAGE
+    assert 'alt="pets/cat 5.jpg, cat"' in grid and grid.count('data-collection="shop"') == PAGE
 
 
 def test_a_name_and_an_id_are_only_text():
     hostile = "\"><script>alert('x')</script>${1}{{x}}`"
-    html = grid_html([Item(hostile, hostile, hostile, None), Match(hostile, hostile, None, None, similarity=0.5)])
+    items = [Item(hostile, hostile, hostile, None), Match(hostile, hostile, None, None, similarity=0.5)]
+    html = selection_html(2, hostile, hostile) + grid_html(items, hostile)
     assert "<script" not in html
-    assert set(re.findall(r"<(\w+)", html)) == {"ul", "li", "button", "img", "span"}
+    assert set(re.findall(r"<(\w+)", html)) == {"ul", "li", "button", "img", "span", "input", "div"}
     assert re.findall(r" (on\w+)=", html) == []

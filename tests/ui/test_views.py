@@ -1,24 +1,103 @@
 import asyncio
 import re
 
-from ui.picture import Chosen
-from ui.views import drawn
+import gradio as gr
+import pytest
 
-SETTINGS = {"strength": 0.5, "blur": 0.0, "grey": 0.2, "flip": 0.5}
+from serving.client import Pair
+from ui import augmentation
+from ui.picture import Chosen
+from ui.views import batch, drawn, tab
+
+SETTINGS = {"crop_area": (0.3, 1.0), "flip": 0.5}
+CAT = Chosen("cat.jpg", id="id1")
 
 
 def test_pairs_stand_side_by_side_with_their_cosine_and_the_mean(fake):
-    words, html = asyncio.run(drawn(fake(), Chosen("cat.jpg", id="id1"), 4, 0, 0.08, **SETTINGS))
+    words, html = asyncio.run(drawn(fake(), CAT, 4, 0, SETTINGS))
     assert "these 4 pairs under h: <b>0.38</b>" in words  # of 0, 1/4, 2/4, 3/4
     assert re.findall(r'<span class="score">([^<]*)</span>', html) == ["0.00", "0.25", "0.50", "0.75"]
     assert html.count('alt="One view of the picture"') == html.count('alt="Another view of the picture"') == 4
 
 
+def test_where_g_is_at_hand_both_cosines_are_told(fake, monkeypatch):
+    client = fake()
+
+    async def views(*_, **__):
+        return [Pair(("data:a", "data:b"), 0.9, 0.5), Pair(("data:a", "data:b"), 0.7, 0.1)]
+
+    monkeypatch.setattr(client, "views", views)
+    words, html = asyncio.run(drawn(client, CAT, 2, 0, SETTINGS))
+    assert "these 2 pairs under h: <b>0.80</b>, under z = g(h): <b>0.30</b>" in words
+    assert "<i>h</i> 0.90</span><span><i>z</i> 0.50" in html
+
+
 def test_one_pair_is_not_called_several(fake):
-    assert "Mean cosine of this pair" in asyncio.run(drawn(fake(), Chosen("c", id="id1"), 1, 0, 0.08, **SETTINGS))[0]
+    assert "Mean cosine of this pair" in asyncio.run(drawn(fake(), CAT, 1, 0, SETTINGS))[0]
 
 
 def test_sliders_reach_the_service_under_the_names_of_the_augmentation(fake):
     client = fake()
-    asyncio.run(drawn(client, Chosen("cat.jpg", id="id1"), 2.0, 7.0, 0.3, **SETTINGS))
-    assert client.asked[-1] == ("views", b"a thumbnail", 2, 7, {"crop_area": (0.3, 1.0), **SETTINGS})
+    asyncio.run(drawn(client, CAT, 2.0, 7.0, SETTINGS))
+    assert client.asked[-1] == ("views", b"a thumbnail", 2, 7, SETTINGS)
+
+
+def test_the_controls_are_all_settings_of_pretraining_and_begin_with_its_defaults(in_loop):
+    training = pytest.importorskip("training.augment")
+
+    def build():
+        with gr.Blocks():
+            return [control.value for control in augmentation.controls()]
+
+    values = in_loop(build)
+    settings = augmentation.settings(values)
+    assert training.AugmentSettings(**settings) == training.AugmentSettings()
+    assert set(settings) == set(vars(training.AugmentSettings()))
+    for preset in augmentation.PRESETS.values():
+        training.AugmentSettings(**preset)
+        assert augmentation.settings(augmentation.values(preset)) == preset
+    assert augmentation.settings([0.9, 0.2, *values[2:]])["crop_area"] == (0.2, 0.9)
+
+
+def test_what_the_encoder_was_trained_with_is_a_preset_where_its_card_tells():
+    trained = dict(augmentation.PHOTOGRAPHS, crop_area=[0.25, 1.0])
+    told = augmentation.of_card({"training": {"settings": {"augment": trained}}})
+    assert told == trained | {"crop_area": (0.25, 1.0)}
+    for card in ({}, {"training": {}}, {"training": {"settings": {"augment": {"flip": 1}}}}):
+        assert augmentation.of_card(card) is None
+
+
+def test_the_picture_looked_at_comes_first_in_the_batch_and_without_one_the_collection_does(fake):
+    client = fake()
+    asyncio.run(batch(client, CAT, 4.0, 2.0, "others", SETTINGS))
+    asyncio.run(batch(client, None, 3, 0, "pictures", SETTINGS))
+    asked = [one for one in client.asked if one[0] == "matrix"]
+    assert asked == [
+        ("matrix", [b"a thumbnail"], 4, 2, "others", SETTINGS),
+        ("matrix", [], 3, 0, "pictures", SETTINGS),
+    ]
+
+
+def test_the_batch_begins_at_the_temperature_of_training(fake, monkeypatch):
+    client = fake()
+    assert 'value="0.2"' in asyncio.run(batch(client, None, 3, 0, "pictures", SETTINGS))
+
+    async def models():
+        return [{"id": "fake", "training": {"settings": {"temperature": 0.5}}}]
+
+    monkeypatch.setattr(client, "models", models)
+    assert 'value="0.5"' in asyncio.run(batch(client, None, 3, 0, "pictures", SETTINGS))
+
+
+def test_programs_ask_for_views_and_matrix_by_name(fake, in_loop):
+    client = fake()
+
+    def build():
+        with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab("Here"):
+            tab(client, gr.State(()), gr.Dropdown(["pictures"]), tabs)
+        return page
+
+    named = {fn.api_name: fn.fn for fn in in_loop(build).fns.values() if fn.api_visibility == "public"}
+    assert set(named) == {"views", "matrix"}
+    assert asyncio.run(named["views"]("id1", pairs=2))[1]["similarity"] == 0.25
+    assert asyncio.run(named["matrix"](count=2))["h"][0] == [1.0, 0.5, 0.25, 0.25]

@@ -1,0 +1,135 @@
+"""The page's pictures for the documents: every tab, in a wide window and in a narrow one.
+
+    python docs/screenshots.py --encoder runs/clothing-tiny/encoder --index index --runs runs
+
+Starts the service over that collection and photographs it in Chromium, into docs/screenshots/TAB-wide.webp and
+TAB-narrow.webp. The map and the near-duplicates of the collection must have been computed before, or are now.
+"""
+
+if __name__ == "__main__" and not __package__:
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import io
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from benchmarks.page import FLAGS, OPENED_JS, chromium
+from benchmarks.serving import BENTOML, Server, stop
+from serving.client import Client
+
+FOLDER = Path(__file__).parent / "screenshots"
+SIZES = {"wide": (1400, 900), "narrow": (390, 844)}
+QUALITY = 82
+LONG_MS = 180_000  # for a map of the whole collection, where there is none yet
+
+
+@dataclass(frozen=True)
+class Options:
+    encoder: str
+    """The bundle to serve."""
+    index: str = "index"
+    """Where the collection `pictures` is."""
+    runs: str = "runs"
+    """Where the training runs are."""
+    picture: str = ""
+    """Which of the collection to look at: a part of its name. By default the first."""
+    only: str = ""
+    """One tab alone."""
+    scheme: str = "light"
+    """Or dark."""
+
+
+def similar(page: Page, picture: str) -> None:
+    """Its neighbours. The other tabs look at the same picture."""
+    tile = page.locator("#grid .tile")
+    tile = page.locator(f'#grid .tile[data-name*="{picture}"]') if picture else tile
+    tile.first.click()
+    page.wait_for_selector("#grid .score")
+    page.wait_for_function(OPENED_JS)
+
+
+def shown(tab: str, ready: str, begin: str | None = None) -> Callable[[Page, str], None]:
+    """ready: what is there when the tab has all. begin: a button to press, where it is there."""
+
+    def show(page: Page, picture: str) -> None:
+        similar(page, picture)
+        page.get_by_role("tab", name=tab).click()
+        either = page.locator(ready).or_(page.locator(begin)) if begin else page.locator(ready)
+        either.first.wait_for(timeout=LONG_MS)
+        if begin and page.locator(begin).first.is_visible() and not page.locator(ready).first.is_visible():
+            page.locator(begin).first.click()
+        page.locator(ready).first.wait_for(timeout=LONG_MS)
+        page.wait_for_timeout(2000)  # pictures that come after
+
+    return show
+
+
+def runs(page: Page, picture: str) -> None:
+    """The two newest beside each other."""
+    shown("Runs", "#run-curves .chart")(page, picture)
+    if (second := page.locator('[data-run][aria-pressed="false"]')).count():
+        second.first.click()
+        page.wait_for_selector("#run-curves .key")
+
+
+TABS = {
+    "similar": similar,
+    "map": shown("Map", "#map .map:not([hidden]) canvas", "#make-map"),
+    "duplicates": shown("Duplicates", "#duplicates .copies", "#compare"),
+    "views": shown("Views", "#pairs .pair"),
+    "invariance": shown("Invariance", "#curves .panel"),
+    "runs": runs,
+}
+
+
+def main(options: Options) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
+        own = {"TWINVIEW_ENCODER": options.encoder, "TWINVIEW_INDEX": options.index, "TWINVIEW_RUNS": options.runs}
+        own = {key: str(Path(value).absolute()) for key, value in own.items()}
+        server = Server("twinview", BENTOML, Path(name), "/readyz", own)
+        try:
+            server.wait()
+            os.killpg(server.process.pid, signal.SIGCONT)
+            with Client(f"http://127.0.0.1:{server.port}", timeout_s=LONG_MS / 1000) as client:
+                client.invariance()  # loads PyTorch, which on a busy machine takes longer than a page waits
+            browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+            for tab, show in TABS.items():
+                if options.only in ("", tab):
+                    for size in SIZES:
+                        photograph(browser, server.port, tab, show, size, options)
+        finally:
+            stop([server])
+
+
+def photograph(browser: Browser, port: int, tab: str, show: Callable, size: str, options: Options) -> None:
+    width, height = SIZES[size]
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=options.scheme)
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{port}/ui/")
+    page.wait_for_function(OPENED_JS)
+    show(page, options.picture)
+    page.mouse.move(0, 0)
+    if size == "narrow":  # where the picture stands above the tabs
+        page.locator("#tabs").evaluate("tabs => tabs.scrollIntoView()")
+    page.wait_for_timeout(500)
+    path = FOLDER / f"{tab}-{size}.webp"
+    with Image.open(io.BytesIO(page.screenshot())) as image:
+        image.save(path, "WEBP", quality=QUALITY, method=6)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+    context.close()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,45 @@
+"""What the items of a collection can be filtered by: the keys, and their commonest values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+COMMONEST = 20  # values of each key
+ROWS = 1_000_000  # of a larger collection, the first are looked at
+KINDS = {str: "text", bool: "truth", int: "whole", float: "number"}
+
+
+@dataclass(frozen=True)
+class Key:
+    key: str
+    type: str
+    """text, truth, whole or number."""
+    distinct: int
+    """Values that differ."""
+    values: list[tuple[str | int | float | bool, int]]
+    """The commonest, and how many items have them."""
+    least: float | None = None
+    """Of numbers."""
+    median: float | None = None
+    most: float | None = None
+
+
+def summary(rows: pa.Table, columns: Mapping[str, tuple[str, type]]) -> list[Key]:
+    """Of the keys that any row has. columns: the table's column and the type of each key."""
+    found = []
+    for key, (name, kind) in columns.items():
+        values = rows[name].drop_null()
+        if not len(values):
+            continue
+        counts = pc.value_counts(values)
+        top = counts.take(pc.select_k_unstable(counts.field("counts"), COMMONEST, [("", "descending")]))
+        commonest = [(one["values"], one["counts"]) for one in top.to_pylist()]
+        ends = {}
+        if kind in (int, float):
+            least_most = pc.min_max(values).as_py()
+            median = pc.quantile(values, 0.5)[0].as_py()
+            ends = {"least": least_most["min"], "median": median, "most": least_most["max"]}
+        found.append(Key(key, KINDS[kind], len(counts), commonest, **ends))
+    return found

@@ -1,0 +1,122 @@
+"""The map and the near-duplicates, in a browser. Each test goes on with what the one before has left."""
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+
+COMPUTED_MS = 60_000  # a process of its own has to start
+
+
+def open_tab(page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def chosen(page) -> list[str]:
+    return sorted(page.locator("#map-choice .label").all_inner_texts())
+
+
+def test_a_map_is_made_once_and_what_is_chosen_on_it_is_shown(page):
+    open_tab(page, "Map")
+    expect(page.locator("#map-status")).to_contain_text("There is no map of this collection yet")
+    page.click("#make-map")
+    expect(page.locator(".map-legend button")).to_have_count(4, timeout=COMPUTED_MS)
+    expect(page.locator("#map-status")).to_contain_text("13 pictures")
+
+    page.locator(".map canvas").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#map-choice h2")).to_have_text("13 pictures chosen")
+    page.locator(".map-legend button", has_text="red").click()
+    page.click("[data-do=picked]")
+    expect(page.locator("#map-choice h2")).to_have_text("3 pictures chosen")
+    assert chosen(page) == ["red"] * 3
+    with page.expect_download() as saved:
+        page.click("#map-choice [data-choice]")
+    assert saved.value.path().read_text().count("red") >= 3
+    page.locator("#map-choice .tile").first.click()
+    expect(page.locator("#grid .label").first).to_have_text("red")
+
+
+def test_a_point_shows_its_picture_and_is_searched_from_and_a_box_gathers(servers, open_page):
+    page = open_page(servers.alone, viewport={"width": 1400, "height": 900})
+    open_tab(page, "Map")
+    page.wait_for_selector(".map-legend button")
+    canvas = page.locator(".map canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.click("[data-mode=box]")
+    page.mouse.move(box["x"] + 3, box["y"] + 3)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(box["x"] + box["width"] - 3, box["y"] + box["height"] - 3)
+    page.mouse.up()
+    expect(page.locator("#map-choice h2")).to_have_text("13 pictures chosen")
+    page.click("[data-do=pictures]")
+    thumbnail = page.locator(".map-pictures img").first
+    page.wait_for_function("document.querySelector('.map-pictures img')?.naturalWidth > 0")
+    at = thumbnail.bounding_box()
+    page.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    expect(page.locator(".map-tip")).to_be_visible()
+    page.wait_for_function("document.querySelector('.map-tip img').naturalWidth > 0")
+    name = page.locator(".map-tip span").inner_text()
+    page.mouse.down()
+    page.mouse.up()
+    expect(page.locator("#grid .label").first).to_have_text(name)
+
+
+def test_marks_are_kept_while_paging_and_removing_asks_twice(page):
+    open_tab(page, "Duplicates")
+    page.click("#compare")
+    expect(page.locator("#duplicates .copies")).to_have_count(4, timeout=COMPUTED_MS)
+    copies = page.locator("#duplicates .copy")
+    expect(copies.first.locator(".verdict")).to_have_text("suggested to stay")
+    copies.nth(1).focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.locator(".marked")).to_have_text("2 pictures marked")
+    copies.first.click()
+    expect(page.locator(".none-stays")).to_have_count(1)
+    copies.first.click()
+    page.fill("#threshold input[type=number]", "0.99")
+    page.keyboard.press("Enter")
+    expect(page.locator("#duplicates .copies-all")).to_have_attribute("data-threshold", "0.99")
+    expect(page.locator('.copy[aria-pressed="true"]')).to_have_count(2)
+    with page.expect_download() as saved:
+        page.click("#duplicates [data-do=paths]")
+    assert len(saved.value.path().read_text().splitlines()) == 2
+
+    page.click("#duplicates [data-do=ask]")
+    expect(page.locator("dialog h3")).to_have_text("Remove 2 pictures from the collection pictures?")
+    remove = page.locator("[data-do=remove]")
+    expect(remove).to_be_disabled()
+    page.fill("dialog input", "3")
+    expect(remove).to_be_disabled()
+    page.fill("dialog input", "2")
+    remove.click()
+    expect(page.locator("#duplicates .said")).to_contain_text("2 pictures removed; files were not touched")
+    expect(page.locator("#duplicates .copies")).to_have_count(3)
+    expect(page.locator(".marked")).to_have_text("Nothing is marked")
+    open_tab(page, "Map")
+    expect(page.locator("#map-status")).to_contain_text("2 gone since it was made")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.map-legend b')].reduce((sum, b) => sum + Number(b.textContent), 0) == 11"
+    )
+
+
+def test_a_narrow_window_needs_no_sideways_scrolling(servers, open_page):
+    page = open_page(servers.service, viewport={"width": 390, "height": 844}, color_scheme="dark")
+    for name, ready in (("Map", ".map-legend button"), ("Duplicates", "#duplicates .copy")):
+        open_tab(page, name)
+        page.wait_for_selector(ready)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_programs_ask_by_name(servers):
+    from gradio_client import Client
+
+    client = Client(f"{servers.alone}/ui/", verbose=False)
+    told = client.predict("pictures", api_name="/map")
+    assert len(told["ids"]) == len(told["x"]) == 11
+    groups = client.predict(0.95, 10, 0, "pictures", api_name="/duplicates")["groups"]
+    assert len(groups) == 3 and all(one["similarity"] >= 0.95 for group in groups for one in group)

@@ -1,0 +1,144 @@
+import asyncio
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from export.artifact import read_pixels, save_bundle
+from serving.client import ServiceError
+
+torch = pytest.importorskip("torch")
+sync = pytest.mark.parametrize("connect", ["sync"], indirect=True)
+
+
+def moved(curves) -> dict[str, list[float]]:
+    return {curve.augmentation: curve.moved for curve in curves}
+
+
+@sync
+def test_curves_are_those_of_evaluation_over_the_collections_pictures(http, fill, bundle, means, connect):
+    from training.sensitivity import sensitivity
+
+    items = fill(6)
+    found = connect(http).invariance(count=6)
+    files = [connect(http).thumbnail(item.id) for item in items]
+    pixels = np.stack([read_pixels(file, bundle.card.preprocessing) for file in files])
+    expected = sensitivity(lambda x: torch.tensor(means(x), dtype=torch.float32), pixels)
+    assert found.trained.pictures == 6 and found.trained.others == pytest.approx(expected.others, abs=1e-4)
+    for name in ("grey", "brightness"):  # flips and cuts are drawn anew in another order of the pictures
+        strongest = next(curve for curve in expected.curves if curve.augmentation == name).moved[-1]
+        assert moved(found.trained.curves)[name][-1] == pytest.approx(strongest, abs=0.2)
+    assert moved(found.trained.curves)["grey"] == pytest.approx(moved(expected.curves)["grey"], abs=1e-4)
+    assert found.sentence.startswith("This encoder notices")
+    assert found.untrained is None
+
+
+@sync
+def test_beside_it_stands_the_same_architecture_untrained(serve, fill, bundle, picture, tmp_path, connect):
+    from training.encoders import Encoder, embed
+    from training.sensitivity import sensitivity
+
+    fill(4)
+    card = replace(bundle.card, architecture="tiny-2x", training={"settings": {"seed": 7}})
+    save_bundle(tmp_path / "encoder", bundle.graph.read_bytes(), card)
+    found = connect(serve(encoder=tmp_path / "encoder")).invariance(count=4)
+    torch.manual_seed(7)
+    twin = Encoder("tiny", 2, 32)
+    pixels = np.stack([read_pixels(picture(i), card.preprocessing) for i in range(4)])
+    expected = sensitivity(lambda x: embed(twin, x), pixels)
+    assert moved(found.untrained.curves)["grey"] == pytest.approx(moved(expected.curves)["grey"], rel=0.02)
+    assert [curve.augmentation for curve in found.untrained.curves] == [c.augmentation for c in found.trained.curves]
+    assert moved(found.untrained.curves) != moved(found.trained.curves)
+
+
+def test_a_picture_is_followed_through_its_own_changes(http, fill, picture, connect):
+    fill(4)
+    found = connect(http).invariance(picture(9), count=4).picture
+    curves = {curve.augmentation: curve for curve in found.curves}
+    assert {name: len(views) for name, views in found.strips.items()} == {
+        name: len(curve.strengths) for name, curve in curves.items()
+    }
+    assert found.name == "image" and len({found.pixels, *found.strips["brightness"]}) == 5
+    assert curves["saturation"].moved == sorted(curves["saturation"].moved)
+    (other,) = (connect(http).invariance(count=4).picture.name,)
+    assert other.endswith(".png"), "without an image, one of the collection"
+
+
+@sync
+def test_the_next_picture_is_held_against_what_is_known_of_the_sample(http, fill, picture, monkeypatch, connect):
+    fill(4)
+    first = connect(http).invariance(picture(8), count=4, seed=3)
+    monkeypatch.setattr("serving.studio.compare", None)
+    again = connect(http).invariance(picture(9), count=4, seed=3)
+    assert again.trained == first.trained and again.picture.curves != first.picture.curves
+
+
+@sync
+def test_a_collection_that_is_too_small_or_absent_is_named(http, fill, picture, connect):
+    with pytest.raises(ServiceError, match="there is no collection pictures") as absent:
+        connect(http).invariance(picture(1))
+    fill(1)
+    with pytest.raises(ServiceError, match=r"^collection: at least two pictures are compared, and pictures") as small:
+        connect(http).invariance(picture(1))
+    assert (absent.value.status, small.value.status, small.value.param) == (404, 400, "collection")
+
+
+@sync
+def test_what_takes_too_long_is_given_up_and_the_next_is_done(http, fill, monkeypatch, connect):
+    fill(4)
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.studio.DEADLINE_S", 0.05)
+        with pytest.raises(ServiceError, match=r"^count: 4 pictures take this encoder longer than 0.05 s") as slow:
+            connect(http).invariance(count=4)
+    assert (slow.value.status, slow.value.param) == (413, "count")
+    assert http.app.state.engine._gate.inside == 0
+    assert connect(http).invariance(count=4).trained.pictures == 4
+
+
+@pytest.mark.parametrize("slow", ["encoding", "drawing"])
+def test_when_its_client_goes_the_work_ends(http, fill, slow, monkeypatch):
+    """Whichever the thread is at."""
+    from training import sensitivity
+
+    fill(4)
+    engine = http.app.state.engine
+    place = engine._models._places[0]
+    model, render, encoded = place.model, sensitivity.render, []
+
+    async def encode(images):
+        encoded.append(len(images))
+        await asyncio.sleep(0.1 if slow == "encoding" else 0)
+        return await model.batch(images)
+
+    def draw(*arguments):
+        time.sleep(0.1 if slow == "drawing" else 0)
+        return render(*arguments)
+
+    monkeypatch.setattr(sensitivity, "render", draw)
+    place.model = replace(model, batch=encode)
+
+    async def go_away():
+        task = asyncio.create_task(engine.studio.invariance(None, "pictures", 4, 0))
+        while not encoded:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.03)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        place.model = model
+
+    http.portal.call(go_away)
+    time.sleep(0.4)
+    assert len(encoded) == 1
+    assert engine._gate.inside == 0
+
+
+@sync
+def test_without_trainings_code_it_is_not_offered(http, fill, monkeypatch, connect):
+    fill(2)
+    monkeypatch.setitem(sys.modules, "training.sensitivity", None)
+    with pytest.raises(ServiceError, match="without training's code") as refused:
+        connect(http).invariance(count=2)
+    assert (refused.value.status, refused.value.code) == (501, "not_offered")

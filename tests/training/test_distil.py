@@ -1,0 +1,276 @@
+"""Distillation, small: the losses against plain loops, what a student keeps of its teacher, and who reads it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from export.artifact import load_bundle
+from export.to_onnx import ExportSettings, export
+from training import checkpoint, classifier, distil
+from training.augment import AugmentSettings
+from training.checkpoint import AtomicCheckpointIO, CheckpointError
+from training.classifier import Classifier
+from training.config import PretrainSettings
+from training.data import DataError, open_source
+from training.distil import DistilSettings, answers_loss, neighbours_loss
+from training.encoders import Encoder
+from training.features import EncoderError, open_encoder
+from training.finetune import finetune
+from training.pretrain import pretrain
+from training.recipes import FinetuneSettings
+from training.teacher import load_both, neighbours_shared, open_teacher
+
+torch.set_num_threads(1)  # the tensors are small
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")  # the exporter's own
+PLAIN = AugmentSettings(crop_area=(1.0, 1.0), flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """An encoder's run, wider than its students."""
+    settings = PretrainSettings(size_px=16, width=2)
+    torch.manual_seed(1)
+    weights = {f"encoder.{name}": value for name, value in Encoder("tiny", 2, 16).state_dict().items()}
+    saved = {"settings": settings.to_dict(), "facts": {}, "history": [], "state_dict": weights}
+    AtomicCheckpointIO().save_checkpoint(saved, tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt")
+    return tmp_path / "runs" / "small"
+
+
+@pytest.fixture
+def labelled(small_shapes, tmp_path):
+    """A classifier's run, with answers of some decision."""
+    names = sorted({picture.label for picture in open_source(str(small_shapes)).pictures})
+    torch.manual_seed(0)
+    network = Classifier(Encoder("tiny", 1, 16), None, len(names))
+    torch.nn.init.normal_(network.classifier.weight, std=3)
+    path = tmp_path / "runs" / "labelled" / "checkpoints" / "last.ckpt"
+    facts = {"data": "shapes", "images": 64, "epochs": 1, "commit": "", "after": {}}
+    about = {"classes": names, "origin": "nothing", "settings": {}}
+    classifier.save(path, network, PretrainSettings(size_px=16), facts, [], about)
+    return path.parent.parent
+
+
+@pytest.fixture
+def settings(small_shapes):
+    def make(teacher, **changes) -> DistilSettings:
+        small = {"data": str(small_shapes), "name": "student", "epochs": 2, "batch_size": 16}
+        return DistilSettings(**{"teacher": str(teacher), **small, **changes})
+
+    return make
+
+
+def test_the_loss_is_equation_2_and_least_where_the_answers_are_the_teachers():
+    torch.manual_seed(0)
+    student, teacher, tau = torch.randn(4, 3), torch.randn(4, 3), 0.7
+    expected = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        p_s, p_t = ([math.exp(value / tau) for value in row] for row in (s, t))
+        for a, b in zip(p_s, p_t, strict=True):
+            expected -= b / sum(p_t) * math.log(a / sum(p_s)) / 4
+    assert answers_loss(student, teacher, tau).item() == pytest.approx(expected, rel=1e-5)
+    student.requires_grad_()
+    assert answers_loss(teacher, teacher, tau) < answers_loss(student, teacher, tau)
+    (gradient,) = torch.autograd.grad(answers_loss(student, teacher, tau), student)
+    expected = ((student / tau).softmax(dim=1) - (teacher / tau).softmax(dim=1)) / tau / 4
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_neighbours_are_all_the_others_by_cosine_and_never_the_picture_itself():
+    torch.manual_seed(0)
+    student, teacher, tau = torch.randn(5, 3), torch.randn(5, 7), 0.2
+    expected = 0.0
+    for i in range(5):
+        ours, theirs = (
+            [torch.nn.functional.cosine_similarity(h[i], h[j], dim=0).item() for j in range(5) if j != i]
+            for h in (student, teacher)
+        )
+        expected += answers_loss(torch.tensor([ours]), torch.tensor([theirs]), tau).item() / 5
+    assert neighbours_loss(student, teacher, tau).item() == pytest.approx(expected, rel=1e-5)
+    scaled = 9 * teacher @ torch.linalg.qr(torch.randn(7, 7))[0]  # turned and enlarged: the same neighbours
+    torch.testing.assert_close(neighbours_loss(student, scaled, tau), neighbours_loss(student, teacher, tau))
+
+
+def test_neighbours_shared_are_counted_one_by_one():
+    torch.manual_seed(0)
+    h, other = torch.randn(9, 3), torch.randn(9, 5)
+
+    def nearest(h: torch.Tensor, i: int) -> set[int]:
+        cosines = {j: torch.nn.functional.cosine_similarity(h[i], h[j], dim=0).item() for j in range(9) if j != i}
+        return set(sorted(cosines, key=cosines.get)[-3:])
+
+    expected = np.mean([len(nearest(h, i) & nearest(other, i)) / 3 for i in range(9)])
+    assert neighbours_shared(h, other, 3) == pytest.approx(expected)
+    assert neighbours_shared(h, 2 * h) == 1.0  # of fewer than ten
+
+
+def test_a_student_of_an_encoder_is_read_wherever_a_pretrained_run_is(settings, teacher, small_settings):
+    run = distil.distil(settings(teacher))
+    saved = checkpoint.load(checkpoint.find(run))
+    assert [row["epoch"] for row in saved["history"]] == [1, 2]
+    assert saved["facts"] == json.loads((run / "result.json").read_text())
+    assert open_encoder(str(run))(np.zeros((1, 16, 16, 3), np.uint8)).shape == (1, 128)  # the teacher's are 256
+    again = pretrain(small_settings(name="again", init=str(run), epochs=1))
+    assert checkpoint.settings_of(checkpoint.load(checkpoint.find(again))).init == str(run)
+    adapted = finetune(FinetuneSettings(data=settings(teacher).data, name="adapted", init=str(run), epochs=1))
+    assert classifier.load(checkpoint.find(adapted))[1]["classifier"]["origin"] == str(run)
+    card = export(ExportSettings(run))[0].card
+    assert card.training["distillation"]["epochs"] == 2 and card.training["origin"].endswith("taught by small")
+    assert "teacher" not in card.training["distillation"] and card.classes == []
+    with pytest.raises(CheckpointError, match="student is no pretraining: start from it with --init runs/student"):
+        pretrain(small_settings(name="student", resume=True))
+
+
+def test_figures_of_both_stand_side_by_side(settings, teacher, capsys):
+    after = json.loads((distil.distil(settings(teacher)) / "result.json").read_text())["after"]
+    student, taught = after["rows"]
+    assert (student["encoder"], taught["encoder"]) == ("student", "teacher")
+    weights = sum(weight.numel() for weight in Encoder("tiny", 1, 16).parameters())
+    assert student["MB"] == pytest.approx(weights * 4 / 1e6) and taught["MB"] > 3 * student["MB"]
+    for row in (student, taught):
+        assert row["images/s"] > 0 and 0 <= row["knn"] <= 1 and row["queries"] == 20
+    assert after["pictures"] == 20 and 0 <= after["agreement"] <= 1
+    assert "they agree on" in capsys.readouterr().out
+
+
+def test_the_longer_the_lesson_the_closer_the_student(settings, teacher):
+    told = settings(teacher, epochs=20, augment=PLAIN)  # the same views in every epoch: only learning moves the loss
+    losses = [row["loss"] for row in checkpoint.load(checkpoint.find(distil.distil(told)))["history"]]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.02
+
+
+def test_a_student_of_a_classifier_answers_like_it_and_keeps_its_classes(settings, labelled):
+    run = distil.distil(settings(labelled, epochs=25, augment=PLAIN))
+    _, saved = classifier.load(checkpoint.find(run))
+    assert saved["classifier"]["classes"] == classifier.load(checkpoint.find(labelled))[1]["classifier"]["classes"]
+    after = saved["facts"]["after"]
+    guesses = []
+    for name in (run, labelled):
+        one = open_teacher(str(name))
+        test = load_both(open_source(settings(labelled).data), 16)[1]
+        guesses.append(one.answer(test.pixels.copy()).argmax(dim=1))
+    assert after["agreement"] == pytest.approx((guesses[0] == guesses[1]).float().mean().item()) and (
+        after["agreement"] > 0.5
+    )
+    names = [saved["classifier"]["classes"][i] for i in guesses[1]]
+    right = np.mean([name == test.classes[label] for name, label in zip(names, test.labels, strict=True)])
+    assert after["rows"][1]["accuracy"] == pytest.approx(right)
+
+
+def test_a_bundle_teaches_what_its_run_teaches_and_its_student_is_exported_with_its_classes(settings, labelled):
+    bundle = export(ExportSettings(labelled))[0]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    by_run, by_bundle = (open_teacher(str(path)) for path in (labelled, bundle.folder))
+    assert by_run.classes == by_bundle.classes == load_bundle(bundle.folder).card.classes
+    torch.testing.assert_close(by_run.answer(pixels), by_bundle.answer(pixels), rtol=1e-4, atol=1e-4)
+    run = distil.distil(settings(bundle.folder, epochs=1))
+    assert export(ExportSettings(run))[0].card.classes == by_run.classes
+
+
+def test_torchvisions_features_teach_too_and_a_larger_student_is_remarked_upon(settings, capsys):
+    run = distil.distil(settings("mobilenet_v3_small:random", epochs=1, encoder="resnet18", size_px=16))
+    out = capsys.readouterr().out
+    assert "note: the student is larger than its teacher, 44.7 MB of weights against" in out
+    assert "sees 224 px and these pictures have 24" in out
+    assert open_encoder(str(run)).preprocessing.size_px == 16
+
+
+def test_a_student_that_sees_more_than_its_teacher_is_remarked_upon(settings, teacher, capsys):
+    run = distil.distil(settings(teacher, size_px=24, epochs=1))
+    assert "the student sees 24 px and can learn only what its teacher sees at 16" in capsys.readouterr().out
+    assert checkpoint.settings_of(checkpoint.load(checkpoint.find(run))).size_px == 24
+
+
+def test_what_was_interrupted_goes_on_to_the_same_student(settings, teacher, monkeypatch):
+    whole = checkpoint.load(checkpoint.find(distil.distil(settings(teacher, name="whole", epochs=3))))
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    monkeypatch.setattr(distil, "epochs_in", lambda *_: 3)
+    steps, draw = [], distil.draw
+
+    def stop(*arguments):
+        steps.append(1)
+        if len(steps) == 10:  # in the third epoch
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    monkeypatch.setattr(distil, "draw", stop)
+    with pytest.raises(KeyboardInterrupt):
+        distil.distil(settings(teacher, minutes=2))
+    monkeypatch.setattr(distil, "draw", draw)
+    monkeypatch.setattr(distil, "epochs_in", lambda *_: 9)  # decided when it began
+    with pytest.raises(CheckpointError, match="holds a run on its way: continue it with --resume"):
+        distil.distil(settings(teacher, minutes=2))
+    run = distil.distil(settings(teacher, minutes=2, resume=True))
+    again = checkpoint.load(checkpoint.find(run))
+    assert len(again["history"]) == 3
+    for key, value in whole["state_dict"].items():
+        torch.testing.assert_close(again["state_dict"][key], value, rtol=0, atol=0)
+    assert distil.distil(settings(teacher, minutes=2, resume=True)) == run
+    with pytest.raises(CheckpointError, match=r"was begun with --lr 0.15, not 0.3"):
+        distil.distil(settings(teacher, minutes=2, lr=0.3, resume=True))
+    with pytest.raises(CheckpointError, match="holds a run already: give another --name"):
+        distil.distil(settings(teacher))
+
+
+def test_minutes_are_as_many_epochs_as_fit(settings, teacher, monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr(distil.time, "perf_counter", lambda: next(now))  # a second a step, four steps an epoch
+    lesson = distil.Lesson(open_teacher(str(teacher)), np.zeros((64, 16, 16, 3), np.uint8), 16, settings(teacher))
+    encoder = Encoder("tiny", 1, 16)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    assert distil.epochs_in(1.0, encoder, lesson) == 15
+    for name, value in encoder.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_what_cannot_be_a_teacher_is_named(settings, teacher, tmp_path):
+    with pytest.raises(EncoderError, match="nowhere is no run, checkpoint, exported encoder or torchvision"):
+        distil.distil(settings("nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="empty holds no checkpoint"):
+        distil.distil(settings(tmp_path / "empty"))
+    saved = checkpoint.load(checkpoint.find(teacher))
+    saved["state_dict"]["encoder.conv1.weight"][0] = math.nan
+    AtomicCheckpointIO().save_checkpoint(saved, tmp_path / "nan.ckpt")
+    with pytest.raises(EncoderError, match=r"--teacher \S*nan.ckpt gives values that are no numbers"):
+        distil.distil(settings(tmp_path / "nan.ckpt"))
+    assert not (tmp_path / "runs" / "student").exists()
+    with pytest.raises(CheckpointError, match="small is no distillation: give another --name"):
+        distil.distil(settings(teacher, name="small", resume=True))
+
+
+def test_one_picture_is_too_few(settings, teacher, tmp_path):
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "one" / "a.png")
+    with pytest.raises(DataError, match="one has one picture that can be read"):
+        distil.distil(settings(teacher, data=str(tmp_path / "one")))
+
+
+def test_a_loss_that_is_no_number_is_told(settings, teacher):
+    with pytest.raises(ValueError, match=r"no number any more in epoch \d: give a smaller --lr than 1e\+30"):
+        distil.distil(settings(teacher, lr=1e30))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"temperature": 0.0}, "--temperature must be above 0, not 0.0"),
+        ({"lr": float("nan")}, "--lr must be above 0, not nan"),
+        ({"minutes": 0.0}, "--minutes must be above 0, not 0.0"),
+        ({"batch_size": 1}, "--batch-size must be at least 2, not 1"),
+        ({"name": "../a"}, "--name must be a folder name below runs/, not '../a'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes, named):
+    with pytest.raises(ValueError) as raised:
+        DistilSettings("somebody", **changes)
+    assert str(raised.value) == named

@@ -1,0 +1,64 @@
+import html
+import json
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from ui.chart import BOTTOM, LEFT, RIGHT, TOP, Curve, H, W, chart
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.3g}%"
+
+
+def lines(svg: str) -> list[list[tuple[float, float]]]:
+    return [
+        [tuple(map(float, point.split(","))) for point in points.split()]
+        for points in re.findall(r'<polyline class="curve" points="([^"]*)"', svg)
+    ]
+
+
+def test_the_first_and_the_last_value_stand_where_the_axes_say():
+    (line,) = lines(chart("Loss", [Curve("a", 0, [(0, 0.0), (10, 4.0)])], 10, str))
+    assert line == [(LEFT, H - BOTTOM), (W - RIGHT, TOP)]
+
+
+@pytest.mark.parametrize(
+    ("values", "marks"),
+    [([0.0, 4.0], ["0.0", "1.0", "2.0", "3.0", "4.0"]), ([3.36, 5.8], ["3.0", "4.0", "5.0", "6.0"])],
+)
+def test_marks_are_round_and_hold_the_values_between_them(values, marks):
+    svg = chart("Loss", [Curve("a", 0, list(enumerate(values)))], 1, str)
+    assert re.findall(r'text-anchor="end">([^<]*)<', svg) == marks
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [2.5], [-1e-9, -1e-9], [1e-12, 2e-12], [0.0, 1e9]])
+def test_any_finite_values_stay_inside(values):
+    (line,) = lines(chart("Loss", [Curve("a", 0, list(enumerate(values)))], 1, str))
+    assert all(LEFT <= x <= W - RIGHT and TOP <= y <= H - BOTTOM for x, y in line)
+
+
+def test_a_run_of_one_epoch_is_a_dot():
+    assert chart("Loss", [Curve("a", 0, [(1, 2.0)])], 1, str).count("<circle") == 1
+
+
+def test_chance_is_within_the_chart_and_named():
+    svg = chart("Loss", [Curve("a", 0, [(1, 2.0), (2, 1.0)])], 2, str, chance=5.5)
+    level = float(re.search(r'class="chance"[^>]* y1="([^"]*)"', svg)[1])
+    assert TOP <= level < min(y for _, y in lines(svg)[0])
+    assert "chance 5.5" in svg
+
+
+def test_the_words_for_the_pointer_and_for_those_who_hear_it_are_the_values():
+    svg = chart("kNN", [Curve("a", 0, [(10, 0.25), (20, 0.5)]), Curve("b", 1, [(10, 0.3)])], 20, percent)
+    told = json.loads(html.unescape(re.search(r'data-curves="([^"]*)"', svg)[1]))
+    assert told == [{"name": "a", "points": [[10, "25%"], [20, "50%"]]}, {"name": "b", "points": [[10, "30%"]]}]
+    assert 'aria-label="kNN by epoch: a ends at 50%; b ends at 30%"' in svg
+
+
+def test_names_are_only_text():
+    hostile = "<script>\"'&${x}"
+    svg = chart(hostile, [Curve(hostile, 0, [(1, 2.0)])], 1, str)
+    assert "<script" not in svg
+    assert ElementTree.fromstring(svg).find("figcaption/b").text == hostile

@@ -1,0 +1,147 @@
+import asyncio
+import re
+from collections.abc import Sequence
+
+import gradio as gr
+import pytest
+
+from serving.client import Duplicates, Match, ServiceError
+from ui.duplicates import AT_ONCE, groups_html, listed, plain, removed, suggested, tab
+
+HOSTILE = "\"><script>alert('x')</script>${1}{{x}}`"
+
+
+def found(groups: Sequence[Sequence[str]], **facts) -> Duplicates:
+    """Groups of pictures by their ids; the first of each has a cosine of 1."""
+    matches = [
+        [Match(id, f"pets/{id}.jpg", "cat", f"/p/{id}.jpg", 640, 480, similarity=1 - i / 100) for i, id in enumerate(g)]
+        for g in groups
+    ]
+    given = {"state": "done", "stage": "", "share": 0.0, "problem": None, "model": "m", "made": "1", "count": 9}
+    given |= {"new": 0, "gone": 0, "least": 0.9, "total": len(groups), "groups": matches}
+    return Duplicates(**given | facts)
+
+
+@pytest.fixture
+def client(fake):
+    class Compared(fake):
+        all_groups = (("a", "b", "c"), ("d", "e"))
+        refuse_after = 10
+
+        async def duplicates(self, threshold=0.95, limit=100, offset=0, *, collection="pictures") -> Duplicates:
+            self._ask("duplicates", threshold, limit, offset)
+            some = found(self.all_groups[offset : offset + limit])
+            return Duplicates(**vars(some) | {"total": len(self.all_groups)})
+
+        async def delete_items(self, ids, *, collection="pictures") -> list[str]:
+            self.asked.append(("delete", len(ids), collection))
+            if len(self.asked) > self.refuse_after:
+                raise ServiceError("the disk is full", 507, "full")
+            return [id for id in ids if id != "gone"]
+
+        async def items(self, limit=50, offset=0, filter=None, *, collection="pictures", model=None):
+            some = [one for g in found(self.all_groups).groups for one in g if one.id in filter["id"]["in"]]
+            return type("Items", (), {"count": len(some), "items": some})
+
+    return Compared()
+
+
+def test_a_group_is_a_row_whose_first_is_suggested_to_stay():
+    html = groups_html(found([["a", "b", "c"], ["d", "e"]]), 0.95, 0, "shop")
+    assert "2 groups, the largest first" in html
+    assert re.findall(r'class="copy" data-id="(\w+)"( data-first=yes)?', html) == [
+        ("a", " data-first=yes"),
+        *[("b", ""), ("c", "")],
+        *[("d", " data-first=yes"), ("e", "")],
+    ]
+    assert re.findall(r'class="score">([^<]*)<', html) == ["0.990", "0.980", "0.990"]
+    assert html.count("640 × 480") == 5
+    assert '"../collections/shop/items/b/thumbnail"' in html
+    assert "Mark the other 2" in html and 'data-collection="shop" data-threshold="0.95"' in html
+
+
+def test_a_page_says_which_groups_it_shows():
+    some = [[f"a{i}", f"b{i}"] for i in range(20)]
+    assert "Groups 21 to 40 of 1,234" in groups_html(found(some, total=1234), 0.95, 20, "shop")
+
+
+def test_where_none_are_alike_the_threshold_is_named():
+    assert "as alike as 0.975" in groups_html(found([]), 0.975, 0, "shop")
+    assert "alike" not in groups_html(found([], made=None), 0.975, 0, "shop")
+
+
+def test_a_name_is_only_text():
+    hostile = Match(HOSTILE, HOSTILE, HOSTILE, None, 1, 1, similarity=1.0)
+    some = Duplicates(**vars(found([])) | {"groups": [[hostile, hostile]], "total": 1})
+    html = groups_html(some, 0.9, 0, HOSTILE)
+    assert "<script" not in html and re.findall(r" (on\w+)=", html) == []
+
+
+def test_suggested_to_go_are_all_but_the_first_of_all_groups(client):
+    assert asyncio.run(suggested(client, 0.95, "pictures")) == ["b", "c", "e"]
+    client.all_groups = [[f"a{i}", f"b{i}"] for i in range(AT_ONCE + 1)]
+    client.asked.clear()
+    assert len(asyncio.run(suggested(client, 0.95, "pictures"))) == AT_ONCE + 1
+    assert [asked[-1] for asked in client.asked] == [0, AT_ONCE]
+
+
+def test_removing_says_what_went_and_how_to_take_it_back(client):
+    answer = asyncio.run(removed(client, ["a", "gone"], "shop"))
+    assert answer["deleted"] == ["a", "gone"]
+    assert answer["said"] == (
+        "1 picture removed; files were not touched. "
+        "Within an hour, twinview index undo --collection shop takes this back."
+    )
+    many = asyncio.run(removed(client, [str(i) for i in range(AT_ONCE + 5)], "shop"))["said"]
+    assert many.startswith(f"{AT_ONCE + 5:,} pictures removed") and "takes the last 5 back" in many
+    assert client.asked == [("delete", 2, "shop"), ("delete", AT_ONCE, "shop"), ("delete", 5, "shop")]
+
+
+def test_what_was_not_removed_stays_marked(client):
+    client.refuse_after = 1
+    answer = asyncio.run(removed(client, [str(i) for i in range(AT_ONCE + 5)], "shop"))
+    assert answer["deleted"] == [str(i) for i in range(AT_ONCE)]
+    assert answer["said"] == "1,000 pictures removed, then: the disk is full"
+
+
+def test_marks_are_saved_as_paths_and_as_a_table(client):
+    assert asyncio.run(listed(client, ["c", "a"], "paths", "shop")) == "/p/c.jpg\n/p/a.jpg\n"
+    assert asyncio.run(listed(client, ["c", "a"], "csv", "shop")).startswith("id,name,label,")
+
+
+def test_programs_get_plain_groups():
+    told = plain(found([["a", "b"]]))
+    assert [one["id"] for one in told["groups"][0]] == ["a", "b"]
+    assert "path" not in told["groups"][0][0] and told["groups"][0][0]["file"] == "/p/a.jpg"
+    assert (told["total"], told["groups"][0][1]["similarity"]) == (1, 0.99)
+
+
+@pytest.fixture
+def look(client, in_loop):
+    """look(in_sight, threshold) -> what the tab shows then"""
+
+    def make() -> gr.Blocks:
+        with gr.Blocks() as page:
+            tab(client, gr.State(()), gr.Dropdown(["pictures"]), gr.Tabs())
+        return page
+
+    fn = next(one.fn for one in in_loop(make).fns.values() if one.name == "look")
+    return lambda in_sight, threshold: asyncio.run(fn(in_sight, "pictures", threshold, 0))
+
+
+def test_nothing_is_asked_out_of_sight(look, client):
+    look(False, 0.95)
+    assert client.asked == []
+    assert "2 groups" in look(True, 0.95)[3]
+
+
+def test_a_threshold_below_the_least_that_was_compared_is_raised_to_it(look, client):
+    assert look(True, 0.5)[2]["value"] == 0.9
+    assert client.asked[-1][1] == 0.9
+
+
+def test_a_failure_is_said_and_a_collection_that_is_not_there_is_called_empty(look, client):
+    client.failure = ServiceError("the service at x cannot be reached")
+    assert "the service at x cannot be reached" in look(True, 0.95)[0]
+    client.failure = ServiceError("there is no collection", 404, "not_found")
+    assert "The collection is empty" in look(True, 0.95)[0]

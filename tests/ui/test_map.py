@@ -1,0 +1,145 @@
+import asyncio
+import base64
+import json
+import re
+
+import gradio as gr
+import numpy as np
+import pytest
+
+from serving.client import Map
+from ui import computing
+from ui.choice import Choice, within
+from ui.map import SHOWN, columns, gathered, items, plain, tab
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def a_map(n: int = 9, **facts) -> Map:
+    """Pictures id0 to id8 on a grid from -1 to 1; every third is in group 1 and labelled."""
+    given = {"state": "done", "stage": "", "share": 0.0, "problem": None, "model": "m", "made": "1"}
+    given |= {"count": n, "new": 0, "gone": 0, "labels": ["cat"], "unplaced": 0, "ids": [f"id{i}" for i in range(n)]}
+    at = np.arange(n)
+    given |= {"x": np.float32(at % 3 - 1), "y": np.float32(at // 3 - 1)}
+    given |= {"group": np.int32(at % 3 == 0), "label": np.int32(at % 3 == 0) - 1}
+    return Map(**given | facts)
+
+
+@pytest.fixture
+def client(fake):
+    """A FakeClient with a map, that answers conditions on ids."""
+
+    class Mapped(fake):
+        shown = a_map()
+
+        async def map(self, places: bool = True, *, collection: str = "pictures") -> Map:
+            self._ask("map", places, collection)
+            return self.shown
+
+        async def items(self, limit=50, offset=0, filter=None, *, collection="pictures", model=None):
+            wanted = filter["id"]["in"]
+            self.asked.append(("items", len(wanted)))
+            found = [item for item in self.all if item.id in wanted]
+            return type("Items", (), {"count": len(found), "items": found})
+
+    return Mapped(count=1000)
+
+
+def choose(**told) -> Choice:
+    return Choice.parse({"collection": "pictures", "by": "label", "numbers": [], "polygon": None} | told)
+
+
+def test_a_notch_of_an_outline_is_not_within_it():
+    notched = np.array([[0, 0], [4, 0], [4, 4], [2, 1], [0, 4]])
+    x, y = np.array([1.0, 2.0, 3.0, 5.0]), np.array([1.0, 2.0, 1.0, 1.0])
+    assert within(x, y, notched).tolist() == [True, False, True, False]
+
+
+def test_what_is_circled_and_stands_out_is_chosen():
+    left = [[-2, -2], [-0.5, -2], [-0.5, 0.5], [-2, 0.5]]
+    assert choose(polygon=left).of(a_map()) == ["id0", "id3"]
+    assert choose(numbers=[0]).of(a_map()) == ["id0", "id3", "id6"]
+    assert choose(by="group", numbers=[0]).of(a_map()) == ["id1", "id2", "id4", "id5", "id7", "id8"]
+    assert choose(polygon=left, by="group", numbers=[0]).of(a_map()) == []
+    assert len(choose().of(a_map())) == 9
+
+
+@pytest.mark.parametrize("told", [{"by": "__class__"}, {"numbers": ["x"]}, {"polygon": [[1, "b"]]}, {"polygon": [1]}])
+def test_what_no_browser_sends_is_refused_in_a_sentence(told):
+    with pytest.raises(ValueError, match="choose again"):
+        choose(**told)
+    with pytest.raises(ValueError, match="choose again"):
+        Choice.parse({})
+
+
+def test_the_browser_gets_columns_that_say_what_they_are(client):
+    answer = json.loads(asyncio.run(columns(client, "pictures")).body)
+    x = np.frombuffer(base64.b64decode(answer["x"]), "<f4")
+    assert (answer["ids"], answer["labels"], x.tolist()) == (client.shown.ids, ["cat"], client.shown.x.tolist())
+    assert np.frombuffer(base64.b64decode(answer["label"]), "<i4").tolist() == client.shown.label.tolist()
+
+
+def test_a_choice_is_counted_and_shown_and_can_be_listed(client):
+    html = asyncio.run(gathered(client, choose(numbers=[0])))
+    assert "<h2>3 pictures chosen</h2>" in html
+    assert re.findall(r'data-id="(\w+)"', html) == ["id0", "id3", "id6"]
+    assert "No picture lies there" in asyncio.run(gathered(client, choose(polygon=[[5, 5], [6, 5], [6, 6]])))
+
+
+def test_of_many_the_first_are_shown_and_no_other_is_asked_for(client):
+    client.shown = a_map(900)
+    html = asyncio.run(gathered(client, choose()))
+    assert "900 pictures chosen" in html and f"The first {SHOWN} are shown" in html
+    assert html.count('class="tile"') == SHOWN
+    assert [asked for asked in client.asked if asked[0] == "items"] == [("items", SHOWN)]
+
+
+def test_what_is_gone_is_left_out_of_a_list(client):
+    found = asyncio.run(items(client, ["id5", "gone", "id1"], "pictures"))
+    assert [item.id for item in found] == ["id5", "id1"]
+
+
+def test_programs_get_numbers_and_words():
+    told = plain(a_map(3))
+    assert (told["x"], told["group"], told["label"]) == ([-1.0, 0.0, 1.0], [1, 0, 0], ["cat", None, None])
+    json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"state": "computing", "stage": "arranging", "share": 0.42}, "Arranging, 42%"),
+        ({"state": "failed", "problem": HOSTILE}, "The map could not be made: &lt;script&gt;"),
+        ({"state": "none", "count": None, "made": None}, "make one"),
+        ({}, "9 pictures. Look."),
+        ({"new": 3, "gone": 1}, "9 pictures; 3 new and 1 gone since it was made"),
+    ],
+)
+def test_how_far_it_is_is_said_in_words(facts, words):
+    html = computing.told(a_map(**facts), "The map", "make one", "Look.")
+    assert words in html and "<script" not in html
+
+
+def test_the_button_waits_while_one_is_made_and_stands_out_where_it_is_wanted():
+    none, now, old = (
+        computing.button(a_map(**facts), "First", "Again")
+        for facts in ({"count": None, "state": "none"}, {"state": "computing"}, {"new": 2})
+    )
+    assert (none["value"], none["variant"], none["interactive"]) == ("First", "primary", True)
+    assert (now["value"], now["variant"], now["interactive"]) == ("Again", "secondary", False)
+    assert old["variant"] == "primary"
+    assert computing.ticking(a_map(state="computing")).active and not computing.ticking(a_map()).active
+
+
+def test_out_of_sight_nothing_is_asked_and_in_sight_no_places(client, in_loop):
+    def make() -> gr.Blocks:
+        with gr.Blocks() as page:
+            tab(client, gr.State(()), gr.Dropdown(["pictures"]), gr.Tabs())
+        return page
+
+    look = next(one.fn for one in in_loop(make).fns.values() if one.name == "look")
+    asyncio.run(look(False, "pictures"))
+    assert client.asked == []
+    words, _, shown, _ = asyncio.run(look(True, "pictures"))
+    assert "9 pictures" in words and shown == {"collection": "pictures", "made": "1", "new": 0, "gone": 0}
+    assert client.asked == [("map", False, "pictures")]

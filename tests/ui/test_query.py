@@ -1,0 +1,76 @@
+import asyncio
+
+import numpy as np
+import pytest
+
+from serving.client import ServiceError
+from ui.crop import Box
+from ui.picture import Chosen
+from ui.query import Query, Settings, nearest
+
+USUAL = Settings()
+A, B, C = (Chosen(f"{i}.jpg", id=f"id{i}") for i in range(3))
+
+
+@pytest.fixture
+def mine(uploads):
+    (uploads / "mine.jpg").write_bytes(b"...")
+    return Chosen("mine.jpg", file=uploads / "mine.jpg")
+
+
+def asked(client, query: Query, settings: Settings = USUAL) -> tuple:
+    asyncio.run(nearest(client, query, settings))
+    return client.asked[-1]
+
+
+def test_a_picture_stands_on_one_side_only():
+    query = Query((A,)).like(B).unlike(C)
+    assert query == Query((A, B), (C,)) and query.picture == A and query.pictures == (A, B, C)
+    assert query.like(C) == Query((A, B, C))
+    assert query.unlike(B) == Query((A,), (C, B))
+    assert query.like(A) == Query((B, A), (C,))
+
+
+def test_the_last_picture_to_be_like_stays():
+    assert Query((A,), (B,)).unlike(A) == Query((A,), (B,))
+    assert Query((A,), (B,)).without(A) is None
+    assert Query((A,), (B,)).without(B) == Query((A,))
+
+
+def test_a_part_takes_the_place_of_its_picture():
+    part = Chosen("0.jpg", id="id0", box=Box(0, 0, 0.5, 0.5))
+    assert Query((A, B), (C,)).instead(part) == Query((part, B), (C,))
+
+
+def test_items_are_searched_by_id_and_uploads_by_their_file(fake, mine):
+    assert asked(fake(), Query((A, mine, B), (C,)))[:4] == ("search", [mine.file], ["id0", "id1"], ["id2"])
+    assert asked(fake(), Query((A,)))[1] is None
+
+
+def test_how_to_search_reaches_the_service(fake):
+    settings = Settings(7, 0.5, ("label=cat",), "others", "an encoder")
+    *_, k, model, more = asked(fake(), Query((Chosen("0.jpg", id="id0", collection="others"),)), settings)
+    where = {"label": {"in": ["cat"]}}
+    assert (k, model, more) == (7, "an encoder", {"filter": where, "threshold": 0.5, "collection": "others"})
+    assert asked(fake(), Query((A,)))[-1]["threshold"] is None
+
+
+def test_items_of_another_collection_are_searched_by_their_pictures(fake):
+    stranger = Chosen("0.jpg", id="id0", collection="others")
+    client = fake()
+    _, images, positive, negative, *_ = asked(client, Query((stranger, A), (stranger, B)))
+    assert (images, positive) == ([b"a thumbnail"], ["id0"])
+    assert negative[0] == "id1" and np.array_equal(negative[1], [1, 1])
+
+
+def test_a_part_of_an_item_is_no_longer_that_item(fake, monkeypatch):
+    monkeypatch.setattr("ui.picture.cut", lambda picture, box: b"a part")
+    _, images, positive, *_ = asked(fake(), Query((Chosen("0.jpg", id="id0", box=Box(0, 0, 0.5, 0.5)),)))
+    assert (images, positive) == ([b"a part"], [])
+
+
+def test_where_nothing_is_there_yet_nothing_is_found(fake, mine):
+    client = fake(failure=ServiceError("there is no collection pictures", 404, "not_found", "name"))
+    assert asyncio.run(nearest(client, Query((mine,)), Settings())) == []
+    with pytest.raises(ServiceError):
+        asyncio.run(nearest(client, Query((A,)), Settings()))

@@ -1,0 +1,122 @@
+import asyncio
+import re
+
+import pytest
+
+from serving.client import Item, Items, Run, RunDetails
+from ui.picture import Chosen
+from ui.runs import MOST_POINTS, curves_html, list_html, settings_html, there, views_html
+
+NOW = 1_000_000.0
+FACTS = {
+    "kind": "pretraining",
+    "state": "finished",
+    "epoch": 2,
+    "epochs": 2,
+    "data": "Pictures.zip",
+    "encoder": "tiny",
+    "init": "",
+    "figures": {"knn": 0.505},
+    "changed": NOW - 7200,
+}
+AUGMENT = {"crop_area": [0.25, 1.0], "strength": 0.5}
+METRICS = {"epoch": [1, 2], "step": [9, 18], "loss": [5.0, 4.0], "knn": [None, 0.505], "lr": [0.1, 0.0]}
+
+
+def run(name: str = "cats", **facts) -> Run:
+    return Run(name=name, **FACTS | facts)
+
+
+def detailed(name: str = "cats", settings=None, metrics=METRICS, chance=5.5, **facts) -> RunDetails:
+    settings = {"lr": 0.1, "augment": AUGMENT} if settings is None else settings
+    return RunDetails(name=name, **FACTS | facts, settings=settings, chance=chance, metrics=metrics)
+
+
+def titles(html: str) -> list[str]:
+    return re.findall(r"<figcaption><b>([^<]*)</b>", html)
+
+
+def test_a_row_tells_how_far_a_run_is_and_what_it_reached():
+    html = list_html([run(), run("dogs", state="training", epoch=1)], ["cats"], NOW)
+    assert "kNN 50.5%" in html and "2 h ago" in html
+    assert '<span class="state training">training now</span><span class="epochs">1 of 2</span>' in html
+    assert re.findall(r'data-run="(\w+)" aria-pressed="(\w+)"', html) == [("cats", "true"), ("dogs", "false")]
+
+
+def test_accuracy_comes_before_what_was_measured_on_the_way():
+    assert "accuracy 80.0%" in list_html([run(figures={"held_out": 0.7, "knn": 0.5, "accuracy": 0.8})], [], NOW)
+
+
+def test_the_newest_is_shown_until_one_is_chosen_and_when_those_are_gone():
+    runs = [run("new"), run("old")]
+    assert there(runs, ()) == there(runs, ("gone",)) == ("new",)
+    assert there(runs, ("old", "gone")) == ("old",)
+    assert there([], ("gone",)) == ()
+
+
+def test_what_was_measured_has_its_chart_and_what_only_counts_has_none():
+    assert titles(curves_html([detailed()])) == ["Loss", "kNN accuracy", "Learning rate"]
+    odd = METRICS | {"contrast_accuracy": [0.1, 0.2], "held_out": [None, None]}
+    assert titles(curves_html([detailed(metrics=odd)]))[-1] == "contrast accuracy"
+
+
+def test_before_the_first_epoch_words_stand_where_curves_will_be():
+    assert "first epoch is not over" in curves_html([detailed(metrics={})])
+
+
+def test_chance_is_drawn_where_it_is_the_same_for_all():
+    assert "chance 5.5" in curves_html([detailed(), detailed("dogs")])
+    assert "chance" not in curves_html([detailed(), detailed("dogs", chance=6.2)])
+    assert "chance" not in curves_html([detailed(), detailed("dogs", chance=None)])
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_end():
+    epochs = list(range(1, 2001))
+    html = curves_html([detailed(metrics={"epoch": epochs, "loss": [1 / e for e in epochs]}, epoch=2000)])
+    (points,) = re.findall(r'class="curve" points="([^"]*)"', html)
+    assert MOST_POINTS / 2 < len(points.split()) <= MOST_POINTS
+    assert "ends at 0.0005" in html
+
+
+def test_several_are_told_apart_by_a_key_and_one_needs_none():
+    assert '<span class="c0">cats</span><span class="c1">dogs</span>' in curves_html([detailed(), detailed("dogs")])
+    assert 'class="key"' not in curves_html([detailed()])
+
+
+def test_settings_that_differ_come_first_and_are_marked():
+    other = {"lr": 0.2, "augment": AUGMENT, "mode": "full", "compile": False}
+    html = settings_html([detailed(), detailed("dogs", settings=other)])
+    differing = re.findall(r'<tr class="differs"><th scope="row">([^<]*)</th><td>([^<]*)</td><td>([^<]*)</td>', html)
+    assert differing == [("lr", "0.1", "0.2"), ("mode", "–", "full"), ("compile", "–", "no")]
+    assert "2 that are the same" in html and "<td>0.25 to 1</td>" in html
+
+
+def test_settings_of_one_run_are_all_there():
+    html = settings_html([detailed()])
+    assert re.findall(r"<dt>([^<]*)</dt>", html) == ["lr", "augment.crop_area", "augment.strength"]
+
+
+def test_names_are_only_text():
+    hostile = "<img src=x onerror=alert(1)>\"'${x}"
+    both = [detailed(hostile, data=hostile, settings={hostile: hostile}), detailed()]
+    html = list_html(both, [hostile], NOW) + curves_html(both) + settings_html(both) + settings_html(both[:1])
+    assert "<img" not in html
+
+
+def test_views_are_drawn_with_the_settings_of_each_run(fake):
+    client = fake()
+    html = asyncio.run(views_html(client, [detailed(), detailed("dogs")], Chosen("mine", id="id1"), "pictures"))
+    assert html.count('class="pair"') == 6 and "Views that dogs trained with" in html
+    assert [asked[-1] for asked in client.asked if asked[0] == "views"] == [AUGMENT] * 2
+
+
+@pytest.mark.parametrize(("items", "said"), [([], "collection is empty"), ([Item("id7", "a", None, None)], "pair")])
+def test_without_a_picture_one_of_the_collection_serves(fake, items, said):
+    client = fake()
+
+    async def first(limit, collection):
+        return Items(len(items), items[:limit])
+
+    client.items = first
+    assert said in asyncio.run(views_html(client, [detailed()], None, "pictures"))
+    assert not items or ("thumbnail", "id7") in client.asked

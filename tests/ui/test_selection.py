@@ -1,0 +1,66 @@
+import asyncio
+import csv
+import io
+
+from serving.client import Item
+from ui import selection
+from ui.query import Settings
+from ui.selection import as_csv, as_paths, selected, written
+
+SHIRT = Item("a", "x/shirt, blue.jpg", "shirt", "/data/x/shirt, blue.jpg", metadata={"price": 3.5, "path": "p"})
+USUAL = Settings()
+HAT = Item("b", "hat.jpg", None, None, metadata={"sold": True})
+
+
+def rows_of(client, told: dict, settings: Settings = USUAL) -> tuple[list, list]:
+    reports = []
+    rows = asyncio.run(selected(client, told, settings, lambda *report: reports.append(report)))
+    return [(item.id, similarity) for item, similarity in rows], reports
+
+
+def test_what_was_selected_keeps_its_order_and_similarity(fake):
+    told = {"all": False, "chosen": [["id7", "0.912345"], ["id2", None], ["gone", "0.5"]]}
+    assert rows_of(fake(), told)[0] == [("id7", 0.912345), ("id2", None)]
+
+
+def test_thousands_are_looked_up_in_conditions_that_an_address_holds(fake):
+    client = fake(count=450)
+    told = {"all": False, "chosen": [[f"id{i}", None] for i in range(450)]}
+    rows, reports = rows_of(client, told)
+    assert len(rows) == 450 and reports == [(200, 450), (400, 450), (450, 450)]
+
+
+def test_all_covers_what_is_not_in_sight_but_what_was_taken_out(fake):
+    client = fake(count=2300)
+    settings = Settings(where=("price>=3",), collection="pets", encoder="tiny")
+    rows, reports = rows_of(client, {"all": True, "chosen": [["id1500", None]]}, settings)
+    assert len(rows) == 2299 and ("id2299", None) in rows and ("id1500", None) not in rows
+    assert client.asked == [("items", 1000, at, {"price": {"gte": 3}}, "pets", "tiny") for at in (0, 1000, 2000)]
+    assert reports[-1] == (2300, 2300)
+
+
+def test_a_table_has_a_column_for_each_fact():
+    table = list(csv.DictReader(io.StringIO(as_csv([(SHIRT, 0.25), (HAT, None)]))))
+    assert list(table[0]) == ["id", "name", "label", "similarity", "path", "metadata.path", "price", "sold"]
+    assert list(table[0].values()) == [
+        *("a", "x/shirt, blue.jpg", "shirt", "0.25", "/data/x/shirt, blue.jpg", "p", "3.5", "")
+    ]
+    assert list(table[1].values()) == ["b", "hat.jpg", "", "", "", "", "", "True"]
+
+
+def test_no_text_is_a_formula_to_a_spreadsheet():
+    table = as_csv([(Item("a", "=HYPERLINK(1)", "@sum", "-x"), -0.5)])
+    assert table.splitlines()[1] == "a,'=HYPERLINK(1),'@sum,-0.5,'-x"
+
+
+def test_paths_stand_one_a_line_and_names_where_there_is_none():
+    assert as_paths([(SHIRT, 1), (HAT, 1), (Item("c", "a\nb", None, None), 1)]) == (
+        "/data/x/shirt, blue.jpg\nhat.jpg\na b\n"
+    )
+
+
+def test_the_file_lies_where_the_page_serves_from_and_is_named_for_what_it_is(uploads):
+    path = written([(SHIRT, 1)], "paths")
+    assert path.is_relative_to(uploads) and path.name == "twinview-paths.txt"
+    assert path.read_text() == "/data/x/shirt, blue.jpg\n"
+    assert f'href="gradio_api/file={path}" download="twinview-paths.txt"' in selection.download_html(path)

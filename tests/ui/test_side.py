@@ -1,0 +1,82 @@
+import re
+
+import gradio as gr
+import pytest
+
+from ui.crop import Box
+from ui.picture import Chosen
+from ui.query import Query
+from ui.side import SHOWN, chips_html, column, steps_html
+
+A, B, C = (Chosen(f"{i}.jpg", id=f"id{i}") for i in range(3))
+MIXED = Query((A, B), (C,))
+
+
+@pytest.fixture
+def call(in_loop):
+    """call(name, *args) -> what that listener answers."""
+
+    def build() -> gr.Blocks:
+        with gr.Blocks() as page:
+            column(gr.State(()))
+        return page
+
+    listeners = {listener.name: listener.fn for listener in in_loop(build).fns.values()}
+    return lambda name, *args: listeners[name](*args)
+
+
+def test_several_files_at_once_are_one_search(call, uploads, event):
+    for name in ("a.jpg", "b.jpg"):
+        (uploads / name).write_bytes(b"...")
+    (query,) = call("upload", (), event(paths=[str(uploads / "a.jpg"), str(uploads / "b.jpg")]))
+    assert [chosen.name for chosen in query.positive] == ["a.jpg", "b.jpg"]
+
+
+def test_what_went_wrong_in_the_browser_is_said_and_changes_nothing(call, event):
+    with pytest.warns(UserWarning, match=r"^The camera is gone"):
+        assert call("upload", (MIXED,), event(failure="The camera is gone.")) == gr.skip()
+
+
+def test_a_part_is_a_new_step_and_the_whole_another(call, event):
+    trail = call("part", (MIXED,), event(box=[0, 0.1, 0.5, 1]))
+    assert trail[-1].picture.box == Box(0, 0.1, 0.5, 1) and trail[-1].negative == (C,)
+    assert call("whole", trail) == (*trail, MIXED)
+    for nonsense in ({}, {"box": [0, 0, 0, 0]}, {"box": 7}):
+        assert call("part", trail, event(**nonsense)) == gr.skip()
+
+
+def test_a_picture_is_taken_out_of_the_search_on_its_side(call, event):
+    assert call("remove", (MIXED,), event(at=2)) == (MIXED, Query((A, B)))
+    assert call("remove", (MIXED,), event(at=0)) == (MIXED, Query((B,), (C,)))
+    assert call("remove", (Query((B,)), Query((A,), (C,))), event(at=0)) == (Query((B,)),)
+
+
+def test_back_is_a_step_and_a_click_on_the_way_many(call, event):
+    trail = (Query((A,)), Query((B,)), Query((C,)))
+    assert call("step_back", trail) == trail[:2]
+    assert call("walk", trail, event(at=0)) == trail[:1]
+
+
+def test_one_picture_needs_no_chips_and_one_step_no_way():
+    assert chips_html(()) == chips_html((Query((A,)),)) == ""
+    assert steps_html(()) == steps_html((Query((A,)),)) == ""
+
+
+def test_chips_stand_by_side_and_say_what_they_do():
+    html = chips_html((MIXED,))
+    likes, unlikes = html.split("<h4>Not like these</h4>")
+    assert re.findall(r'data-at="(\d)" title="Take out (\d).jpg"', likes) == [("0", "0"), ("1", "1")]
+    assert re.findall(r'data-at="(\d)" title="Take out (\d).jpg"', unlikes) == [("2", "2")]
+
+
+def test_the_way_shows_its_last_steps_and_the_present_one():
+    html = steps_html((Query((A,)),) * 20 + (MIXED,))
+    assert html.count("<li>") == SHOWN
+    assert html.endswith("</li></ul>") and 'data-at="20" title="0.jpg and others" aria-current="step"' in html
+    assert html.count("aria-current") == 1
+
+
+def test_a_name_is_only_text():
+    hostile = Chosen('"><script>${1}', "'><script>", id="a")
+    html = chips_html((Query((hostile, A)),)) + steps_html((Query((hostile,)),) * 2)
+    assert "<script" not in html
