@@ -44,7 +44,7 @@ from serving.thumbnail import thumbnail
 
 K = 24  # as many as the page shows
 CLUSTERS, LABELS = 2000, 10
-FACES = 64  # different thumbnails
+FACES = 16  # different thumbnails
 AT_ONCE = 10_000
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
@@ -91,11 +91,11 @@ class Options:
     rounds: int = 30
     """Searches by the page, and by HTTP."""
     quick: bool = False
-    """2,000 pictures and 6 rounds."""
+    """1,000 pictures and 4 rounds."""
 
 
 def main(options: Options) -> None:
-    items, rounds, openings = (2000, 6, 2) if options.quick else (options.items, options.rounds, 5)
+    items, rounds, openings = (1000, 4, 2) if options.quick else (options.items, options.rounds, 5)
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder = Path(name)
         prepare(Case("224", 224, 224, (500, 375), seconds=0), folder)

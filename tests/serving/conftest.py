@@ -249,6 +249,7 @@ def twinview(monkeypatch):
 
     def call(*arguments) -> None:
         monkeypatch.setattr(sys, "argv", ["twinview", *map(str, arguments)])
+        monkeypatch.setattr("serving.bulk.give_way", lambda: None)  # the tests after this one would
         cli.main()
 
     return call

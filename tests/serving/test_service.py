@@ -121,7 +121,7 @@ def test_a_built_bento_serves_where_there_is_no_checkout(launch, bento, fill, bu
     folders = {file.relative_to(bento / "src").parts[0] for file in (bento / "src").rglob("*.py")}
     assert folders == {"export", "serving", "ui"}
     for file in (bento / "src").rglob("*.py"):
-        if file.name != "views.py":
+        if file.name not in ("views.py", "invariance.py"):  # which look for it when they are first asked
             assert "from training" not in file.read_text(), file
 
 

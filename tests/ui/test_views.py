@@ -4,9 +4,10 @@ import re
 import gradio as gr
 import pytest
 
-from serving.client import Pair
+from serving.client import Pair, ServiceError
 from ui import augmentation
 from ui.picture import Chosen
+from ui.query import Query
 from ui.views import batch, drawn, tab
 
 SETTINGS = {"crop_area": (0.3, 1.0), "flip": 0.5}
@@ -89,15 +90,36 @@ def test_the_batch_begins_at_the_temperature_of_training(fake, monkeypatch):
     assert 'value="0.5"' in asyncio.run(batch(client, None, 3, 0, "pictures", SETTINGS))
 
 
-def test_programs_ask_for_views_and_matrix_by_name(fake, in_loop):
-    client = fake()
+@pytest.fixture
+def page_of(in_loop):
+    """page_of(client) -> its functions."""
 
-    def build():
+    def build(client):
         with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab("Here"):
             tab(client, gr.State(()), gr.Dropdown(["pictures"]), tabs)
-        return page
+        return list(page.fns.values())
 
-    named = {fn.api_name: fn.fn for fn in in_loop(build).fns.values() if fn.api_visibility == "public"}
+    return lambda client: in_loop(build, client)
+
+
+def test_views_are_drawn_only_in_sight_and_say_what_they_want(fake, page_of):
+    client = fake()
+    named = {fn.name: fn.fn for fn in page_of(client)}
+    values = augmentation.values(augmentation.PHOTOGRAPHS)
+    looked_at = (Query((CAT,)),)
+    asyncio.run(named["draw"](looked_at, False, 3, 0, *values))
+    asyncio.run(named["compare"](looked_at, False, "pictures", 3, 0, *values))
+    assert client.asked == []
+    assert "Choose a picture first" in asyncio.run(named["draw"]((), True, 3, 0, *values))[1]
+    assert asyncio.run(named["draw"](looked_at, True, 3, 0, *values))[1].count('class="pair"') == 3
+    assert 'class="batch"' in asyncio.run(named["compare"]((), True, "pictures", 3, 0, *values))
+    small = fake(failure=ServiceError("image: two pictures at least", 400, "malformed", "image"))
+    failing = {fn.name: fn.fn for fn in page_of(small)}
+    assert "two pictures at least" in asyncio.run(failing["compare"]((), True, "pictures", 3, 0, *values)).lower()
+
+
+def test_programs_ask_for_views_and_matrix_by_name(fake, page_of):
+    named = {fn.api_name: fn.fn for fn in page_of(fake()) if fn.api_visibility == "public"}
     assert set(named) == {"views", "matrix"}
     assert asyncio.run(named["views"]("id1", pairs=2))[1]["similarity"] == 0.25
     assert asyncio.run(named["matrix"](count=2))["h"][0] == [1.0, 0.5, 0.25, 0.25]
