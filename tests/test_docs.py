@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from export.quantize import QuantizeSettings
 from export.to_onnx import ExportSettings
 from serving import cli
 from serving.bulk import BulkSettings
+from training.ablate import AblateSettings
 from training.config import PRESETS, PretrainSettings
+from training.distil import DistilSettings
 from training.evaluate import EvaluateSettings
 from training.recipes import FinetuneSettings
 from ui.app import Options
@@ -21,7 +24,10 @@ COMMANDS = {
     "training/pretrain.py": PretrainSettings,
     "training/evaluate.py": EvaluateSettings,
     "training/finetune.py": FinetuneSettings,
+    "training/distil.py": DistilSettings,
+    "training/ablate.py": AblateSettings,
     "export/to_onnx.py": ExportSettings,
+    "export/quantize.py": QuantizeSettings,
     "serving/bulk.py": BulkSettings,
     "ui/app.py": Options,
 }

@@ -30,7 +30,12 @@ def slow(listen, monkeypatch):
             raise
 
     engine = app.state.engine
-    for part, method in ((engine, "embed"), (engine.studio, "pairs"), (engine.library, "search"), (engine.library, "put")):
+    for part, method in (
+        (engine, "embed"),
+        (engine.studio, "pairs"),
+        (engine.library, "search"),
+        (engine.library, "put"),
+    ):
         monkeypatch.setattr(part, method, work)
     return port, happened
 
