@@ -45,7 +45,7 @@ CASES = (
 @dataclass(frozen=True)
 class Options:
     quick: bool = False
-    """Two short rounds, on a fifth of the files."""
+    """One short round, on a fifth of the files."""
 
 
 def main(options: Options) -> None:
