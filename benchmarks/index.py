@@ -10,7 +10,7 @@ durable when they return. A filter is told as first met and as met again at one 
 
 `reopening` is a fresh process: from imports done to the first answer, and from its start. `memory` is what it takes
 after that beyond the imports, and in all, over the bytes of the vectors. `while loading` is the p99 of searches while
-another process upserts without a pause, over the p99 of an idle machine.
+another process upserts without a pause as many rows as bulk.py writes at most, over the p99 of an idle machine.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -261,8 +261,10 @@ def while_loading(case: Case, index: Index, queries: np.ndarray) -> dict[str, fl
 
 
 def _load(uri: str, case: Case, stop, count) -> None:
-    give_way()  # as `twinview index add`
-    index, vectors = Index(uri, "encoder", case.d), clustered(Case(ROWS // 2, case.d, 1))[0]
+    from serving.filling import ROWS_PER_UPSERT
+
+    give_way()  # as `twinview index add`, which writes no more than so many rows at once
+    index, vectors = Index(uri, "encoder", case.d), clustered(Case(ROWS_PER_UPSERT, case.d, 1))[0]
     while not stop.is_set():
         at = case.n + count.value
         index.upsert(items(range(at, at + len(vectors))), vectors)

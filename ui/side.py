@@ -40,6 +40,8 @@ CSS = """
 .step:hover, .step[aria-current] { opacity: 1; }
 .step[aria-current] img { box-shadow: 0 0 0 2px var(--primary-600); }
 #way { gap: 8px; }
+/* What has nothing to show takes no room. */
+#chips:not(:has(li)), #steps:not(:has(li)), #camera:has(button[hidden]) { display: none; }
 #way button { flex: 0 0 auto; }
 """
 

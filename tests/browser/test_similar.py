@@ -99,6 +99,7 @@ def test_a_part_drawn_on_the_picture_is_searched_and_cleared(page, tmp_path):
     page.mouse.move(x + 0.9 * w, y + 0.8 * h, steps=3)
     page.mouse.up()
     expect(page.locator("#well .extent")).to_contain_text("60 × 120 pixels")
+    expect(page.locator("#steps .step")).to_have_count(2)  # the page has drawn the picture anew, with its part
     expect(page.locator("#grid .label").first).to_have_text("blue")
     page.locator("#well img").focus()
     for _ in range(30):
