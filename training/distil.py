@@ -206,6 +206,8 @@ def distil(settings: DistilSettings) -> Path:
         f"{teacher.size_px} px) into {architecture} at {size_px} px on {len(pixels):,} pictures: {settings.epochs} "
         f"epochs, into {run}"
     )
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(json.dumps(settings.to_dict(), indent=2))
     began = time.monotonic()
     history = train_student(network, Lesson(teacher, pixels, size_px, settings), halfway)
     facts = {"data": source.name, "images": len(pixels), "epochs": settings.epochs, "commit": commit()}
@@ -213,9 +215,6 @@ def distil(settings: DistilSettings) -> Path:
     student = of_network(run.name, network, size_px, teacher.classes)
     facts["after"] = compare(student, teacher, stores[size_px], stores[teacher.size_px])
     about = {"origin": f"{start.origin}, taught by {taught_by}", "settings": settings.to_dict()}
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(json.dumps(settings.to_dict(), indent=2))
-    write_metrics(run / "metrics.csv", history)
     (run / "result.json").write_text(json.dumps(facts, indent=1))
     if teacher.classes:
         classifier.save(last, network, start.settings, facts, history, about | {"classes": teacher.classes})
@@ -280,6 +279,7 @@ def train_student(network: nn.Module, lesson: Lesson, halfway: Halfway) -> list[
             raise ValueError(f"the loss is no number any more in epoch {epoch}: give a smaller --lr than {settings.lr}")
         bar.set_postfix(loss=f"{row['loss']:.3f}")
         state.history.append(row)
+        write_metrics(halfway.run / "metrics.csv", state.history)
         halfway.save(network, optimizer, scheduler, state)
     network.eval()
     return state.history

@@ -190,7 +190,7 @@ def test_a_student_that_sees_more_than_its_teacher_is_remarked_upon(settings, te
     assert checkpoint.settings_of(checkpoint.load(checkpoint.find(run))).size_px == 24
 
 
-def test_what_was_interrupted_goes_on_to_the_same_student(settings, teacher, monkeypatch):
+def test_what_was_interrupted_goes_on_to_the_same_student(settings, teacher, tmp_path, monkeypatch):
     whole = checkpoint.load(checkpoint.find(distil.distil(settings(teacher, name="whole", epochs=3))))
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     monkeypatch.setattr(distil, "epochs_in", lambda *_: 3)
@@ -205,6 +205,9 @@ def test_what_was_interrupted_goes_on_to_the_same_student(settings, teacher, mon
     monkeypatch.setattr(distil, "draw", stop)
     with pytest.raises(KeyboardInterrupt):
         distil.distil(settings(teacher, minutes=2))
+    student = tmp_path / "runs" / "student"  # what the page shows while it runs
+    assert json.loads((student / "config.json").read_text())["epochs"] == 3
+    assert (student / "metrics.csv").read_text().splitlines()[-1].startswith("2,")
     monkeypatch.setattr(distil, "draw", draw)
     monkeypatch.setattr(distil, "epochs_in", lambda *_: 9)  # decided when it began
     with pytest.raises(CheckpointError, match="holds a run on its way: continue it with --resume"):
@@ -243,7 +246,7 @@ def test_what_cannot_be_a_teacher_is_named(settings, teacher, tmp_path):
     AtomicCheckpointIO().save_checkpoint(saved, tmp_path / "nan.ckpt")
     with pytest.raises(EncoderError, match=r"--teacher \S*nan.ckpt gives values that are no numbers"):
         distil.distil(settings(tmp_path / "nan.ckpt"))
-    assert not (tmp_path / "runs" / "student").exists()
+    assert not (tmp_path / "runs" / "student" / "checkpoints").exists()
     with pytest.raises(CheckpointError, match="small is no distillation: give another --name"):
         distil.distil(settings(teacher, name="small", resume=True))
 
