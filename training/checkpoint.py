@@ -18,6 +18,7 @@ from training.config import PretrainSettings
 from training.encoders import Encoder
 
 NAME = "last.ckpt"
+HALFWAY = "halfway.ckpt"  # of what is no pretraining (training/halfway.py)
 EVERY_S = 5.0  # epochs that end sooner after the last checkpoint make none
 
 
@@ -114,6 +115,8 @@ def find(run: Path) -> Path:
     path = run / "checkpoints" / NAME if run.is_dir() else run
     if not path.is_file():
         raise CheckpointError(f"{run} holds no checkpoint; train one with `python training/pretrain.py`")
+    if path.name == HALFWAY:
+        raise CheckpointError(f"{path} is of a run on its way: end it with --resume, and give the run")
     return path
 
 

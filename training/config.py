@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from training.augment import AugmentSettings
 
 RUNS = Path("runs")
+SEEDS = 2**24  # with a step's number behind it, a seed fits into 64 bits
 T = TypeVar("T")
 
 
@@ -81,6 +82,8 @@ class PretrainSettings:
     """Processes on this machine, one a GPU; 0 for all that there are."""
 
     def __post_init__(self):
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"--seed must be at least 0 and below {SEEDS:,}, not {self.seed}")
         positive = ("size_px", "head_dimension", "temperature", "epochs", "minutes", "max_steps", "lr", "knn_epochs")
         for name in positive:
             value = getattr(self, name)

@@ -43,7 +43,7 @@ from training import checkpoint, classifier
 from training.augment import AugmentSettings, draw, render
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
 from training.classifier import Classifier
-from training.config import RUNS
+from training.config import RUNS, SEEDS
 from training.data import DataError, open_source
 from training.evaluate import print_table
 from training.features import ENCODER_ERRORS, EncoderError
@@ -101,6 +101,8 @@ class DistilSettings:
     """Of weights, order, and augmentation."""
 
     def __post_init__(self):
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"--seed must be at least 0 and below {SEEDS:,}, not {self.seed}")
         for name in ("size_px", "temperature", "epochs", "minutes", "lr"):
             value = getattr(self, name)
             if value is not None and not value > 0:

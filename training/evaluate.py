@@ -28,12 +28,13 @@ import torch
 import tyro
 from torch import Tensor
 
+from export.artifact import CARD
 from training import gallery, geometry, linear, retrieval, sensitivity, store
 from training.augment import AugmentSettings, augment
 from training.bootstrap import interval
 from training.config import RUNS
 from training.data import DataError, Source, open_source
-from training.features import ENCODER_ERRORS, Extractor, open_encoder, size_note
+from training.features import ENCODER_ERRORS, RANDOM, Extractor, open_encoder, size_note
 from training.gallery import Neighbours, Predictions
 from training.knn import default_k, knn_predict
 from training.labelled import alone, check_classes, hold_out
@@ -52,7 +53,7 @@ class EvaluateSettings:
     """Judge encoders on pictures, with labels or without: a table, a JSON file, a PNG."""
 
     encoders: tyro.conf.Positional[tuple[str, ...]]
-    """One or several: a run or a checkpoint (RUN:random: before its first step), an exported bundle or .onnx file, an
+    """One or several: a run or a checkpoint (RUN:random: untrained), an exported bundle or .onnx file, an
     architecture of torchvision (resnet50, resnet50:IMAGENET1K_V1, resnet50:FILE.pth, resnet50:random), or pixels."""
     data: str = "shapes"
     """As of pretrain.py: a folder, a .zip, shards, a torchvision name, or shapes."""
@@ -80,6 +81,8 @@ class EvaluateSettings:
     def __post_init__(self):
         if not self.encoders:
             raise ValueError("no encoder was named: give a run, a bundle, a torchvision architecture, or pixels")
+        if not self.seed >= 0:
+            raise ValueError(f"--seed must be at least 0, not {self.seed}")
         if not self.temperature > 0:
             raise ValueError(f"--temperature must be above 0, not {self.temperature}")
         for name, values in (("k", (self.k,)), ("retrieved", self.retrieved), ("limit", (self.limit,))):
@@ -102,7 +105,10 @@ def evaluate(settings: EvaluateSettings) -> dict:
     """Judge and write; returns what the JSON holds. Raises DataError, ValueError, ENCODER_ERRORS."""
     extractors = [open_encoder(name, settings.size_px) for name in settings.encoders]
     source = open_source(settings.data)
-    labelled = any(picture.label is not None for picture in source.pictures)
+    labels = {picture.label for picture in source.pictures if picture.split == "train"} - {None}
+    labelled = len(labels) > 1
+    if len(labels) == 1:
+        print(f"note: {labels.pop()} is the only class to learn from, so these count as pictures without labels")
     rows, details, values, shown, moved = [], {}, [], [], []
     for extractor in extractors:
         if note := size_note(extractor.name, extractor.preprocessing.size_px, source.pictures):
@@ -134,7 +140,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
             shown.append(_nearest(f"{extractor.name}: nearest by the cosine of h", pictures, h, settings.seed))
     if labelled:
         _against_first(rows, values)
-    out = settings.out or RUNS / "evaluation" / f"{source.name}-{Path(settings.encoders[0]).stem.partition(':')[0]}"
+    out = settings.out or RUNS / "evaluation" / f"{source.name}-{_short(settings.encoders[0])}"
     out.parent.mkdir(parents=True, exist_ok=True)
     result = {"settings": _plain(asdict(settings)), "data": source.name, "rows": rows, "details": details}
     if moved:
@@ -315,6 +321,15 @@ def _cell(row: dict, name: str) -> str:
     if name == "near-duplicates":
         return f"{value:.1%}"
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _short(encoder: str) -> str:
+    """A run's name, or an architecture's; an exported encoder's is that of its run with its folder's."""
+    path = Path(encoder.removesuffix(RANDOM))
+    if path.is_dir():
+        parts = path.resolve().parts
+        return "-".join(parts[-2:] if (path / CARD).exists() else parts[-1:])
+    return path.stem.partition(":")[0]
 
 
 def _plain(value):

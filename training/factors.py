@@ -4,8 +4,6 @@ A linear probe and an MLP of one hidden layer, on standardised features, as clas
 bins, so that chance is 1/8. Only outlines that look different at each angle are asked for their orientation.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,20 +27,20 @@ def measure(bench) -> dict[str, float]:
 
     raises  DataError where the pictures are not shapes
     """
-    table = _table(bench)
-    known, asked = (np.array([table["place"][name] for name in names]) for names in bench.names)
+    rows = table(bench)
+    known, asked = (np.array([rows["place"][name] for name in names]) for names in bench.names)
     features = list(zip(bench.h_and_z(bench.pixels), bench.h_and_z(bench.asked), strict=True))  # of h, of z
     found = {}
     for factor in (*NAMES, *NUMBERS):
-        values = table[factor]
-        use = np.isin(table["class"], TURNING) if factor == "orientation_deg" else np.ones(len(values), bool)
+        values = rows[factor]
+        use = np.isin(rows["class"], TURNING) if factor == "orientation_deg" else np.ones(len(values), bool)
         a, b = use[known], use[asked]
         labels = _binned(values[known[a]], values[asked[b]])
-        rows = [(of_known[torch.from_numpy(a)], of_asked[torch.from_numpy(b)]) for of_known, of_asked in features]
-        found |= _read(factor.removesuffix("_deg"), rows, *labels, bench.settings.seed)
+        read = [(of_known[torch.from_numpy(a)], of_asked[torch.from_numpy(b)]) for of_known, of_asked in features]
+        found |= _read(factor.removesuffix("_deg"), read, *labels, bench.settings.seed)
     grey = [_half_grey(pixels) for pixels in (bench.pixels, bench.asked)]
-    rows = list(zip(*(bench.h_and_z(pixels) for pixels, _ in grey), strict=True))
-    return found | _read(GREY, rows, grey[0][1], grey[1][1], bench.settings.seed)
+    read = list(zip(*(bench.h_and_z(pixels) for pixels, _ in grey), strict=True))
+    return found | _read(GREY, read, grey[0][1], grey[1][1], bench.settings.seed)
 
 
 def mlp(x: Tensor, labels: Tensor, seed: int) -> nn.Module:
@@ -93,12 +91,21 @@ def _half_grey(pixels: np.ndarray) -> tuple[np.ndarray, Tensor]:
     return changed, torch.arange(len(changed)) % 2
 
 
-def _table(bench) -> dict:
-    """factors.csv of the pictures' folder, and `place`: the row of each name."""
-    path = next((p.path for p in bench.source.pictures if p.path is not None), None)
+def table(pictures) -> dict:
+    """factors.csv of the pictures' folder, and `place`: the row of each name. pictures: Pictures of cell.py.
+
+    raises  DataError where there is no such file, or a picture is not in it
+    """
+    data = pictures.settings.data
+    path = next((p.path for p in pictures.source.pictures if p.path is not None), None)
     folder = next((f for f in path.parents if (f / "factors.csv").exists()), None) if path else None
     if folder is None:
-        raise DataError(f"{bench.settings.data} has no factors.csv: this study wants shapes, whose factors are known")
-    table = shapes.factors(Path(folder))
-    table["place"] = {name: row for row, name in enumerate(table["name"].tolist())}
-    return table
+        raise DataError(f"{data} has no factors.csv: this study wants shapes, whose factors are known")
+    try:
+        found = shapes.factors(folder)
+    except (KeyError, ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{folder / 'factors.csv'} is not of shapes: {error}") from error
+    found["place"] = {name: row for row, name in enumerate(found["name"].tolist())}
+    if strange := [name for names in pictures.names for name in names if name not in found["place"]]:
+        raise DataError(f"{data}: {folder / 'factors.csv'} has no picture {strange[0]}; give the folder as it was made")
+    return found

@@ -1,6 +1,6 @@
 """h of any encoder by one call, uint8 pixels in: what is evaluated need not be ours.
 
-runs/NAME, a .ckpt file          f of a checkpoint; with `:random` behind it, f before its first step
+runs/NAME, a .ckpt file          f of a checkpoint; with `:random` behind it, the same f untrained
 a bundle's folder, a .onnx file  an exported encoder, in ONNX Runtime; without its card the graph tells the size
 resnet50, resnet50:random, ...   an architecture of torchvision and its weights (training/zoo.py), without its
                                  last layer
@@ -109,7 +109,7 @@ def _trained(name: str, path: Path, untrained: bool) -> Extractor:
     settings = checkpoint.settings_of(saved)
     if untrained:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)  # as the run began
+            torch.manual_seed(settings.seed)  # as the run began, if it began from nothing
             encoder = Encoder(settings.encoder, settings.width, settings.size_px)
     else:
         encoder = checkpoint.encoder_of(saved)

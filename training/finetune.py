@@ -36,6 +36,7 @@ from training.classifier import Classifier
 from training.config import RUNS
 from training.data import DataError, open_source
 from training.encoders import embed
+from training.features import size_note
 from training.halfway import Halfway, State, check_same
 from training.initial import initial
 from training.labelled import alone, check_classes, few, hold_out
@@ -93,6 +94,8 @@ def finetune(settings: FinetuneSettings) -> Path:
             raise CheckpointError(f"--mode head wants a pretrained run: {settings.init or 'nothing'} has no head g")
         hidden = classifier.first_layer(start.projector)
     source = open_source(settings.data)
+    if settings.init and (note := size_note(settings.init, start.settings.size_px, source.pictures)):
+        print(f"note: {note}")
     preprocessing = Preprocessing(start.settings.size_px)
     train, test = store.load(source, preprocessing, "train"), None
     if any(picture.split == "test" for picture in source.pictures):
@@ -123,7 +126,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     network = Classifier(start.encoder, hidden, len(task.classes)).to(device, memory_format=torch.channels_last)
     began = time.monotonic()
     history = train_classifier(network, task, settings, halfway)
-    best = max(history, key=lambda row: row["held_out"]) if len(task.held) else history[-1]
+    best = max(history, key=score) if len(task.held) else history[-1]
     facts = {
         "data": source.name,
         "images": len(task.learnt),
@@ -191,8 +194,8 @@ def train_classifier(
             raise ValueError(f"the loss is no number any more in epoch {epoch}: give a smaller --lr than {settings.lr}")
         if len(task.held):
             row |= judge_held(network, task, settings)
-            if (score := (row["held_out"], -row["held_out_loss"])) > state.best:
-                state.best, state.kept, state.since = score, copy.deepcopy(network.state_dict()), epoch
+            if score(row) > state.best:
+                state.best, state.kept, state.since = score(row), copy.deepcopy(network.state_dict()), epoch
             bar.set_postfix(loss=f"{row['loss']:.3f}", held_out=f"{row['held_out']:.1%}")
         state.history.append(row)
         if halfway:
@@ -244,6 +247,11 @@ def judge_held(network: Classifier, task: Task, settings: FinetuneSettings) -> d
     right = (logits.argmax(dim=1) == labels).double()
     held_out = right.mean().item() if settings.balance == "none" else balanced(right, labels)
     return {"held_out": held_out, "held_out_loss": F.cross_entropy(logits, labels).item()}
+
+
+def score(row: dict) -> tuple[float, float]:
+    """Of an epoch: its accuracy on the held-out part, and of equals the one of less loss."""
+    return row["held_out"], -row["held_out_loss"]
 
 
 def balanced(right: Tensor, labels: Tensor) -> float:

@@ -14,8 +14,6 @@ from training import checkpoint
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
 from training.recipes import FinetuneSettings
 
-NAME = "halfway.ckpt"
-
 
 @dataclass
 class State:
@@ -41,7 +39,8 @@ class Halfway:
     """Of the run in this folder. It saves every checkpoint.EVERY_S seconds at most: what came since is done again."""
 
     def __init__(self, run: Path, settings: FinetuneSettings, pictures: int):
-        self.run, self.path, self.settings, self.pictures = run, run / "checkpoints" / NAME, settings, pictures
+        self.run, self.settings, self.pictures = run, settings, pictures
+        self.path = run / "checkpoints" / checkpoint.HALFWAY
         self.saved_at = 0.0
 
     def begin(self) -> None:

@@ -17,7 +17,8 @@ def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperatu
 
     bank, queries  (M, d), (Q, d) float; normalised here, so similarity is the cosine
     labels         (M,) int64, >= 0
-    returns        (Q,) int64: the class of greatest sum of exp(similarity / temperature) over the k nearest
+    returns        (Q,) int64: the class of greatest sum of exp(similarity / temperature) over the k nearest; all are
+                   divided by the greatest, which float32 might not hold
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k must be between 1 and the bank's {len(bank)} rows, not {k}")
@@ -27,7 +28,7 @@ def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperatu
     for rows in queries.split(1024):
         similarity, nearest = (rows @ bank.T).topk(k, dim=1)  # (q, k)
         votes = torch.zeros(len(rows), classes)
-        votes.scatter_add_(1, labels[nearest], ((similarity - 1) / temperature).exp())
+        votes.scatter_add_(1, labels[nearest], ((similarity - similarity[:, :1]) / temperature).exp())
         predictions.append(votes.argmax(dim=1))
     return torch.cat(predictions)
 

@@ -64,12 +64,11 @@ def pairs(figure, rows: Sequence[Row]) -> None:
 
 def batches(figure, rows: Sequence[Row]) -> None:
     """Fig. 9: groups of bars by epochs."""
-    axis = figure.subplots()
+    axis, of = figure.subplots(), []
     for shift, batch in enumerate(dict.fromkeys(row.labels["batch"] for row in rows)):
         of = [row for row in rows if row.labels["batch"] == batch]
         _bars(axis, [i + 0.27 * (shift - 1) for i in range(len(of))], of, "linear h", rows, 0.25, f"batch {batch}")
-    epochs = list(dict.fromkeys(row.labels["epochs"] for row in rows))
-    axis.set_xticks(range(len(epochs)), epochs)
+    axis.set_xticks(range(len(of)), [row.labels["epochs"] for row in of])
     axis.set(xlabel="epochs", ylabel=OF_H)
     axis.margins(y=0.15)
     axis.legend(ncols=3, loc="upper left")

@@ -41,6 +41,7 @@ from training.checkpoint import AtomicCheckpointIO, CheckpointError, EveryEpoch
 from training.config import PRESETS, RUNS, PretrainSettings, parse
 from training.data import DataError, open_source
 from training.encoders import Encoder, projection_head
+from training.features import size_note
 from training.initial import Initial, begin_from, initial
 from training.lars import LARS, lars_groups
 from training.loss import gather, nt_xent
@@ -260,10 +261,13 @@ def pretrain(settings: PretrainSettings) -> Path:
         saved = checkpoint.load(last)
         if "optimizer_states" not in saved:
             raise CheckpointError(f"{run} is no pretraining: start from it with --init {run}, and another --name")
-        settings = continued(settings, checkpoint.settings_of(saved), run)
+        asked = dataclasses.replace(settings, batch_size=fitting(settings, saved["facts"]["images"], devices * nodes))
+        settings = continued(asked, checkpoint.settings_of(saved), run)
     start = None
     if settings.init and not saved:
         settings, start = starting_point(settings)
+        if note := size_note(settings.init, settings.size_px, source.pictures):
+            print(f"note: {note}")
 
     preprocessing = Preprocessing(settings.size_px)
     train = stream.load(source, preprocessing, "train", stream=settings.stream)
@@ -275,8 +279,7 @@ def pretrain(settings: PretrainSettings) -> Path:
             f"{settings.data} has 1 picture that can be read; SimCLR compares pictures and needs at least 2"
         )
     world = devices * nodes
-    if len(train.pixels) < settings.batch_size:
-        most = len(train.pixels) // world * world
+    if (most := fitting(settings, len(train.pixels), world)) < settings.batch_size:
         print(
             f"batch size {settings.batch_size} -> {most}: {settings.data} has no more than {len(train.pixels)} pictures"
         )
@@ -327,7 +330,15 @@ def starting_point(asked: PretrainSettings) -> tuple[PretrainSettings, Initial]:
     defaults, names = PRESETS[asked.preset][1], ("encoder", "width", "size_px")
     own = [None if (value := getattr(asked, name)) == getattr(defaults, name) else value for name in names]
     start = initial(asked.init, *own, asked.seed)
-    return dataclasses.replace(asked, **{name: getattr(start.settings, name) for name in names}), start
+    settings = dataclasses.replace(asked, **{name: getattr(start.settings, name) for name in names})
+    if settings != asked:
+        print(f"{asked.init} is {settings.architecture} at {settings.size_px} px, and so is this run")
+    return settings, start
+
+
+def fitting(settings: PretrainSettings, images: int, world: int) -> int:
+    """The batch size: at most all the images, the same number in every process."""
+    return settings.batch_size if images >= settings.batch_size else images // world * world
 
 
 def by_torchrun() -> bool:

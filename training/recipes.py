@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from training.augment import AugmentSettings
-from training.config import over_preset
+from training.config import SEEDS, over_preset
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class FinetuneSettings:
     """Of which labels are used and held out, of order and augmentation."""
 
     def __post_init__(self):
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"--seed must be at least 0 and below {SEEDS:,}, not {self.seed}")
         for name in ("size_px", "labels_per_class", "patience", "epochs", "lr"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -6,8 +6,10 @@ A cell is a run's settings beside the study's own base; a figure's row is a cell
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
+from statistics import fmean
 
 from training import plots
+from training.cell import COMMIT
 from training.config import PretrainSettings
 from training.factors import GREY, NAMES, NUMBERS
 from training.verdict import Claim, Group, Row
@@ -24,6 +26,12 @@ ONE_BY_ONE = {
     "blur": {"blur": 1.0},
 }
 NOTHING = {"crop_area": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0}
+READ_OF = {
+    "colour": ("hue", "saturation", "value", GREY),
+    "orientation": ("orientation",),
+    "scale and position": ("scale", "x", "y"),
+    "class": ("class",),
+}
 FACTORS = (GREY, *(name.removesuffix("_deg") for name in NUMBERS), *NAMES)
 
 
@@ -46,11 +54,13 @@ class Study:
     """(figure, rows) -> None."""
     rows: Callable[[list[Cell], list[list[dict]]], list[Row]]
     """Cells, and what each gave once a seed, to the table's lines."""
+    judged: Callable[[list[Cell], list[list[dict]]], list[Row]] | None = None
+    """And to what the claims are about, where that is not the table: a value a run."""
 
 
 def row_a_cell(cells: list[Cell], found: list[list[dict]]) -> list[Row]:
     return [
-        Row(cell.labels, {name: [one[name] for one in seeds] for name in seeds[0]})
+        Row(cell.labels, {name: [one[name] for one in seeds] for name in seeds[0] if name != COMMIT})
         for cell, seeds in zip(cells, found, strict=True)
     ]
 
@@ -64,6 +74,24 @@ def row_a_factor(cells: list[Cell], found: list[list[dict]]) -> list[Row]:
         )
         for cell, seeds in zip(cells, found, strict=True)
         for factor in FACTORS
+    ]
+
+
+def row_a_run(cells: list[Cell], found: list[list[dict]]) -> list[Row]:
+    """Means over factors: those of one run are not independent. 'WHAT h - z', and 'WHAT z'."""
+    return [
+        Row(
+            cell.labels,
+            {
+                f"{what} {name}": [fmean(value(one, factor) for factor in factors) for one in seeds]
+                for what, factors in READ_OF.items()
+                for name, value in (
+                    ("h - z", lambda one, factor: one[f"{factor}: mlp h"] - one[f"{factor}: mlp z"]),
+                    ("z", lambda one, factor: one[f"{factor}: mlp z"]),
+                )
+            },
+        )
+        for cell, seeds in zip(cells, found, strict=True)
     ]
 
 
@@ -129,9 +157,8 @@ def h_over_z(words: str, **labels) -> Claim:
     return Claim(words, (Group("linear h", where(**labels)),), (Group("linear z", where(**labels)),))
 
 
-def forgotten(words: str, factors: tuple[str, ...], views: str = "all") -> Claim:
-    of = where(factor=factors, views=views)
-    return Claim(words, (Group("mlp h", of),), (Group("mlp z", of),))
+def forgotten(words: str, what: str) -> Claim:
+    return Claim(words, (Group(f"{what} h - z", where(views="all")),), ())
 
 
 def gap(length: float) -> tuple[Group, Group]:
@@ -139,7 +166,6 @@ def gap(length: float) -> tuple[Group, Group]:
 
 
 QUALITY = ("linear h", "linear z", "kNN h", "views matched z")
-COLOUR = ("hue", "saturation", "value", GREY)
 
 STUDIES = {
     "projection-head": Study(
@@ -165,18 +191,19 @@ STUDIES = {
         ("factors",),
         plots.READ,
         (
-            forgotten("An MLP reads colour (hue, saturation, value, made grey) better from h than from z", COLOUR),
-            forgotten("It reads orientation better from h than from z", ("orientation",)),
-            forgotten("It reads scale and position better from h than from z", ("scale", "x", "y")),
-            forgotten("It reads the class better from h than from z", ("class",)),
-            Claim(
+            forgotten("An MLP reads colour (hue, saturation, value, made grey) better from h than from z", "colour"),
+            forgotten("It reads orientation better from h than from z", "orientation"),
+            forgotten("It reads scale and position better from h than from z", "scale and position"),
+            forgotten("It reads the class better from h than from z", "class"),
+            claim(
                 "z keeps more colour where views keep theirs",
-                (Group("mlp z", where(factor=COLOUR, views="no colour")),),
-                (Group("mlp z", where(factor=COLOUR, views="all")),),
+                "colour z",
+                *({"views": views} for views in ("no colour", "all")),
             ),
         ),
         plots.factors,
         row_a_factor,
+        row_a_run,
     ),
     "augmentations": Study(
         "Augmentations alone and in pairs (Fig. 5; here on both views)",

@@ -2,7 +2,8 @@ r"""Whether a claim held, by what another seed would have given.
 
 With two or three seeds a cell's own deviation says little, so one deviation s is pooled over a study's rows:
 s^2 = sum (x - mean of its row)^2 / nu with nu = values - rows, taken as the same everywhere. A contrast, the sum of
-some groups' means minus that of others, has the interval  c +- t s sqrt(sum 1 / n).  Seeds are taken as independent.
+some groups' means minus that of others, has the interval  c +- t s sqrt(sum 1 / n).  Values are taken as independent:
+so each is of a run of its own.
 """
 
 import math
@@ -43,7 +44,11 @@ class Claim:
 
 
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
-    """Of Student's t, two-sided: the expansion in 1/nu (Abramowitz & Stegun 26.7.5), to 0.5 % from nu = 4 on."""
+    """Of Student's t, two-sided: the expansion in 1/nu (Abramowitz & Stegun 26.7.5), to 0.5 %; exact for 1 and 2."""
+    if freedom == 1:
+        return math.tan(math.pi * level / 2)
+    if freedom == 2:
+        return level * math.sqrt(2 / (1 - level**2))
     z = NormalDist().inv_cdf((1 + level) / 2)
     terms = (
         z,

@@ -122,6 +122,18 @@ def test_without_labels_the_neighbours_say_what_is_lost(bundle, pictures, tmp_pa
     assert found["pictures"] == 80 and found["neighbours_kept"] > 0.9 and "knn" not in found
 
 
+def test_what_is_asked_about_does_not_calibrate(bundle, pictures, tmp_path, monkeypatch):
+    seen = []
+
+    def to_int8_within(graph, pixels, judge):
+        seen.append({p.tobytes() for p in pixels} & {p.tobytes() for p in judge.asked_pixels[judge.asked]})
+        return graph, "none", judge(graph)
+
+    monkeypatch.setattr(quantizing, "to_int8_within", to_int8_within)
+    quantize(QuantizeSettings(bundle.folder, "int8", str(pictures), out=tmp_path / "new"))
+    assert seen == [set()]
+
+
 def test_what_is_quantised_already_is_refused(made, pictures):
     with pytest.raises(BundleError, match=r"encoder-\w+ is (int8|fp16) already: give the bundle that it was made of"):
         quantize(QuantizeSettings(made.folder, "int8", str(pictures)))

@@ -51,7 +51,7 @@ def over(more: str, less: str) -> Claim:
     return Claim("more is better", *groups)
 
 
-@pytest.mark.parametrize("freedom", [4, 6, 10, 30, 200])
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 6, 10, 30, 200])
 def test_t_is_students(freedom):
     assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=5e-3)
 
@@ -90,11 +90,14 @@ def test_a_studys_claims_and_figure_find_their_rows(name, tmp_path):
     found = {"linear h": 0.5, "linear z": 0.4, "kNN h": 0.3, "views matched z": 0.1, "steps": 10}
     found |= {"views matched by histogram": 0.2}
     names = (factors.GREY, *factors.NAMES, *(n.removesuffix("_deg") for n in factors.NUMBERS))
+    found[cell.COMMIT] = "abcdef0"
     found |= {f"{n}: {way}": 0.3 for n in names for way in ("chance", "linear h", "linear z", "mlp h", "mlp z")}
-    rows = study.rows(cells, [[found, {key: value * 1.01 for key, value in found.items()}] for _ in cells])
+    other = found | {key: value * 1.01 for key, value in found.items() if key != cell.COMMIT}
+    rows = study.rows(cells, [[found, other] for _ in cells])
+    judged = study.judged(cells, [[found, other] for _ in cells]) if study.judged else rows
     for claim in study.claims:
-        assert all(group.values(rows) for group in (*claim.more, *claim.less)), claim.words
-        assert math.isfinite(judge(claim, rows)["contrast"])
+        assert all(group.values(judged) for group in (*claim.more, *claim.less)), claim.words
+        assert math.isfinite(judge(claim, judged)["contrast"])
     facts = {"base": PretrainSettings().to_dict(), "data": "shapes", "seeds": 2}
     ablate.draw(tmp_path / "page.png", study, rows, facts)
     with Image.open(tmp_path / "page.png") as picture:
@@ -191,6 +194,55 @@ def test_the_command_runs_cells_in_processes_of_their_own(small_shapes, tmp_path
     assert done.returncode == 0, done.stderr
     assert "2 of 2 runs" in done.stdout and "It reads orientation better from h than from z: " in done.stdout
     assert (tmp_path / "what-g-forgets.png").exists()
+
+
+def test_factors_of_one_run_do_not_count_as_seeds():
+    study = STUDIES["what-g-forgets"]
+    names = (factors.GREY, *factors.NAMES, *(name.removesuffix("_deg") for name in factors.NUMBERS))
+    runs = [
+        [{f"{name}: mlp {of}": value for name in names for of, value in (("h", h), ("z", 0.5))} for h in (0.6, 0.8)]
+        for _ in range(2)
+    ]
+    rows = study.judged(study.cells(PretrainSettings()), runs)
+    found = judge(study.claims[0], rows)
+    assert found["contrast"] == pytest.approx(0.2)
+    s = math.sqrt((0.1**2 * 4) / 2)  # two cells of two runs, each 0.1 from its cell's mean
+    assert found["high"] - 0.2 == pytest.approx(stats.t.ppf(0.975, 2) * s / math.sqrt(2))
+
+
+def test_what_a_study_cannot_use_is_said_before_anything_is_trained(small_shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablate, "run_all", lambda *_: pytest.fail("trained"))
+    small = {"size_px": 16, "batch_size": 32, "epochs": 1, "out": tmp_path}
+    with pytest.raises(DataError, match=r"compares batches of up to 512 pictures, and \S*some shapes has 64 to learn"):
+        ablate.ablate(AblateSettings("batch-size", data=str(small_shapes), **small))
+    with pytest.raises(DataError, match=r"some shapes/train: .*factors\.csv has no picture \w+/\d+\.png"):
+        ablate.ablate(AblateSettings("what-g-forgets", data=str(small_shapes / "train"), **small))
+    (tmp_path / "plain").mkdir()
+    for i in range(3):
+        Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / "plain" / f"{i}.png")
+    with pytest.raises(DataError, match="plain has no labels in its split train"):
+        ablate.ablate(AblateSettings("temperature", data=str(tmp_path / "plain"), **small))
+    assert "batch size 32 -> 3" in capsys.readouterr().out
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        (tmp_path / "foreign" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "foreign" / name)
+    (tmp_path / "foreign" / "factors.csv").write_text("length,width\n1,2\n")
+    with pytest.raises(DataError, match=r"foreign/factors\.csv is not of shapes"):
+        cell.check(PretrainSettings(data=str(tmp_path / "foreign"), size_px=16), ("factors",))
+
+
+def test_a_page_names_the_commits_of_its_runs(small_settings, monkeypatch):
+    monkeypatch.setattr(cell, "commit", lambda: "abcdef0")
+    settings = small_settings(epochs=1)
+    assert cell.run(settings, ("quality",))[cell.COMMIT] == "abcdef0"
+    monkeypatch.setattr(cell, "commit", lambda: "1234567")
+    assert cell.run(settings, ("quality",))[cell.COMMIT] == "abcdef0"  # nothing was measured anew
+
+
+def test_a_run_on_few_pictures_is_measured_again_with_the_batch_size_it_was_asked_for(small_settings):
+    settings = small_settings(epochs=1, batch_size=100)  # of 64 pictures
+    cell.run(settings, ("quality",))
+    assert "views matched by histogram" in cell.run(settings, ("quality", "histograms"))
 
 
 def test_no_seed_at_all_is_refused():

@@ -48,6 +48,8 @@ def test_settings_survive_json():
         ({"warmup": 1.0}, "--warmup is a share of the steps"),
         ({"momentum": 1.0}, "--momentum must be in"),
         ({"weight_decay": -1e-4}, "--weight-decay must be at least 0"),
+        ({"seed": 20251125}, "--seed must be at least 0 and below 16,777,216, not 20251125"),
+        ({"seed": -1}, "--seed must be at least 0"),
         ({"name": "../elsewhere"}, "--name must be a folder name below runs/"),
         ({"name": "/elsewhere"}, "--name must be a folder name below runs/"),
     ],

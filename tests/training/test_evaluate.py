@@ -8,7 +8,7 @@ from PIL import Image
 
 from training import gallery
 from training.data import DataError
-from training.evaluate import EvaluateSettings, evaluate
+from training.evaluate import EvaluateSettings, _short, evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -87,11 +87,32 @@ def test_without_labels_pictures_are_compared_and_near_duplicates_named(tmp_path
     assert (tmp_path / "runs" / "evaluation" / "heap-pixels.png").exists()
 
 
+def test_one_folder_name_is_no_label(tmp_path, capsys):
+    data = folder(tmp_path / "layout", {"train/images": 6, "test/images": 3})
+    row = evaluate(EvaluateSettings(("pixels",), data=data, size_px=8))["rows"][0]
+    assert row["pictures"] == 6 and "knn" not in row and "alignment" in row
+    assert (
+        "images is the only class to learn from, so these count as pictures without labels" in capsys.readouterr().out
+    )
+
+
+def test_each_runs_encoder_is_written_to_files_of_its_own(tmp_path):
+    for name in ("a", "v1.5"):
+        (tmp_path / "runs" / name / "encoder").mkdir(parents=True)
+        (tmp_path / "runs" / name / "encoder" / "model_card.json").write_text("{}")
+    names = [str(tmp_path / "runs" / name) for name in ("a/encoder", "v1.5/encoder", "v1.5")]
+    assert [_short(name) for name in names] == ["a-encoder", "v1.5-encoder", "v1.5"]
+    assert [_short(name) for name in ("resnet50:random", "pixels", "runs/x/last.ckpt")] == [
+        "resnet50",
+        "pixels",
+        "last",
+    ]
+
+
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
         ({"train/a": 3, "train/b": 3, "test/c": 2}, "has pictures of c in its split test and none of it in train"),
-        ({"train/a": 4, "test/a": 1}, "has only the class a in its split train"),
         ({"a": 1, "b": 1}, "each class has one picture, so there is nothing to ask about"),
     ],
 )
@@ -109,6 +130,7 @@ def test_classes_that_cannot_be_judged_are_named(tmp_path, counts, words):
         ({"k": 61}, "--k must be at most the 60 pictures that are known, not 61"),
         ({"retrieved": (5, 0)}, "--retrieved must be at least 1, not 0"),
         ({"size_px": 2}, "--size-px must be at least 8"),
+        ({"seed": -1}, "--seed must be at least 0, not -1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(colours, changes, words):

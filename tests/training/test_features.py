@@ -104,6 +104,9 @@ def test_files_that_are_no_encoders_are_named(tmp_path, monkeypatch):
         open_encoder(f"resnet18:{tmp_path / 'other.pth'}")
     with pytest.raises(CheckpointError, match=r"other\.pth is not a checkpoint of training/pretrain\.py"):
         open_encoder(str(tmp_path / "other.pth"))
+    (tmp_path / "halfway.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"halfway\.ckpt is of a run on its way: end it with --resume"):
+        open_encoder(str(tmp_path / "halfway.ckpt"))
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"bad\.onnx does not run"):
         open_encoder(str(tmp_path / "bad.onnx"))

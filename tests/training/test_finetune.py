@@ -175,6 +175,19 @@ def test_it_ends_when_the_held_out_part_gets_no_better_and_the_best_epoch_is_kep
     assert all(torch.equal(network.state_dict()[name], w) for name, w in states[1].items())
 
 
+def test_pictures_much_smaller_than_the_encoder_sees_are_remarked_upon(small_settings, settings, capsys):
+    pretrain(small_settings(epochs=1, size_px=64))
+    finetune(settings(init="runs/small", epochs=1))
+    assert "note: runs/small sees 64 px and these pictures have 24: enlarged" in capsys.readouterr().out
+
+
+def test_of_equal_epochs_the_one_of_less_loss_is_kept_and_reported(pretrained, settings, monkeypatch):
+    losses = iter([3.0, 2.0, 1.0, 4.0])
+    monkeypatch.setattr("training.finetune.judge_held", lambda *_: {"held_out": 0.5, "held_out_loss": next(losses)})
+    run = finetune(settings(init=str(pretrained), epochs=4))
+    assert json.loads((run / "result.json").read_text())["epochs"] == 3
+
+
 @pytest.mark.parametrize("place", ["order", "classifier.save"])  # in its third epoch; after the last, at the very end
 def test_what_was_interrupted_and_continued_ends_as_if_it_had_never_stopped(pretrained, settings, monkeypatch, place):
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)

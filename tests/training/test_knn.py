@@ -39,6 +39,12 @@ def test_predictions_are_those_of_plain_loops():
         )
 
 
+def test_votes_of_far_neighbours_are_counted_however_small_the_temperature():
+    bank = torch.tensor([[0.8, 0.6], [0.8, -0.6], [0.0, 1.0]])
+    queries = torch.tensor([[1.0, 0.0]])
+    assert knn.knn_predict(bank, torch.tensor([3, 3, 0]), queries, 3, 0.001).tolist() == [3]
+
+
 @pytest.mark.parametrize("k", [0, 4])
 def test_k_must_fit_the_bank(k):
     with pytest.raises(ValueError, match=f"bank's 3 rows, not {k}"):

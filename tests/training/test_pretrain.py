@@ -238,6 +238,12 @@ def test_a_run_begins_from_an_earlier_ones_encoder_and_head_and_goes_on_without_
     assert checkpoint.load(checkpoint.find(run))["global_step"] == 6
 
 
+def test_pictures_much_smaller_than_what_a_run_starts_from_are_remarked_upon(small_settings, capsys):
+    pretrain(small_settings(name="earlier", size_px=64, epochs=1))
+    pretrain(small_settings(init="runs/earlier", size_px=64, epochs=1))
+    assert "note: runs/earlier sees 64 px and these pictures have 24: enlarged" in capsys.readouterr().out
+
+
 def test_a_head_of_other_layers_starts_anew_and_the_encoder_does_not(small_settings, capsys):
     earlier = pretrain(small_settings(name="earlier", epochs=1, head_layers=2))
     start = initial(str(earlier), None, None, None, 0)
@@ -248,11 +254,12 @@ def test_a_head_of_other_layers_starts_anew_and_the_encoder_does_not(small_setti
     assert "note: the head of earlier has other layers than --head-layers" in capsys.readouterr().out
 
 
-def test_torchvisions_weights_are_begun_from_with_their_own_architecture_and_size(tmp_path):
+def test_torchvisions_weights_are_begun_from_with_their_own_architecture_and_size(tmp_path, capsys):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.pth")
     init = f"resnet18:{tmp_path / 'theirs.pth'}"
     settings, start = starting_point(PretrainSettings(init=init))
     assert (settings.encoder, settings.width, settings.size_px) == ("resnet18", 1, 224)
+    assert f"{init} is resnet18 at 224 px, and so is this run" in capsys.readouterr().out
     assert starting_point(PretrainSettings(init=init, size_px=128))[0].size_px == 128
     module = SimCLR(settings, PixelStore(8), None, start)
     assert torch.equal(module.encoder.layer4[1].conv2.weight, start.encoder.layer4[1].conv2.weight)
