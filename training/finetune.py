@@ -191,7 +191,9 @@ def train_classifier(
             total, step = total + loss.item(), step + 1
         row = {"epoch": epoch, "loss": total / steps, "lr": scheduler.get_last_lr()[0]}
         if not np.isfinite(total):
-            raise ValueError(f"the loss is no number any more in epoch {epoch}: give a smaller --lr than {settings.lr}")
+            raise ValueError(
+                f"the loss is no number any more in epoch {epoch}: give a smaller --lr than {settings.learning_rate}"
+            )
         if len(task.held):
             row |= judge_held(network, task, settings)
             if score(row) > state.best:
@@ -214,7 +216,7 @@ def optimizers(network: Classifier, settings: FinetuneSettings, batch: int, step
     groups = lars_groups(body, settings.weight_decay)
     head = [{**group, "adapt": False} for group in lars_groups(network.classifier, settings.weight_decay)]
     groups = [group for group in (*groups, *head) if group["params"]]
-    lr = scaled_lr(settings.lr, batch, settings.lr_scaling)
+    lr = scaled_lr(settings.learning_rate, batch, settings.lr_scaling)
     if settings.optimizer == "lars":
         optimizer = LARS(groups, lr=lr, momentum=settings.momentum)
     else:

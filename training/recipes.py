@@ -7,6 +7,8 @@ from typing import Literal
 from training.augment import AugmentSettings
 from training.config import SEEDS, over_preset
 
+GENTLE, FRESH = 0.02, 1.0  # learning rates
+
 
 @dataclass(frozen=True)
 class FinetuneSettings:
@@ -56,8 +58,9 @@ class FinetuneSettings:
     """At most all the labelled pictures."""
     optimizer: Literal["sgd", "lars"] = "sgd"
     """Nesterov momentum; or LARS, which adapts at any decay. The classifier itself is never adapted."""
-    lr: float = 0.2
-    """Learning rate before scaling with the batch size."""
+    lr: float | None = None
+    """Learning rate before scaling with the batch size. By default 0.02 where an encoder that has learnt something goes
+    on learning, so that little of it is lost, and 1 otherwise."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     """linear: lr * batch / 256; sqrt: lr * sqrt(batch); none: lr."""
     warmup: float = 0.0
@@ -94,6 +97,10 @@ class FinetuneSettings:
         if any(part in ("..", "") for part in self.name.split("/")) and self.name:
             raise ValueError(f"--name must be a folder name below runs/, not {self.name!r}")
 
+    @property
+    def learning_rate(self) -> float:
+        return self.lr or (GENTLE if self.init and self.mode != "linear" else FRESH)
+
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 
@@ -102,7 +109,7 @@ CROPS = AugmentSettings(jitter=0.0, grey=0.0, blur=0.0)  # and flips: as publish
 
 PRESETS: dict[str, tuple[str, FinetuneSettings]] = {
     "few": (
-        "everything learns, in small batches: for your own few labels (from nothing, give --lr 1)",
+        "everything learns, in small batches: for your own few labels",
         FinetuneSettings(),
     ),
     "linear": (

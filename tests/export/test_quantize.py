@@ -109,6 +109,10 @@ def test_layers_get_their_float_back_until_the_loss_is_small_enough(bundle, monk
     losses[b"first"] = losses[b"first and last stage"] = 0.03
     assert quantizing.to_int8_within(b"", None, lambda made: {"knn_loss": losses[made]})[1] == "none"
     assert "kNN loses 2.0% with these layers in float32: none" in capsys.readouterr().out
+    kept = {b"none": 0.6, b"first": 0.8, b"first and last stage": 0.95}  # without labels
+    found = quantizing.to_int8_within(b"", None, lambda made: {"neighbours_kept": kept[made]})
+    assert found[1] == "first and last stage"
+    assert "60.0% are kept with these layers in float32: none" in capsys.readouterr().out
 
 
 def test_without_labels_the_neighbours_say_what_is_lost(bundle, pictures, tmp_path):

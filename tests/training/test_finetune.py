@@ -370,3 +370,9 @@ def test_the_command_line_goes_over_the_preset_it_names():
     found = recipes.parse(["--preset", "v2", "--epochs", "30"])
     assert (found.mode, found.optimizer, found.epochs, found.weight_decay) == ("head", "lars", 30, 0.0)
     assert found.lr * 1024**0.5 == pytest.approx(0.16)  # as published
+
+
+def test_what_was_pretrained_is_changed_gently():
+    assert FinetuneSettings(init="runs/a").learning_rate < FinetuneSettings().learning_rate == 1.0
+    assert FinetuneSettings(init="runs/a", mode="linear").learning_rate == 1.0
+    assert FinetuneSettings(init="runs/a", lr=0.5).learning_rate == 0.5
