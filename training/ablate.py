@@ -122,7 +122,7 @@ def ablate(settings: AblateSettings) -> dict:
         "study": settings.study,
         "title": study.title,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": ", ".join(sorted({one[cells_of.COMMIT] for seeds in found for one in seeds})),
+        "commit": ", ".join(sorted({one.get(cells_of.COMMIT, "") for seeds in found for one in seeds} - {""})),
         "command": shlex.join(["python", *sys.argv]),
         "hardware": hardware(),
         "cpu_minutes": round(sum(one["cpu_s"] for seeds in found for one in seeds) / 60, 1),
