@@ -151,7 +151,10 @@ def run_all(grid: list[list[PretrainSettings]], kinds: tuple[str, ...]) -> list[
     found: dict[str, dict] = {}
     began = time.monotonic()
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _quiet, (threads,)) as pool:
+        # Ctrl-C reaches all: workers, born to ignore it, end a run in training at its epoch's end
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         waiting = {pool.submit(cells_of.run, one, kinds): key for key, one in different.items()}
+        signal.signal(signal.SIGINT, before)
         try:
             for done in as_completed(waiting):
                 found[waiting[done]] = done.result()
@@ -172,7 +175,6 @@ def processes(runs: int) -> int:
 
 
 def _quiet(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: a run in training ends at its epoch's end
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -244,7 +246,14 @@ def hardware() -> str:
     return f"{os.cpu_count()} cores of {platform.machine()}"
 
 
+def _stop(number, frame) -> None:
+    """The first Ctrl-C waits for the runs in training, which end with their epoch; a second one waits for nothing."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the workers end with this process
+    raise KeyboardInterrupt
+
+
 def main() -> None:
+    signal.signal(signal.SIGINT, _stop)
     try:
         ablate(tyro.cli(AblateSettings, description=__doc__.partition("\n\n")[0]))
     except (DataError, CheckpointError, ValueError) as error:
