@@ -2,8 +2,10 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,6 +245,21 @@ def test_a_run_on_few_pictures_is_measured_again_with_the_batch_size_it_was_aske
     settings = small_settings(epochs=1, batch_size=100)  # of 64 pictures
     cell.run(settings, ("quality",))
     assert "views matched by histogram" in cell.run(settings, ("quality", "histograms"))
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_a_study_at_once(small_shapes, tmp_path):
+    command = [sys.executable, ROOT / "training" / "ablate.py", "colour", "--data", small_shapes]
+    command += ["--size-px", "16", "--batch-size", "32", "--epochs", "100000", "--out", tmp_path]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/studies/*/config.json")) and time.monotonic() < end:
+        time.sleep(0.1)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
 
 
 def test_no_seed_at_all_is_refused():
