@@ -258,7 +258,10 @@ def test_a_second_ctrl_c_ends_a_study_at_once(small_shapes, tmp_path):
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
-    process.communicate(timeout=20)
+    try:
+        process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert process.returncode == 130
 
 
