@@ -40,7 +40,8 @@ from export.artifact import Preprocessing
 from training import stream
 from training.config import PRESETS
 from training.data import open_source
-from training.pretrain import Batches, SimCLR, keep_freed_memory
+from training.device import mixed_precision, prepare, training_device
+from training.pretrain import Batches, SimCLR
 
 GPU = torch.cuda.is_available()
 GROWTH = 10
@@ -97,20 +98,20 @@ def make_shards(folder: Path, images: int) -> tuple[str, str]:
 
 
 def measure(data: str, options: Options, cache: Path) -> dict:
-    keep_freed_memory()
+    prepare()
     source = open_source(data, cache)
     preset = PRESETS["imagenet"][1]
     settings = dataclasses.replace(
         preset, encoder=options.encoder, size_px=options.size_px, batch_size=options.batch_size
     )
     pictures = stream.load(source, Preprocessing(settings.size_px), "train", cache, stream=True)
-    module = SimCLR(settings, pictures, None).to("cuda" if GPU else "cpu")
+    module = SimCLR(settings, pictures, None).to(training_device())
     optimizer = module.configure_optimizers()["optimizer"]
     batches = Batches(module)
     endless = (images for epoch in range(10**6) for images in batches.epoch(epoch))
 
     def step(images: torch.Tensor, number: int) -> None:
-        with torch.autocast(module.device.type, torch.bfloat16, enabled=GPU):
+        with mixed_precision(module.device):
             loss = module.loss(images.to(module.device, non_blocking=True), number)
         loss.backward()
         optimizer.step()

@@ -275,9 +275,10 @@ def peak_memory_mib() -> float:
 def train_twinview(problem: Problem, workers: int, turns: Callable, compiled: bool) -> None:
     import pytorch_lightning as pl
 
-    from training.pretrain import Batches, SimCLR, keep_freed_memory
+    from training.device import prepare
+    from training.pretrain import Batches, SimCLR
 
-    keep_freed_memory()
+    prepare()
     pixels = np.load(problem.pixels, mmap_mode="r")
     store = SimpleNamespace(source="noise", pixels=pixels, labels=np.full(len(pixels), -1))
     model = SimCLR(problem.settings, store, None).to(DEVICE)

@@ -25,7 +25,8 @@ import tyro
 
 from benchmarks.result import publish
 from training.config import PRESETS, PretrainSettings
-from training.pretrain import Batches, SimCLR, keep_freed_memory
+from training.device import mixed_precision, prepare, training_device
+from training.pretrain import Batches, SimCLR
 
 GPU = torch.cuda.is_available()
 
@@ -56,7 +57,7 @@ def main(options: Options) -> None:
     encoder = "tiny" if options.quick else options.encoder
     rounds, inner = (3, 3) if options.quick else (9, 20 if GPU else 2)
     rows = []
-    keep_freed_memory()
+    prepare()
     for resident in (True, False) if GPU else (False,):
         settings = dataclasses.replace(
             PRESETS["cifar"][1], encoder=encoder, size_px=options.size_px, batch_size=options.batch_size, compile=True
@@ -82,7 +83,7 @@ def main(options: Options) -> None:
 
 def steps(settings: PretrainSettings, resident: bool, inner: int) -> tuple[Callable, Callable]:
     """`inner` whole steps, and as many times the arithmetic alone."""
-    device = torch.device("cuda" if GPU else "cpu")
+    device = training_device()
     module = SimCLR(settings, Pixels(20 * settings.batch_size, settings.size_px), None).to(device)
     optimizer = module.configure_optimizers()["optimizer"]
     batches = Batches(module, resident)
@@ -95,7 +96,7 @@ def steps(settings: PretrainSettings, resident: bool, inner: int) -> tuple[Calla
     def whole() -> None:
         nonlocal done
         for _ in range(inner):
-            with torch.autocast(device.type, torch.bfloat16, enabled=GPU):
+            with mixed_precision(device):
                 loss = module.loss(next(endless).to(device, non_blocking=True), done)
             loss.backward()
             optimizer.step()
@@ -104,7 +105,7 @@ def steps(settings: PretrainSettings, resident: bool, inner: int) -> tuple[Calla
 
     def compute() -> None:
         for _ in range(inner):
-            with torch.autocast(device.type, torch.bfloat16, enabled=GPU):
+            with mixed_precision(device):
                 total = module.project(views).float().sum()
             total.backward()
             module.zero_grad()

@@ -26,6 +26,7 @@ from training import checkpoint, factors, linear, store
 from training.augment import AugmentSettings, augment
 from training.config import RUNS, PretrainSettings
 from training.data import DataError, Source, open_source
+from training.device import training_device
 from training.encoders import embed
 from training.initial import initial
 from training.knn import default_k, knn_predict, views_matched
@@ -108,8 +109,7 @@ def run(settings: PretrainSettings, kinds: tuple[str, ...]) -> dict:
             began = time.process_time()
             pretrain(replace(settings, name=name, resume=True))
             start = initial(str(folder), None, None, None, settings.seed)
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            f, g = start.encoder.to(device), (start.projector or nn.Identity()).to(device)
+            f, g = (m.to(training_device()) for m in (start.encoder, start.projector or nn.Identity()))
             bench = Bench(**vars(labelled(settings)), encoder=f, projector=g)
             found = {kind: MEASURES[kind](bench) for kind in missing}
         earlier = _read(folder / COST) if (folder / COST).exists() else {}

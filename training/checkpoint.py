@@ -19,7 +19,7 @@ from training.encoders import Encoder
 
 NAME = "last.ckpt"
 HALFWAY = "halfway.ckpt"  # of what is no pretraining (training/halfway.py)
-EVERY_S = 5.0  # epochs that end sooner after the last checkpoint make none
+EVERY_S = 30.0  # epochs that end sooner after the last checkpoint make none
 
 
 class CheckpointError(ValueError):

@@ -45,12 +45,13 @@ from training.checkpoint import AtomicCheckpointIO, CheckpointError
 from training.classifier import Classifier
 from training.config import RUNS, SEEDS
 from training.data import DataError, open_source
+from training.device import mixed_precision, prepare, training_device
 from training.evaluate import print_table
 from training.features import ENCODER_ERRORS, EncoderError
 from training.halfway import Halfway, check_same
 from training.initial import initial
 from training.lars import LARS, lars_groups
-from training.pretrain import commit, keep_freed_memory, write_metrics
+from training.pretrain import commit, write_metrics
 from training.schedule import scaled_lr, warmup_cosine
 from training.teacher import Teacher, compare, load_both, notes, of_network, open_teacher
 
@@ -159,7 +160,7 @@ class Lesson:
         same = self.teacher.size_px == self.size_px
         shown = views if same else render(images, draws, self.teacher.size_px)
         shown = (shown.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)  # as pictures reach any encoder
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with mixed_precision(device):
             taught = self.teacher.answer(shown.contiguous().cpu().numpy()).to(device)
             learnt = network(views.contiguous(memory_format=torch.channels_last))
         if not taught.isfinite().all():
@@ -172,8 +173,8 @@ def distil(settings: DistilSettings) -> Path:
 
     raises  DataError, EncoderError, CheckpointError, BundleError, ZooError, ValueError
     """
-    keep_freed_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prepare()
+    device = training_device()
     teacher = open_teacher(settings.teacher)
     size_px = settings.size_px or (None if settings.init else teacher.size_px)
     start = initial(settings.init, settings.encoder, settings.width, size_px, settings.seed)

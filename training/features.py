@@ -23,6 +23,7 @@ from export.artifact import CARD, GRAPH, BundleError, Preprocessing, load_bundle
 from training import checkpoint, zoo
 from training.checkpoint import CheckpointError
 from training.data import Picture
+from training.device import training_device
 from training.encoders import Encoder, to_input
 
 PIXELS, PIXELS_PX = "pixels", 32
@@ -169,7 +170,7 @@ def megabytes(network: nn.Module) -> float:
 
 def by_torch(network: nn.Module, mean: Tensor | float = 0.0, std: Tensor | float = 1.0) -> Callable:
     """`encode` of an Extractor. The network is put onto the GPU where there is one, and into evaluation mode."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device()
     network = network.to(device).eval()
     mean, std = (value.to(device) if isinstance(value, Tensor) else value for value in (mean, std))
 

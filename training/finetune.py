@@ -35,13 +35,14 @@ from training.checkpoint import CheckpointError
 from training.classifier import Classifier
 from training.config import RUNS
 from training.data import DataError, open_source
+from training.device import mixed_precision, prepare, training_device
 from training.encoders import embed
 from training.features import size_note
 from training.halfway import Halfway, State, check_same
 from training.initial import initial
 from training.labelled import alone, check_classes, few, hold_out
 from training.lars import LARS, lars_groups
-from training.pretrain import commit, keep_freed_memory, write_metrics
+from training.pretrain import commit, write_metrics
 from training.recipes import FinetuneSettings
 from training.schedule import scaled_lr, warmup_cosine
 from training.store import Store
@@ -85,8 +86,8 @@ def finetune(settings: FinetuneSettings) -> Path:
 
     raises  DataError, CheckpointError, BundleError, ZooError, ValueError
     """
-    keep_freed_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prepare()
+    device = training_device()
     start = initial(settings.init, settings.encoder, settings.width, settings.size_px, settings.seed)
     hidden = None
     if settings.mode == "head":
@@ -180,7 +181,7 @@ def train_classifier(
             generator = torch.Generator(device).manual_seed((settings.seed << 40) + step)
             pixels = torch.from_numpy(task.pixels[rows]).to(device)
             views = augment(pixels, settings.augment, generator, pixels.shape[1])  # (B, 3, S, S)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with mixed_precision(device):
                 logits = network(views.contiguous(memory_format=torch.channels_last)).float()
             labels = torch.from_numpy(task.labels[rows]).to(device)
             loss = F.cross_entropy(logits, labels, weights if settings.balance == "loss" else None)

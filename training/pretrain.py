@@ -15,7 +15,6 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import csv
-import ctypes
 import dataclasses
 import json
 import logging
@@ -40,6 +39,7 @@ from training.augment import Draws, draw, render
 from training.checkpoint import AtomicCheckpointIO, CheckpointError, EveryEpoch
 from training.config import PRESETS, RUNS, PretrainSettings, parse
 from training.data import DataError, open_source
+from training.device import mixed_precision, prepare, training_device
 from training.encoders import Encoder, projection_head
 from training.features import size_note
 from training.initial import Initial, begin_from, initial
@@ -56,7 +56,6 @@ FINAL, PASSING = 50_000, 10_000  # images in the bank of the measurements at bot
 CALIBRATION_STEPS = 8
 RESIDENT_SHARE = 0.5  # of a GPU's free memory, at most, for the pictures
 COMPILE_FROM_STEPS, COMPILE_FROM_MIN = 2000, 5.0  # of a run on a CPU, where compiling takes half a minute
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 class SimCLR(pl.LightningModule):
@@ -121,7 +120,8 @@ class SimCLR(pl.LightningModule):
         """torch.compile the augmentation, and on a GPU f and g. Where that fails, say so and go on without."""
         render_fast = torch.compile(render, dynamic=False, fullgraph=True)
         try:
-            render_fast(images.repeat(2, 1, 1, 1), self.draws(images, 0), self.settings.size_px)
+            with mixed_precision(images.device):  # as in training: another state would be compiled anew
+                render_fast(images.repeat(2, 1, 1, 1), self.draws(images, 0), self.settings.size_px)
         except Exception as error:  # no C++ compiler, most often
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             print(f"going on without torch.compile, which speeds training up: {reason}")
@@ -246,7 +246,7 @@ def pretrain(settings: PretrainSettings) -> Path:
 
     raises  DataError, CheckpointError, ValueError; Stopped where Ctrl-C ended it
     """
-    keep_freed_memory()
+    prepare()
     devices, nodes = processes(settings)
     if int(os.environ.get("LOCAL_RANK", 0)) > 0 and not by_torchrun():  # started by the first, which has prepared all
         settings = PretrainSettings.from_dict(json.loads((RUNS / settings.name / "config.json").read_text()))
@@ -355,7 +355,6 @@ def processes(settings: PretrainSettings) -> tuple[int, int]:
 
 def make_trainer(settings: PretrainSettings, run: Path, total_steps: int, devices: int, nodes: int) -> pl.Trainer:
     gpu = torch.cuda.is_available()
-    torch.set_float32_matmul_precision("high")
     return pl.Trainer(
         default_root_dir=run,
         accelerator="auto",
@@ -391,16 +390,6 @@ def continued(asked: PretrainSettings, saved: PretrainSettings, run: Path) -> Pr
     return dataclasses.replace(saved, max_steps=asked.max_steps, devices=asked.devices)
 
 
-def keep_freed_memory() -> None:
-    """For CPUs: every step wants the same tensors, and fetching zeroed pages for them from the system, each time anew,
-    takes a fifth of a step and more. glibc is told to keep what is freed; elsewhere nothing happens."""
-    if sys.platform == "linux" and not torch.cuda.is_available():
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        if mallopt:
-            mallopt(M_MMAP_MAX, 0)
-            mallopt(M_TRIM_THRESHOLD, -1)
-
-
 def compiling_pays(settings: PretrainSettings, images: int) -> bool:
     if torch.cuda.is_available():
         return True
@@ -411,18 +400,17 @@ def compiling_pays(settings: PretrainSettings, images: int) -> bool:
 
 def epochs_in(minutes: float, settings: PretrainSettings, train: Store | Stream) -> int:
     """How many epochs fit, by timing a few steps of a model that is then thrown away."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = SimCLR(settings, train, None).to(device)
+    module = SimCLR(settings, train, None).to(training_device())
     if settings.compile:
         module.compile_parts(
-            torch.from_numpy(train.pixels[: settings.chunk_size or settings.batch_size].copy()).to(device)
+            torch.from_numpy(train.pixels[: settings.chunk_size or settings.batch_size].copy()).to(module.device)
         )
     optimizer = module.configure_optimizers()["optimizer"]
-    images = torch.from_numpy(train.pixels[: settings.batch_size].copy()).to(device)  # the store is read-only
+    images = torch.from_numpy(train.pixels[: settings.batch_size].copy()).to(module.device)  # the store is read-only
     seconds = []
     for step in range(CALIBRATION_STEPS):
         started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with mixed_precision(module.device):
             loss = module.loss(images, step)
         loss.backward()
         optimizer.step()

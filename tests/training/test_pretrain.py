@@ -16,6 +16,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from training import checkpoint
 from training.augment import render
@@ -341,6 +342,36 @@ def test_the_augmentation_compiles_whole_and_gives_the_same_views(small_settings
     torch.testing.assert_close(module.render(*arguments), render(*arguments), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_what_was_compiled_before_the_first_step_is_what_mixed_precision_runs(small_settings, monkeypatch):
+    """bfloat16 on the CPU stands for a GPU's."""
+    monkeypatch.setattr("training.pretrain.mixed_precision", lambda on: torch.autocast(on.type, torch.bfloat16))
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    module = SimCLR(small_settings(), PixelStore(8), None)
+    images = torch.from_numpy(module.train_store.pixels)
+    module.compile_parts(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module.loss(images, 0).isfinite()
+
+
+@pytest.mark.parametrize(("chunk_size", "dense_rows"), [(0, 8192), (0, 0), (8, 8192)])
+def test_a_step_reads_no_value_so_that_on_a_gpu_nothing_waits(chunk_size, dense_rows, small_settings, monkeypatch):
+    """Tensors of shape and type alone stand for a device's: whoever asks them for a value gets an error."""
+    monkeypatch.setattr("training.loss.DENSE_ROWS", dense_rows)
+    settings = small_settings(batch_size=16, chunk_size=chunk_size)
+    module = SimCLR(settings, PixelStore(16), None)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module.to_empty(device="cpu")
+        optimizer = module.configure_optimizers()["optimizer"]
+        for step in range(2):  # the first one makes the momentum
+            loss = module.loss(torch.empty(16, 16, 16, 3, dtype=torch.uint8), step)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with pytest.raises(DataDependentOutputException):
+            loss.item()
+
+
 def test_where_nothing_compiles_the_run_goes_on_and_says_so(small_settings, monkeypatch, capsys):
     def fails(*arguments, **options):
         def call(*arguments):
@@ -380,24 +411,3 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
         assert result.returncode == 1
         assert words in result.stderr
         assert "Traceback" not in result.stderr
-
-
-@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="for runs on a CPU, of glibc")
-def test_a_run_on_a_cpu_keeps_the_memory_that_a_step_has_freed():
-    code = """
-import resource, sys, torch
-from training import pretrain
-if sys.argv[1] == "kept":
-    pretrain.keep_freed_memory()
-for _ in range(12):  # the first ones find out how much is wanted
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    step = [torch.empty(mib * 2**20, dtype=torch.uint8).fill_(1) for mib in (64, 16, 24, 32)]
-    del step
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    faults = {}
-    for way in ("kept", "usual"):
-        command = [sys.executable, "-W", "ignore", "-c", code, way]
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=True)
-        faults[way] = int(done.stdout)
-    assert faults["kept"] < 100 < faults["usual"]  # pages that the system had to give for 136 MiB
