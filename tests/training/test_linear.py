@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -19,9 +20,21 @@ def blobs():
     return torch.from_numpy(h), torch.from_numpy(labels)
 
 
+@pytest.fixture(scope="module")
+def entangled(blobs):
+    """The same in 60 dimensions, which vary a thousandfold less along some directions than along others."""
+    rng = np.random.default_rng(1)
+    h = np.concatenate([blobs[0].numpy() / np.geomspace(0.01, 100, 20), rng.normal(0, 1, (2500, 40))], axis=1)
+    rotations = [np.linalg.qr(rng.normal(0, 1, (60, 60)))[0] for _ in range(2)]
+    return torch.from_numpy((h @ rotations[0] * np.geomspace(1e-3, 1, 60) @ rotations[1]).astype(np.float32)), blobs[1]
+
+
 @pytest.mark.parametrize("decay", [1.0, 1e-2, 1e-5])
-def test_a_fit_is_scikit_learns(blobs, decay):
-    h, labels = blobs
+@pytest.mark.parametrize("features", ["blobs", "entangled", "blobs as they are"])
+def test_a_fit_is_scikit_learns(features, decay, request, monkeypatch):
+    h, labels = request.getfixturevalue(features.split()[0])
+    if features == "blobs as they are":
+        monkeypatch.setattr(linear, "AXES_MOST", 0)
     known, asked = slice(0, 1500), slice(1500, None)
     ours = linear.fit(h[known], labels[known], decay)
     scaler = StandardScaler().fit(h[known].double().numpy())
@@ -31,6 +44,20 @@ def test_a_fit_is_scikit_learns(blobs, decay):
     expected = theirs.predict(x)
     assert np.mean(ours.predict(h[asked]).numpy() != expected) <= 0.002
     np.testing.assert_allclose(ours(h[asked]).softmax(dim=1).numpy(), theirs.predict_proba(x), atol=2e-3)
+
+
+@pytest.mark.parametrize("decay", [1e-2, 1e-5])
+def test_with_more_features_than_pictures_the_fit_is_as_good_as_scikit_learns(entangled, decay):
+    h, labels = (part[:40] for part in entangled)
+    ours = linear.fit(h, labels, decay)
+    x = ((h - ours.mean) / ours.scale).double()
+    theirs = LogisticRegression(C=1 / (decay * 40), tol=1e-8, max_iter=2000).fit(x.numpy(), labels.numpy())
+    weight, bias = torch.from_numpy(theirs.coef_.T), torch.from_numpy(theirs.intercept_)
+
+    def objective(weight: torch.Tensor, bias: torch.Tensor) -> float:
+        return (F.cross_entropy(x @ weight + bias, labels) + decay / 2 * weight.square().sum()).item()
+
+    assert objective(ours.weight.double(), ours.bias.double()) < 1.001 * objective(weight, bias)
 
 
 def test_the_sweep_takes_the_decay_that_is_best_on_the_held_out_and_fits_all_to_it(blobs):
