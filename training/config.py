@@ -82,13 +82,8 @@ class PretrainSettings:
     """Processes on this machine, one a GPU; 0 for all that there are."""
 
     def __post_init__(self):
-        if not 0 <= self.seed < SEEDS:
-            raise ValueError(f"--seed must be at least 0 and below {SEEDS:,}, not {self.seed}")
         positive = ("size_px", "head_dimension", "temperature", "epochs", "minutes", "max_steps", "lr", "knn_epochs")
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+        check_settings(self, positive)
         if not self.batch_size >= 2:
             raise ValueError(
                 f"--batch-size must be at least 2 (a negative needs a second image), not {self.batch_size}"
@@ -103,8 +98,6 @@ class PretrainSettings:
             raise ValueError(f"--chunk-size must be at least 0, not {self.chunk_size}")
         if not self.devices >= 0:
             raise ValueError(f"--devices must be at least 0, not {self.devices}")
-        if any(part in ("..", "") for part in self.name.split("/")) and self.name:
-            raise ValueError(f"--name must be a folder name below runs/, not {self.name!r}")
 
     @property
     def architecture(self) -> str:
@@ -119,6 +112,18 @@ class PretrainSettings:
         augment = dict(facts.pop("augment"))
         augment["crop_area"] = tuple(augment["crop_area"])
         return cls(augment=AugmentSettings(**augment), **facts)
+
+
+def check_settings(settings, positive: tuple[str, ...]) -> None:
+    """What all commands that train ask of theirs: `seed`, `name`, and those numbers, where given, above 0."""
+    if not 0 <= settings.seed < SEEDS:
+        raise ValueError(f"--seed must be at least 0 and below {SEEDS:,}, not {settings.seed}")
+    if any(part in ("..", "") for part in settings.name.split("/")) and settings.name:
+        raise ValueError(f"--name must be a folder name below runs/, not {settings.name!r}")
+    for name in positive:
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {value}")
 
 
 CIFAR = PretrainSettings(

@@ -43,7 +43,7 @@ from training import checkpoint, classifier
 from training.augment import AugmentSettings, draw, render
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
 from training.classifier import Classifier
-from training.config import RUNS, SEEDS
+from training.config import RUNS, check_settings
 from training.data import DataError, open_source
 from training.device import mixed_precision, prepare, training_device
 from training.evaluate import print_table
@@ -102,16 +102,9 @@ class DistilSettings:
     """Of weights, order, and augmentation."""
 
     def __post_init__(self):
-        if not 0 <= self.seed < SEEDS:
-            raise ValueError(f"--seed must be at least 0 and below {SEEDS:,}, not {self.seed}")
-        for name in ("size_px", "temperature", "epochs", "minutes", "lr"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+        check_settings(self, ("size_px", "temperature", "epochs", "minutes", "lr"))
         if not self.batch_size >= 2:
             raise ValueError(f"--batch-size must be at least 2, not {self.batch_size}")
-        if any(part in ("..", "") for part in self.name.split("/")) and self.name:
-            raise ValueError(f"--name must be a folder name below runs/, not {self.name!r}")
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

@@ -19,6 +19,7 @@ if __name__ == "__main__" and not __package__:
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -105,10 +106,12 @@ def evaluate(settings: EvaluateSettings) -> dict:
     """Judge and write; returns what the JSON holds. Raises DataError, ValueError, ENCODER_ERRORS."""
     extractors = [open_encoder(name, settings.size_px) for name in settings.encoders]
     source = open_source(settings.data)
-    labels = {picture.label for picture in source.pictures if picture.split == "train"} - {None}
-    labelled = len(labels) > 1
-    if len(labels) == 1:
-        print(f"note: {labels.pop()} is the only class to learn from, so these count as pictures without labels")
+    of = Counter(p.label for p in source.pictures if p.split == "train" and p.label is not None)
+    tested = any(p.split == "test" and p.label is not None for p in source.pictures)
+    labelled = len(of) > 1 and (tested or max(of.values()) > 1)
+    if of and not labelled:
+        why = "each class has one picture" if len(of) > 1 else f"{next(iter(of))} is the only class to learn from"
+        print(f"note: {why}, so these count as pictures without labels")
     rows, details, values, shown, moved = [], {}, [], [], []
     for extractor in extractors:
         if note := size_note(extractor.name, extractor.preprocessing.size_px, source.pictures):

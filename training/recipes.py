@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from training.augment import AugmentSettings
-from training.config import SEEDS, over_preset
+from training.config import check_settings, over_preset
 
 GENTLE, FRESH = 0.02, 1.0  # learning rates
 
@@ -72,12 +72,7 @@ class FinetuneSettings:
     """Of which labels are used and held out, of order and augmentation."""
 
     def __post_init__(self):
-        if not 0 <= self.seed < SEEDS:
-            raise ValueError(f"--seed must be at least 0 and below {SEEDS:,}, not {self.seed}")
-        for name in ("size_px", "labels_per_class", "patience", "epochs", "lr"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+        check_settings(self, ("size_px", "labels_per_class", "patience", "epochs", "lr"))
         if not 0 < self.label_share <= 1:
             raise ValueError(f"--label-share is a share in (0, 1], not {self.label_share}")
         if self.labels_per_class and self.label_share != 1:
@@ -94,8 +89,6 @@ class FinetuneSettings:
             raise ValueError("--momentum must be above 0 for Nesterov's")
         if not self.weight_decay >= 0:
             raise ValueError(f"--weight-decay must be at least 0, not {self.weight_decay}")
-        if any(part in ("..", "") for part in self.name.split("/")) and self.name:
-            raise ValueError(f"--name must be a folder name below runs/, not {self.name!r}")
 
     @property
     def learning_rate(self) -> float:
