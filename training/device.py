@@ -14,7 +14,9 @@ def training_device() -> torch.device:
 
 def mixed_precision(on: torch.device) -> torch.autocast:
     """What a step's forward runs in: bfloat16 on a GPU, nothing else than usual on a CPU."""
-    return torch.autocast(on.type, torch.bfloat16, enabled=on.type == "cuda")
+    return torch.autocast(
+        on.type, torch.bfloat16, enabled=on.type == "cuda", cache_enabled=False
+    )  # as the trainer does
 
 
 def prepare() -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
+
+from training.device import mixed_precision
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,3 +33,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=True)
         faults[way] = int(done.stdout)
     assert faults["kept"] < 100 < faults["usual"]  # pages that the system had to give for 136 MiB
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_on_a_gpu_the_precision_is_the_trainers_so_that_nothing_is_compiled_for_another():
+    ours = mixed_precision(torch.device("cuda"))
+    assert vars(ours) == vars(MixedPrecision("bf16-mixed", "cuda").autocast_context_manager())

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from pytorch_lightning.plugins.precision import MixedPrecision
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from training import checkpoint
@@ -345,12 +346,13 @@ def test_the_augmentation_compiles_whole_and_gives_the_same_views(small_settings
 @pytest.mark.slow
 def test_what_was_compiled_before_the_first_step_is_what_mixed_precision_runs(small_settings, monkeypatch):
     """bfloat16 on the CPU stands for a GPU's."""
-    monkeypatch.setattr("training.pretrain.mixed_precision", lambda on: torch.autocast(on.type, torch.bfloat16))
+    trainers = MixedPrecision("bf16-mixed", "cpu")
+    monkeypatch.setattr("training.pretrain.mixed_precision", lambda on: trainers.autocast_context_manager())
     monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     module = SimCLR(small_settings(), PixelStore(8), None)
     images = torch.from_numpy(module.train_store.pixels)
     module.compile_parts(images)
-    with torch.autocast("cpu", torch.bfloat16):
+    with trainers.forward_context():
         assert module.loss(images, 0).isfinite()
 
 
