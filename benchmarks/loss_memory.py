@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.result import publish
 from training import loss
+from training.device import training_device
 
 TEMPERATURE = 0.2
 DIMENSION = 128
@@ -75,7 +76,7 @@ def difference(n: int) -> float:
 
 def views(n: int) -> tuple[Tensor, Tensor]:
     """Two views that resemble each other, (n, DIMENSION) each; freed temporaries would count as held before."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = training_device()
     generator = torch.Generator(device).manual_seed(0)
     z_a, z_b = (torch.randn(n, DIMENSION, device=device, generator=generator) for _ in range(2))
     z_b.div_(2).add_(z_a)

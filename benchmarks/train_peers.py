@@ -56,13 +56,14 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from benchmarks.result import publish
 from training.augment import CROP_ASPECT, AugmentSettings
 from training.config import PRESETS, PretrainSettings
+from training.device import mixed_precision, prepare, training_device
 
 AUGMENT = AugmentSettings(crop_area=(0.08, 1.0), strength=0.5, blur=0.0)  # CIFAR's in the paper and in both peers
 JITTER = dict.fromkeys(("brightness", "contrast", "saturation"), 0.8 * AUGMENT.strength) | {
     "hue": 0.2 * AUGMENT.strength
 }
 GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if GPU else "cpu")
+DEVICE = training_device()
 SETTLING = 4  # steps of a turn before its first timed one, after those that workers had fetched ahead
 FETCHED_AHEAD = 2  # batches a worker: DataLoader's default
 OFFLINE = {  # for the peers and what they import
@@ -275,7 +276,6 @@ def peak_memory_mib() -> float:
 def train_twinview(problem: Problem, workers: int, turns: Callable, compiled: bool) -> None:
     import pytorch_lightning as pl
 
-    from training.device import prepare
     from training.pretrain import Batches, SimCLR
 
     prepare()
@@ -324,7 +324,7 @@ def train_lightly(problem: Problem, workers: int, turns: Callable) -> None:
     criterion = NTXentLoss(settings.temperature)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
     for (x0, x1), _ in turns(endless(Pictures(problem.pixels, transform), problem, workers)):
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
+        with mixed_precision(DEVICE):
             z0 = model(x0.to(DEVICE, non_blocking=True))
             z1 = model(x1.to(DEVICE, non_blocking=True))
             loss = criterion(z0, z1)

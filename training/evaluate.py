@@ -106,11 +106,11 @@ def evaluate(settings: EvaluateSettings) -> dict:
     """Judge and write; returns what the JSON holds. Raises DataError, ValueError, ENCODER_ERRORS."""
     extractors = [open_encoder(name, settings.size_px) for name in settings.encoders]
     source = open_source(settings.data)
-    of = Counter(p.label for p in source.pictures if p.split == "train" and p.label is not None)
+    sizes = Counter(p.label for p in source.pictures if p.split == "train" and p.label is not None)
     tested = any(p.split == "test" and p.label is not None for p in source.pictures)
-    labelled = len(of) > 1 and (tested or max(of.values()) > 1)
-    if of and not labelled:
-        why = "each class has one picture" if len(of) > 1 else f"{next(iter(of))} is the only class to learn from"
+    labelled = len(sizes) > 1 and (tested or max(sizes.values()) > 1)
+    if sizes and not labelled:
+        why = "each class has one picture" if len(sizes) > 1 else f"{next(iter(sizes))} is the only class to learn from"
         print(f"note: {why}, so these count as pictures without labels")
     rows, details, values, shown, moved = [], {}, [], [], []
     for extractor in extractors:

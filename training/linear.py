@@ -16,7 +16,7 @@ from torch import Tensor
 
 from training.schedule import scaled_lr, warmup_cosine
 
-DECAYS = tuple(10.0**power for power in range(1, -7, -1))  # from strong to weak: each starts where the last ended
+DECAYS = tuple(10.0**power for power in range(1, -7, -1))  # from strong to weak
 ITERATIONS = 300
 AXES_MOST = 4096  # features: some ten seconds on two cores
 SGD_LR, SGD_BATCH, SGD_EPOCHS = 0.1, 512, 100
@@ -51,8 +51,8 @@ class Standardised:
         self.x = (h - self.mean) / self.scale
         self.variances, self.axes = principal_axes(self.x)
 
-    def fit(self, labels: Tensor, decay: float, start: Linear | None = None) -> Linear:
-        """labels (N,) int64 from 0 to C - 1, each of them there; decay > 0; start  of the same features
+    def fit(self, labels: Tensor, decay: float) -> Linear:
+        """labels (N,) int64 from 0 to C - 1, each of them there; decay > 0.
 
         L-BFGS takes five times as many steps, and often more than ITERATIONS, where directions differ in curvature as
         features do in variance. So it moves u, of weight = axes u / sqrt(curvature), in which all are about alike.
@@ -60,17 +60,10 @@ class Standardised:
         if not decay > 0:
             raise ValueError(f"decay must be above 0, not {decay}")
         classes = int(labels.max()) + 1
-        weight = start.weight if start else torch.zeros(self.x.shape[1], classes)
-        bias = start.bias.clone() if start else torch.zeros(classes)
         curvature = (classes - 1) / classes**2 * self.variances + decay  # (d,) where all classes are equally likely
-        root = curvature.sqrt()[:, None]
-        u = root * (weight if self.axes is None else self.axes.T @ weight)  # (d, C)
-
-        def weight_of(u: Tensor) -> Tensor:
-            return u / root if self.axes is None else self.axes @ (u / root)  # (d, C)
-
+        u, bias = torch.zeros(len(curvature), classes, requires_grad=True), torch.zeros(classes, requires_grad=True)
         optimizer = torch.optim.LBFGS(
-            [u.requires_grad_(), bias.requires_grad_()],
+            [u, bias],
             max_iter=ITERATIONS,
             tolerance_grad=1e-6,
             tolerance_change=1e-9,
@@ -78,15 +71,19 @@ class Standardised:
             line_search_fn="strong_wolfe",
         )
 
+        def weight() -> Tensor:
+            along = u / curvature.sqrt()[:, None]
+            return along if self.axes is None else self.axes @ along  # (d, C)
+
         def loss() -> Tensor:
             optimizer.zero_grad()
-            weight = weight_of(u)
-            value = F.cross_entropy(self.x @ weight + bias, labels) + decay / 2 * weight.square().sum()
+            w = weight()
+            value = F.cross_entropy(self.x @ w + bias, labels) + decay / 2 * w.square().sum()
             value.backward()
             return value
 
         optimizer.step(loss)
-        return Linear(self.mean, self.scale, weight_of(u).detach(), bias.detach())
+        return Linear(self.mean, self.scale, weight().detach(), bias.detach())
 
 
 def principal_axes(x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -113,9 +110,9 @@ def sweep(
 
     returns  what is fitted to all of h, its decay, and the accuracy of each
     """
-    accuracies, fitted, known = {}, None, Standardised(h[kept])
+    accuracies, known = {}, Standardised(h[kept])
     for decay in decays:
-        fitted = known.fit(labels[kept], decay, fitted)
+        fitted = known.fit(labels[kept], decay)
         accuracies[decay] = (fitted.predict(h[held]) == labels[held]).float().mean().item()
     best = max(accuracies, key=accuracies.get)
     return fit(h, labels, best), best, accuracies
