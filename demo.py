@@ -24,7 +24,7 @@ import tyro
 from PIL import Image
 
 from serving.client import Client, ServiceError
-from training.data import DataError, open_source
+from training.data.sources import DataError, open_source
 
 READY_S = 120
 

@@ -20,8 +20,8 @@ import numpy as np
 import tyro
 
 from benchmarks.result import publish
-from serving.index import unit
-from serving.near import near_pairs
+from serving.collection.index import unit
+from serving.derived.pairs import near_pairs
 
 CLUSTERS = 2000
 BLOCK = 2048

@@ -28,7 +28,7 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks.result import publish
-from serving.index import Index, Item, unit
+from serving.collection.index import Index, Item, unit
 
 DIMENSION = 32
 PICTURES = 2000  # different ones

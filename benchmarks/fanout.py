@@ -24,7 +24,7 @@ import tyro
 
 from benchmarks.duplicates import clustered
 from benchmarks.result import publish
-from serving.index import Index, Item
+from serving.collection.index import Index, Item
 
 SHARDS = (1, 10, 100, 1000)
 DRAWN = 20_000  # simulated searches

@@ -30,7 +30,7 @@ import tyro
 from benchmarks.result import publish
 from training import checkpoint, finetune
 from training.recipes import FinetuneSettings
-from training.verdict import Row, halfwidth
+from training.study.verdict import Row, halfwidth
 
 CORES = os.cpu_count() or 1
 

@@ -5,7 +5,7 @@
 
 The vectors are unit, around 2,000 centres, and the queries are of the same kind. `flat` is FAISS's IndexFlatIP, exact,
 with one thread or all, whichever is faster here; `hnsw` its IndexHNSWFlat (M 32). Twinview answers with whole items,
-through serving.index on a folder; FAISS with numbers. They take turns, query by query, in one process. Upserts are
+through collection.index on a folder; FAISS with numbers. They take turns, query by query, in one process. Upserts are
 durable when they return. A filter is told as first met and as met again at one version of the table.
 
 `reopening` is a fresh process: from imports done to the first answer, and from its start. `memory` is what it takes
@@ -35,9 +35,9 @@ import tyro
 from PIL import Image
 
 from benchmarks.result import publish
-from serving.filters import Filter
-from serving.index import Index, Item, unit
+from serving.collection.index import Index, Item, unit
 from serving.limits import cores, give_way
+from serving.protocol.filters import Filter
 
 K = 10
 CENTRES = 2000
@@ -261,7 +261,7 @@ def while_loading(case: Case, index: Index, queries: np.ndarray) -> dict[str, fl
 
 
 def _load(uri: str, case: Case, stop, count) -> None:
-    from serving.filling import ROWS_PER_UPSERT
+    from serving.indexing.fill import ROWS_PER_UPSERT
 
     give_way()  # as `twinview index add`, which writes no more than so many rows at once
     index, vectors = Index(uri, "encoder", case.d), clustered(Case(ROWS_PER_UPSERT, case.d, 1))[0]

@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from benchmarks.result import publish
-from training.knn import knn_predict
+from training.evaluation.knn import knn_predict
 
 CLASSES, ROWS = 10, 1024  # classes; rows of a product
 

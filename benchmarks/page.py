@@ -39,8 +39,8 @@ from benchmarks.result import publish
 from benchmarks.serving import BENTOML, Case, Server, prepare, stop
 from export.artifact import load_bundle
 from serving.client import Client
-from serving.index import Index, Item
-from serving.thumbnail import thumbnail
+from serving.collection.index import Index, Item
+from serving.inference.thumbnail import thumbnail
 
 K = 24  # as many as the page shows
 CLUSTERS, LABELS = 2000, 10

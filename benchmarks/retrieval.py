@@ -25,13 +25,13 @@ from tqdm import tqdm
 from benchmarks.result import publish
 from export.artifact import Preprocessing, UnreadableImage, read_pixels
 from export.to_onnx import ExportSettings, Served, export
-from serving.encoder import Encoder
-from serving.filling import Tally, Work, fill
-from serving.index import Index
-from serving.originals import original
+from serving.collection.index import Index
+from serving.indexing.fill import Tally, Work, fill
+from serving.indexing.originals import original
+from serving.inference.encoder import Encoder
 from training import checkpoint, encoders
 from training.config import PretrainSettings
-from training.data import Picture, open_source
+from training.data.sources import Picture, open_source
 
 K = 5
 QUICK = 400  # pictures of each split

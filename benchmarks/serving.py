@@ -52,7 +52,7 @@ from benchmarks.load import Turn, generate, memory_mib, post
 from benchmarks.result import ROOT, publish
 from benchmarks.serving_peers import PEERS, Model
 from serving.limits import cores
-from serving.pack import MEDIA_TYPE, pack
+from serving.protocol.pack import MEDIA_TYPE, pack
 
 BATCH = 32
 PICTURES = 2 * BATCH  # different ones, in turn

@@ -26,10 +26,10 @@ import tyro
 from benchmarks.result import publish
 from benchmarks.serving import Case, prepare
 from export.artifact import UnreadableImage, load_bundle
-from serving.encoder import Encoder
-from serving.index import Index, Item, content_id
-from serving.thumbnail import read
-from training.data import open_source
+from serving.collection.index import Index, Item, content_id
+from serving.inference.encoder import Encoder
+from serving.inference.thumbnail import read
+from training.data.sources import open_source
 
 PICTURES = 256
 BATCH = 32

@@ -37,9 +37,9 @@ from tqdm import tqdm
 from benchmarks.photograph import jpeg
 from benchmarks.result import publish
 from export.artifact import Preprocessing
-from training import stream
 from training.config import PRESETS
-from training.data import open_source
+from training.data import stream
+from training.data.sources import open_source
 from training.device import mixed_precision, prepare, training_device
 from training.pretrain import Batches, SimCLR
 

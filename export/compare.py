@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from training import retrieval
-from training.knn import default_k, knn_predict
-from training.store import Store
+from training.data.store import Store
+from training.evaluation import retrieval
+from training.evaluation.knn import default_k, knn_predict
 
 NEIGHBOURS = 10
 ASKED = 0.2  # of the most pictures that are compared

@@ -35,8 +35,8 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from export.artifact import Bundle, BundleError, encoder_id, load_bundle, save_bundle
 from export.compare import BATCH, NEIGHBOURS, Judge, images_per_s
 from export.to_onnx import probe_of, serialised
-from training import store
-from training.data import DataError, open_source
+from training.data import store
+from training.data.sources import DataError, open_source
 
 CALIBRATION = 256  # pictures; more changed nothing on photographs
 LOSS_LIMIT = 0.005  # of kNN accuracy, above which layers are given back their float32

@@ -31,19 +31,21 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from export.artifact import BundleError, ModelCard
-from serving import answers, classify, collection, embeddings, errors, insight, log, overview, pack, runs
-from serving.decode import File
-from serving.embeddings import EmbeddingsQuery
+from serving import errors, runs
+from serving.api import answers, classify, collections, derived, embeddings, log, views
+from serving.api.embeddings import EmbeddingsQuery
+from serving.api.envelope import Envelope
+from serving.api.keys import OPEN_PATHS, Access, Lock
+from serving.api.presence import present
+from serving.api.request import JSON, Ready, binary, chosen, engine_of, validated
+from serving.api.upload import BYTES, FORM, media_type, read_images
+from serving.collection.index import DEFAULT, IndexProblem, unit
 from serving.engine import Embedded, Engine
-from serving.envelope import Envelope
 from serving.errors import NotFound, UnsupportedType, documented
-from serving.index import DEFAULT, IndexProblem, unit
-from serving.keys import OPEN_PATHS, Access, Lock
+from serving.inference.decode import File
 from serving.limits import USUAL, BodyLimit, Limits
 from serving.metrics import Metrics
-from serving.presence import present
-from serving.request import JSON, Ready, binary, chosen, engine_of, validated
-from serving.upload import BYTES, FORM, media_type, read_images
+from serving.protocol import pack
 
 logger = logging.getLogger("twinview")
 
@@ -131,10 +133,10 @@ def create_app(encoder: str | None, index: str | Path, limits: Limits = USUAL, a
     # include_router would look through all of them twice
     rooms = (
         plain,
-        collection.router,
-        overview.router,
+        collections.router,
+        derived.router,
         classify.router,
-        insight.router,
+        views.router,
         runs.router,
         router,
     )
@@ -144,7 +146,7 @@ def create_app(encoder: str | None, index: str | Path, limits: Limits = USUAL, a
 
     @app.exception_handler(IndexProblem)
     async def _(request: Request, error: IndexProblem) -> Response:
-        return errors.answer(collection.refusal(error))
+        return errors.answer(collections.refusal(error))
 
     return app
 

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Literal
 
 from export.artifact import Bundle, BundleError
-from serving.encoder import find_bundle
-from serving.filling import Tally, fill, work_of, write_skipped
-from serving.index import DEFAULT, Index, IndexProblem, WrongEncoder, collections
+from serving.collection.index import DEFAULT, Index, IndexProblem, WrongEncoder, collections
+from serving.indexing.fill import Tally, fill, work_of, write_skipped
+from serving.indexing.originals import Originals, open_originals, stored
+from serving.inference.encoder import find_bundle
 from serving.limits import give_way
-from serving.originals import Originals, open_originals, stored
-from training.data import DataError
+from training.data.sources import DataError
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def run(settings: BulkSettings) -> Tally:
     known = _known(index, settings.reembed)
     tally = Tally()
     if settings.watch:
-        from serving.watch import follow
+        from serving.indexing.follow import follow
 
         follow(Path(settings.data).expanduser(), work_of(bundle), index, _skipped_path(index))
         return tally
@@ -75,7 +75,7 @@ def run(settings: BulkSettings) -> Tally:
     print(f"embedding {originals.count:,} pictures of {source} with {bundle.card.id} into {_place(settings)}")
     try:
         if settings.ray:
-            from serving.ray_bulk import fill_by_ray
+            from serving.indexing.cluster import fill_by_ray
 
             fill_by_ray(originals, bundle, index, tally, known, settings.reembed)
         else:

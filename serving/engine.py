@@ -9,13 +9,13 @@ from time import perf_counter
 import numpy as np
 
 from export.artifact import BundleError, ModelCard, TooManyPixels
-from serving.decode import SMALL_BYTES, SMALL_PIXELS, Decoder, File
 from serving.errors import NotReady
+from serving.inference.decode import SMALL_BYTES, SMALL_PIXELS, Decoder, File
+from serving.inference.models import Model, Models
 from serving.library import Library
 from serving.limits import Gate, Limits, cores
 from serving.metrics import Metrics
-from serving.models import Model, Models
-from serving.studio import Studio
+from serving.views.analysis import Studio
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from serving.decode import Decoder, File
+from serving.collection.index import DEFAULT, Index, Item, collections, content_id, unit
+from serving.collection.index import Facts as CollectionFacts
+from serving.collection.writes import Writer
 from serving.errors import Malformed, NotFound
-from serving.filters import Filter
-from serving.index import DEFAULT, Index, Item, collections, content_id, unit
-from serving.index import Facts as CollectionFacts
+from serving.inference.decode import Decoder, File
+from serving.inference.models import Model, Models
+from serving.inference.thumbnail import read
 from serving.limits import Gate, Limits
-from serving.models import Model, Models
-from serving.queries import Facts, Row, SearchQuery
-from serving.thumbnail import read
-from serving.writes import Writer
+from serving.protocol.filters import Filter
+from serving.protocol.queries import Facts, Row, SearchQuery
 
 READERS = 8  # LanceDB has threads of its own behind each
 

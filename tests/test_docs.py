@@ -9,8 +9,8 @@ import pytest
 
 from export.quantize import QuantizeSettings
 from export.to_onnx import ExportSettings
-from serving import cli
 from serving.bulk import BulkSettings
+from serving.cli import main
 from training.ablate import AblateSettings
 from training.config import PRESETS, PretrainSettings
 from training.distil import DistilSettings
@@ -68,5 +68,5 @@ def test_every_twinview_command_in_the_documents_can_be_given_as_it_stands(docum
     assert len(told) > 3
     for line in told:
         words = shlex.split(line, comments=True)
-        name = next(name for name in cli.COMMANDS if words[: name.count(" ") + 1] == name.split())
-        cli.parsed(name, words[name.count(" ") + 1 :])  # ends the process where an option is not there
+        name = next(name for name in main.COMMANDS if words[: name.count(" ") + 1] == name.split())
+        main.parsed(name, words[name.count(" ") + 1 :])  # ends the process where an option is not there

@@ -44,14 +44,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from export.artifact import Preprocessing
-from training import cell as cells_of
-from training import store
 from training.checkpoint import CheckpointError
 from training.config import PRESETS, PretrainSettings
-from training.data import DataError, open_source
+from training.data import store
+from training.data.sources import DataError, open_source
 from training.pretrain import Stopped
-from training.studies import STUDIES, Study
-from training.verdict import Row, halfwidth, judge
+from training.study import cell as cells_of
+from training.study.studies import STUDIES, Study
+from training.study.verdict import Row, halfwidth, judge
 
 EVERY_EPOCH = 10**9  # kNN is measured at both ends of a run only
 

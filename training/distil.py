@@ -44,10 +44,10 @@ from training.augment import AugmentSettings, draw, render
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
 from training.classifier import Classifier
 from training.config import RUNS, check_settings
-from training.data import DataError, open_source
+from training.data.sources import DataError, open_source
 from training.device import mixed_precision, prepare, training_device
 from training.evaluate import print_table
-from training.features import ENCODER_ERRORS, EncoderError
+from training.evaluation.features import ENCODER_ERRORS, EncoderError
 from training.halfway import Halfway, check_same
 from training.initial import initial
 from training.lars import LARS, lars_groups

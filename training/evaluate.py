@@ -30,17 +30,18 @@ import tyro
 from torch import Tensor
 
 from export.artifact import CARD
-from training import gallery, geometry, linear, retrieval, sensitivity, store
 from training.augment import AugmentSettings, augment
-from training.bootstrap import interval
 from training.config import RUNS
-from training.data import DataError, Source, open_source
-from training.features import ENCODER_ERRORS, RANDOM, Extractor, open_encoder, size_note
-from training.gallery import Neighbours, Predictions
-from training.knn import default_k, knn_predict
-from training.labelled import alone, check_classes, hold_out
-from training.store import Store
-from training.stream import Rows
+from training.data import store
+from training.data.labelled import alone, check_classes, hold_out
+from training.data.sources import DataError, Source, open_source
+from training.data.store import Store
+from training.data.stream import Rows
+from training.evaluation import gallery, geometry, linear, retrieval, sensitivity
+from training.evaluation.bootstrap import interval
+from training.evaluation.features import ENCODER_ERRORS, RANDOM, Extractor, open_encoder, size_note
+from training.evaluation.gallery import Neighbours, Predictions
+from training.evaluation.knn import default_k, knn_predict
 
 HELD_OUT = 0.2  # of each class: asked about without a test split; and of what is known, to choose the linear decay
 SAMPLE = 5000  # pictures, for what compares all with all or wants views

@@ -28,25 +28,27 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from export.artifact import BundleError, Preprocessing
-from training import checkpoint, classifier, gallery, recipes, store
+from training import checkpoint, classifier, recipes
 from training.augment import augment
-from training.bootstrap import interval
 from training.checkpoint import CheckpointError
 from training.classifier import Classifier
 from training.config import RUNS
-from training.data import DataError, open_source
+from training.data import store
+from training.data.labelled import alone, check_classes, few, hold_out
+from training.data.sources import DataError, open_source
+from training.data.store import Store
+from training.data.stream import Rows
 from training.device import mixed_precision, prepare, training_device
 from training.encoders import embed
-from training.features import size_note
+from training.evaluation import gallery
+from training.evaluation.bootstrap import interval
+from training.evaluation.features import size_note
 from training.halfway import Halfway, State, check_same
 from training.initial import initial
-from training.labelled import alone, check_classes, few, hold_out
 from training.lars import LARS, lars_groups
 from training.pretrain import commit, write_metrics
 from training.recipes import FinetuneSettings
 from training.schedule import scaled_lr, warmup_cosine
-from training.store import Store
-from training.stream import Rows
 from training.zoo import ZooError
 
 UNEQUAL = 3  # times the smallest class's size, from which on the largest is remarked upon

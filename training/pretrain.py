@@ -34,22 +34,24 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from export.artifact import Preprocessing
-from training import checkpoint, knn, report, stream
+from training import checkpoint, report
 from training.augment import Draws, draw, render
 from training.checkpoint import AtomicCheckpointIO, CheckpointError, EveryEpoch
 from training.config import PRESETS, RUNS, PretrainSettings, parse
-from training.data import DataError, open_source
+from training.data import stream
+from training.data.sources import DataError, open_source
+from training.data.store import Store
+from training.data.stream import Stream, ahead
 from training.device import mixed_precision, prepare, training_device
 from training.encoders import Encoder, projection_head
-from training.features import size_note
+from training.evaluation import knn
+from training.evaluation.features import size_note
 from training.initial import Initial, begin_from, initial
 from training.lars import LARS, lars_groups
 from training.loss import gather, nt_xent
 from training.progress import RunBar
 from training.recompute import recomputed
 from training.schedule import scaled_lr, warmup_cosine
-from training.store import Store
-from training.stream import Stream, ahead
 from training.watch import RunProblem, Watch
 
 FINAL, PASSING = 50_000, 10_000  # images in the bank of the measurements at both ends of a run, and of those between

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.artifact import CARD, Preprocessing, load_bundle
-from training import checkpoint, classifier, knn, store
-from training.data import Source
-from training.features import Extractor, by_torch, megabytes, open_encoder, size_note
-from training.store import Store
-from training.stream import Rows
+from training import checkpoint, classifier
+from training.data import store
+from training.data.sources import Source
+from training.data.store import Store
+from training.data.stream import Rows
+from training.evaluation import knn
+from training.evaluation.features import Extractor, by_torch, megabytes, open_encoder, size_note
 
 Splits = tuple[Store, Store | None]
 """Training pictures, and test pictures where there are some."""

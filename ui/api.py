@@ -6,8 +6,8 @@ from functools import wraps
 import gradio as gr
 
 from serving.client import ServiceError
-from ui.conditions import ConditionProblem
-from ui.picture import UploadFailed
+from ui.search.conditions import ConditionProblem
+from ui.search.picture import UploadFailed
 
 PROBLEMS = (ServiceError, UploadFailed, ConditionProblem)  # whose text is a sentence for the user
 

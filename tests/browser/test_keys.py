@@ -9,8 +9,8 @@ import pytest
 import uvicorn
 from playwright.sync_api import Error
 
+from serving.api.keys import Access
 from serving.app import create_app
-from serving.keys import Access
 from ui.app import mount
 
 pytestmark = [

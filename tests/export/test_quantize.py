@@ -12,7 +12,7 @@ from export import quantize as quantizing
 from export.artifact import BundleError, load_bundle, save_bundle
 from export.quantize import QuantizeSettings, quantize, to_int8
 from export.to_onnx import ExportSettings, export
-from serving.encoder import Encoder as Served
+from serving.inference.encoder import Encoder as Served
 from training import classifier
 from training.classifier import Classifier
 from training.config import PretrainSettings

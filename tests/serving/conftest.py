@@ -36,13 +36,13 @@ from export.artifact import (
     read_pixels,
     save_bundle,
 )
-from serving import cli
+from serving.api.keys import Access
 from serving.app import create_app
+from serving.cli import main
 from serving.client import AsyncClient, Client
-from serving.encoder import CPU, Encoder
-from serving.index import Index, Item, content_id
-from serving.keys import Access
-from serving.lane import Part, Ran, run
+from serving.collection.index import Index, Item, content_id
+from serving.inference.encoder import CPU, Encoder
+from serving.inference.lane import Part, Ran, run
 from serving.limits import USUAL, Limits
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +137,7 @@ def lanes_in_threads(monkeypatch):
     def lanes(bundle: Bundle, cores: int, max_pixels: int, threads: Executor) -> tuple[list[InThread], str]:
         return [InThread(bundle, max_pixels) for _ in range(cores)], CPU
 
-    monkeypatch.setattr("serving.models.open_lanes", lanes)
+    monkeypatch.setattr("serving.inference.models.open_lanes", lanes)
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def listen(bundle, tmp_path):
 @pytest.fixture
 def no_store(monkeypatch):
     """BentoML's model store, empty."""
-    monkeypatch.setattr("serving.encoder._in_store", lambda tag: None)
+    monkeypatch.setattr("serving.inference.encoder._in_store", lambda tag: None)
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def twinview(monkeypatch):
     def call(*arguments) -> None:
         monkeypatch.setattr(sys, "argv", ["twinview", *map(str, arguments)])
         monkeypatch.setattr("serving.bulk.give_way", lambda: None)  # the tests after this one would
-        cli.main()
+        main.main()
 
     return call
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from export.artifact import TooManyPixels, UnreadableImage
-from serving.batcher import Batcher
-from serving.decode import File
 from serving.errors import Undecodable
-from serving.lane import Ran, run
+from serving.inference.batcher import Batcher
+from serving.inference.decode import File
+from serving.inference.lane import Ran, run
 
 
 class Recorder:
@@ -207,7 +207,7 @@ def test_a_lone_request_does_not_wait_for_company():
 def test_the_time_in_the_queue_and_in_the_model_are_told_apart(size, monkeypatch):
     """By a clock that only the encoder moves: a second a batch."""
     now, go_on = 0.0, asyncio.Event()
-    monkeypatch.setattr("serving.batcher.perf_counter", lambda: now)
+    monkeypatch.setattr("serving.inference.batcher.perf_counter", lambda: now)
 
     async def lane(parts):
         nonlocal now

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from export.artifact import read_pixels
-from serving import bulk, filling
+from serving import bulk
 from serving.bulk import BulkSettings, run
-from serving.encoder import Encoder
-from serving.index import Index, IndexProblem, WrongEncoder, content_id
-from training.data import DataError
+from serving.collection.index import Index, IndexProblem, WrongEncoder, content_id
+from serving.indexing import fill
+from serving.inference.encoder import Encoder
+from training.data.sources import DataError
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def encoding(monkeypatch):
 
     def patch(told):
         def one_core(bundle):
-            work = filling.work_of(bundle, threads=1)
+            work = fill.work_of(bundle, threads=1)
             return work._replace(encode=lambda pixels: told(len(pixels)) or work.encode(pixels))
 
         monkeypatch.setattr(bulk, "work_of", one_core)
@@ -86,7 +87,7 @@ def test_indexing_again_adds_what_is_new_and_one_row_for_equal_files(pictures, s
 def test_what_is_there_already_is_not_decoded_again(pictures, settings, monkeypatch):
     folder, decoded = pictures(20), []
     run(settings(folder))
-    monkeypatch.setattr(filling, "read", lambda *arguments: decoded.append(1))
+    monkeypatch.setattr(fill, "read", lambda *arguments: decoded.append(1))
     assert run(settings(folder)).present == 20
     assert decoded == []
 
@@ -163,8 +164,8 @@ def test_writing_does_not_hold_up_encoding_and_is_no_more_than_one_portion_behin
         upsert(self, items, *others)
         events.append(("written", len(items)))
 
-    monkeypatch.setattr(filling, "LEAST_ROWS", 32)
-    monkeypatch.setattr(filling, "ROWS_PER_UPSERT", 64)
+    monkeypatch.setattr(fill, "LEAST_ROWS", 32)
+    monkeypatch.setattr(fill, "ROWS_PER_UPSERT", 64)
     monkeypatch.setattr(Index, "upsert", slow)
     encoding(lambda n: events.append(("encoded", n)))
     run(settings(pictures(320)))
@@ -181,7 +182,7 @@ def test_an_index_that_cannot_be_written_ends_it_with_its_sentence(pictures, set
     def fail(*arguments):
         raise IndexProblem("the disk is full")
 
-    monkeypatch.setattr(filling, "LEAST_ROWS", 32)
+    monkeypatch.setattr(fill, "LEAST_ROWS", 32)
     monkeypatch.setattr(Index, "upsert", fail)
     with pytest.raises(IndexProblem, match="the disk is full"):
         run(settings(pictures(300)))
@@ -272,11 +273,12 @@ def test_after_kill_9_the_same_command_completes_without_duplicates(pictures, se
     folder = pictures(200)
     program = f"""
 import time
-from serving import bulk, filling
-from serving.encoder import Encoder
+from serving import bulk
+from serving.indexing import fill
+from serving.inference.encoder import Encoder
 encode = Encoder.__call__
 Encoder.__call__ = lambda self, pixels: time.sleep(0.1) or encode(self, pixels)
-filling.LEAST_ROWS = filling.ROWS_PER_UPSERT = 32
+fill.LEAST_ROWS = fill.ROWS_PER_UPSERT = 32
 bulk.run(bulk.BulkSettings({str(folder)!r}, {settings("x").encoder!r}, {index.store.uri!r}))
 """
     environment = {**os.environ, "PYTHONPATH": sys.path[0]}

@@ -8,8 +8,8 @@ import zipfile
 import pytest
 
 from serving.bulk import BulkSettings, run
-from serving.index import Index
-from training.data import DataError
+from serving.collection.index import Index
+from training.data.sources import DataError
 
 has_ray = importlib.util.find_spec("ray") is not None
 
@@ -27,8 +27,9 @@ def test_two_actors_fill_one_collection(bundle, picture, tmp_path):
         (folder / f"{i + 10}.png").write_bytes(picture(i))
     program = f"""
 import ray
-from serving import bulk, ray_bulk
-ray_bulk.PORTION = 16
+from serving import bulk
+from serving.indexing import cluster
+cluster.PORTION = 16
 if __name__ == "__main__":
     ray.init(num_cpus=2, log_to_driver=False)
     print(bulk.run(bulk.BulkSettings(*{[str(folder), str(bundle.folder), str(tmp_path / "index")]}, ray=True)))
@@ -50,8 +51,8 @@ def test_without_ray_one_is_told_how_to_get_it(bundle, picture, tmp_path, monkey
 
 
 def test_a_zip_is_refused(picture, tmp_path):
-    from serving.originals import open_originals
-    from serving.ray_bulk import _portions
+    from serving.indexing.cluster import _portions
+    from serving.indexing.originals import open_originals
 
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
         archive.writestr("0.png", picture(0))

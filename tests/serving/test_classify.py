@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.artifact import Bundle, encoder_id, read_pixels, save_bundle
-from serving.classify import likeliest
+from serving.api.classify import likeliest
 from serving.client import ServiceError
-from serving.encoder import Encoder
 from serving.errors import ErrorAnswer
-from serving.lane import ProcessLane
-from serving.pack import MEDIA_TYPE, pack
+from serving.inference.encoder import Encoder
+from serving.inference.lane import ProcessLane
+from serving.protocol.pack import MEDIA_TYPE, pack
 
 CLASSES = ["cat", "dog", "Kuh", "cow", "hen", "ant"]
 WEIGHT = np.random.default_rng(0).normal(0, 2, (48, len(CLASSES))).astype(np.float32)
@@ -71,7 +71,7 @@ def test_each_way_of_sending_pictures_gives_their_likeliest_classes(http, classi
 def test_the_clients_give_the_likeliest_classes_of_any_number_of_pictures(
     connect, http, classifier, picture, expected, monkeypatch
 ):
-    monkeypatch.setattr("serving.calls.PACK_IMAGES", 3)
+    monkeypatch.setattr("serving.client.calls.PACK_IMAGES", 3)
     found = connect(http).classify((picture(i) for i in range(7)), k=2)
     assert (found.model, len(found.predictions)) == (classifier.card.id, 7)
     for i, guesses in enumerate(found.predictions):

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from serving import cli, embed_folder, index_cli
+from serving.api.keys import Access
+from serving.cli import main
 from serving.client import Client
+from serving.collection.index import Index, Item, content_id
 from serving.errors import Busy, NotReady
-from serving.index import Index, Item, content_id
-from serving.keys import Access
 from serving.limits import Limits
 
 ROOT = Path(__file__).parents[2]
@@ -188,7 +188,7 @@ def test_a_service_without_an_encoder_says_so_itself(pictures, twinview, serve, 
         return httpx.Response(got.status_code, content=got.content)
 
     client = Client("http://service", transport=httpx.MockTransport(answer))
-    monkeypatch.setattr(embed_folder, "Client", lambda *_, **__: client)
+    monkeypatch.setattr("serving.cli.embed.Client", lambda *_, **__: client)
     with pytest.raises(SystemExit, match=r"^error: .*nowhere .*python training/pretrain\.py"):
         twinview("embed", pictures, "-o", tmp_path / "v.npy")
 
@@ -208,7 +208,7 @@ def test_help_loads_nothing_that_takes_time():
 
 
 def test_every_command_is_there_with_its_settings():
-    for place, *_ in cli.COMMANDS.values():
+    for place, *_ in main.COMMANDS.values():
         module, _, function = place.partition(":")
         settings = get_type_hints(getattr(import_module(module), function))["settings"]
         assert dataclasses.is_dataclass(settings), place
@@ -226,7 +226,7 @@ def test_ctrl_c_ends_with_130(twinview, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(index_cli, "collections", interrupted)
+    monkeypatch.setattr("serving.cli.index.collections", interrupted)
     with pytest.raises(SystemExit) as ended:
         twinview("index", "list", "--index", tmp_path)
     assert ended.value.code == 130

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.calls import COLLECTION
-from serving.index import DEFAULT, Index, content_id
-from serving.keys import Access
+from serving.api.keys import Access
+from serving.client.calls import COLLECTION
+from serving.collection.index import DEFAULT, Index, content_id
 from serving.library import aim
 from serving.limits import Limits
 
@@ -447,7 +447,7 @@ def test_on_a_full_disk_writing_says_so_and_reading_goes_on(filled, picture, mon
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
-            from serving.index import IndexProblem
+            from serving.collection.index import IndexProblem
 
             raise IndexProblem("the collection pictures cannot be written (No space left on device)") from error
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from export.artifact import Preprocessing, read_pixels
-from serving.decode import BYTES_TOGETHER, FILES_TOGETHER, Decoder, File, _groups
 from serving.errors import TooLarge, Undecodable
+from serving.inference.decode import BYTES_TOGETHER, FILES_TOGETHER, Decoder, File, _groups
 
 SQUARE = Preprocessing(32)
 
@@ -100,7 +100,7 @@ def test_what_no_thread_has_begun_is_not_decoded_for_a_request_that_has_gone_awa
         assert go_on.wait(10)
         return np.zeros((32, 32, 3), np.uint8)
 
-    monkeypatch.setattr("serving.decode.read_pixels", read)
+    monkeypatch.setattr("serving.inference.decode.read_pixels", read)
     decoder = Decoder(1)
     large = b"x" * BYTES_TOGETHER  # each goes to a thread alone
 
@@ -120,7 +120,7 @@ def test_what_no_thread_has_begun_is_not_decoded_for_a_request_that_has_gone_awa
 
 
 def test_very_large_pictures_are_decoded_one_at_a_time(picture, monkeypatch):
-    monkeypatch.setattr("serving.decode.LARGE_PIXELS", 40 * 30)
+    monkeypatch.setattr("serving.inference.decode.LARGE_PIXELS", 40 * 30)
     inside, most, pictures = 0, {}, {True: picture(1, (41, 30)), False: picture(1, (40, 30))}
 
     def slowly(data, preprocessing, max_pixels):
@@ -132,8 +132,8 @@ def test_very_large_pictures_are_decoded_one_at_a_time(picture, monkeypatch):
         inside -= 1
         return pixels
 
-    monkeypatch.setattr("serving.decode.read_pixels", slowly)
-    monkeypatch.setattr("serving.decode.FILES_TOGETHER", 1)
+    monkeypatch.setattr("serving.inference.decode.read_pixels", slowly)
+    monkeypatch.setattr("serving.inference.decode.FILES_TOGETHER", 1)
     for is_large, data in pictures.items():
         np.testing.assert_array_equal(decode(*[data] * 4), np.stack([read_pixels(data, SQUARE)] * 4))
         assert most[data] == (1 if is_large else 2)

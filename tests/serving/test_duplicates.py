@@ -5,11 +5,11 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from serving import near
-from serving.derived import Derived, DerivedProblem
-from serving.duplicates import DuplicatesSettings, compute, group, looked_up, run
-from serving.index import Index, Item, unit
-from serving.near import TooManyPairs, near_pairs
+from serving.collection.index import Index, Item, unit
+from serving.derived import pairs
+from serving.derived.duplicates import DuplicatesSettings, compute, group, looked_up, run
+from serving.derived.pairs import TooManyPairs, near_pairs
+from serving.derived.task import Derived, DerivedProblem
 
 D = 32
 
@@ -46,8 +46,8 @@ def found_by(vectors: np.ndarray, threshold: float) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("threshold", [0.6, 0.9, 0.99])
 @pytest.mark.parametrize("all_at_once", [0, 10_000])
 def test_every_pair_is_found_once_and_no_other(monkeypatch, threshold, all_at_once):
-    monkeypatch.setattr(near, "ALL_AT_ONCE", all_at_once)
-    monkeypatch.setattr(near, "BLOCK", 100)  # so that all pieces have borders
+    monkeypatch.setattr(pairs, "ALL_AT_ONCE", all_at_once)
+    monkeypatch.setattr(pairs, "BLOCK", 100)  # so that all pieces have borders
     vectors = clusters(1500)
     expected = all_pairs(vectors, threshold)
     assert len(expected) > 50
@@ -55,7 +55,7 @@ def test_every_pair_is_found_once_and_no_other(monkeypatch, threshold, all_at_on
 
 
 def test_bounds_hold_where_clusters_touch_and_heads_hold_little(monkeypatch):
-    monkeypatch.setattr(near, "ALL_AT_ONCE", 0)
+    monkeypatch.setattr(pairs, "ALL_AT_ONCE", 0)
     rng = np.random.default_rng(1)
     around = unit(rng.standard_normal((600, 3)) @ rng.standard_normal((3, D)))  # dense on a sphere of few dimensions
     flat = unit(rng.standard_normal((600, D)))  # in no direction more than in another
@@ -66,10 +66,10 @@ def test_bounds_hold_where_clusters_touch_and_heads_hold_little(monkeypatch):
 
 
 def test_pairs_are_left_out_without_being_compared(monkeypatch):
-    monkeypatch.setattr(near, "ALL_AT_ONCE", 0)
+    monkeypatch.setattr(pairs, "ALL_AT_ONCE", 0)
     vectors, compared = clusters(3000), []
     einsum = np.einsum
-    monkeypatch.setattr(near.np, "einsum", lambda how, a, b: compared.append(len(a)) or einsum(how, a, b))
+    monkeypatch.setattr(pairs.np, "einsum", lambda how, a, b: compared.append(len(a)) or einsum(how, a, b))
     found = near_pairs(vectors, 0.95)
     assert sum(compared) < 0.02 * 3000 * 2999 / 2 + len(found.first)
 
@@ -81,7 +81,7 @@ def test_few_vectors_have_few_pairs():
 
 
 def test_too_many_pairs_are_refused_in_a_sentence(monkeypatch):
-    monkeypatch.setattr(near, "MOST_PAIRS", 10)
+    monkeypatch.setattr(pairs, "MOST_PAIRS", 10)
     with pytest.raises(TooManyPairs, match=r"more than 10 pairs have a cosine of 0\.5 or more"):
         near_pairs(np.repeat(clusters(1), 20, axis=0), 0.5)
 
@@ -166,7 +166,7 @@ def test_the_command_lists_a_row_a_picture_and_compares_once(put, tmp_path, twin
     ]
     assert float(rows[1]["cosine"]) == pytest.approx(np.cos(np.radians(1)), abs=1e-4)
 
-    monkeypatch.setattr("serving.duplicates.compute", lambda *_: pytest.fail("compared again"))
+    monkeypatch.setattr("serving.derived.duplicates.compute", lambda *_: pytest.fail("compared again"))
     settings = DuplicatesSettings(index=str(tmp_path / "index"), threshold=0.95, output=output)
     assert run(settings) == 1
     index.delete([f"{0:032x}"])
@@ -222,7 +222,7 @@ def test_a_computation_that_fails_says_why_and_keeps_the_last_result(put, monkey
     index = put(on_circle(0, 1))
     derived = Derived(index, "duplicates")
     derived.compute(threshold=0.9)
-    monkeypatch.setattr(near, "MOST_PAIRS", 0)
+    monkeypatch.setattr(pairs, "MOST_PAIRS", 0)
     with pytest.raises(DerivedProblem):
         derived.compute(threshold=0.8)
     progress = derived.progress()
@@ -233,10 +233,12 @@ def test_a_computation_that_fails_says_why_and_keeps_the_last_result(put, monkey
 
 def test_one_that_died_without_a_word_is_not_waited_for(put, monkeypatch):
     derived = Derived(put(on_circle(0, 1)), "duplicates")
-    monkeypatch.setattr("serving.derived.subprocess.Popen", lambda *_, **__: type("P", (), {"wait": lambda self: 0})())
+    monkeypatch.setattr(
+        "serving.derived.task.subprocess.Popen", lambda *_, **__: type("P", (), {"wait": lambda self: 0})()
+    )
     derived.start(threshold=0.9)
     assert derived.progress().state == "computing"
-    monkeypatch.setattr("serving.derived.SILENT_S", 0.0)
+    monkeypatch.setattr("serving.derived.task.SILENT_S", 0.0)
     assert derived.progress().state == "failed"
     assert "ended without a word" in derived.progress().problem
 

@@ -10,7 +10,7 @@ import pytest
 
 from export.artifact import read_pixels
 from serving.limits import Limits
-from serving.pack import pack
+from serving.protocol.pack import pack
 
 
 @pytest.fixture

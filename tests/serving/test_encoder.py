@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.artifact import BundleError, ModelCard, Preprocessing, encoder_id, save_bundle
-from serving import encoder
-from serving.encoder import MAX_BATCH, Buckets, Encoder, NoEncoder, find_bundle
+from serving.inference import encoder
+from serving.inference.encoder import MAX_BATCH, Buckets, Encoder, NoEncoder, find_bundle
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_the_newest_export_is_served_unless_another_is_chosen(make_bundle, tmp_p
 
 def test_the_model_store_is_asked_for_a_tag_and_when_there_is_no_export(bundle, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("serving.encoder._in_store", lambda tag: asked.append(tag) or bundle.folder)
+    monkeypatch.setattr("serving.inference.encoder._in_store", lambda tag: asked.append(tag) or bundle.folder)
     assert find_bundle("cats:v2", tmp_path).card.id == bundle.card.id
     assert find_bundle(None, tmp_path).card.id == bundle.card.id
     assert asked == ["cats:v2", "twinview-encoder"]
@@ -78,7 +78,7 @@ def names(accelerations: list[list]) -> list[list[str]]:
 def test_the_best_is_taken_of_what_the_runtime_the_driver_and_the_libraries_all_have(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     trt, cuda, cpu = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
-    monkeypatch.setattr("serving.encoder.ort.preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr("serving.inference.encoder.ort.preload_dlls", lambda: None, raising=False)
     for available, device, libraries, expected in (
         ([trt, cuda, cpu], True, True, [[trt, cuda, cpu], [cuda, cpu]]),
         ([trt, cuda, cpu], True, False, [[cuda, cpu]]),
@@ -86,15 +86,17 @@ def test_the_best_is_taken_of_what_the_runtime_the_driver_and_the_libraries_all_
         ([cuda, cpu], True, True, [[cuda, cpu]]),
         ([cpu], True, True, [[cpu]]),
     ):
-        monkeypatch.setattr("serving.encoder.ort.get_available_providers", lambda available=available: available)
-        monkeypatch.setattr("serving.encoder._cuda_device", lambda device=device: device)
-        monkeypatch.setattr("serving.encoder._library", lambda name, libraries=libraries: libraries)
+        monkeypatch.setattr(
+            "serving.inference.encoder.ort.get_available_providers", lambda available=available: available
+        )
+        monkeypatch.setattr("serving.inference.encoder._cuda_device", lambda device=device: device)
+        monkeypatch.setattr("serving.inference.encoder._library", lambda name, libraries=libraries: libraries)
         assert names(encoder._accelerations()) == expected
 
 
 def test_an_acceleration_that_gives_other_values_is_named_and_left_for_the_next(bundle, pixels, monkeypatch, caplog):
     cpu = "CPUExecutionProvider"
-    monkeypatch.setattr("serving.encoder._accelerations", lambda: [[cpu], [cpu]])
+    monkeypatch.setattr("serving.inference.encoder._accelerations", lambda: [[cpu], [cpu]])
     differences = iter((0.5, 0.0))
     monkeypatch.setattr(Encoder, "_difference", lambda self: next(differences))
     with caplog.at_level(logging.WARNING, "twinview"):

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from export.artifact import BundleError, TooManyPixels, read_pixels, save_bundle
-from serving.decode import SMALL_BYTES, File
+from serving.collection.index import DEFAULT
 from serving.engine import Engine
 from serving.errors import Busy, NotFound, Undecodable
-from serving.index import DEFAULT
+from serving.inference.decode import SMALL_BYTES, File
 from serving.limits import USUAL, Limits
 from serving.metrics import Metrics
 
@@ -165,7 +165,7 @@ def test_one_that_cannot_be_served_among_several_is_named(start, bundle, tmp_pat
 @pytest.fixture
 def quick(monkeypatch):
     """Looks for newer encoders all the time."""
-    monkeypatch.setattr("serving.models.LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("serving.inference.models.LOOK_EVERY_S", 0.02)
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ def test_an_unusable_encoder_is_refused_with_the_reason_and_the_old_one_serves_o
 
 
 def test_an_encoder_that_arrives_in_pieces_is_waited_for(start, make_bundle, place, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("serving.models.LOOK_EVERY_S", 3600)
+    monkeypatch.setattr("serving.inference.models.LOOK_EVERY_S", 3600)
     engine = start(str(place.folder))
     newer = make_bundle(tmp_path / "newer", 1 / 128)
     content, old = newer.graph.read_bytes(), engine.card.id

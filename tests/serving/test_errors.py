@@ -9,9 +9,9 @@ from functools import reduce
 import pytest
 from PIL import Image
 
-from serving.keys import Access
+from serving.api.keys import Access
 from serving.limits import Limits
-from serving.pack import pack
+from serving.protocol.pack import pack
 
 SMALL = Limits(body_bytes=200_000, images=3, pixels=100 * 100, images_at_once=8)
 PNG = "a.png"

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.filters import Filter, FilterProblem
-from serving.index import Index, Item, content_id
-from serving.table import UnknownKey
+from serving.collection.index import Index, Item, content_id
+from serving.collection.table import UnknownKey
+from serving.protocol.filters import Filter, FilterProblem
 
 HOSTILE = ["", "'", "''", "red'; --", "`", '"', "\\", "\\'", "%", "_", "NULL", "true", "3", "ß", "日本", "🙂"]
 HOSTILE += ["\n", "a\0b", "Red", "red"]

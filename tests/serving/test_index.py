@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from serving import manifest, resident, table
-from serving import store as store_module
-from serving.filters import Filter
-from serving.index import Index, IndexProblem, Item, WrongEncoder, collections, content_id
+from serving.collection import manifest, resident, table
+from serving.collection import store as store_module
+from serving.collection.index import Index, IndexProblem, Item, WrongEncoder, collections, content_id
+from serving.protocol.filters import Filter
 
 D = 8
 

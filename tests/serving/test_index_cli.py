@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from serving.index import Index, Item, collections, content_id
+from serving.collection.index import Index, Item, collections, content_id
 
 DIMENSION = 48
 

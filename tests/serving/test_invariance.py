@@ -19,7 +19,7 @@ def moved(curves) -> dict[str, list[float]]:
 
 @sync
 def test_curves_are_those_of_evaluation_over_the_collections_pictures(http, fill, bundle, means, connect):
-    from training.sensitivity import sensitivity
+    from training.evaluation.sensitivity import sensitivity
 
     items = fill(6)
     found = connect(http).invariance(count=6)
@@ -38,7 +38,7 @@ def test_curves_are_those_of_evaluation_over_the_collections_pictures(http, fill
 @sync
 def test_beside_it_stands_the_same_architecture_untrained(serve, fill, bundle, picture, tmp_path, connect):
     from training.encoders import Encoder, embed
-    from training.sensitivity import sensitivity
+    from training.evaluation.sensitivity import sensitivity
 
     fill(4)
     card = replace(bundle.card, architecture="tiny-2x", training={"settings": {"seed": 7}})
@@ -70,7 +70,7 @@ def test_a_picture_is_followed_through_its_own_changes(http, fill, picture, conn
 def test_the_next_picture_is_held_against_what_is_known_of_the_sample(http, fill, picture, monkeypatch, connect):
     fill(4)
     first = connect(http).invariance(picture(8), count=4, seed=3)
-    monkeypatch.setattr("serving.studio.compare", None)
+    monkeypatch.setattr("serving.views.analysis.compare", None)
     again = connect(http).invariance(picture(9), count=4, seed=3)
     assert again.trained == first.trained and again.picture.curves != first.picture.curves
 
@@ -89,7 +89,7 @@ def test_a_collection_that_is_too_small_or_absent_is_named(http, fill, picture, 
 def test_what_takes_too_long_is_given_up_and_the_next_is_done(http, fill, monkeypatch, connect):
     fill(4)
     with monkeypatch.context() as patch:
-        patch.setattr("serving.studio.DEADLINE_S", 0.05)
+        patch.setattr("serving.views.analysis.DEADLINE_S", 0.05)
         with pytest.raises(ServiceError, match=r"^count: 4 pictures take this encoder longer than 0.05 s") as slow:
             connect(http).invariance(count=4)
     assert (slow.value.status, slow.value.param) == (413, "count")
@@ -100,7 +100,7 @@ def test_what_takes_too_long_is_given_up_and_the_next_is_done(http, fill, monkey
 @pytest.mark.parametrize("slow", ["encoding", "drawing"])
 def test_when_its_client_goes_the_work_ends(http, fill, slow, monkeypatch):
     """Whichever the thread is at."""
-    from training import sensitivity
+    from training.evaluation import sensitivity
 
     fill(4)
     engine = http.app.state.engine
@@ -138,7 +138,7 @@ def test_when_its_client_goes_the_work_ends(http, fill, slow, monkeypatch):
 @sync
 def test_without_trainings_code_it_is_not_offered(http, fill, monkeypatch, connect):
     fill(2)
-    monkeypatch.setitem(sys.modules, "training.sensitivity", None)
+    monkeypatch.setitem(sys.modules, "training.evaluation.sensitivity", None)
     with pytest.raises(ServiceError, match="without training's code") as refused:
         connect(http).invariance(count=2)
     assert (refused.value.status, refused.value.code) == (501, "not_offered")

@@ -10,10 +10,10 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from serving import keys
+from serving.api import keys
+from serving.api.keys import Access, KeyProblem
 from serving.app import create_app
 from serving.client import Client, ServiceError
-from serving.keys import Access, KeyProblem
 
 LOCKED = Access.of_keys("first", "second", "schlüssel")
 

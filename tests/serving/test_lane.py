@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from export.artifact import BundleError, TooManyPixels, read_pixels
-from serving.lane import Problem, ProcessLane, Ran, open_lanes
+from serving.inference.lane import Problem, ProcessLane, Ran, open_lanes
 
 PIXELS = 2**20
 

@@ -6,21 +6,21 @@ import time
 import numpy as np
 import pytest
 
-from serving import derived, layout
-from serving.derived import Derived
-from serving.index import Index, Item, unit
+from serving.collection.index import Index, Item, unit
+from serving.derived import map, task
+from serving.derived.task import Derived
 
 D = 16
 
 
 def arranged(vectors: np.ndarray, seed: int, before: np.ndarray | None, report) -> np.ndarray:
     """In place of PaCMAP, which takes seconds to load: the components, or where they were."""
-    return layout._components(vectors) if before is None else before
+    return map._components(vectors) if before is None else before
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(layout, "_pacmap", arranged)
+    monkeypatch.setattr("serving.derived.map._pacmap", arranged)
 
 
 def two_kinds(n: int) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_a_new_picture_stands_among_its_neighbours_and_one_that_is_gone_does_not
     new = [item(100, "shoe"), item(101, None)]
     index.upsert(new, two_kinds(42)[40:])
     index.delete([f"{0:032x}"])
-    columns = layout.today(index, kept.result())
+    columns = map.today(index, kept.result())
     after = places(columns)
     assert set(after) == index.ids()
     assert columns["unplaced"] == 0
@@ -79,12 +79,12 @@ def test_a_new_picture_stands_among_its_neighbours_and_one_that_is_gone_does_not
 def test_alike_pictures_are_of_one_group_and_the_largest_has_number_0():
     rng = np.random.default_rng(0)
     of = np.repeat(np.arange(12), np.arange(20, 44, 2))  # sizes 20 to 42
-    found = layout._groups(unit(np.eye(D)[of] + 0.05 * rng.standard_normal((len(of), D))), 0, lambda *_: None)
+    found = map._groups(unit(np.eye(D)[of] + 0.05 * rng.standard_normal((len(of), D))), 0, lambda *_: None)
     assert [len(set(found[of == kind])) for kind in range(12)] == [1] * 12
     assert (found[of == 11] == 0).all() and (found[of == 0] == 11).all()
     same = np.repeat(two_kinds(2), 50, axis=0)
-    assert sorted(set(layout._groups(same, 0, lambda *_: None).tolist())) == [0, 1]
-    assert layout._groups(two_kinds(layout.FEW), 0, lambda *_: None).tolist() == [0] * layout.FEW
+    assert sorted(set(map._groups(same, 0, lambda *_: None).tolist())) == [0, 1]
+    assert map._groups(two_kinds(map.FEW), 0, lambda *_: None).tolist() == [0] * map.FEW
 
 
 def test_a_new_picture_is_of_the_group_of_its_nearest(index, quick):
@@ -92,18 +92,18 @@ def test_a_new_picture_is_of_the_group_of_its_nearest(index, quick):
     result = kept.compute(seed=0)
     result.arrays["group"][:] = np.char.decode(result.arrays["ids"]).astype(object) == f"{3:032x}"
     index.upsert([item(100, None)], index.get(f"{3:032x}")[1][None])
-    columns = layout.today(index, derived.Result(result.arrays, {}, new=1, gone=0))
+    columns = map.today(index, task.Result(result.arrays, {}, new=1, gone=0))
     assert columns["group"][columns["ids"].tolist().index(b"%032x" % 100)] == 1
 
 
 def test_new_pictures_whose_neighbours_are_all_new_stand_among_the_neighbours_of_those(index, quick, monkeypatch):
-    monkeypatch.setattr(layout, "LOOKED_AT", 4)  # itself and three of its kind
+    monkeypatch.setattr("serving.derived.map.LOOKED_AT", 4)  # itself and three of its kind
     kept = Derived(index, "map")
     before = places(kept.compute(seed=0).arrays)
     here, far = two_kinds(1)[0], unit(np.eye(D)[2:3])[0]
     bridge = [unit((1 - t) * here[None] + t * far[None])[0] for t in np.linspace(0.05, 1, 12)]
     index.upsert([item(100 + i, None) for i in range(12)], np.stack(bridge))
-    columns = layout.today(index, kept.result())
+    columns = map.today(index, kept.result())
     assert columns["unplaced"] == 0
     evens = np.array([before[f"{i:032x}"] for i in range(0, 40, 2)])
     last = places(columns)[f"{111:032x}"]
@@ -113,9 +113,9 @@ def test_new_pictures_whose_neighbours_are_all_new_stand_among_the_neighbours_of
 def test_what_is_too_much_to_place_is_counted(index, quick, monkeypatch):
     kept = Derived(index, "map")
     kept.compute(seed=0)
-    monkeypatch.setattr(layout, "PLACED", 2)
+    monkeypatch.setattr("serving.derived.map.PLACED", 2)
     index.upsert([item(i, None) for i in range(100, 105)], two_kinds(5))
-    columns = layout.today(index, kept.result())
+    columns = map.today(index, kept.result())
     assert (len(columns["ids"]), columns["unplaced"]) == (42, 3)
 
 
@@ -164,7 +164,7 @@ def test_one_at_a_time_is_computed(index, quick, monkeypatch):
         stages.append(kept.progress().state)
         lease.__exit__(None, None, None)
 
-    monkeypatch.setattr(derived.time, "sleep", wait)
+    monkeypatch.setattr(task.time, "sleep", wait)
     assert lease.__enter__()
     kept.compute(seed=0)
     assert stages == ["computing"]
@@ -175,18 +175,18 @@ def test_one_at_a_time_is_computed(index, quick, monkeypatch):
 def test_pacmap_gives_the_same_map_for_the_same_seed_and_says_how_far_it_is():
     program = """
 import numpy as np
-from serving import layout
-from serving.index import unit
+from serving.derived import map
+from serving.collection.index import unit
 rng = np.random.default_rng(0)
 vectors = unit(np.eye(16)[np.arange(300) % 3] + 0.2 * rng.standard_normal((300, 16)))
 seen = []
-first, second = (layout._pacmap(vectors, 0, None, lambda *said: seen.append(said)) for _ in range(2))
+first, second = (map._pacmap(vectors, 0, None, lambda *said: seen.append(said)) for _ in range(2))
 assert (first == second).all()
 assert {share for stage, share in seen if stage == "arranging"} >= {100 / 450, 1.0}
 kinds = [first[i::3] for i in range(3)]
 apart = min(np.linalg.norm(kinds[i].mean(0) - kinds[i - 1].mean(0)) for i in range(3))
 assert apart > 2 * max(kind.std(0).max() for kind in kinds)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=derived.ROOT)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=task.ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

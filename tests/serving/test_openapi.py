@@ -10,9 +10,9 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
+from serving.api.keys import Access
 from serving.errors import KINDS
-from serving.keys import Access
-from serving.pack import MEDIA_TYPE, pack
+from serving.protocol.pack import MEDIA_TYPE, pack
 
 KEY = {"Authorization": "Bearer key"}
 EXAMPLES = 40  # of each operation

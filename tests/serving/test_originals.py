@@ -3,8 +3,8 @@ import pyarrow.parquet
 import pytest
 
 from export.artifact import UnreadableImage
-from serving.originals import open_originals
-from training.data import DataError
+from serving.indexing.originals import open_originals
+from training.data.sources import DataError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.pack import BrokenPack, pack, unpack
+from serving.protocol.pack import BrokenPack, pack, unpack
 
 HOW = r"(ends within its length|says \d+ bytes and ends after \d+)"
 IMAGES = st.lists(st.binary(max_size=300), max_size=8)

@@ -3,10 +3,10 @@ import shutil
 import numpy as np
 import pytest
 
-from serving import resident
-from serving.filters import Filter
-from serving.index import Index, IndexProblem, Item, content_id, unit
-from serving.nearest import HEADS_FROM, Nearest
+from serving.collection import resident
+from serving.collection.index import Index, IndexProblem, Item, content_id, unit
+from serving.collection.nearest import HEADS_FROM, Nearest
+from serving.protocol.filters import Filter
 
 D = 64
 

@@ -9,8 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving import runs
+from serving.api.keys import Access
 from serving.app import create_app
-from serving.keys import Access
 
 PRETRAINED = {
     "data": "/home/me/Pictures.zip",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from serving import lease
-from serving import store as store_module
-from serving.store import Store, StoreProblem
+from serving.collection import lease
+from serving.collection import store as store_module
+from serving.collection.store import Store, StoreProblem
 
 
 @pytest.fixture(params=["folder", "s3"])

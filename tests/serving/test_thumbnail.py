@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from export.artifact import Preprocessing, UnreadableImage, read_image, read_pixels
-from serving.thumbnail import THUMBNAIL_PX, read, thumbnail
+from serving.inference.thumbnail import THUMBNAIL_PX, read, thumbnail
 
 
 def jpeg(width: int, height: int, orientation: int = 1) -> bytes:

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from serving import exchange, transfer
-from serving.exchange import FileProblem
-from serving.filters import Filter
-from serving.index import Index, IndexProblem, Item, WrongEncoder, collections, content_id
+from serving.collection import exchange
+from serving.collection.exchange import FileProblem
+from serving.collection.index import Index, IndexProblem, Item, WrongEncoder, collections, content_id
+from serving.indexing import transfer
+from serving.protocol.filters import Filter
 
 ROOT = Path(__file__).parents[2]
 JPEG = b"\xff\xd8 a thumbnail"
@@ -288,8 +289,8 @@ def test_an_index_is_not_copied_onto_itself(index, tmp_path):
 def test_a_copy_to_an_object_store_is_taken_up_after_kill_9_and_comes_back_equal(index, s3, tmp_path):
     program = f"""
 import time
-from serving import transfer
-from serving.index import Index
+from serving.indexing import transfer
+from serving.collection.index import Index
 transfer.ROWS_AT_ONCE = 10
 upsert = Index.upsert
 Index.upsert = lambda self, *given: (upsert(self, *given), print("sent", flush=True), time.sleep(0.5))

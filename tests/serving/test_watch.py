@@ -10,12 +10,12 @@ import time
 import numpy as np
 import pytest
 
-from serving import watch
 from serving.bulk import BulkSettings, run
-from serving.filling import work_of
-from serving.index import Index, IndexProblem, Item, content_id
-from serving.watch import Follower
-from training.data import DataError
+from serving.collection.index import Index, IndexProblem, Item, content_id
+from serving.indexing import follow
+from serving.indexing.fill import work_of
+from serving.indexing.follow import Follower
+from training.data.sources import DataError
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_renamed_picture_keeps_its_item_under_its_new_name(start, folder, inde
         (folder / name).mkdir()
     (folder / "3.png").rename(folder / "dogs" / "3.png")
     (folder / "2.png").rename(folder / "cats" / "two.png")
-    monkeypatch.setattr("serving.filling.read", lambda *arguments: pytest.fail("it is decoded again"))
+    monkeypatch.setattr("serving.indexing.fill.read", lambda *arguments: pytest.fail("it is decoded again"))
     look(follower)
     item, vector = index.get(content_id(picture(2)))
     assert (item.name, item.label, item.path) == ("cats/two.png", "cats", str(folder / "cats" / "two.png"))
@@ -248,10 +248,10 @@ def test_after_a_problem_of_the_index_nothing_is_forgotten(start, folder, index,
 
 
 def test_following_takes_seconds_and_ends_when_told(bundle, folder, index, picture, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(watch, "SETTLED_S", 0.3)
+    monkeypatch.setattr(follow, "SETTLED_S", 0.3)
     stop = threading.Event()
     thread = threading.Thread(
-        target=watch.follow, args=(folder, work_of(bundle), index, tmp_path / "skipped.csv", stop)
+        target=follow.follow, args=(folder, work_of(bundle), index, tmp_path / "skipped.csv", stop)
     )
     thread.start()
 

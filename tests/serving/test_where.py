@@ -1,7 +1,7 @@
 import pytest
 
-from serving.filters import Filter, FilterProblem
-from serving.where import parse
+from serving.protocol.filters import Filter, FilterProblem
+from serving.protocol.where import parse
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import threading
 import numpy as np
 import pytest
 
+from serving.collection.index import IndexProblem, Item
+from serving.collection.writes import Writer
 from serving.errors import Busy
-from serving.index import IndexProblem, Item
-from serving.writes import Writer
 
 
 class Noted:
@@ -149,7 +149,7 @@ def test_beyond_its_room_writes_are_turned_away_until_there_is_some(index):
 
 
 def test_the_collection_is_tidied_up_after_many_commits_and_some_time_after_a_few(writer, index, monkeypatch):
-    monkeypatch.setattr("serving.writes.MAINTAIN_COMMITS", 5)
+    monkeypatch.setattr("serving.collection.writes.MAINTAIN_COMMITS", 5)
 
     async def many():
         for i in range(11):
@@ -159,7 +159,7 @@ def test_the_collection_is_tidied_up_after_many_commits_and_some_time_after_a_fe
     writer._maintenance.submit(lambda: None).result()
     assert index.tidied == 2
 
-    monkeypatch.setattr("serving.writes.MAINTAIN_S", 0.05)
+    monkeypatch.setattr("serving.collection.writes.MAINTAIN_S", 0.05)
     writer._queues.clear()
 
     async def few():
@@ -172,7 +172,7 @@ def test_the_collection_is_tidied_up_after_many_commits_and_some_time_after_a_fe
 
 
 def test_tidying_up_that_fails_is_logged_and_writing_goes_on(writer, index, monkeypatch, caplog):
-    monkeypatch.setattr("serving.writes.MAINTAIN_COMMITS", 1)
+    monkeypatch.setattr("serving.collection.writes.MAINTAIN_COMMITS", 1)
 
     def fail():
         raise IndexProblem("the disk is gone")
@@ -185,7 +185,7 @@ def test_tidying_up_that_fails_is_logged_and_writing_goes_on(writer, index, monk
 
 
 def test_a_commit_takes_so_many_rows_and_no_more(writer, index, monkeypatch):
-    monkeypatch.setattr("serving.writes.MOST_ROWS", 3)
+    monkeypatch.setattr("serving.collection.writes.MOST_ROWS", 3)
 
     async def ask():
         puts = [put(writer, index, f"b{i}", f"c{i}") for i in range(3)]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from training import shapes
 from training.config import PretrainSettings
+from training.data import shapes
 
 
 @pytest.fixture(scope="session")

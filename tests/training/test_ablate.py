@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from training import ablate, cell, factors
+from training import ablate
 from training.ablate import AblateSettings
 from training.config import PretrainSettings
-from training.data import DataError, open_source
-from training.studies import STUDIES, Cell
-from training.verdict import Claim, Group, Row, halfwidth, judge, pooled, t_quantile
+from training.data.sources import DataError, open_source
+from training.study import cell, factors
+from training.study.studies import STUDIES, Cell
+from training.study.verdict import Claim, Group, Row, halfwidth, judge, pooled, t_quantile
 
 ROOT = Path(__file__).parents[2]
 torch.set_num_threads(1)  # the tensors are small

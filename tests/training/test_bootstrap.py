@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.bootstrap import interval
+from training.evaluation.bootstrap import interval
 
 
 def test_an_interval_of_right_and_wrong_is_the_binomials():
@@ -22,7 +22,7 @@ def test_the_same_seed_gives_the_same_interval_and_equal_values_none():
 def test_many_pictures_are_resampled_a_few_times_at_once(monkeypatch):
     values = np.random.default_rng(0).random(40)
     whole = interval(values)
-    monkeypatch.setattr("training.bootstrap.AT_ONCE", 90)
+    monkeypatch.setattr("training.evaluation.bootstrap.AT_ONCE", 90)
     assert interval(values) == pytest.approx(whole)
 
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from export.artifact import UnreadableImage
-from training import data, shapes
-from training.data import DataError, open_source
+from training.data import shapes, sources
+from training.data.sources import DataError, open_source
 
 
 def make_tree(root: Path, *names: str) -> Path:
@@ -188,7 +188,7 @@ def test_names_of_any_bytes_are_read(tmp_path):
 def test_a_file_too_large_for_a_picture_is_not_read_into_memory(tmp_path, monkeypatch):
     pile, archive, shard = make_tree(tmp_path / "pile", "film.mp4"), tmp_path / "film.zip", tmp_path / "film.tar"
     sources = [open_source(str(path)) for path in (pile, make_zip(archive, "film.mp4"), make_tar(shard, "film.mp4"))]
-    monkeypatch.setattr(data, "MAX_FILE_BYTES", 4)
+    monkeypatch.setattr("training.data.sources.MAX_FILE_BYTES", 4)
     for source in sources:
         with pytest.raises(UnreadableImage, match="is larger than"):
             source.pictures[0].read()
@@ -380,7 +380,7 @@ def fake_torchvision(monkeypatch):
 
     def install(dataset):
         module = types.ModuleType("torchvision.datasets")
-        for class_name, *_ in data.TORCHVISION.values():
+        for class_name, *_ in sources.TORCHVISION.values():
             setattr(module, class_name, dataset)
         monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
         monkeypatch.setitem(sys.modules, "torchvision.datasets", module)
@@ -459,7 +459,7 @@ def test_a_disk_that_fills_up_leaves_no_part_of_a_set(tmp_path, fake_torchvision
 
 def test_every_named_set_exists_in_torchvision_with_these_arguments():
     datasets = importlib.import_module("torchvision.datasets")
-    for class_name, *arguments in data.TORCHVISION.values():
+    for class_name, *arguments in sources.TORCHVISION.values():
         for chosen in arguments:
             inspect.signature(getattr(datasets, class_name)).bind("root", download=True, **chosen)
 
@@ -482,5 +482,5 @@ def test_a_path_that_exists_wins_over_a_name(tmp_path, monkeypatch):
 
 
 def test_listing_pictures_needs_no_torch():
-    code = "import sys, training.store; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
+    code = "import sys, training.data.store; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

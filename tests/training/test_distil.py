@@ -15,10 +15,10 @@ from training.augment import AugmentSettings
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
 from training.classifier import Classifier
 from training.config import PretrainSettings
-from training.data import DataError, open_source
+from training.data.sources import DataError, open_source
 from training.distil import DistilSettings, answers_loss, neighbours_loss
 from training.encoders import Encoder
-from training.features import EncoderError, open_encoder
+from training.evaluation.features import EncoderError, open_encoder
 from training.finetune import finetune
 from training.pretrain import pretrain
 from training.recipes import FinetuneSettings

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import gallery
-from training.data import DataError
+from training.data.sources import DataError
 from training.evaluate import EvaluateSettings, _short, evaluate
+from training.evaluation import gallery
 
 
 @pytest.fixture(autouse=True)

@@ -11,13 +11,14 @@ from PIL import Image
 
 from export.artifact import BundleError
 from export.to_onnx import ExportSettings, export
-from training import checkpoint, features, zoo
+from training import checkpoint, zoo
 from training.checkpoint import CheckpointError
-from training.data import open_source
+from training.data.sources import open_source
+from training.data.store import Store
 from training.encoders import embed
-from training.features import EncoderError, open_encoder, size_note
+from training.evaluation import features
+from training.evaluation.features import EncoderError, open_encoder, size_note
 from training.pretrain import SimCLR
-from training.store import Store
 from training.zoo import ZooError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)

@@ -11,18 +11,19 @@ import torchvision
 
 from export.artifact import Preprocessing
 from export.to_onnx import ExportSettings, export
-from training import checkpoint, classifier, initial, recipes, store
+from training import checkpoint, classifier, initial, recipes
 from training.checkpoint import CheckpointError
 from training.classifier import Classifier
-from training.data import DataError, open_source
+from training.data import store
+from training.data.sources import DataError, open_source
+from training.data.store import Store
 from training.encoders import Encoder, embed, to_input
 from training.evaluate import EvaluateSettings, evaluate
-from training.features import open_encoder
+from training.evaluation.features import open_encoder
 from training.finetune import Task, balanced, finetune, optimizers, order, train_classifier
 from training.halfway import Halfway, State
 from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
-from training.store import Store
 
 torch.set_num_threads(1)  # the tensors are small
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from training import geometry
+from training.evaluation import geometry
 
 
 def test_equal_views_are_aligned_and_opposite_ones_lie_four_apart():

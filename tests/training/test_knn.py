@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from training import knn
 from training.augment import AugmentSettings
 from training.config import PretrainSettings
 from training.encoders import Encoder
+from training.evaluation import knn
 
 
 def loops(bank, labels, queries, k, temperature):

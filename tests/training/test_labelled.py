@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from training.data import DataError
-from training.labelled import alone, check_classes, few, hold_out
+from training.data.labelled import alone, check_classes, few, hold_out
+from training.data.sources import DataError
 
 CLASSES = ["cat", "dog", "owl"]
 LABELS = np.repeat([0, 1, 2, -1], [200, 40, 10, 30])[np.random.default_rng(0).permutation(280)]

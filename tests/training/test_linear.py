@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from training import linear
+from training.evaluation import linear
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from training import checkpoint
 from training.augment import render
 from training.checkpoint import CheckpointError
 from training.config import PretrainSettings
-from training.data import DataError
+from training.data.sources import DataError
 from training.encoders import Encoder, to_input
 from training.initial import Initial, begin_from, initial, statistics_off
 from training.pretrain import SimCLR, epochs_in, pretrain, starting_point

@@ -6,8 +6,8 @@ import torch
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from training import retrieval
-from training.knn import knn_predict
+from training.evaluation import retrieval
+from training.evaluation.knn import knn_predict
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from training import sensitivity as s
 from training.config import PretrainSettings
 from training.encoders import Encoder
 from training.evaluate import EvaluateSettings, evaluate
-from training.sensitivity import sensitivity, views
+from training.evaluation import sensitivity as s
+from training.evaluation.sensitivity import sensitivity, views
 
 torch.set_num_threads(1)  # the tensors are small
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import shapes
+from training.data import shapes
 
 TRAIN, TEST, SIZE = 200, 50, 32
 

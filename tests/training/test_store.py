@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from export.artifact import Preprocessing, read_pixels
-from training import store
-from training.data import DataError, open_source
+from training.data import store
+from training.data.sources import DataError, open_source
 
 EIGHT = Preprocessing(8)
 
@@ -172,8 +172,8 @@ def test_a_process_killed_while_decoding_leaves_nothing_that_is_taken_for_a_stor
     code = """if True:
         import os, pathlib, signal, sys
         from export.artifact import Preprocessing
-        from training import store
-        from training.data import open_source
+        from training.data import store
+        from training.data.sources import open_source
         write_header = store._write_header
         def write_header_then_die(file, count, shape):
             write_header(file, count, shape)

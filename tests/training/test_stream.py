@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from export.artifact import Preprocessing
-from training import store, stream
-from training.data import DataError, open_source
-from training.stream import Rows, Stream, ahead, too_large
+from training.data import store, stream
+from training.data.sources import DataError, open_source
+from training.data.stream import Rows, Stream, ahead, too_large
 
 EIGHT = Preprocessing(8)
 PATIENCE_S = 30  # how long an event that must come is waited for

@@ -12,12 +12,12 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from starlette.datastructures import QueryParams
 
+from serving.api.keys import Access, Lock
 from serving.client import AsyncClient, Collection, ServiceError
-from serving.keys import Access, Lock
 from ui import app
 from ui.app import Options, build, main, mount, standalone
-from ui.picture import Chosen
-from ui.query import Query
+from ui.search.picture import Chosen
+from ui.search.query import Query
 
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # Gradio's
 

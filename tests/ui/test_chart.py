@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ui.chart import BOTTOM, LEFT, RIGHT, TOP, Curve, H, W, chart
+from ui.widgets.chart import BOTTOM, LEFT, RIGHT, TOP, Curve, H, W, chart
 
 
 def percent(value: float) -> str:

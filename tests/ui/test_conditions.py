@@ -1,8 +1,8 @@
 import pytest
 
 from serving.client import Key
-from serving.filters import Filter
-from ui.conditions import ConditionProblem, hint, offered, parsed
+from serving.protocol.filters import Filter
+from ui.search.conditions import ConditionProblem, hint, offered, parsed
 
 KEYS = [
     Key("label", "text", 2, [("summer dress", 30), ('a "b", c', 1)]),

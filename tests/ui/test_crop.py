@@ -3,7 +3,7 @@ import io
 import pytest
 from PIL import Image
 
-from ui.crop import Box, cut
+from ui.search.crop import Box, cut
 
 
 def quarters(orientation: int = 1) -> bytes:

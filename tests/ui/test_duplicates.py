@@ -6,7 +6,7 @@ import gradio as gr
 import pytest
 
 from serving.client import Duplicates, Match, ServiceError
-from ui.duplicates import AT_ONCE, groups_html, listed, plain, removed, suggested, tab
+from ui.tabs.duplicates import AT_ONCE, groups_html, listed, plain, removed, suggested, tab
 
 HOSTILE = "\"><script>alert('x')</script>${1}{{x}}`"
 

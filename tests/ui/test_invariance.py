@@ -5,10 +5,10 @@ import gradio as gr
 import pytest
 
 from serving.client import ServiceError
-from ui.curves import panels_html
-from ui.invariance import examined, tab
-from ui.picture import Chosen
-from ui.query import Query
+from ui.search.picture import Chosen
+from ui.search.query import Query
+from ui.tabs.invariance import examined, tab
+from ui.widgets.curves import panels_html
 
 CAT = Chosen("pets/<cat>.jpg", id="id1")
 

@@ -5,10 +5,10 @@ from urllib.parse import parse_qsl
 import pytest
 
 from serving.client import ServiceError
-from ui import link
-from ui.crop import Box
-from ui.picture import Chosen
-from ui.query import Query, Settings
+from ui.search import link
+from ui.search.crop import Box
+from ui.search.picture import Chosen
+from ui.search.query import Query, Settings
 
 CATS = [Chosen(f"pets/cat {i}.jpg", "cat", id=f"id{i}") for i in range(3)]
 PART = Chosen("pets/cat 0.jpg", "cat", id="id0", box=Box(0.1, 0.2, 0.6, 0.75))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from serving.client import Map
-from ui import computing
-from ui.choice import Choice, within
-from ui.map import SHOWN, columns, gathered, items, plain, tab
+from ui.search.choice import Choice, within
+from ui.tabs.map import SHOWN, columns, gathered, items, plain, tab
+from ui.widgets import computing
 
 HOSTILE = "<script>alert(1)</script>"
 

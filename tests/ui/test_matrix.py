@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from serving.client import Matrix, OfMatrix
-from ui.matrix import matrix_html
+from ui.widgets.matrix import matrix_html
 
 
 @pytest.fixture

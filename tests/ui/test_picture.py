@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from ui.crop import Box
-from ui.picture import Chosen, UploadFailed, clicked, notice, read, uploaded
-from ui.well import well_html
+from ui.search.crop import Box
+from ui.search.picture import Chosen, UploadFailed, clicked, notice, read, uploaded
+from ui.widgets.well import well_html
 
 HOSTILE = "a/<script>alert(1)</script>\"'${1}{{x}}`.jpg"
 

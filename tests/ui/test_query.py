@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from serving.client import ServiceError
-from ui.crop import Box
-from ui.picture import Chosen
-from ui.query import Query, Settings, nearest
+from ui.search.crop import Box
+from ui.search.picture import Chosen
+from ui.search.query import Query, Settings, nearest
 
 USUAL = Settings()
 A, B, C = (Chosen(f"{i}.jpg", id=f"id{i}") for i in range(3))
@@ -64,7 +64,7 @@ def test_items_of_another_collection_are_searched_by_their_pictures(fake):
 
 
 def test_a_part_of_an_item_is_no_longer_that_item(fake, monkeypatch):
-    monkeypatch.setattr("ui.picture.cut", lambda picture, box: b"a part")
+    monkeypatch.setattr("ui.search.picture.cut", lambda picture, box: b"a part")
     _, images, positive, *_ = asked(fake(), Query((Chosen("0.jpg", id="id0", box=Box(0, 0, 0.5, 0.5)),)))
     assert (images, positive) == ([b"a part"], [])
 

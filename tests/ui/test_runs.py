@@ -4,8 +4,8 @@ import re
 import pytest
 
 from serving.client import Item, Items, Run, RunDetails
-from ui.picture import Chosen
-from ui.runs import MOST_POINTS, curves_html, list_html, settings_html, there, views_html
+from ui.search.picture import Chosen
+from ui.tabs.runs import MOST_POINTS, curves_html, list_html, settings_html, there, views_html
 
 NOW = 1_000_000.0
 FACTS = {

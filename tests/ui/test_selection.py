@@ -3,9 +3,9 @@ import csv
 import io
 
 from serving.client import Item
-from ui import selection
-from ui.query import Settings
-from ui.selection import as_csv, as_paths, selected, written
+from ui.search import selection
+from ui.search.query import Settings
+from ui.search.selection import as_csv, as_paths, selected, written
 
 SHIRT = Item("a", "x/shirt, blue.jpg", "shirt", "/data/x/shirt, blue.jpg", metadata={"price": 3.5, "path": "p"})
 USUAL = Settings()

@@ -3,10 +3,10 @@ import re
 import gradio as gr
 import pytest
 
-from ui.crop import Box
-from ui.picture import Chosen
-from ui.query import Query
-from ui.side import SHOWN, chips_html, column, steps_html
+from ui.search.crop import Box
+from ui.search.picture import Chosen
+from ui.search.query import Query
+from ui.widgets.side import SHOWN, chips_html, column, steps_html
 
 A, B, C = (Chosen(f"{i}.jpg", id=f"id{i}") for i in range(3))
 MIXED = Query((A, B), (C,))

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from serving.client import Item, Match, ServiceError
-from ui.grid import grid_html, selection_html
-from ui.picture import Chosen
-from ui.query import Query, Settings
-from ui.results import PAGE, browse, neighbours
+from ui.search.picture import Chosen
+from ui.search.query import Query, Settings
+from ui.widgets.grid import grid_html, selection_html
+from ui.widgets.results import PAGE, browse, neighbours
 
 USUAL = Settings()
 BULK = "<code>python serving/bulk.py --data ~/Pictures</code>"

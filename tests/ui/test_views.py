@@ -5,10 +5,10 @@ import gradio as gr
 import pytest
 
 from serving.client import Pair, ServiceError
-from ui import augmentation
-from ui.picture import Chosen
-from ui.query import Query
-from ui.views import batch, drawn, tab
+from ui.search.picture import Chosen
+from ui.search.query import Query
+from ui.tabs.views import batch, drawn, tab
+from ui.widgets import augmentation
 
 SETTINGS = {"crop_area": (0.3, 1.0), "flip": 0.5}
 CAT = Chosen("cat.jpg", id="id1")

@@ -1,0 +1,186 @@
+"""A collection in one Parquet file: what `twinview index export` and `twinview embed` write, and `index import` reads.
+
+    id, name      string         an item's, as in the index
+    label, path   string         null where there is none
+    width, height int32          pixels, upright
+    bytes         int64          size of the original
+    vector        float32[d]     FixedSizeList
+    ...                          metadata: a column a key, string, int64, double or bool, null where an item lacks it;
+                                 meta_KEY for a key that is called as one of these columns or begins with meta_
+
+The schema's metadata names encoder and collection. Thumbnails are not in it.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from serving.collection.index import Item
+from serving.collection.store import fsync
+from serving.collection.table import TYPES
+from serving.protocol.filters import KEY
+
+ENCODER, COLLECTION = b"twinview.encoder", b"twinview.collection"
+ROWS_AT_ONCE = 4096  # a row group
+FACTS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("name", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("path", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("bytes", pa.int64()),
+    ]
+)
+OWN = {*FACTS.names, "vector"}
+SIZES = ("width", "height", "bytes")
+TEXT, WHOLE = (pa.types.is_string, pa.types.is_large_string), (pa.types.is_integer,)
+PLAIN = (*TEXT, *WHOLE, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+
+
+class FileProblem(ValueError):
+    """A file that cannot be read or written. The message names it."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Of such a file, before its rows are read."""
+
+    path: Path
+    encoder: str
+    dimension: int
+    collection: str | None
+    """None where the rows come from none."""
+    count: int
+
+    def rows(self) -> Iterator[tuple[list[Item], np.ndarray]]:
+        """Items and their vectors (n, d), n <= ROWS_AT_ONCE; of an id that comes twice the first. raises FileProblem"""
+        seen: set[str] = set()
+        with _readable(self.path), pyarrow.parquet.ParquetFile(self.path) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE):
+                if batch["id"].null_count or batch["name"].null_count:
+                    raise FileProblem(f"{self.path} has a row without id or name")
+                vectors = _vectors(batch["vector"], self.dimension)
+                items = [_item(row) for row in batch.drop_columns(["vector"]).to_pylist()]
+                new = [i for i, item in enumerate(items) if item.id not in seen and not seen.add(item.id)]
+                sound = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+                if not sound.all():
+                    raise FileProblem(f"{self.path}: the vector of {items[sound.argmin()].id} points nowhere")
+                yield [items[i] for i in new], vectors[new]
+
+
+def contents(path: Path) -> Contents:
+    """raises FileProblem for a file that is none of ours"""
+    with _readable(path), pyarrow.parquet.ParquetFile(path) as file:
+        schema, count = file.schema_arrow, file.metadata.num_rows
+    notes = schema.metadata or {}
+    if missing := [name for name in ("id", "name", "vector") if name not in schema.names]:
+        raise FileProblem(f"{path} has no column {missing[0]}; its columns are {', '.join(schema.names)}")
+    if ENCODER not in notes:
+        raise FileProblem(f"{path} does not say which encoder has made its vectors, as files of twinview do")
+    vector = schema.field("vector").type
+    if not (pa.types.is_fixed_size_list(vector) and pa.types.is_floating(vector.value_type)):
+        raise FileProblem(f"{path}: the column vector holds {vector}, not a FixedSizeList of numbers")
+    for field in schema:
+        wanted = PLAIN
+        if field.name in FACTS.names:
+            wanted = (*(WHOLE if field.name in SIZES else TEXT), pa.types.is_null)
+        if field.name != "vector" and not any(test(field.type) for test in wanted):
+            raise FileProblem(f"{path}: the column {field.name} holds {field.type}, which it cannot")
+        if field.name not in OWN and not KEY.fullmatch(_key(field.name)):
+            raise FileProblem(f"{path}: {field.name!r} is no name of metadata: letters, digits and _, at most 64")
+    collection = notes[COLLECTION].decode() if COLLECTION in notes else None
+    return Contents(path, notes[ENCODER].decode(), vector.list_size, collection, count)
+
+
+class Writer:
+    """Of such a file, batch by batch. It takes its name, and the place of one that has it, when it is whole."""
+
+    def __init__(
+        self,
+        path: Path,
+        encoder: str,
+        dimension: int,
+        collection: str | None = None,
+        metadata: Mapping[str, type] | None = None,
+    ):
+        """metadata  keys that items may have, and the types of their values. raises FileProblem"""
+        self._path, self._part = path, path.with_name(path.name + ".part")
+        vector = pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False)
+        columns = [*FACTS, *(pa.field(_column(key), TYPES[kind]) for key, kind in (metadata or {}).items()), vector]
+        notes = {ENCODER: encoder} | ({COLLECTION: collection} if collection else {})
+        self._schema = pa.schema(columns, notes)
+        self._keys = list(metadata or {})
+
+    def __enter__(self) -> "Writer":
+        with writable(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            options = {"compression": "zstd", "use_dictionary": ["label"]}  # others hardly repeat
+            self._file = pyarrow.parquet.ParquetWriter(self._part, self._schema, **options)
+        return self
+
+    def write(self, items: Sequence[Item], vectors: np.ndarray) -> None:
+        """vectors (n, d), n >= 1. raises FileProblem"""
+        columns = [[getattr(item, name) for item in items] for name in FACTS.names]
+        columns += [[item.metadata.get(key) for item in items] for key in self._keys]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=False)]
+        flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
+        arrays.append(pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
+        with writable(self._path):
+            self._file.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            with writable(self._path):
+                self._file.close()
+                if kind is None:
+                    fsync(self._part)
+                    self._part.replace(self._path)
+                    fsync(self._path.parent)
+        finally:
+            self._part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """raises FileProblem for what the system says against writing it"""
+    try:
+        yield
+    except OSError as error:
+        raise FileProblem(f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}") from error
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        why = os.strerror(error.errno) if getattr(error, "errno", None) else str(error).splitlines()[0]
+        raise FileProblem(f"{path} cannot be read as Parquet: {why}") from error
+
+
+def _vectors(column: pa.Array, dimension: int) -> np.ndarray:
+    """(n, d) float32; zeros where there is none."""
+    flat = column.fill_null(pa.scalar([0.0] * dimension, column.type)).flatten()
+    return flat.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, dimension)
+
+
+def _item(row: dict) -> Item:
+    facts = {"label": None, "path": None, "width": 0, "height": 0, "bytes": 0}
+    facts |= {name: value for name in FACTS.names if (value := row.pop(name, None)) is not None}
+    return Item(**facts, metadata={_key(column): value for column, value in row.items() if value is not None})
+
+
+def _column(key: str) -> str:
+    return f"meta_{key}" if key in OWN or key.startswith("meta_") else key
+
+
+def _key(column: str) -> str:
+    return column.removeprefix("meta_")

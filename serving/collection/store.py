@@ -1,0 +1,264 @@
+"""The bytes beside the tables, one way for a folder and for an object store.
+
+    Store("index")                  a folder: what `write` has returned from survives a crash of the machine
+    Store("s3://bucket/prefix")     an object store, by the usual AWS_* variables (AWS_ENDPOINT_URL and so on)
+
+Paths are relative, with slashes. Everything raises StoreProblem, which names the place and says what to do.
+"""
+
+import errno
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+
+from serving.collection.lease import of_folder, of_objects
+
+THREADS = 16  # that write or delete at once: a disk joins their flushes, an object store answers each in its time
+RETRIES = 5  # of a request to an object store
+STALE_S = 3600  # an unfinished file this old belongs to no one
+OBJECT_STORES = {  # what their errors mean, by a mark in them
+    "NoSuchBucket": "there is no such bucket",
+    "403 Forbidden": "the keys are refused",
+    "SignatureDoesNotMatch": "the keys are refused",
+    "InvalidAccessKeyId": "the keys are refused",
+    "error sending request": "it does not answer",
+    "NotEnoughCredentials": "there are no keys",
+}
+
+
+class StoreProblem(Exception):
+    """A place that cannot be read or written. The message names it and says what to do."""
+
+
+class Store:
+    """Files below `uri`. `local` is the folder, None for an object store. Thread-safe; opens nothing by itself."""
+
+    def __init__(self, uri: str | Path):
+        scheme, mark, rest = str(uri).partition("://")
+        self.local = Path(rest if scheme == "file" else uri) if not mark or scheme == "file" else None
+        self.uri = str(self.local or uri).rstrip("/") or "/"
+        self._flushed: set[Path] = set()
+
+    def read(self, path: str) -> bytes | None:
+        """None where there is none."""
+        with self.explained("read"):
+            if self.local is not None:
+                try:
+                    return (self.local / path).read_bytes()
+                except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                    return None
+            try:
+                return bytes(self._objects.get(path).bytes())
+            except FileNotFoundError:
+                return None
+
+    def write(self, path: str, data: bytes) -> None:
+        """The whole file or nothing of it, in place of what was there."""
+        self.write_many({path: data})
+
+    def write_many(self, files: Mapping[str, bytes]) -> None:
+        """Each as `write` does it; after an error some may be there."""
+        if not files:
+            return
+        with self.explained("written"):
+            _each(self._put, files.items())
+            if self.local is not None:
+                folders = {folder for path in files for folder in (self.local / path).parents}
+                _each(fsync, sorted(folder for folder in folders if folder.is_relative_to(self.local)))
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Those that are there."""
+        with self.explained("written"):
+            if self.local is not None:
+                for path in paths:
+                    (self.local / path).unlink(missing_ok=True)
+            elif paths := list(paths):
+                _each(self._remove, paths)
+
+    def move(self, paths: Mapping[str, str]) -> None:
+        """From each key to its value, in place of what was there; those that are not there are left out."""
+        with self.explained("written"):
+            _each(self._move, paths.items())
+            if self.local is not None:
+                _each(fsync, {(self.local / path).parent for path in [*paths, *paths.values()]})
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Paths of all files in the folder `prefix`, however deep."""
+        return (path for path, _, _ in self.entries(prefix))
+
+    def size(self, prefix: str) -> int:
+        """Bytes of all files in the folder `prefix`."""
+        return sum(size for _, size, _ in self.entries(prefix))
+
+    def entries(self, prefix: str) -> Iterator[tuple[str, int, float]]:
+        """(path, bytes, time of its last change in s) of all files in the folder `prefix`."""
+        with self.explained("read"):
+            if self.local is None:
+                for page in self._objects.list(prefix.rstrip("/") or None):
+                    yield from ((entry["path"], entry["size"], entry["last_modified"].timestamp()) for entry in page)
+                return
+            for folder, _, names in os.walk(self.local / prefix):
+                for name in names:
+                    path = Path(folder, name)
+                    try:
+                        facts = path.stat()
+                    except FileNotFoundError:  # another process's clean-up was faster
+                        continue
+                    yield path.relative_to(self.local).as_posix(), facts.st_size, facts.st_mtime
+
+    def sweep(self, prefix: str, older_s: float) -> None:
+        """Remove the files of the folder `prefix` that are older, and what killed writers have left."""
+        now = time.time()
+        self.delete([path for path, _, at in self.entries(prefix) if at < now - older_s])
+        self.delete([path for path, _, at in self.entries(".writing") if at < now - STALE_S])
+
+    def connect(self):
+        """LanceDB's connection, the same at every call. Every read of its tables looks for the newest commit."""
+        with self.explained("read"):
+            return self._connection
+
+    def exists(self) -> bool:
+        """False for a folder that is not there: connecting would make it."""
+        return self.local is None or self.local.is_dir()
+
+    def flush(self, prefix: str) -> None:
+        """Make durable what other code (LanceDB) has written to the folder `prefix`: new files, then the folders."""
+        if self.local is None:
+            return
+        root = self.local / prefix
+        with self.explained("written"):
+            present = {Path(folder, name) for folder, _, names in os.walk(root) for name in names}
+            new = present - self._flushed
+            _each(fsync, new)
+            for folder in {path.parent for path in new} | {root, self.local}:
+                fsync(folder)
+            self._flushed = {path for path in self._flushed if not path.is_relative_to(root)} | present
+
+    @contextmanager
+    def lease(self, name: str) -> Iterator[bool]:
+        """True for one holder at a time over all processes; False at once where another holds it."""
+        with ExitStack() as stack:
+            with self.explained("written"):
+                lease = of_objects(self._objects, name) if self.local is None else of_folder(self.local, name)
+                held = stack.enter_context(lease)
+            yield held
+
+    @contextmanager
+    def explained(self, done: str) -> Iterator[None]:
+        """Turn what the system, LanceDB and the object store raise into StoreProblem. `done`: "read" or "written"."""
+        try:
+            yield
+        except StoreProblem:
+            raise
+        except Exception as error:
+            if not (isinstance(error, (RuntimeError, ValueError, OSError)) or _of_store(error)):
+                raise
+            raise StoreProblem(self._sentence(error, done)) from error
+
+    def _sentence(self, error: Exception, done: str) -> str:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            return f"The disk of {self.uri} is full. Nothing was changed; free some space and do it again."
+        if self.local is not None:
+            hint = "If it is damaged, `twinview index verify` says where."
+            return f"{self.uri} cannot be {done} ({first_line(error)}). {hint}"
+        reason = next((words for mark, words in OBJECT_STORES.items() if mark in str(error)), first_line(error))
+        return (
+            f"{self.uri} cannot be {done} ({reason}). Are the bucket's name and AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
+            f"AWS_SECRET_ACCESS_KEY and AWS_REGION right?"
+        )
+
+    def _put(self, entry: tuple[str, bytes]) -> None:
+        path, data = entry
+        if self.local is None:
+            self._objects.put(path, data)
+            return
+        target, writing = self.local / path, self.local / ".writing"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        writing.mkdir(exist_ok=True)
+        part = writing / f"{os.getpid()}-{secrets.token_hex(8)}"
+        try:
+            part.write_bytes(data)
+            fsync(part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _remove(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            self._objects.delete(path)
+
+    def _move(self, entry: tuple[str, str]) -> None:
+        old, new = entry
+        with suppress(FileNotFoundError):
+            if self.local is None:
+                self._objects.copy(old, new)
+                self._objects.delete(old)
+                return
+            (self.local / new).parent.mkdir(parents=True, exist_ok=True)
+            (self.local / old).replace(self.local / new)
+            os.utime(self.local / new)  # when it came here, as an object store has it
+
+    @cached_property
+    def _connection(self):
+        import lancedb  # seconds, and the supervisor of `bentoml serve` loads this module too
+
+        options = {} if self.local is not None else {"allow_http": _allow_http(), "client_retry_timeout": "30"}
+        return lancedb.connect(self.uri, read_consistency_interval=timedelta(0), storage_options=options or None)
+
+    @cached_property
+    def _objects(self):
+        from obstore.store import from_url
+
+        return from_url(
+            self.uri,
+            client_options={"allow_http": _allow_http() == "true", "timeout": "60s"},
+            retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=30)},
+        )
+
+    def __getstate__(self) -> dict:
+        return {"uri": self.uri, "local": self.local, "_flushed": set()}  # connections stay in their process
+
+
+def first_line(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return text.partition(", /")[0].partition("\n")[0].rstrip(" .")[:300]  # without the place in Lance's sources
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or folder. One that another process's clean-up has just removed needs none."""
+    if os.name == "nt":  # has no such call for folders, nor for files opened to read
+        return
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _allow_http() -> str:
+    return "true" if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://") else "false"
+
+
+def _of_store(error: Exception) -> bool:
+    return type(error).__module__.startswith("obstore")
+
+
+def _each(function, entries: Iterable) -> None:
+    """`function` of each, many at once where there are many."""
+    entries = list(entries)
+    if len(entries) < 2:
+        for entry in entries:
+            function(entry)
+        return
+    with ThreadPoolExecutor(min(THREADS, len(entries))) as pool:
+        for _ in pool.map(function, entries):
+            pass

@@ -1,0 +1,204 @@
+"""Small writes of concurrent requests are committed together: each commit costs some milliseconds of the disk, and
+leaves a piece that every search looks into.
+
+There is no timer: what comes while a commit of its collection runs gathers, and the next one takes it. Whoever wrote
+hears of it when it is durable. What a write does wrong is told to its request alone: a commit that fails is made again,
+a write at a time.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from serving.collection.index import Index, IndexProblem, Item
+from serving.limits import Gate
+
+log = logging.getLogger("twinview")
+
+COMMITS_AT_ONCE = 4  # of different collections
+MOST_ROWS = 4096  # in one commit, unless a single write has more
+MAINTAIN_COMMITS = 64  # after so many small ones searches are slower by half
+MAINTAIN_S = 60.0  # after the first commit since the last time, however few follow
+
+
+@dataclass(frozen=True)
+class _Put:
+    items: Sequence[Item]
+    vectors: np.ndarray
+    """float32 (n, d)"""
+    thumbnails: Mapping[str, bytes]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(frozen=True)
+class _Deletion:
+    ids: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Write = _Put | _Deletion
+
+
+@dataclass
+class _Queue:
+    """Of one collection."""
+
+    index: Index
+    waiting: deque[tuple[Write, asyncio.Future]] = field(default_factory=deque)
+    working: asyncio.Task | None = None
+    commits: int = 0
+    """Since the last maintenance."""
+    alarm: asyncio.TimerHandle | None = None
+
+
+class Writer:
+    """All methods are for the event loop's thread."""
+
+    def __init__(self, rows_at_once: int):
+        """how many may wait, or be written, at once"""
+        self._gate = Gate(rows_at_once, "rows to write")
+        self._queues: dict[tuple[str, str], _Queue] = {}
+        self._commits = ThreadPoolExecutor(COMMITS_AT_ONCE, "commits")
+        self._maintenance = ThreadPoolExecutor(1, "maintenance")
+
+    @contextmanager
+    def room(self, rows: int) -> Iterator[None]:
+        """For what is to be written, from before it is made. raises Busy."""
+        with self._gate.admit(rows):
+            yield
+
+    async def upsert(
+        self, index: Index, items: Sequence[Item], vectors: np.ndarray, thumbnails: Mapping[str, bytes]
+    ) -> list[bool]:
+        """Of each item whether it is new; durable when this returns. vectors (n, d), of any length but 0. Of items of
+        one id the last stays. raises IndexProblem: then none of them is there."""
+        return await self._enqueue(index, _Put(items, vectors, thumbnails))
+
+    async def delete(self, index: Index, ids: Sequence[str]) -> list[str]:
+        """Those that were there, each once. raises IndexProblem."""
+        return await self._enqueue(index, _Deletion(ids))
+
+    def close(self) -> None:
+        for queue in self._queues.values():
+            if queue.alarm:
+                queue.alarm.cancel()
+        self._commits.shutdown(wait=False)  # what is under way goes to its end
+        self._maintenance.shutdown(wait=False, cancel_futures=True)
+
+    async def _enqueue(self, index: Index, write: Write) -> Any:
+        queue = self._queues.setdefault((index.name, index.encoder_id), _Queue(index))
+        done = asyncio.get_running_loop().create_future()
+        queue.waiting.append((write, done))
+        if queue.working is None:
+            queue.working = asyncio.create_task(self._work(queue))
+        return await done
+
+    async def _work(self, queue: _Queue) -> None:
+        """Until nothing waits."""
+        loop, batch = asyncio.get_running_loop(), []
+        try:
+            while batch := _next(queue.waiting):
+                answers = await loop.run_in_executor(self._commits, _commit, queue.index, [write for write, _ in batch])
+                for (_, done), answer in zip(batch, answers, strict=True):
+                    if done.done():  # its request has gone
+                        continue
+                    if isinstance(answer, Exception):
+                        done.set_exception(answer)
+                    else:
+                        done.set_result(answer)
+                self._count(queue)
+        finally:
+            queue.working = None
+            for _, done in (*batch, *queue.waiting):  # of those not yet told, when the service ends
+                done.cancel()
+
+    def _count(self, queue: _Queue) -> None:
+        queue.commits += 1
+        if queue.alarm is None:
+            queue.alarm = asyncio.get_running_loop().call_later(MAINTAIN_S, self._maintain, queue)
+        if queue.commits == MAINTAIN_COMMITS:
+            self._maintain(queue)
+
+    def _maintain(self, queue: _Queue) -> None:
+        queue.alarm.cancel()
+        queue.alarm, queue.commits = None, 0
+        self._maintenance.submit(_maintain, queue.index)
+
+
+def _next(waiting: deque[tuple[Write, asyncio.Future]]) -> list[tuple[Write, asyncio.Future]]:
+    """The oldest that fit together, without those whose request has gone."""
+    batch, rows = [], 0
+    while waiting and (not batch or rows + len(waiting[0][0]) <= MOST_ROWS):
+        write, done = waiting.popleft()
+        if not done.done():
+            batch.append((write, done))
+            rows += len(write)
+    return batch
+
+
+def _commit(index: Index, writes: list[Write]) -> list[list | Exception]:
+    """In their order, those of one kind together. The answer of each."""
+    answers = []
+    for kind, run in groupby(writes, type):
+        group, together = list(run), _put if kind is _Put else _delete
+        try:
+            answers += together(index, group)
+        except Exception as error:
+            answers += [error] if len(group) == 1 else [_alone(together, index, write) for write in group]
+    return answers
+
+
+def _alone(together, index: Index, write: Write) -> list | Exception:
+    try:
+        return together(index, [write])[0]
+    except Exception as error:  # whatever it is, its request must hear of it
+        return error
+
+
+def _put(index: Index, puts: list[_Put]) -> list[list[bool]]:
+    rows, thumbnails = {}, {}
+    for put in puts:
+        rows |= {item.id: (item, vector) for item, vector in zip(put.items, put.vectors, strict=True)}
+        thumbnails |= put.thumbnails
+    seen = set(index.known(list(rows)))
+    items, vectors = zip(*rows.values(), strict=True)
+    index.upsert(items, np.stack(vectors), thumbnails)
+    answers = []
+    for put in puts:
+        answers.append([])
+        for item in put.items:
+            answers[-1].append(item.id not in seen)
+            seen.add(item.id)
+    return answers
+
+
+def _delete(index: Index, deletions: list[_Deletion]) -> list[list[str]]:
+    left = set(index.known([id for deletion in deletions for id in deletion.ids]))
+    if left:
+        index.delete(sorted(left))
+    answers = []
+    for deletion in deletions:
+        answers.append([id for id in dict.fromkeys(deletion.ids) if id in left])
+        left -= set(deletion.ids)
+    return answers
+
+
+def _maintain(index: Index) -> None:
+    try:
+        index.maintain()
+    except IndexProblem as error:  # it goes on without
+        log.warning("the collection %s could not be tidied up. %s", index.name, error)
+    except Exception:
+        log.exception("tidying up the collection %s failed", index.name)

@@ -1,0 +1,163 @@
+"""The decoded pictures of a source: decoded once, in parallel, kept as one array of pixels on disk.
+
+    data/store/<name>-<split>-<size>px-<key>/
+        pixels.npy     uint8 (N, S, S, 3), opened as a memory map: the system's page cache is the memory
+        facts.json     what it was made of, and the files that were skipped
+        skipped.csv    name, reason; only where files were skipped
+
+The key changes with any file's name, size or time, and with the preprocessing, so a store is never stale.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from export.artifact import Preprocessing, UnreadableImage, read_pixels
+from training.data.sources import DataError, Picture, Source, make_once
+
+DECODING = 1  # part of the key: raise it when read_pixels gives other pixels than before
+PER_TASK = 16  # pictures a thread takes at once
+AHEAD = 64  # tasks that may be waiting or done before the oldest is written
+
+
+@dataclass(frozen=True)
+class Store:
+    source: str
+    """The source's name."""
+    pixels: np.ndarray
+    """uint8 (N, S, S, 3) RGB, read-only."""
+    labels: np.ndarray
+    """int64 (N,), index into `classes`; -1 where a picture has no label."""
+    classes: list[str]
+    """Of the whole source, so that a label means the same in both splits."""
+    names: list[str]
+    skipped: list[tuple[str, str]]
+    """Name and reason of each file that is no readable picture. The reason completes "<name> ..."."""
+    folder: Path
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def load(source: Source, preprocessing: Preprocessing, split: str, cache: Path = Path("data")) -> Store:
+    """Decode one split of a source, or open what was decoded before.
+
+    split   train or test
+    cache   the stores are kept in cache/store
+    raises  DataError: no pictures in the split, none of them readable, or the store cannot be written
+    """
+    pictures = [picture for picture in source.pictures if picture.split == split]
+    if not pictures:
+        raise DataError(f"{source.name} has no pictures in its split {split}")
+    folder = place(source, pictures, preprocessing, split, cache)
+    make_once(folder, partial(_write, source, pictures, preprocessing, split))
+    try:
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} is damaged; delete it, and it will be made again") from error
+    skipped = [(name, reason) for name, reason in facts["skipped"]]
+    if skipped:
+        print(f"skipped {len(skipped):,} of {len(pictures):,} files (listed in {folder / 'skipped.csv'})")
+    without = {name for name, _ in skipped}
+    kept = [picture for picture in pictures if picture.name not in without]
+    classes = sorted({picture.label for picture in source.pictures if picture.label is not None})
+    number = {label: i for i, label in enumerate(classes)}
+    labels = np.array([number.get(picture.label, -1) for picture in kept], dtype=np.int64)
+    return Store(source.name, pixels, labels, classes, [picture.name for picture in kept], skipped, folder)
+
+
+def place(source: Source, pictures: Iterable[Picture], preprocessing: Preprocessing, split: str, cache: Path) -> Path:
+    """The folder of the store of these pictures, whether it exists or not."""
+    key = _key(pictures, preprocessing)
+    return Path(cache) / "store" / f"{source.name}-{split}-{preprocessing.size_px}px-{key}"
+
+
+def _key(pictures: Iterable[Picture], preprocessing: Preprocessing) -> str:
+    digest = hashlib.sha256(json.dumps([DECODING, dataclasses.asdict(preprocessing)]).encode())
+    for picture in pictures:
+        digest.update(json.dumps([picture.name, picture.stamp]).encode())  # in ASCII, whatever the name holds
+    return digest.hexdigest()[:16]
+
+
+def _write(source: Source, pictures: list[Picture], preprocessing: Preprocessing, split: str, folder: Path) -> None:
+    shape = (preprocessing.size_px, preprocessing.size_px, 3)
+    needed = len(pictures) * np.prod(shape, dtype=np.int64)
+    if shutil.disk_usage(folder).free < needed:
+        raise DataError(f"the disk is full: {source.name} needs {needed / 2**20:,.0f} MiB in {folder.parent}")
+    skipped = []
+    tasks = [pictures[start : start + PER_TASK] for start in range(0, len(pictures), PER_TASK)]
+    # Written as a plain file: on a full disk a write fails, whereas a memory map would kill the process.
+    with (
+        open(folder / "pixels.npy", "wb") as file,
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(pictures), desc=f"decoding {source.name} ({split})", unit="img") as bar,
+    ):
+        _write_header(file, len(pictures), shape)
+        for task, results in zip(tasks, _in_order(pool, partial(_decode, preprocessing), tasks), strict=True):
+            for picture, result in zip(task, results, strict=True):
+                if isinstance(result, str):
+                    skipped.append((picture.name, result))
+                else:
+                    file.write(result.tobytes())
+            bar.update(len(task))
+        file.seek(0)
+        _write_header(file, len(pictures) - len(skipped), shape)
+        file.flush()
+        os.fsync(file.fileno())
+    if len(skipped) == len(pictures):
+        name, reason = skipped[0]
+        raise DataError(f"none of the {len(pictures):,} files of {source.name} is a readable picture: {name} {reason}")
+    if skipped:
+        with open(folder / "skipped.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            csv.writer(file).writerows([("name", "reason"), *skipped])
+    facts = {
+        "source": source.name,
+        "split": split,
+        "preprocessing": dataclasses.asdict(preprocessing),
+        "pictures": len(pictures) - len(skipped),
+        "skipped": skipped,
+    }
+    (folder / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def _decode(preprocessing: Preprocessing, pictures: list[Picture]) -> list[np.ndarray | str]:
+    """uint8 (S, S, 3) for each picture, or the reason why there is none."""
+    results = []
+    for picture in pictures:
+        try:
+            results.append(read_pixels(picture.read(), preprocessing))
+        except UnreadableImage as error:
+            results.append(str(error))
+    return results
+
+
+def _in_order(pool: ThreadPoolExecutor, function: Callable, tasks: Iterable) -> Iterator:
+    """pool.map, but never more than AHEAD results in memory."""
+    waiting = deque()
+    for task in tasks:
+        waiting.append(pool.submit(function, task))
+        if len(waiting) == AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _write_header(file, count: int, shape: tuple[int, ...]) -> None:
+    """numpy leaves room in the header for the first axis to change, so its length does not depend on `count`."""
+    np.lib.format.write_array_header_1_0(
+        file,
+        {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": (count, *shape)},
+    )

@@ -1,0 +1,104 @@
+"""How good h is, without training anything on it: weighted kNN, and whether two views of a picture find each other."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.augment import augment
+from training.config import PretrainSettings
+from training.data.store import Store
+from training.data.stream import Rows, Stream
+from training.encoders import embed
+
+
+def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float = 0.1) -> Tensor:
+    """Weighted k-nearest-neighbour classification (Wu et al. 2018, arXiv:1805.01978, Sec. 3.4).
+
+    bank, queries  (M, d), (Q, d) float; normalised here, so similarity is the cosine
+    labels         (M,) int64, >= 0
+    returns        (Q,) int64: the class of greatest sum of exp(similarity / temperature) over the k nearest; all are
+                   divided by the greatest, which float32 might not hold
+    """
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k must be between 1 and the bank's {len(bank)} rows, not {k}")
+    bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
+    classes = int(labels.max()) + 1
+    predictions = []
+    for rows in queries.split(1024):
+        similarity, nearest = (rows @ bank.T).topk(k, dim=1)  # (q, k)
+        votes = torch.zeros(len(rows), classes)
+        votes.scatter_add_(1, labels[nearest], ((similarity - similarity[:, :1]) / temperature).exp())
+        predictions.append(votes.argmax(dim=1))
+    return torch.cat(predictions)
+
+
+def default_k(bank_size: int) -> int:
+    """200 as in the literature, fewer for a bank of less than 10,000."""
+    return max(1, min(200, bank_size // 50))
+
+
+def views_matched(h_a: Tensor, h_b: Tensor) -> float:
+    """Share of N pictures whose view a has its own view b as its nearest among all N; 1/N by chance.
+
+    h_a, h_b  (N, d) float; row i of each is a view of picture i
+    """
+    nearest = (F.normalize(h_a, dim=1) @ F.normalize(h_b, dim=1).T).argmax(dim=1)
+    return (nearest == torch.arange(len(h_a))).float().mean().item()
+
+
+def figures(
+    encoder: nn.Module, train: Store | Stream, test: Store | Stream | None, settings: PretrainSettings, most: int
+) -> dict:
+    """What can be said of an encoder on these images, as a flat dict for the log and the model card.
+
+    With labels: `knn` in [0, 1], the test set's accuracy against the training set; where there is no labelled test
+    set, a tenth of the training set is asked about and the rest is the bank. Without: `views_matched` in [0, 1].
+    most  images of the bank; a fifth as many are asked about. More than that are sampled, the same ones every time.
+    """
+    if len(np.unique(train.labels[train.labels >= 0])) < 2:
+        chosen = np.sort(np.random.default_rng(0).permutation(len(train.labels))[: min(1000, most)])
+        pixels = torch.from_numpy(train.pixels[chosen])
+        generator = torch.Generator().manual_seed(0)
+        h_a, h_b = (embed(encoder, augment(pixels, settings.augment, generator, settings.size_px)) for _ in range(2))
+        return {"views_matched": views_matched(h_a, h_b), "pictures": len(chosen)}
+    bank, asked_of, queries = known_and_asked(train, test, most)
+    k = default_k(len(bank))
+    predicted = knn_predict(
+        embed(encoder, Rows(train.pixels, bank)),
+        torch.from_numpy(train.labels[bank]),
+        embed(encoder, Rows(asked_of.pixels, queries)),
+        k,
+    )
+    right = (predicted == torch.from_numpy(asked_of.labels[queries])).float().mean().item()
+    return {"knn": right, "k": k, "bank": len(bank), "queries": len(queries)}
+
+
+def known_and_asked(
+    train: Store | Stream, test: Store | Stream | None, most: int
+) -> tuple[np.ndarray, Store | Stream, np.ndarray]:
+    """Places in train of the labelled pictures that are known; where those are that are asked about, and their places.
+
+    most  as of `figures`
+    """
+    order = np.random.default_rng(0).permutation(len(train.labels))
+    bank, asked_of = order[train.labels[order] >= 0], train
+    if test is not None and (test.labels >= 0).any():
+        asked_of = test
+        queries = np.random.default_rng(0).permutation(np.flatnonzero(test.labels >= 0))
+    else:
+        queries, bank = np.split(bank, [max(1, len(bank) // 10)])
+    return np.sort(bank[:most]), asked_of, np.sort(queries[: max(1, most // 5)])
+
+
+def sentence(before: dict, after: dict) -> str:
+    """The two results of `figures` in words."""
+    if "knn" in after:
+        return (
+            f"kNN accuracy {before['knn']:.1%} before training, {after['knn']:.1%} after "
+            f"(k = {after['k']}, {after['queries']:,} queries against {after['bank']:,} images)"
+        )
+    return (
+        f"two views of a picture find each other among {after['pictures']:,} pictures in {before['views_matched']:.1%} "
+        f"of cases before training, {after['views_matched']:.1%} after"
+    )

@@ -1,0 +1,113 @@
+"""Studies drawn in the shape of the paper's figures: bars and points with intervals, a matrix. (figure, rows) -> None.
+
+Figures are in percent; a whisker is the interval of the mean over seeds, a dot a seed.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
+
+from training.study.verdict import Row, halfwidth
+
+READ = ("linear h", "linear z", "mlp h", "mlp z")
+OF_H, OF_Z = "linear evaluation of h, %", "linear evaluation of z, %"
+
+
+def heads(figure, rows: Sequence[Row]) -> None:
+    """Fig. 8: groups of bars by the dimension of z; what has none stands apart."""
+    places = {dimension: i for i, dimension in enumerate(sorted({row.labels["dimension"] for row in rows}, key=_last))}
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axis, name, said in ((left, "linear h", OF_H), (right, "linear z", OF_Z)):
+        for head, shift in (("none", 0.0), ("linear", -0.15), ("non-linear", 0.15)):
+            of = [row for row in rows if row.labels["head"] == head]
+            _bars(axis, [places[row.labels["dimension"]] + shift for row in of], of, name, rows, 0.28, head)
+        axis.set_xticks(list(places.values()), list(places))
+        axis.set(xlabel="dimension of z", ylabel=said)
+        axis.margins(y=0.15)
+    left.legend(ncols=3, loc="upper left")
+
+
+def factors(figure, rows: Sequence[Row]) -> None:
+    """Table 3: for each factor what is read from h and from z, over chance."""
+    said = {"all": "trained with every augmentation", "no colour": "trained without colour jitter and grey"}
+    for axis, (views, title) in zip(figure.subplots(2, 1, sharex=True), said.items(), strict=True):
+        of = [row for row in rows if row.labels["views"] == views]
+        for shift, name in enumerate(READ):
+            _bars(axis, [i + 0.2 * (shift - 1.5) for i in range(len(of))], of, name, rows, 0.19, name)
+        chance = [100 * fmean(row.values["chance"]) for row in of]
+        axis.hlines(chance, np.arange(len(of)) - 0.4, np.arange(len(of)) + 0.4, color="black", label="chance")
+        axis.set_xticks(range(len(of)), [row.labels["factor"] for row in of], rotation=20)
+        axis.set(title=title, ylabel="read rightly, %")
+    figure.axes[0].legend(ncols=5, fontsize=8)
+
+
+def pairs(figure, rows: Sequence[Row]) -> None:
+    """Fig. 5: a matrix, alone on the diagonal, the mean of each row last. Here (i, j) and (j, i) are one cell."""
+    names = list(dict.fromkeys(row.labels["first"] for row in rows))
+    table = np.zeros((len(names), len(names) + 1))
+    for row in rows:
+        i, j = (names.index(row.labels[side]) for side in ("first", "second"))
+        table[i, j] = table[j, i] = 100 * fmean(row.values["linear h"])
+    table[:, -1] = table[:, :-1].mean(axis=1)
+    axis = figure.subplots()
+    shown = axis.imshow(table, cmap="viridis")
+    middle = (table.min() + table.max()) / 2
+    for i, j in np.ndindex(table.shape):
+        axis.text(j, i, f"{table[i, j]:.1f}", ha="center", va="center", color="w" if table[i, j] < middle else "k")
+    axis.set_xticks(range(len(names) + 1), [*names, "average"])
+    axis.set_yticks(range(len(names)), names)
+    axis.set(title=f"{OF_H}; alone on the diagonal")
+    figure.colorbar(shown)
+
+
+def batches(figure, rows: Sequence[Row]) -> None:
+    """Fig. 9: groups of bars by epochs."""
+    axis, of = figure.subplots(), []
+    for shift, batch in enumerate(dict.fromkeys(row.labels["batch"] for row in rows)):
+        of = [row for row in rows if row.labels["batch"] == batch]
+        _bars(axis, [i + 0.27 * (shift - 1) for i in range(len(of))], of, "linear h", rows, 0.25, f"batch {batch}")
+    axis.set_xticks(range(len(of)), [row.labels["epochs"] for row in of])
+    axis.set(xlabel="epochs", ylabel=OF_H)
+    axis.margins(y=0.15)
+    axis.legend(ncols=3, loc="upper left")
+
+
+def temperatures(figure, rows: Sequence[Row]) -> None:
+    taus = [row.labels["tau"] for row in rows]
+    left, right = figure.subplots(1, 2)
+    for axis, name, said in ((left, "linear h", OF_H), (right, "views matched z", "two views find each other by z, %")):
+        means, halves = _spread(rows, name, rows)
+        axis.errorbar(taus, means, yerr=halves, capsize=3, marker="o")
+        axis.set_xscale("log")
+        axis.set_xticks(taus, [f"{tau:g}" for tau in taus])
+        axis.minorticks_off()
+        axis.set(xlabel="temperature", ylabel=said)
+
+
+def strengths(figure, rows: Sequence[Row]) -> None:
+    left, right = figure.subplots(1, 2)
+    by_histogram = "views matched by histogram"
+    for axis, name, said in ((left, "linear h", OF_H), (right, by_histogram, f"{by_histogram}s of colour alone, %")):
+        _bars(axis, range(len(rows)), rows, name, rows, 0.7)
+        axis.set_xticks(range(len(rows)), [row.labels["strength"] for row in rows])
+        axis.set(xlabel="strength of colour distortion", ylabel=said)
+
+
+def _last(value) -> float:
+    """Numbers first, words behind them."""
+    return value if isinstance(value, int) else math.inf
+
+
+def _spread(of: Sequence[Row], name: str, rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """Means, and halves of their intervals (0 where one seed gives none), in percent."""
+    halves = [halfwidth(rows, name, len(row.values[name])) for row in of]
+    return [100 * fmean(row.values[name]) for row in of], [0 if math.isnan(half) else 100 * half for half in halves]
+
+
+def _bars(axis, places, of: Sequence[Row], name: str, rows, width: float, label: str | None = None) -> None:
+    means, halves = _spread(of, name, rows)
+    axis.bar(places, means, width, yerr=halves, capsize=2, label=label)
+    for place, row in zip(places, of, strict=True):
+        axis.plot([place] * len(row.values[name]), [100 * v for v in row.values[name]], "k.", markersize=3)
