@@ -32,10 +32,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from export.artifact import BundleError, ModelCard
 from serving import errors, runs
+from serving.access import OPEN_PATHS, Access, Lock
 from serving.api import answers, classify, collections, derived, embeddings, log, views
 from serving.api.embeddings import EmbeddingsQuery
 from serving.api.envelope import Envelope
-from serving.api.keys import OPEN_PATHS, Access, Lock
 from serving.api.presence import present
 from serving.api.request import JSON, Ready, binary, chosen, engine_of, validated
 from serving.api.upload import BYTES, FORM, media_type, read_images

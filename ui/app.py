@@ -5,7 +5,7 @@ The service mounts it at its own /ui, where its requests stay in the process. Al
     python ui/app.py --service http://127.0.0.1:3000
 
 with the key in TWINVIEW_API_KEY, where the service wants one. Who sees the page is decided as for the service (see
-serving/api/keys.py): whoever has one of TWINVIEW_API_KEYS, or without keys whoever is on this machine.
+serving/access.py): whoever has one of TWINVIEW_API_KEYS, or without keys whoever is on this machine.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ import httpx
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse, Response
 
-from serving.api.keys import Access, KeyProblem, Lock, inside
+from serving.access import Access, KeyProblem, Lock, inside
 from serving.client import AsyncClient, ServiceError
 from serving.client.calls import COLLECTION
 from ui import style

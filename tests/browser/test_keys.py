@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from playwright.sync_api import Error
 
-from serving.api.keys import Access
+from serving.access import Access
 from serving.app import create_app
 from ui.app import mount
 

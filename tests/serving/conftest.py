@@ -36,7 +36,7 @@ from export.artifact import (
     read_pixels,
     save_bundle,
 )
-from serving.api.keys import Access
+from serving.access import Access
 from serving.app import create_app
 from serving.cli import main
 from serving.client import AsyncClient, Client

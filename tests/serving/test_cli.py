@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from serving.api.keys import Access
+from serving.access import Access
 from serving.cli import main
 from serving.client import Client
 from serving.collection.index import Index, Item, content_id

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.api.keys import Access
+from serving.access import Access
 from serving.client.calls import COLLECTION
 from serving.collection.index import DEFAULT, Index, content_id
 from serving.library import aim

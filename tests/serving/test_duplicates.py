@@ -5,9 +5,10 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from serving.cli.duplicates import DuplicatesSettings, run
 from serving.collection.index import Index, Item, unit
 from serving.derived import pairs
-from serving.derived.duplicates import DuplicatesSettings, compute, group, looked_up, run
+from serving.derived.duplicates import compute, group, looked_up
 from serving.derived.pairs import TooManyPairs, near_pairs
 from serving.derived.task import Derived, DerivedProblem
 

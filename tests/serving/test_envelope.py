@@ -9,8 +9,8 @@ import re
 import httpx
 import pytest
 
+from serving.access import Access
 from serving.api import log
-from serving.api.keys import Access
 
 SAFETY = {
     "x-content-type-options": "nosniff",

@@ -9,7 +9,7 @@ from functools import reduce
 import pytest
 from PIL import Image
 
-from serving.api.keys import Access
+from serving.access import Access
 from serving.limits import Limits
 from serving.protocol.pack import pack
 

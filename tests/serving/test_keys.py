@@ -10,8 +10,8 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from serving.access import Access, KeyProblem
 from serving.api import keys
-from serving.api.keys import Access, KeyProblem
 from serving.app import create_app
 from serving.client import Client, ServiceError
 

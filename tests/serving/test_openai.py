@@ -116,7 +116,7 @@ def test_base64_may_be_broken_into_lines(http, picture):
 
 
 def test_a_key_of_the_service_is_openais_key(listen, picture):
-    from serving.api.keys import Access
+    from serving.access import Access
 
     port, _ = listen(access=Access.of_keys("secret"))
     ask = {"model": "twinview", "input": uri(picture(0))}

@@ -10,7 +10,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from serving.api.keys import Access
+from serving.access import Access
 from serving.errors import KINDS
 from serving.protocol.pack import MEDIA_TYPE, pack
 

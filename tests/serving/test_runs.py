@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving import runs
-from serving.api.keys import Access
+from serving.access import Access
 from serving.app import create_app
 
 PRETRAINED = {

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from starlette.datastructures import QueryParams
 
-from serving.api.keys import Access, Lock
+from serving.access import Access, Lock
 from serving.client import AsyncClient, Collection, ServiceError
 from ui import app
 from ui.app import Options, build, main, mount, standalone
