@@ -10,8 +10,8 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from serving import access
 from serving.access import Access, KeyProblem
-from serving.api import keys
 from serving.app import create_app
 from serving.client import Client, ServiceError
 
@@ -98,7 +98,7 @@ def test_a_websocket_is_refused_too(http):
 def test_all_keys_are_compared_whichever_is_right(monkeypatch):
     compared = []
     real = hmac.compare_digest
-    monkeypatch.setattr(keys.hmac, "compare_digest", lambda one, other: compared.append(other) or real(one, other))
+    monkeypatch.setattr(access.hmac, "compare_digest", lambda one, other: compared.append(other) or real(one, other))
     for key in (b"first", b"second", b"wrong"):
         compared.clear()
         LOCKED.admits(key)
@@ -221,12 +221,12 @@ def test_an_app_in_this_process_is_answered(serve):
 
 def test_a_request_that_the_process_makes_of_itself_needs_no_key_and_cannot_be_feigned(http):
     async def ask() -> int:
-        transport = httpx.ASGITransport(keys.inside(http.app))
+        transport = httpx.ASGITransport(access.inside(http.app))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as within:
             return (await within.get("/collections")).status_code
 
     assert asyncio.run(ask()) == 200
-    assert http.get("/collections", headers={keys.INSIDE: "True"}).status_code == 401
+    assert http.get("/collections", headers={access.INSIDE: "True"}).status_code == 401
 
 
 # As a user starts it --------------------------------------------------------------------------------------------------
