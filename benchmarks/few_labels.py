@@ -30,7 +30,7 @@ import tyro
 from benchmarks.result import publish
 from training import checkpoint, finetune
 from training.recipes import FinetuneSettings
-from training.study.verdict import Row, halfwidth
+from training.study.verdict import RunRow, halfwidth
 
 CORES = os.cpu_count() or 1
 
@@ -70,7 +70,7 @@ def main(options: Options) -> None:
         gain = [more - less for more, less in zip(run, nothing, strict=True)]
         row = {"share": share, "labels": labels[0]}
         for name, figures in (("from the run", run), ("from nothing", nothing), ("gain", gain)):
-            half = halfwidth([Row({}, {name: list(figures)})], name, n)
+            half = halfwidth([RunRow({}, {name: list(figures)})], name, n)
             row[name] = f"{100 * fmean(figures):.1f} +- {100 * half:.1f}"
         rows.append(row)
         gains[f"gain_at_{share:g}"] = 100 * fmean(gain)

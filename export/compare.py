@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from training.data.store import Store
+from training.data.store import PixelStore
 from training.evaluation import retrieval
 from training.evaluation.knn import default_k, knn_predict
 
@@ -23,7 +23,7 @@ ROUNDS = 9
 class Judge:
     """What a graph loses against the original on the same pictures."""
 
-    def __init__(self, graph: bytes, train: Store, test: Store | None, limit: int):
+    def __init__(self, graph: bytes, train: PixelStore, test: PixelStore | None, limit: int):
         order = np.random.default_rng(0).permutation(len(train))[:limit]
         self.rows, self.asked = np.sort(order), None
         labelled = self.rows[train.labels[self.rows] >= 0]

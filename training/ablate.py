@@ -51,7 +51,7 @@ from training.data.sources import DataError, open_source
 from training.pretrain import Stopped
 from training.study import cell as cells_of
 from training.study.studies import STUDIES, Study
-from training.study.verdict import Row, halfwidth, judge
+from training.study.verdict import RunRow, halfwidth, judge
 
 EVERY_EPOCH = 10**9  # kNN is measured at both ends of a run only
 
@@ -186,7 +186,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def table(study: Study, rows: Sequence[Row]) -> str:
+def table(study: Study, rows: Sequence[RunRow]) -> str:
     """Markdown. Figures are means in percent, with lowest and highest; +- is half of the interval of the mean."""
     shown = ["chance", *study.figures] if "chance" in rows[0].values else list(study.figures)
     labels = [name for name in rows[0].labels if name != "length"]
@@ -205,7 +205,7 @@ def _cell(values: list[float], half: float) -> str:
     return f"{100 * fmean(values):.1f} ±{100 * half:.1f} ({100 * min(values):.1f}-{100 * max(values):.1f})"
 
 
-def page(study: Study, rows: Sequence[Row], facts: dict) -> str:
+def page(study: Study, rows: Sequence[RunRow], facts: dict) -> str:
     base, seeds = facts["base"], range(facts["seeds"])
     said = "\n".join(f"- {verdict['sentence']}" for verdict in facts["claims"])
     return f"""# {study.title}
@@ -227,7 +227,7 @@ rows; in brackets the lowest and the highest seed.
 """
 
 
-def draw(path: Path, study: Study, rows: Sequence[Row], facts: dict) -> None:
+def draw(path: Path, study: Study, rows: Sequence[RunRow], facts: dict) -> None:
     figure = plt.figure(figsize=(10, 6.5), layout="constrained")
     base = facts["base"]
     figure.suptitle(

@@ -35,8 +35,8 @@ from training.config import RUNS
 from training.data import store
 from training.data.labelled import alone, check_classes, hold_out
 from training.data.sources import DataError, Source, open_source
-from training.data.store import Store
-from training.data.stream import Rows
+from training.data.store import PixelStore
+from training.data.stream import StreamedRows
 from training.evaluation import gallery, geometry, linear, retrieval, sensitivity
 from training.evaluation.bootstrap import interval
 from training.evaluation.features import ENCODER_ERRORS, RANDOM, Extractor, open_encoder, size_note
@@ -98,7 +98,7 @@ class EvaluateSettings:
 class Set:
     """Pictures as one encoder sees them."""
 
-    pixels: Rows
+    pixels: StreamedRows
     names: list[str]
     labels: np.ndarray  # (N,) int64, -1 without
 
@@ -160,7 +160,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
     return result
 
 
-def with_labels(train: Store, test: Store | None, settings: EvaluateSettings) -> tuple[Set, Set, list[str]]:
+def with_labels(train: PixelStore, test: PixelStore | None, settings: EvaluateSettings) -> tuple[Set, Set, list[str]]:
     """What is known, what is asked about, and the classes of both. raises DataError."""
     tested = test is not None and (test.labels >= 0).any()
     check_classes(train.labels, test.labels if tested else None, train.classes, settings.data)
@@ -263,7 +263,7 @@ def how_far(extractor: Extractor, pictures: Set, settings: EvaluateSettings) -> 
 class Views:
     """Augmented pictures in uint8, which every encoder takes; asked for once, from the first to the last."""
 
-    def __init__(self, pixels: Rows, chosen: np.ndarray, how: AugmentSettings, generator: torch.Generator):
+    def __init__(self, pixels: StreamedRows, chosen: np.ndarray, how: AugmentSettings, generator: torch.Generator):
         self.pixels, self.chosen, self.how, self.generator = pixels, chosen, how, generator
 
     def __len__(self) -> int:
@@ -275,7 +275,7 @@ class Views:
         return (views.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
-def _stores(source: Source, extractor: Extractor) -> tuple[Store, Store | None]:
+def _stores(source: Source, extractor: Extractor) -> tuple[PixelStore, PixelStore | None]:
     test = None
     train = store.load(source, extractor.preprocessing, "train")
     if any(picture.split == "test" for picture in source.pictures):
@@ -283,10 +283,10 @@ def _stores(source: Source, extractor: Extractor) -> tuple[Store, Store | None]:
     return train, test
 
 
-def _sampled(of: Store, rows: np.ndarray, settings: EvaluateSettings) -> Set:
+def _sampled(of: PixelStore, rows: np.ndarray, settings: EvaluateSettings) -> Set:
     if settings.limit:
         rows = np.sort(np.random.default_rng(settings.seed).permutation(rows)[: settings.limit])
-    return Set(Rows(of.pixels, rows), [of.names[row] for row in rows], of.labels[rows])
+    return Set(StreamedRows(of.pixels, rows), [of.names[row] for row in rows], of.labels[rows])
 
 
 def _nearest(title: str, pictures: Set, h: Tensor, seed: int) -> Neighbours:

@@ -36,8 +36,8 @@ from training.config import RUNS
 from training.data import store
 from training.data.labelled import alone, check_classes, few, hold_out
 from training.data.sources import DataError, open_source
-from training.data.store import Store
-from training.data.stream import Rows
+from training.data.store import PixelStore
+from training.data.stream import StreamedRows
 from training.device import mixed_precision, prepare, training_device
 from training.encoders import embed
 from training.evaluation import gallery
@@ -57,7 +57,7 @@ UNEQUAL = 3  # times the smallest class's size, from which on the largest is rem
 class Task:
     """The pictures of a fine-tuning: learnt from, held out, asked about. Labels are places in `classes`."""
 
-    def __init__(self, settings: FinetuneSettings, train: Store, test: Store | None):
+    def __init__(self, settings: FinetuneSettings, train: PixelStore, test: PixelStore | None):
         """raises DataError for classes and shares that cannot work."""
         tested = test is not None and (test.labels >= 0).any()
         check_classes(train.labels, test.labels if tested else None, train.classes, settings.data)
@@ -77,7 +77,7 @@ class Task:
             self.learnt, self.held = used[kept], used[held]
         if tested:
             rows = np.flatnonzero(test.labels >= 0)
-            self.test = Rows(test.pixels, rows), np.searchsorted(present, test.labels[rows])
+            self.test = StreamedRows(test.pixels, rows), np.searchsorted(present, test.labels[rows])
         else:
             self.test = None
         self.sizes = np.bincount(self.labels[self.learnt], minlength=len(present))
@@ -138,7 +138,7 @@ def finetune(settings: FinetuneSettings) -> Path:
         "minutes": (time.monotonic() - began) / 60,
     }
     after = {"held_out": best["held_out"]} if len(task.held) else {}
-    pictures, labels = task.test or (Rows(task.pixels, task.held), task.labels[task.held])
+    pictures, labels = task.test or (StreamedRows(task.pixels, task.held), task.labels[task.held])
     if len(labels):
         guess = embed(network, pictures).argmax(dim=1).numpy()
         words = "test" if task.test else "held-out"
@@ -248,7 +248,7 @@ def order(task: Task, settings: FinetuneSettings, epoch: int, batch: int) -> np.
 
 def judge_held(network: Classifier, task: Task, settings: FinetuneSettings) -> dict:
     labels = torch.from_numpy(task.labels[task.held])
-    logits = embed(network, Rows(task.pixels, task.held))
+    logits = embed(network, StreamedRows(task.pixels, task.held))
     right = (logits.argmax(dim=1) == labels).double()
     held_out = right.mean().item() if settings.balance == "none" else balanced(right, labels)
     return {"held_out": held_out, "held_out_loss": F.cross_entropy(logits, labels).item()}

@@ -40,7 +40,7 @@ from training.checkpoint import AtomicCheckpointIO, CheckpointError, EveryEpoch
 from training.config import PRESETS, RUNS, PretrainSettings, parse
 from training.data import stream
 from training.data.sources import DataError, open_source
-from training.data.store import Store
+from training.data.store import PixelStore
 from training.data.stream import Stream, ahead
 from training.device import mixed_precision, prepare, training_device
 from training.encoders import Encoder, projection_head
@@ -66,8 +66,8 @@ class SimCLR(pl.LightningModule):
     def __init__(
         self,
         settings: PretrainSettings,
-        train: Store | Stream,
-        test: Store | Stream | None,
+        train: PixelStore | Stream,
+        test: PixelStore | Stream | None,
         start: Initial | None = None,
     ):
         super().__init__()
@@ -400,7 +400,7 @@ def compiling_pays(settings: PretrainSettings, images: int) -> bool:
     return settings.epochs * (images // settings.batch_size) >= COMPILE_FROM_STEPS
 
 
-def epochs_in(minutes: float, settings: PretrainSettings, train: Store | Stream) -> int:
+def epochs_in(minutes: float, settings: PretrainSettings, train: PixelStore | Stream) -> int:
     """How many epochs fit, by timing a few steps of a model that is then thrown away."""
     module = SimCLR(settings, train, None).to(training_device())
     if settings.compile:
@@ -430,7 +430,7 @@ def write_metrics(path: Path, history: list[dict]) -> None:
         rows.writerows(history)
 
 
-def write_skipped(path: Path, *stores: Store | Stream | None) -> None:
+def write_skipped(path: Path, *stores: PixelStore | Stream | None) -> None:
     with open(path, "w", newline="", errors="surrogateescape") as file:
         rows = csv.writer(file)
         rows.writerow(["name", "reason"])

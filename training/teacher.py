@@ -14,12 +14,12 @@ from export.artifact import CARD, Preprocessing, load_bundle
 from training import checkpoint, classifier
 from training.data import store
 from training.data.sources import Source
-from training.data.store import Store
-from training.data.stream import Rows
+from training.data.store import PixelStore
+from training.data.stream import StreamedRows
 from training.evaluation import knn
 from training.evaluation.features import Extractor, by_torch, megabytes, open_encoder, size_note
 
-Splits = tuple[Store, Store | None]
+Splits = tuple[PixelStore, PixelStore | None]
 """Training pictures, and test pictures where there are some."""
 
 MOST = 10_000  # pictures of the bank; a fifth as many are asked about
@@ -105,8 +105,8 @@ def compare(student: Teacher, teacher: Teacher, own: Splits, theirs: Splits) -> 
         row = {"encoder": who, "MB": one.encoder.megabytes, "images/s": speed(one, some)}
         row |= {"dimension": one.encoder.encode(some).shape[1]}
         if len(np.unique(train.labels[train.labels >= 0])) > 1:
-            bank, asked_of, asked = knn.known_and_asked(train, test, MOST)
-            h_bank, h = one.encoder(Rows(train.pixels, bank)), one.encoder(Rows(asked_of.pixels, asked))
+            bank, asked_of, asked = knn.split_bank_and_queries(train, test, MOST)
+            h_bank, h = one.encoder(StreamedRows(train.pixels, bank)), one.encoder(StreamedRows(asked_of.pixels, asked))
             labels, right = torch.from_numpy(train.labels[bank]), torch.from_numpy(asked_of.labels[asked])
             k = knn.default_k(len(bank))
             row |= {"knn": _share(knn.knn_predict(h_bank, labels, h, k) == right), "k": k, "queries": len(asked)}

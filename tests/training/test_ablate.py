@@ -21,7 +21,7 @@ from training.config import PretrainSettings
 from training.data.sources import DataError, open_source
 from training.study import cell, factors
 from training.study.studies import STUDIES, Cell
-from training.study.verdict import Claim, Group, Row, halfwidth, judge, pooled, t_quantile
+from training.study.verdict import Claim, RunRow, SeedGroup, halfwidth, judge, pooled, t_quantile
 
 ROOT = Path(__file__).parents[2]
 torch.set_num_threads(1)  # the tensors are small
@@ -45,12 +45,12 @@ def in_this_process(monkeypatch):
     return asked
 
 
-def rows_of(**values) -> list[Row]:
-    return [Row({"name": name}, {"figure": list(of)}) for name, of in values.items()]
+def rows_of(**values) -> list[RunRow]:
+    return [RunRow({"name": name}, {"figure": list(of)}) for name, of in values.items()]
 
 
 def over(more: str, less: str) -> Claim:
-    groups = [(Group("figure", lambda row, name=name: row["name"] == name),) for name in (more, less)]
+    groups = [(SeedGroup("figure", lambda row, name=name: row["name"] == name),) for name in (more, less)]
     return Claim("more is better", *groups)
 
 

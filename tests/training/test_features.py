@@ -14,7 +14,7 @@ from export.to_onnx import ExportSettings, export
 from training import checkpoint, zoo
 from training.checkpoint import CheckpointError
 from training.data.sources import open_source
-from training.data.store import Store
+from training.data.store import PixelStore
 from training.encoders import embed
 from training.evaluation import features
 from training.evaluation.features import EncoderError, open_encoder, size_note
@@ -27,7 +27,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint
 @pytest.fixture
 def run(small_settings, tmp_path):
     """A run that was never trained: what counts is that its weights come back."""
-    module = SimCLR(small_settings(seed=3), Store("some", PIXELS, np.full(5, -1), [], [], [], tmp_path), None)
+    module = SimCLR(small_settings(seed=3), PixelStore("some", PIXELS, np.full(5, -1), [], [], [], tmp_path), None)
     with torch.no_grad():
         module.encoder.bn1.weight += 0.5
     saved = {"settings": module.settings.to_dict(), "facts": module.facts, "state_dict": module.state_dict()}
@@ -54,7 +54,7 @@ def test_a_run_its_export_and_its_bare_graph_give_the_same_features(run, tmp_pat
 
 
 def test_a_run_before_its_first_step_is_what_its_seed_draws(run, small_settings, tmp_path):
-    fresh = SimCLR(small_settings(seed=3), Store("some", PIXELS, np.full(5, -1), [], [], [], tmp_path), None)
+    fresh = SimCLR(small_settings(seed=3), PixelStore("some", PIXELS, np.full(5, -1), [], [], [], tmp_path), None)
     untrained = open_encoder(f"{run}:random")(PIXELS)
     torch.testing.assert_close(untrained, embed(fresh.encoder, PIXELS))
     assert not torch.allclose(untrained, open_encoder(str(run))(PIXELS))

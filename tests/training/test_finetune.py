@@ -16,7 +16,7 @@ from training.checkpoint import CheckpointError
 from training.classifier import Classifier
 from training.data import store
 from training.data.sources import DataError, open_source
-from training.data.store import Store
+from training.data.store import PixelStore
 from training.encoders import Encoder, embed, to_input
 from training.evaluate import EvaluateSettings, evaluate
 from training.evaluation.features import open_encoder
@@ -48,12 +48,12 @@ def settings(small_shapes):
     return make
 
 
-def brightness(n: dict[int, int], tmp_path) -> Store:
+def brightness(n: dict[int, int], tmp_path) -> PixelStore:
     """Class 1 is bright, class 0 dark."""
     labels = np.repeat(list(n), list(n.values()))
     level = np.where(labels == 1, 200, 20)[:, None, None, None]
     pixels = (level + np.random.default_rng(0).integers(0, 40, (len(labels), 16, 16, 3))).astype(np.uint8)
-    return Store("some", pixels, labels, ["dark", "bright"], [], [], tmp_path)
+    return PixelStore("some", pixels, labels, ["dark", "bright"], [], [], tmp_path)
 
 
 def small(classes=2, seed=0):

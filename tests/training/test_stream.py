@@ -12,7 +12,7 @@ from PIL import Image
 from export.artifact import Preprocessing
 from training.data import store, stream
 from training.data.sources import DataError, open_source
-from training.data.stream import Rows, Stream, ahead, too_large
+from training.data.stream import Stream, StreamedRows, ahead, too_large
 
 EIGHT = Preprocessing(8)
 PATIENCE_S = 30  # how long an event that must come is waited for
@@ -91,7 +91,7 @@ def test_an_epoch_in_any_order_reads_every_picture_once(tmp_path, monkeypatch):
 
 def test_rows_make_only_what_is_asked_for(tmp_path):
     pixels = streamed(make_shards(tmp_path, broken=(0,)), tmp_path).pixels
-    rows = Rows(pixels, np.arange(39, -1, -1))
+    rows = StreamedRows(pixels, np.arange(39, -1, -1))
     assert len(rows) == 40
     assert np.array_equal(rows[3:6], pixels[[36, 35, 34]])
     assert not pixels.unreadable
@@ -291,7 +291,7 @@ def test_what_does_not_fit_is_streamed_with_one_sentence_and_what_fits_is_stored
     assert said.startswith("streaming the 40 pictures of set (train) from where they are: decoded, they would take 0.0")
     assert said.count("\n") == 1
     free(40 * 192 * 2)
-    assert isinstance(stream.load(source, EIGHT, "train", cache), store.Store)
+    assert isinstance(stream.load(source, EIGHT, "train", cache), store.PixelStore)
     assert capsys.readouterr().out == ""
 
 
@@ -300,7 +300,7 @@ def test_what_was_decoded_before_is_not_streamed_however_full_the_disk(tmp_path,
     free(2**40)
     stream.load(source, EIGHT, "train", tmp_path)
     free(0)
-    assert isinstance(stream.load(source, EIGHT, "train", tmp_path), store.Store)
+    assert isinstance(stream.load(source, EIGHT, "train", tmp_path), store.PixelStore)
 
 
 def test_the_user_decides_over_the_disk(tmp_path, free, capsys):
@@ -309,7 +309,7 @@ def test_the_user_decides_over_the_disk(tmp_path, free, capsys):
     assert isinstance(stream.load(source, EIGHT, "train", tmp_path, stream=True), Stream)
     assert capsys.readouterr().out.endswith("from where they are: as asked for\n")
     free(40 * 192)
-    assert isinstance(stream.load(source, EIGHT, "train", tmp_path, stream=False), store.Store)
+    assert isinstance(stream.load(source, EIGHT, "train", tmp_path, stream=False), store.PixelStore)
 
 
 @pytest.mark.parametrize("asked", [None, True, False])

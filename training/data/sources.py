@@ -170,14 +170,14 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
         raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
-class _File(NamedTuple):
+class _SourceFile(NamedTuple):
     inside: tuple[str, ...]  # parts of its path
     stamp: str
     read: Callable[[], bytes]
     path: Path | None = None
 
 
-def _arrange(files: dict[str, _File]) -> list[Picture]:
+def _arrange(files: dict[str, _SourceFile]) -> list[Picture]:
     """Sorted by name, with labels and splits."""
     layout = _layout({file.inside[:-1] for file in files.values()})
     return [
@@ -214,13 +214,13 @@ def _layout(folders: set[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str | 
     return layout
 
 
-def _list_folder(root: Path) -> dict[str, _File]:
+def _list_folder(root: Path) -> dict[str, _SourceFile]:
     """Every file below, symbolic links followed, each folder once. What cannot be looked at is listed as well."""
     root = Path(os.path.abspath(root))
     files, seen, waiting = {}, set(), deque([(root, ())])
 
     def add(path: Path, inside: tuple[str, ...], stamp: str) -> None:
-        files["/".join(inside)] = _File(inside, stamp, partial(read_file, path), path)
+        files["/".join(inside)] = _SourceFile(inside, stamp, partial(read_file, path), path)
 
     while waiting:
         folder, above = waiting.popleft()
@@ -251,7 +251,7 @@ def _list_folder(root: Path) -> dict[str, _File]:
     return files
 
 
-def _list_zip(path: Path) -> dict[str, _File]:
+def _list_zip(path: Path) -> dict[str, _SourceFile]:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # the parser raises nearly anything on damaged files
@@ -261,7 +261,7 @@ def _list_zip(path: Path) -> dict[str, _File]:
         inside = _parts(member.filename)
         if inside and not any(map(_hidden, inside)) and not member.is_dir():
             stamp = f"{member.file_size} {member.CRC:08x}"
-            files["/".join(inside)] = _File(inside, stamp, partial(_read_member, archive, lock, member))
+            files["/".join(inside)] = _SourceFile(inside, stamp, partial(_read_member, archive, lock, member))
     return files
 
 

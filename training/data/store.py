@@ -33,7 +33,7 @@ AHEAD = 64  # tasks that may be waiting or done before the oldest is written
 
 
 @dataclass(frozen=True)
-class Store:
+class PixelStore:
     source: str
     """The source's name."""
     pixels: np.ndarray
@@ -51,7 +51,7 @@ class Store:
         return len(self.names)
 
 
-def load(source: Source, preprocessing: Preprocessing, split: str, cache: Path = Path("data")) -> Store:
+def load(source: Source, preprocessing: Preprocessing, split: str, cache: Path = Path("data")) -> PixelStore:
     """Decode one split of a source, or open what was decoded before.
 
     split   train or test
@@ -76,7 +76,7 @@ def load(source: Source, preprocessing: Preprocessing, split: str, cache: Path =
     classes = sorted({picture.label for picture in source.pictures if picture.label is not None})
     number = {label: i for i, label in enumerate(classes)}
     labels = np.array([number.get(picture.label, -1) for picture in kept], dtype=np.int64)
-    return Store(source.name, pixels, labels, classes, [picture.name for picture in kept], skipped, folder)
+    return PixelStore(source.name, pixels, labels, classes, [picture.name for picture in kept], skipped, folder)
 
 
 def place(source: Source, pictures: Iterable[Picture], preprocessing: Preprocessing, split: str, cache: Path) -> Path:

@@ -1,6 +1,6 @@
 """Sets larger than the disk: each picture is decoded anew whenever it is asked for, ahead of the step that wants it.
 
-A Stream stands where a Store stands and gives the same pixels. Any picture can be read at any time, a member of a .tar
+A Stream stands where a PixelStore stands and gives the same pixels. Any picture can be read at any time, a member of a .tar
 too, so an epoch's order is the true shuffle that the training draws, and no buffer of pictures is shuffled instead.
 Memory holds the listing and a few batches. Reads are at random: fit for SSDs, slow on a disk that spins.
 """
@@ -18,14 +18,14 @@ import numpy as np
 from export.artifact import Preprocessing, UnreadableImage, read_pixels
 from training.data import store
 from training.data.sources import DataError, Picture, Source
-from training.data.store import Store
+from training.data.store import PixelStore
 
 SHARE_OF_DISK = 0.5  # of what is free; a store that needs more is not written
 FEW = 16  # pictures; fewer say little about a set, and may hold none that replaces another
 
 
 class Pixels:
-    """`pixels[indices]` as of a Store's array, uint8 (n, S, S, 3), decoded by threads. May be asked from any thread.
+    """`pixels[indices]` as of a PixelStore's array, uint8 (n, S, S, 3), decoded by threads. May be asked from any thread.
 
     A picture that cannot be read is noted in `unreadable`, and in its place stands another of the same batch: a
     function of the batch alone, so a run that is continued sees the same. raises DataError where more than half of a
@@ -74,7 +74,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Stream:
-    """What a Store is, without its folder. The fields that both have mean the same."""
+    """What a PixelStore is, without its folder. The fields that both have mean the same."""
 
     source: str
     pixels: Pixels
@@ -87,7 +87,7 @@ class Stream:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """Those met so far. They are counted and replaced, whereas a Store leaves them out."""
+        """Those met so far. They are counted and replaced, whereas a PixelStore leaves them out."""
         return [self.pixels.unreadable[row] for row in sorted(self.pixels.unreadable)]
 
     def __len__(self) -> int:
@@ -96,8 +96,8 @@ class Stream:
 
 def load(
     source: Source, preprocessing: Preprocessing, split: str, cache: Path = Path("data"), stream: bool | None = None
-) -> Store | Stream:
-    """One split of a source: as a Store where the disk has room for it, otherwise as a Stream.
+) -> PixelStore | Stream:
+    """One split of a source: as a PixelStore where the disk has room for it, otherwise as a Stream.
 
     stream  True or False decides instead; a set that was decoded before is not streamed by itself
     others  as of store.load
@@ -142,7 +142,7 @@ def _free_bytes(folder: Path) -> int:
 def ahead(indices: Iterable[np.ndarray], pixels, batches: int = 2) -> Iterator[np.ndarray]:
     """pixels[i] for each i of `indices`, in their order; up to `batches` are made while the caller works on one.
 
-    pixels  a Stream's, or a Store's, whose pictures then leave the disk in the meantime
+    pixels  a Stream's, or a PixelStore's, whose pictures then leave the disk in the meantime
     An error stands in its batch's place. Whoever stops early, by close() or by dropping the iterator, waits for the
     batches that are being made, and no thread is left.
     """
@@ -158,7 +158,7 @@ def ahead(indices: Iterable[np.ndarray], pixels, batches: int = 2) -> Iterator[n
         threads.shutdown(cancel_futures=True)
 
 
-class Rows:
+class StreamedRows:
     """pixels[indices], of which only what is asked for is made: what is measured need not fit in memory."""
 
     def __init__(self, pixels, indices: np.ndarray):

@@ -18,7 +18,7 @@ from torch import Tensor
 from training.evaluation.retrieval import nearest
 
 
-class Duplicates(NamedTuple):
+class NearDuplicates(NamedTuple):
     share: float
     threshold: float  # the cosine from which on two pictures count as near-duplicates
     pairs: list[tuple[int, int, float]]  # places and cosine, the nearest first, each pair once
@@ -46,11 +46,11 @@ def effective_rank(h: Tensor) -> float:
     return torch.special.entr(shares).sum().exp().item()
 
 
-def near_duplicates(h: Tensor, changed: Tensor, most: int) -> Duplicates:
+def near_duplicates(h: Tensor, changed: Tensor, most: int) -> NearDuplicates:
     """h, changed (N, d) float; row i of `changed` is of a slightly changed copy of picture i. most: pairs listed."""
     threshold = F.cosine_similarity(h, changed, dim=1).median().item()
     cosines, places = (found[:, 0] for found in nearest(h, h, 1, own=True))
     near = cosines >= threshold
     pairs = {(min(i, j), max(i, j)): c for i, (j, c) in enumerate(zip(places.tolist(), cosines.tolist(), strict=True))}
     listed = sorted(((i, j, c) for (i, j), c in pairs.items() if c >= threshold), key=lambda pair: -pair[2])
-    return Duplicates(near.float().mean().item(), threshold, listed[:most])
+    return NearDuplicates(near.float().mean().item(), threshold, listed[:most])

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from training.augment import augment
 from training.config import PretrainSettings
-from training.data.store import Store
-from training.data.stream import Rows, Stream
+from training.data.store import PixelStore
+from training.data.stream import Stream, StreamedRows
 from training.encoders import embed
 
 
@@ -48,7 +48,11 @@ def views_matched(h_a: Tensor, h_b: Tensor) -> float:
 
 
 def figures(
-    encoder: nn.Module, train: Store | Stream, test: Store | Stream | None, settings: PretrainSettings, most: int
+    encoder: nn.Module,
+    train: PixelStore | Stream,
+    test: PixelStore | Stream | None,
+    settings: PretrainSettings,
+    most: int,
 ) -> dict:
     """What can be said of an encoder on these images, as a flat dict for the log and the model card.
 
@@ -62,21 +66,21 @@ def figures(
         generator = torch.Generator().manual_seed(0)
         h_a, h_b = (embed(encoder, augment(pixels, settings.augment, generator, settings.size_px)) for _ in range(2))
         return {"views_matched": views_matched(h_a, h_b), "pictures": len(chosen)}
-    bank, asked_of, queries = known_and_asked(train, test, most)
+    bank, asked_of, queries = split_bank_and_queries(train, test, most)
     k = default_k(len(bank))
     predicted = knn_predict(
-        embed(encoder, Rows(train.pixels, bank)),
+        embed(encoder, StreamedRows(train.pixels, bank)),
         torch.from_numpy(train.labels[bank]),
-        embed(encoder, Rows(asked_of.pixels, queries)),
+        embed(encoder, StreamedRows(asked_of.pixels, queries)),
         k,
     )
     right = (predicted == torch.from_numpy(asked_of.labels[queries])).float().mean().item()
     return {"knn": right, "k": k, "bank": len(bank), "queries": len(queries)}
 
 
-def known_and_asked(
-    train: Store | Stream, test: Store | Stream | None, most: int
-) -> tuple[np.ndarray, Store | Stream, np.ndarray]:
+def split_bank_and_queries(
+    train: PixelStore | Stream, test: PixelStore | Stream | None, most: int
+) -> tuple[np.ndarray, PixelStore | Stream, np.ndarray]:
     """Places in train of the labelled pictures that are known; where those are that are asked about, and their places.
 
     most  as of `figures`

@@ -38,7 +38,7 @@ STRENGTHS = {
 
 
 @dataclass(frozen=True)
-class Curve:
+class SensitivityCurve:
     augmentation: str
     unit: str
     strengths: tuple[float, ...]
@@ -53,7 +53,7 @@ class Sensitivity:
     pictures: int
     others: float
     """Mean cosine of two different pictures."""
-    curves: tuple[Curve, ...]
+    curves: tuple[SensitivityCurve, ...]
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -79,7 +79,7 @@ def sensitivity(
             for strength in strengths
         ]
         moved = [(1 - cosine) / (1 - others) for cosine in cosines]
-        curves.append(Curve(augmentation, unit, strengths, tuple(cosines), tuple(moved)))
+        curves.append(SensitivityCurve(augmentation, unit, strengths, tuple(cosines), tuple(moved)))
     return Sensitivity(name, n, others, tuple(curves))
 
 

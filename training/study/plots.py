@@ -9,13 +9,13 @@ from statistics import fmean
 
 import numpy as np
 
-from training.study.verdict import Row, halfwidth
+from training.study.verdict import RunRow, halfwidth
 
 READ = ("linear h", "linear z", "mlp h", "mlp z")
 OF_H, OF_Z = "linear evaluation of h, %", "linear evaluation of z, %"
 
 
-def heads(figure, rows: Sequence[Row]) -> None:
+def heads(figure, rows: Sequence[RunRow]) -> None:
     """Fig. 8: groups of bars by the dimension of z; what has none stands apart."""
     places = {dimension: i for i, dimension in enumerate(sorted({row.labels["dimension"] for row in rows}, key=_last))}
     left, right = figure.subplots(1, 2, sharey=True)
@@ -29,7 +29,7 @@ def heads(figure, rows: Sequence[Row]) -> None:
     left.legend(ncols=3, loc="upper left")
 
 
-def factors(figure, rows: Sequence[Row]) -> None:
+def factors(figure, rows: Sequence[RunRow]) -> None:
     """Table 3: for each factor what is read from h and from z, over chance."""
     said = {"all": "trained with every augmentation", "no colour": "trained without colour jitter and grey"}
     for axis, (views, title) in zip(figure.subplots(2, 1, sharex=True), said.items(), strict=True):
@@ -43,7 +43,7 @@ def factors(figure, rows: Sequence[Row]) -> None:
     figure.axes[0].legend(ncols=5, fontsize=8)
 
 
-def pairs(figure, rows: Sequence[Row]) -> None:
+def pairs(figure, rows: Sequence[RunRow]) -> None:
     """Fig. 5: a matrix, alone on the diagonal, the mean of each row last. Here (i, j) and (j, i) are one cell."""
     names = list(dict.fromkeys(row.labels["first"] for row in rows))
     table = np.zeros((len(names), len(names) + 1))
@@ -62,7 +62,7 @@ def pairs(figure, rows: Sequence[Row]) -> None:
     figure.colorbar(shown)
 
 
-def batches(figure, rows: Sequence[Row]) -> None:
+def batches(figure, rows: Sequence[RunRow]) -> None:
     """Fig. 9: groups of bars by epochs."""
     axis, of = figure.subplots(), []
     for shift, batch in enumerate(dict.fromkeys(row.labels["batch"] for row in rows)):
@@ -74,7 +74,7 @@ def batches(figure, rows: Sequence[Row]) -> None:
     axis.legend(ncols=3, loc="upper left")
 
 
-def temperatures(figure, rows: Sequence[Row]) -> None:
+def temperatures(figure, rows: Sequence[RunRow]) -> None:
     taus = [row.labels["tau"] for row in rows]
     left, right = figure.subplots(1, 2)
     for axis, name, said in ((left, "linear h", OF_H), (right, "views matched z", "two views find each other by z, %")):
@@ -86,7 +86,7 @@ def temperatures(figure, rows: Sequence[Row]) -> None:
         axis.set(xlabel="temperature", ylabel=said)
 
 
-def strengths(figure, rows: Sequence[Row]) -> None:
+def strengths(figure, rows: Sequence[RunRow]) -> None:
     left, right = figure.subplots(1, 2)
     by_histogram = "views matched by histogram"
     for axis, name, said in ((left, "linear h", OF_H), (right, by_histogram, f"{by_histogram}s of colour alone, %")):
@@ -100,13 +100,13 @@ def _last(value) -> float:
     return value if isinstance(value, int) else math.inf
 
 
-def _spread(of: Sequence[Row], name: str, rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+def _spread(of: Sequence[RunRow], name: str, rows: Sequence[RunRow]) -> tuple[list[float], list[float]]:
     """Means, and halves of their intervals (0 where one seed gives none), in percent."""
     halves = [halfwidth(rows, name, len(row.values[name])) for row in of]
     return [100 * fmean(row.values[name]) for row in of], [0 if math.isnan(half) else 100 * half for half in halves]
 
 
-def _bars(axis, places, of: Sequence[Row], name: str, rows, width: float, label: str | None = None) -> None:
+def _bars(axis, places, of: Sequence[RunRow], name: str, rows, width: float, label: str | None = None) -> None:
     means, halves = _spread(of, name, rows)
     axis.bar(places, means, width, yerr=halves, capsize=2, label=label)
     for place, row in zip(places, of, strict=True):

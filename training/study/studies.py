@@ -12,7 +12,7 @@ from training.config import PretrainSettings
 from training.study import plots
 from training.study.cell import COMMIT
 from training.study.factors import GREY, NAMES, NUMBERS
-from training.study.verdict import Claim, Group, Row
+from training.study.verdict import Claim, RunRow, SeedGroup
 
 HEADS = {"none": 0, "linear": 1, "non-linear": 2}
 DIMENSIONS = (32, 128, 512)
@@ -52,23 +52,23 @@ class Study:
     claims: tuple[Claim, ...]
     draw: Callable
     """(figure, rows) -> None."""
-    rows: Callable[[list[Cell], list[list[dict]]], list[Row]]
+    rows: Callable[[list[Cell], list[list[dict]]], list[RunRow]]
     """Cells, and what each gave once a seed, to the table's lines."""
-    judged: Callable[[list[Cell], list[list[dict]]], list[Row]] | None = None
+    judged: Callable[[list[Cell], list[list[dict]]], list[RunRow]] | None = None
     """And to what the claims are about, where that is not the table: a value a run."""
 
 
-def row_a_cell(cells: list[Cell], found: list[list[dict]]) -> list[Row]:
+def row_a_cell(cells: list[Cell], found: list[list[dict]]) -> list[RunRow]:
     return [
-        Row(cell.labels, {name: [one[name] for one in seeds] for name in seeds[0] if name != COMMIT})
+        RunRow(cell.labels, {name: [one[name] for one in seeds] for name in seeds[0] if name != COMMIT})
         for cell, seeds in zip(cells, found, strict=True)
     ]
 
 
-def row_a_factor(cells: list[Cell], found: list[list[dict]]) -> list[Row]:
+def row_a_factor(cells: list[Cell], found: list[list[dict]]) -> list[RunRow]:
     """factors.py names a figure 'FACTOR: FIGURE'."""
     return [
-        Row(
+        RunRow(
             cell.labels | {"factor": factor},
             {name: [one[f"{factor}: {name}"] for one in seeds] for name in ("chance", *plots.READ)},
         )
@@ -77,10 +77,10 @@ def row_a_factor(cells: list[Cell], found: list[list[dict]]) -> list[Row]:
     ]
 
 
-def row_a_run(cells: list[Cell], found: list[list[dict]]) -> list[Row]:
+def row_a_run(cells: list[Cell], found: list[list[dict]]) -> list[RunRow]:
     """Means over factors: those of one run are not independent. 'WHAT h - z', and 'WHAT z'."""
     return [
-        Row(
+        RunRow(
             cell.labels,
             {
                 f"{what} {name}": [fmean(value(one, factor) for factor in factors) for one in seeds]
@@ -150,19 +150,19 @@ def where(**labels) -> Callable[[dict], bool]:
 
 
 def claim(words: str, figure: str, more: dict, less: dict) -> Claim:
-    return Claim(words, (Group(figure, where(**more)),), (Group(figure, where(**less)),))
+    return Claim(words, (SeedGroup(figure, where(**more)),), (SeedGroup(figure, where(**less)),))
 
 
 def h_over_z(words: str, **labels) -> Claim:
-    return Claim(words, (Group("linear h", where(**labels)),), (Group("linear z", where(**labels)),))
+    return Claim(words, (SeedGroup("linear h", where(**labels)),), (SeedGroup("linear z", where(**labels)),))
 
 
 def forgotten(words: str, what: str) -> Claim:
-    return Claim(words, (Group(f"{what} h - z", where(views="all")),), ())
+    return Claim(words, (SeedGroup(f"{what} h - z", where(views="all")),), ())
 
 
-def gap(length: float) -> tuple[Group, Group]:
-    return tuple(Group("linear h", where(batch=batch, length=length)) for batch in (BATCHES[-1], BATCHES[0]))
+def gap(length: float) -> tuple[SeedGroup, SeedGroup]:
+    return tuple(SeedGroup("linear h", where(batch=batch, length=length)) for batch in (BATCHES[-1], BATCHES[0]))
 
 
 QUALITY = ("linear h", "linear z", "kNN h", "views matched z")

@@ -15,7 +15,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRow:
     """A line of a study's table: what sets it apart, and each figure once a seed."""
 
     labels: dict
@@ -23,14 +23,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """One figure of some rows."""
 
     figure: str
     where: Callable[[dict], bool]
     """Of a row's labels."""
 
-    def values(self, rows: Sequence[Row]) -> list[float]:
+    def values(self, rows: Sequence[RunRow]) -> list[float]:
         return [value for row in rows if self.where(row.labels) for value in row.values[self.figure]]
 
 
@@ -39,8 +39,8 @@ class Claim:
     """That the means of `more` add up to more than those of `less`."""
 
     words: str
-    more: tuple[Group, ...]
-    less: tuple[Group, ...]
+    more: tuple[SeedGroup, ...]
+    less: tuple[SeedGroup, ...]
 
 
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
@@ -60,7 +60,7 @@ def t_quantile(freedom: int, level: float = LEVEL) -> float:
     return sum(term / freedom**power for power, term in enumerate(terms))
 
 
-def pooled(rows: Sequence[Row], figure: str) -> tuple[float, int]:
+def pooled(rows: Sequence[RunRow], figure: str) -> tuple[float, int]:
     """s and its degrees of freedom; (nan, 0) where each row has one value."""
     of = [row.values[figure] for row in rows if figure in row.values]
     freedom = sum(len(values) - 1 for values in of)
@@ -70,13 +70,13 @@ def pooled(rows: Sequence[Row], figure: str) -> tuple[float, int]:
     return math.sqrt(squares / freedom), freedom
 
 
-def halfwidth(rows: Sequence[Row], figure: str, n: int) -> float:
+def halfwidth(rows: Sequence[RunRow], figure: str, n: int) -> float:
     """Of the interval of a mean of n values; nan without spread."""
     s, freedom = pooled(rows, figure)
     return t_quantile(freedom) * s / math.sqrt(n) if freedom else math.nan
 
 
-def judge(claim: Claim, rows: Sequence[Row]) -> dict:
+def judge(claim: Claim, rows: Sequence[RunRow]) -> dict:
     """The contrast, its interval, and a sentence: held, the reverse, or not told apart."""
     contrast, variance, freedoms = 0.0, 0.0, []
     for sign, groups in ((1, claim.more), (-1, claim.less)):
