@@ -16,7 +16,7 @@ from serving.views.draw import offered
 if TYPE_CHECKING:
     import torch
 
-    from training.evaluation.sensitivity import Curve, Sensitivity
+    from training.evaluation.sensitivity import Sensitivity, SensitivityCurve
 
 DRAWS = 8  # of the views of a picture on its own, which are random in where they are cut, and up or down
 KEPT = 2  # untrained encoders
@@ -35,7 +35,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Followed:
-    curves: "tuple[Curve, ...]"
+    curves: "tuple[SensitivityCurve, ...]"
     strips: dict[str, np.ndarray]
     """By augmentation: uint8 (strengths, S, S, 3), the picture at each of its strengths."""
 
@@ -70,7 +70,7 @@ def compare(encode: Encode, pixels: np.ndarray, seed: int, card: ModelCard, go_o
 def follow(encode: Encode, pixels: np.ndarray, others: float, seed: int, go_on: Callable[[], None]) -> Followed:
     """One picture, uint8 (S, S, 3); others: mean cosine of two different ones, where `moved` is 1."""
     with offered():
-        from training.evaluation.sensitivity import STRENGTHS, Curve, views
+        from training.evaluation.sensitivity import STRENGTHS, SensitivityCurve, views
 
     curves, strips, h = [], {}, unit(encode(pixels[None]))[0]
     for name, (measured_in, strengths) in STRENGTHS.items():
@@ -81,7 +81,7 @@ def follow(encode: Encode, pixels: np.ndarray, others: float, seed: int, go_on: 
             cosines.append(float((unit(encode(drawn)) @ h).mean()))
             strip.append(drawn[0])
         moved = tuple((1 - cosine) / (1 - others) for cosine in cosines)
-        curves.append(Curve(name, measured_in, strengths, tuple(cosines), moved))
+        curves.append(SensitivityCurve(name, measured_in, strengths, tuple(cosines), moved))
         strips[name] = np.stack(strip)
     return Followed(tuple(curves), strips)
 
