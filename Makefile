@@ -1,18 +1,26 @@
-# make demo [DATA=folder|zip|cifar10|...] [PORT=3000] [CHECK=1]     make test     make lock
+# make demo [DATA=folder|zip|cifar10|...] [PORT=3000] [CHECK=1]
+# make check (format, lint, types, fast tests)     make test (the same with all tests)     make lock
 PYTHON ?= python3
 DATA ?= shapes
 PORT ?= 3000
 BIN = .venv/bin
 
-.PHONY: demo test lock
+.PHONY: demo check test lint lock
 
 demo: .venv/ready
 	@$(BIN)/python demo.py --data "$(DATA)" --port "$(PORT)" $(if $(CHECK),--check)
 
-test: .venv/ready
+check: lint
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not browser"
+
+test: lint
+	$(BIN)/pytest -n 2 --dist loadfile
+
+lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pyrefly check
+	$(BIN)/biome check ui
 
 .venv/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
