@@ -3,7 +3,8 @@
 import os
 from dataclasses import dataclass
 
-from serving.collection.index import DEFAULT, Facts, Index, IndexProblem, WrongEncoder, collections
+from serving.collection.index import DEFAULT, Index, IndexProblem, WrongEncoder, collections
+from serving.protocol import replies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,11 +12,11 @@ class Place:
     index: str = os.environ.get("TWINVIEW_INDEX") or "index"
     """Folder of the collections, or s3://bucket/prefix. By default what TWINVIEW_INDEX names, else ./index."""
 
-    def held(self, name: str | None = None) -> list[Facts]:
+    def held(self, name: str | None = None) -> list[replies.Collection]:
         """Of the collection of that name, or of all: a table for every encoder, at least one. raises IndexProblem"""
         return held(self.index, name)
 
-    def open(self, facts: Facts) -> Index:
+    def open(self, facts: replies.Collection) -> Index:
         return Index(self.index, facts.encoder, facts.dimension, facts.name)
 
 
@@ -50,7 +51,7 @@ class Table(Collection):
         return self.table(self.encoder)
 
 
-def held(index: str, name: str | None = None) -> list[Facts]:
+def held(index: str, name: str | None = None) -> list[replies.Collection]:
     """As Place.held."""
     there = collections(index)
     chosen = [facts for facts in there if name in (None, facts.name)]

@@ -11,7 +11,6 @@ survives a crash.
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -21,12 +20,13 @@ from serving.collection import items as rows
 from serving.collection import manifest
 from serving.collection.items import Item, content_id, matrix, possible, selected, to_item, unit
 from serving.collection.store import Store
-from serving.collection.summary import ROWS, Key, summary
+from serving.collection.summary import ROWS, summary
 from serving.collection.table import OLD_VERSIONS_KEPT, IndexProblem, Table, explained
 from serving.collection.verify import verify
+from serving.protocol import replies
 from serving.protocol.filters import Filter, literal
 
-__all__ = ["DEFAULT", "Facts", "Index", "IndexProblem", "Item", "WrongEncoder", "collections", "content_id", "unit"]
+__all__ = ["DEFAULT", "Index", "IndexProblem", "Item", "WrongEncoder", "collections", "content_id", "unit"]
 
 DEFAULT = "pictures"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -35,20 +35,6 @@ AT_ONCE = 1000  # ids of one condition
 
 class WrongEncoder(IndexProblem):
     """The collection holds vectors of another encoder."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of one table. `others`: encoders whose tables stand beside; `bytes` with old versions."""
-
-    name: str
-    encoder: str
-    others: list[str]
-    dimension: int
-    count: int
-    bytes: int
-    index: str
-    version: int
 
 
 class Index:
@@ -189,7 +175,7 @@ class Index:
                 return {}
             return {key: kind for key, (_, kind) in self._table.columns(table).items()}
 
-    def summary(self) -> list[Key]:
+    def summary(self) -> list[replies.Key]:
         """What its items can be filtered by beside name, path and size."""
         with self._table.explained("read"):
             if (table := self._opened()) is None:
@@ -211,11 +197,11 @@ class Index:
 
     # Looking after
 
-    def facts(self) -> Facts:
+    def facts(self) -> replies.Collection:
         with self._table.explained("read"):
             table = self._opened()
             index = None if table is None else self._table.index_facts(table)
-            return Facts(
+            return replies.Collection(
                 name=self.name,
                 encoder=self.encoder_id,
                 others=self._others(),
@@ -313,7 +299,7 @@ class Index:
             yield items, matrix(some["vector"], self.dimension)
 
 
-def collections(uri: str | Path) -> list[Facts]:
+def collections(uri: str | Path) -> list[replies.Collection]:
     """Of all tables of all collections."""
     store = Store(uri)
     found = []

@@ -3,27 +3,15 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from serving.collection.table import TYPES, BadItem
 from serving.protocol.filters import BASE, KEY
+from serving.protocol.replies import Item
 
 ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
-
-
-@dataclass(frozen=True)
-class Item:
-    id: str
-    name: str
-    label: str | None
-    path: str | None
-    width: int  # pixels, upright
-    height: int
-    bytes: int = 0
-    metadata: dict[str, str | int | float | bool] = field(default_factory=dict, hash=False)
 
 
 def content_id(data: bytes) -> str:

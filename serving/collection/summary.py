@@ -1,29 +1,15 @@
 """What the items of a collection can be filtered by: the keys, and their commonest values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serving.protocol.replies import Key
+
 COMMONEST = 20  # values of each key
 ROWS = 1_000_000  # of a larger collection, the first are looked at
 KINDS = {str: "text", bool: "truth", int: "whole", float: "number"}
-
-
-@dataclass(frozen=True)
-class Key:
-    key: str
-    type: str
-    """text, truth, whole or number."""
-    distinct: int
-    """Values that differ."""
-    values: list[tuple[str | int | float | bool, int]]
-    """The commonest, and how many items have them."""
-    least: float | None = None
-    """Of numbers."""
-    median: float | None = None
-    most: float | None = None
 
 
 def summary(rows: pa.Table, columns: Mapping[str, tuple[str, type]]) -> list[Key]:

@@ -1,181 +1,352 @@
-"""What the clients give back: the service's answers, typed."""
+"""The service's answers: the JSON shape of each route, and what the clients return.
 
-from dataclasses import dataclass, field, fields
-from typing import TypeVar
+The routes name these classes in the OpenAPI document, with the docstrings of the fields as descriptions. They write the
+JSON as plain dicts, because building and checking objects takes longer than embedding a small picture.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic_core import CoreSchema
 
 R = TypeVar("R")
+Value = str | bool | int | float
 
 
 class ServiceError(Exception):
-    """What the service refused, or that it could not be reached (status 0)."""
+    """The service refused a request, or could not be reached (status 0)."""
 
     def __init__(self, message: str, status: int = 0, code: str = "unreachable", param: str | None = None):
         super().__init__(message)
         self.message, self.status, self.code, self.param = message, status, code, param
 
 
+class Reply:
+    """Base of the answers, for their JSON Schema: every field is required, and its docstring is its description."""
+
+    __pydantic_config__: ClassVar = {
+        "use_attribute_docstrings": True,
+        "json_schema_serialization_defaults_required": True,
+    }
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Also describes inherited fields: pydantic reads the docstrings of the class itself only."""
+        document = handler(schema)
+        properties = handler.resolve_ref_schema(document)["properties"]
+        for base in filter(is_dataclass, cls.__bases__):
+            for name, inherited in TypeAdapter(base).json_schema()["properties"].items():
+                if "description" in inherited:
+                    properties[name].setdefault("description", inherited["description"])
+        return document
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Annotates a field whose JSON has another type than the client's attribute."""
+
+    type: Any
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return handler.generate_schema(self.type)
+
+
+# Embeddings and classes -----------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Embeddings:
+    """Embeddings as the clients return them; they ask the service for an .npy file."""
+
     model: str
     vectors: np.ndarray  # (n, d) float32
 
 
 @dataclass(frozen=True)
-class Guess:
-    label: str  # a class's name
-    probability: float  # over all classes they sum to 1
-
-
-@dataclass(frozen=True)
-class Classified:
+class EmbedReply(Reply):
     model: str
-    predictions: list[list[Guess]]  # of each picture, the likeliest class first
+    """Id of the encoder."""
+    dimension: int
+    """Length of each vector."""
+    embeddings: list[list[float]] | list[str]
+    """One vector per image, in the order of the images: numbers, or base64 of little-endian float32."""
 
 
 @dataclass(frozen=True)
-class Collection:
-    """As one encoder has embedded it."""
+class OpenAIEmbedding(Reply):
+    object: Literal["embedding"]
+    index: int
+    """Position of the image in the request."""
+    embedding: list[float] | str
+    """Numbers, or base64 of little-endian float32."""
+
+
+@dataclass(frozen=True)
+class OpenAIUsage(Reply):
+    prompt_tokens: int
+    """Number of images."""
+    total_tokens: int
+    """Number of images."""
+
+
+@dataclass(frozen=True)
+class OpenAIEmbeddings(Reply):
+    object: Literal["list"]
+    data: list[OpenAIEmbedding]
+    model: str
+    """Id of the encoder."""
+    usage: OpenAIUsage
+
+
+@dataclass(frozen=True)
+class Guess(Reply):
+    label: str
+    """Name of the class."""
+    probability: float
+    """0 to 1; the probabilities of all classes sum to 1."""
+
+
+@dataclass(frozen=True)
+class Classified(Reply):
+    model: str
+    """Id of the model."""
+    predictions: list[list[Guess]]
+    """For each image, in the order of the request, its likeliest classes, the likeliest first."""
+
+
+# Collections ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Collection(Reply):
+    """A collection as one encoder has embedded it."""
 
     name: str
     encoder: str
-    others: list[str]  # encoders that have embedded it too
+    """Id of the encoder that made the vectors."""
+    others: list[str]
+    """Ids of other encoders that have embedded this collection too."""
     dimension: int
+    """Length of each vector."""
     count: int
-    bytes: int  # on disk
-    index: str  # how it is searched
+    """Number of items."""
+    bytes: int
+    """Size on disk, including old versions."""
+    index: str
+    """Type of the search index; none for a search of all vectors."""
     version: int
+    """Grows with every change."""
 
 
 @dataclass(frozen=True)
-class Key:
-    """What the items of a collection can be filtered by."""
+class Collections(Reply):
+    collections: list[Collection]
+
+
+@dataclass(frozen=True)
+class Key(Reply):
+    """A field that the items of a collection can be filtered by."""
 
     key: str
-    type: str  # text, truth, whole, number
-    distinct: int  # values that differ
-    values: list[tuple[str | int | float | bool, int]]  # the commonest, and how many items have them
-    least: float | None = None  # of numbers
+    type: Literal["text", "truth", "whole", "number"]
+    """Type of its values: text, truth (true or false), whole (integer) or number (floating point)."""
+    distinct: int
+    """Number of distinct values."""
+    values: list[tuple[Value, int]]
+    """The most common values, each with the number of items that have it."""
+    least: float | None = None
+    """Smallest value; null for a key that is not numeric."""
     median: float | None = None
+    """Median value; null for a key that is not numeric."""
     most: float | None = None
+    """Largest value; null for a key that is not numeric."""
 
 
 @dataclass(frozen=True)
-class Item:
+class Keys(Reply):
+    keys: list[Key]
+
+
+@dataclass(frozen=True)
+class Item(Reply):
     """A picture of a collection."""
 
     id: str
     name: str
     label: str | None
     path: str | None
-    width: int = 0  # pixels, upright
+    """Where the original file is."""
+    width: int = 0
+    """In pixels, after rotating the picture upright; 0 for an item that was added as a vector."""
     height: int = 0
+    """In pixels, like the width."""
     bytes: int = 0
-    metadata: dict[str, str | int | float | bool] = field(default_factory=dict, hash=False)
-    vector: np.ndarray | None = field(default=None, compare=False, repr=False)  # (d,) of unit length, if asked for
+    """Size of the picture's file."""
+    metadata: dict[str, Value] = field(default_factory=dict, hash=False)
+    """Further values to filter by."""
 
 
 @dataclass(frozen=True)
-class Match(Item):
-    similarity: float = field(kw_only=True)  # cosine, -1 to 1
+class ItemWithVector(Item):
+    vector: Annotated[np.ndarray | None, Wire(list[float]), Field(exclude_if=lambda vector: vector is None)] = field(
+        default=None, compare=False, repr=False
+    )
+    """Embedding scaled to unit length; present if the request asks for it."""
 
 
 @dataclass(frozen=True)
-class Matches:
-    model: str
-    results: list[Match]  # nearest first
-
-
-@dataclass(frozen=True)
-class Items:
-    count: int  # of all that hold to the filter
+class Items(Reply):
+    count: int
+    """Number of items that match the filter, on all pages."""
     items: list[Item]
 
 
 @dataclass(frozen=True)
-class Computing:
-    """How far a computation over a whole collection is."""
-
-    state: str  # none, computing, done, failed
-    stage: str
-    share: float  # of the stage, 0 to 1
-    problem: str | None  # why it failed
+class Match(Item):
+    similarity: float = field(kw_only=True)
+    """Cosine similarity, -1 to 1: to the query, or among duplicates to the first picture of the group."""
 
 
 @dataclass(frozen=True)
-class Overview(Computing):
-    """And what of it is there: the newest result stays until there is another. All None where there is none."""
+class Matches(Reply):
+    model: str
+    """Id of the encoder."""
+    results: list[Match]
+    """Most similar first."""
+
+
+@dataclass(frozen=True)
+class PutItem(Reply):
+    id: str
+    new: bool
+    """False if it replaced an item with the same id."""
+
+
+@dataclass(frozen=True)
+class Put(Reply):
+    model: str
+    """Id of the encoder."""
+    items: list[PutItem]
+    """In the order of the request."""
+
+
+@dataclass(frozen=True)
+class Deleted(Reply):
+    deleted: list[str]
+    """Ids of the items that were deleted; ids that were not in the collection are left out."""
+
+
+# Near-duplicates and the map ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DerivedProgress(Reply):
+    """Progress of a computation over a whole collection."""
+
+    state: Literal["none", "computing", "done", "failed"]
+    """State of the latest computation."""
+    stage: str
+    """The current step."""
+    share: float
+    """Fraction of the current step that is done, 0 to 1."""
+    problem: str | None
+    """Why the computation failed."""
+
+
+@dataclass(frozen=True)
+class DerivedResult(DerivedProgress):
+    """The newest result, which is kept until the next computation is done, and the progress of that computation."""
 
     model: str
-    count: int | None  # pictures that it is of
-    new: int | None  # that have come since
-    gone: int | None  # that were taken out since
-    made: str | None  # its mark
+    """Id of the encoder."""
+    count: int | None
+    """Number of pictures in the newest result; null if there is none."""
+    new: int | None
+    """Number of pictures added since."""
+    gone: int | None
+    """Number of pictures deleted since."""
+    made: str | None
+    """Identifies the newest result: it changes when a new result replaces it."""
 
 
 @dataclass(frozen=True)
-class Duplicates(Overview):
-    least: float | None  # threshold; any from there on is answered
-    total: int | None  # groups at this threshold
-    groups: list[list[Match]]  # the largest first; the first of a group can stay for the others
+class Duplicates(DerivedResult):
+    least: float | None
+    """Lowest threshold the newest result can answer."""
+    total: int | None
+    """Number of groups at the requested threshold."""
+    groups: list[list[Match]]
+    """Largest group first. The first picture of a group can represent the others."""
 
 
 @dataclass(frozen=True)
-class Map(Overview):
-    """Columns of n pictures."""
+class Map(DerivedResult):
+    """Positions of pictures in the plane, as columns: entry i of each column belongs to the same picture."""
 
     ids: list[str]
-    x: np.ndarray  # (n,) float32, -1 to 1
-    y: np.ndarray  # (n,) float32, in the same scale
-    group: np.ndarray  # (n,) int32: what looks alike, 0 the largest
-    label: np.ndarray  # (n,) int32, a number of labels, -1 where a picture has none
+    x: Annotated[np.ndarray, Wire(str)]
+    """Horizontal position, -1 to 1: base64 of little-endian float32."""
+    y: Annotated[np.ndarray, Wire(str)]
+    """Vertical position, on the same scale as x: base64 of little-endian float32."""
+    group: Annotated[np.ndarray, Wire(str)]
+    """Number of the group of similar pictures, 0 for the largest: base64 of little-endian int32."""
+    label: Annotated[np.ndarray, Wire(str)]
+    """Index into `labels`, -1 for a picture without a label: base64 of little-endian int32."""
     labels: list[str]
-    unplaced: int  # new pictures that have no place before the next map
+    unplaced: int
+    """Number of new pictures that will have a position only in the next map."""
+
+
+# Augmented views ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class PutItem:
-    id: str
-    new: bool  # otherwise it has taken the place of one of the same id
-
-
-@dataclass(frozen=True)
-class Put:
-    model: str
-    items: list[PutItem]  # in the order of what was given
-
-
-@dataclass(frozen=True)
-class Pair:
+class Pair(Reply):
     """Two augmented views of one picture."""
 
-    views: tuple[str, str]  # PNG as data URIs
-    similarity: float  # cosine of their embeddings
-    projected: float | None = None  # cosine of their z = g(h), where the service has g
+    views: tuple[str, str]
+    """PNG images as data URIs."""
+    similarity: float
+    """Cosine similarity of their embeddings h."""
+    projected: float | None = None
+    """Cosine similarity of their projections z = g(h); null if the service has no projection head g."""
 
 
 @dataclass(frozen=True)
-class OfMatrix:
-    """A picture with the two views of it that are compared."""
+class Pairs(Reply):
+    pairs: list[Pair]
+
+
+@dataclass(frozen=True)
+class OfMatrix(Reply):
+    """A picture and the two views of it that are compared."""
 
     name: str
-    id: str | None  # of its item, where it is of the collection
-    views: tuple[str, str]  # PNG as data URIs
+    id: str | None
+    """Id of its item; null for an uploaded image."""
+    views: tuple[str, str]
+    """PNG images as data URIs."""
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """N pictures; of the rows and columns of the cosines 2i and 2i + 1 are the views of picture i."""
+class Matrix(Reply):
+    """Cosine similarities of two views of each of N pictures. Rows and columns 2i and 2i + 1 are the views of picture
+    i, so that the positive pairs are next to the diagonal."""
 
     model: str
+    """Id of the encoder."""
     pictures: list[OfMatrix]
-    h: np.ndarray = field(compare=False)  # (2N, 2N) float64
-    z: np.ndarray | None = field(compare=False)  # of z = g(h), where the service has g
+    h: Annotated[np.ndarray, Wire(list[list[float]])] = field(compare=False)
+    """Cosine similarities of the views' embeddings h, 2N x 2N."""
+    z: Annotated[np.ndarray | None, Wire(list[list[float]] | None)] = field(compare=False)
+    """Cosine similarities of their projections z = g(h), which NT-Xent compares, 2N x 2N; null if the service has no
+    projection head g."""
 
     @property
     def cosines(self) -> np.ndarray:
-        """What the loss compares, z; without it h."""
+        """(2N, 2N) of z, which the loss compares; of h without a projection head."""
         return self.h if self.z is None else self.z
 
     def log_weights(self, temperature: float) -> np.ndarray:
@@ -192,66 +363,155 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """How h moves as one augmentation grows."""
+class Curve(Reply):
+    """How far h moves as one augmentation grows stronger."""
 
     augmentation: str
     unit: str
+    """Unit of the strengths."""
     strengths: list[float]
-    cosines: list[float]  # mean cosine of h of a picture and of its view
-    moved: list[float]  # 0 where h stays, 1 where it might be another picture's
+    cosines: list[float]
+    """At each strength, the mean cosine similarity of h of a picture and h of its view."""
+    moved: list[float]
+    """The same as a distance: 0 where h does not change, 1 where h is as far away as that of a different picture."""
 
 
 @dataclass(frozen=True)
-class Curves:
+class Curves(Reply):
     pictures: int
-    others: float  # mean cosine of two different pictures
+    """Number of pictures."""
+    others: float
+    """Mean cosine similarity of two different pictures, where `moved` is 1."""
     curves: list[Curve]
 
 
 @dataclass(frozen=True)
-class Followed:
-    """One picture: the image that was asked about, or the first of the collection's."""
+class Strip(Reply):
+    augmentation: str
+    views: list[str]
+    """The picture at each strength: PNG images as data URIs."""
+
+
+@dataclass(frozen=True)
+class Followed(Reply):
+    """One picture: the uploaded image, or the first of the sample."""
 
     name: str
-    pixels: str  # as the encoder sees it; PNG as a data URI
+    pixels: str
+    """The picture as the encoder sees it: a PNG image as a data URI."""
     curves: list[Curve]
-    strips: dict[str, list[str]]  # by augmentation, at each of its strengths
+    strips: Annotated[dict[str, list[str]], Wire(list[Strip])]
+    """The picture under each augmentation."""
 
 
 @dataclass(frozen=True)
-class Invariance:
+class Invariance(Reply):
     model: str
-    sentence: str  # what is noticed most and least
+    """Id of the encoder."""
+    sentence: str
+    """A sentence on the augmentations that change h most and least."""
     trained: Curves
-    untrained: Curves | None  # of the same architecture, where that is known
+    """Mean over the sample, for the encoder that is served."""
+    untrained: Curves | None
+    """The same for an untrained encoder of the same architecture; null if that is not known."""
     picture: Followed
 
 
+# Training runs --------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Run:
-    """A training run beside the service."""
+class Run(Reply):
+    """A training run."""
 
     name: str
-    kind: str  # pretraining, fine-tuning, distillation
-    state: str  # training, finished, stopped
-    epoch: int  # done
-    epochs: int  # in all
+    """Path of its folder, relative to the folder of all runs."""
+    kind: Literal["pretraining", "fine-tuning", "distillation"]
+    state: Literal["training", "finished", "stopped"]
+    epoch: int
+    """Number of epochs done."""
+    epochs: int
+    """Number of epochs planned."""
     data: str
-    encoder: str  # its architecture; empty where it is that of `init`
-    init: str  # what it started from, or was taught by; empty for nothing
-    figures: dict[str, float] = field(hash=False)  # the last of knn, views_matched, held_out, accuracy; shares of 1
-    changed: float  # when it last wrote something, in seconds since 1970
+    """Name of the training data."""
+    encoder: str
+    """Architecture; empty if it is that of the encoder the run started from."""
+    init: str
+    """Name of the encoder it started from, or of its teacher; empty if there is none."""
+    figures: dict[str, float] = field(hash=False)
+    """Latest value of each quality measure, as a fraction of 1: knn, views_matched, held_out, accuracy."""
+    changed: float
+    """When the run last wrote a file, in Unix seconds."""
+
+
+@dataclass(frozen=True)
+class Runs(Reply):
+    count: int
+    """Number of all runs."""
+    runs: list[Run]
+    """The most recently changed first."""
 
 
 @dataclass(frozen=True)
 class RunDetails(Run):
-    settings: dict = field(hash=False)
-    chance: float | None  # loss of a pretraining that has learnt nothing
-    metrics: dict[str, list[float | None]] = field(hash=False)  # columns, a value an epoch
+    settings: dict[str, Any] = field(hash=False)
+    """Contents of its config.json; paths are shortened to their last part."""
+    chance: float | None
+    """Loss of a pretraining that has learnt nothing, in nats; null if it is not known."""
+    metrics: dict[str, list[float | None]] = field(hash=False)
+    """Columns of its metrics.csv by name, one value per epoch; null where nothing was measured."""
+
+
+# The service itself ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model(Reply):
+    """OpenAI's description of a model, with the fields of the model card."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    """When this service was started, in Unix seconds."""
+    owned_by: str
+    architecture: str
+    dimension: int
+    """Length of an embedding."""
+    preprocessing: dict[str, Any]
+    sha256: str
+    """SHA-256 of the ONNX file."""
+    training: dict[str, Any]
+    figures: dict[str, Any]
+    licence: str
+    classes: list[str]
+    """Names of the classes that POST /classify distinguishes; empty for an encoder without a classifier."""
+    precision: str
+    """Arithmetic of the model: fp32, fp16 or int8."""
+
+
+@dataclass(frozen=True)
+class Models(Reply):
+    object: Literal["list"]
+    data: list[Model]
+
+
+@dataclass(frozen=True)
+class Liveness(Reply):
+    status: Literal["alive"]
+
+
+@dataclass(frozen=True)
+class Readiness(Reply):
+    status: Literal["ready"]
+    model: str
+    """Id of the default encoder."""
+    models: list[str]
+    """Ids of all encoders that are served."""
+    providers: list[str]
+    """ONNX Runtime's execution providers, in order of preference."""
 
 
 def of(kind: type[R], answer: dict) -> R:
-    """What an older client does not know it passes over."""
+    """An instance of `kind`; fields that it does not have are ignored, so that the service may add some."""
     known = {one.name for one in fields(kind)}
     return kind(**{name: value for name, value in answer.items() if name in known})
