@@ -1,12 +1,24 @@
-"""Talks to the service: `from serving.client import Client`, or AsyncClient."""
+"""The client of the service: `Client` for scripts, `AsyncClient` for servers and pages, with the same methods.
 
-from serving.client.client import AsyncClient, Client
+    client = Client("http://127.0.0.1:3000")
+    client.search("cat.jpg", k=5).results[0].name
+
+A picture is a path, encoded bytes, or a PIL image. A request that the service refuses raises ServiceError with the
+service's own message. While the service is busy, the clients wait for as long as it says and try again a few times.
+
+`embed`, `classify` and `put_items` take any number of pictures and send them in packs, one request after the other.
+"""
+
+from serving.client.async_client import AsyncClient
+from serving.client.messages import COLLECTION
+from serving.client.sync_client import Client
 from serving.protocol.replies import (
     Classified,
     Collection,
-    Computing,
     Curve,
     Curves,
+    DerivedProgress,
+    DerivedResult,
     Duplicates,
     Embeddings,
     Followed,
@@ -14,13 +26,13 @@ from serving.protocol.replies import (
     Invariance,
     Item,
     Items,
+    ItemWithVector,
     Key,
     Map,
     Match,
     Matches,
     Matrix,
     OfMatrix,
-    Overview,
     Pair,
     Put,
     PutItem,
@@ -30,19 +42,22 @@ from serving.protocol.replies import (
 )
 
 __all__ = [
+    "COLLECTION",
     "AsyncClient",
     "Classified",
     "Client",
     "Collection",
-    "Computing",
     "Curve",
     "Curves",
+    "DerivedProgress",
+    "DerivedResult",
     "Duplicates",
     "Embeddings",
     "Followed",
     "Guess",
     "Invariance",
     "Item",
+    "ItemWithVector",
     "Items",
     "Key",
     "Map",
@@ -50,7 +65,6 @@ __all__ = [
     "Matches",
     "Matrix",
     "OfMatrix",
-    "Overview",
     "Pair",
     "Put",
     "PutItem",

@@ -13,7 +13,7 @@ from export.artifact import Bundle, encoder_id, read_pixels, save_bundle
 from serving.api.classify import likeliest
 from serving.client import ServiceError
 from serving.errors import ErrorAnswer
-from serving.inference.encoder import Encoder
+from serving.inference.encoder import OnnxEncoder
 from serving.inference.lane import ProcessLane
 from serving.protocol.pack import MEDIA_TYPE, pack
 
@@ -71,7 +71,7 @@ def test_each_way_of_sending_pictures_gives_their_likeliest_classes(http, classi
 def test_the_clients_give_the_likeliest_classes_of_any_number_of_pictures(
     connect, http, classifier, picture, expected, monkeypatch
 ):
-    monkeypatch.setattr("serving.client.calls.PACK_IMAGES", 3)
+    monkeypatch.setattr("serving.client.messages.PACK_IMAGES", 3)
     found = connect(http).classify((picture(i) for i in range(7)), k=2)
     assert (found.model, len(found.predictions)) == (classifier.card.id, 7)
     for i, guesses in enumerate(found.predictions):
@@ -144,7 +144,7 @@ def test_a_lanes_process_gives_the_logits_behind_the_embedding(classifier):
         finally:
             lane.close()
 
-    np.testing.assert_allclose(asyncio.run(run()), Encoder(classifier).rows(pixels), rtol=1e-5)
+    np.testing.assert_allclose(asyncio.run(run()), OnnxEncoder(classifier).rows(pixels), rtol=1e-5)
 
 
 def test_probabilities_of_any_logits_sum_to_one():

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.client import AsyncClient, Client, Item, Match, Put, PutItem, ServiceError
-from serving.client.client import ATTEMPTS, LONGEST_WAIT_S
+from serving.client import AsyncClient, Client, Item, Match, Put, PutItem, ServiceError, generate
+from serving.client.messages import ATTEMPTS, LONGEST_WAIT_S
 from serving.limits import Limits
 
 ROOT = Path(__file__).parents[2]
-METHODS = [name for name in vars(Client) if not name.startswith("_") and name != "close"]
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_an_image_in_a_mode_that_png_has_not_is_sent_too(client):
 
 def test_any_number_of_pictures_goes_in_packs_that_the_service_takes(serve, connect, picture, monkeypatch):
     """200 pictures in packs of 64, to a service that takes 20 a request, and 12,000 bytes."""
-    monkeypatch.setattr("serving.client.calls.PACK_IMAGES", 64)
+    monkeypatch.setattr("serving.client.messages.PACK_IMAGES", 64)
     wide = connect(serve())
     narrow = connect(serve(limits=Limits(images=20, body_bytes=4_000)))
     pictures = [picture(i) for i in range(200)]
@@ -52,7 +51,7 @@ def test_any_number_of_pictures_goes_in_packs_that_the_service_takes(serve, conn
 
 
 def test_a_broken_picture_is_named_by_its_place_among_all_and_by_its_file(client, picture, tmp_path, monkeypatch):
-    monkeypatch.setattr("serving.client.calls.PACK_IMAGES", 2)
+    monkeypatch.setattr("serving.client.messages.PACK_IMAGES", 2)
     (tmp_path / "cat.txt").write_text("no picture")
     with pytest.raises(ServiceError) as refused:
         client.embed([picture(0), picture(1), picture(2), tmp_path / "cat.txt"])
@@ -81,7 +80,7 @@ def test_an_encoder_can_be_named_and_one_that_is_not_there_is_refused(client, bu
 
 def test_all_packs_go_to_the_encoder_of_the_first(monkeypatch):
     """The service may take up a newer one meanwhile: vectors of two must not meet in one answer."""
-    monkeypatch.setattr("serving.client.calls.PACK_IMAGES", 1)
+    monkeypatch.setattr("serving.client.messages.PACK_IMAGES", 1)
     asked = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -95,7 +94,7 @@ def test_all_packs_go_to_the_encoder_of_the_first(monkeypatch):
 
 
 def test_pictures_are_read_when_their_pack_is_sent(monkeypatch):
-    monkeypatch.setattr("serving.client.calls.PACK_BYTES", 10)
+    monkeypatch.setattr("serving.client.messages.PACK_BYTES", 10)
     read, sent = [], []
 
     def pictures():
@@ -151,11 +150,11 @@ def test_what_is_put_in_is_found_shown_and_taken_out_again(client, bundle, pictu
 
 
 def test_any_number_of_pictures_is_put_in_with_the_facts_of_each(client, picture, monkeypatch):
-    monkeypatch.setattr("serving.client.calls.PACK_IMAGES", 4)
+    monkeypatch.setattr("serving.client.messages.PACK_IMAGES", 4)
     facts = [{"name": str(i)} for i in range(10)]
     put = client.put_items((picture(i) for i in range(10)), facts, collection="mine")
     assert [client.item(item.id, collection="mine").name for item in put.items] == [str(i) for i in range(10)]
-    with pytest.raises(ValueError, match="facts are of 2 pictures, and there were 1"):
+    with pytest.raises(ValueError, match="facts: there are 2 of them for 1 images"):
         client.put_items(picture(0), facts[:2], collection="mine")
     with pytest.raises(ServiceError, match=r"images\[5\] \(image\) is not an image"):
         client.put_items([*map(picture, range(5)), b"no picture"], collection="mine")
@@ -205,7 +204,7 @@ def busy(after: str = "7") -> httpx.Response:
 
 def test_a_busy_service_is_asked_again_after_the_time_it_names(monkeypatch):
     waits = []
-    monkeypatch.setattr("serving.client.client.time.sleep", waits.append)
+    monkeypatch.setattr("serving.client.sync_client.time.sleep", waits.append)
     transport, got = answering(busy(), busy(), httpx.Response(200, json={"model": "m", "results": []}))
     assert Client("http://service", transport=transport).search(b"picture").results == []
     assert waits == [7, 7]
@@ -218,7 +217,7 @@ def test_the_async_client_asks_again_after_the_same_time(monkeypatch):
     async def sleep(seconds):
         waits.append(seconds)
 
-    monkeypatch.setattr("serving.client.client.asyncio.sleep", sleep)
+    monkeypatch.setattr("serving.client.async_client.asyncio.sleep", sleep)
     transport, got = answering(busy(), httpx.Response(200, json={"count": 3, "items": []}))
 
     async def ask():
@@ -231,14 +230,14 @@ def test_the_async_client_asks_again_after_the_same_time(monkeypatch):
 
 def test_no_wait_is_longer_than_the_client_allows(monkeypatch):
     waits = []
-    monkeypatch.setattr("serving.client.client.time.sleep", waits.append)
+    monkeypatch.setattr("serving.client.sync_client.time.sleep", waits.append)
     transport, _ = answering(busy("86400"), httpx.Response(200, json={"count": 0, "items": []}))
     Client("http://service", transport=transport).items()
     assert waits == [LONGEST_WAIT_S]
 
 
 def test_a_service_that_stays_busy_is_given_up(monkeypatch):
-    monkeypatch.setattr("serving.client.client.time.sleep", lambda _: None)
+    monkeypatch.setattr("serving.client.sync_client.time.sleep", lambda _: None)
     transport, got = answering(*(busy() for _ in range(10)))
     with pytest.raises(ServiceError, match="come back"):
         Client("http://service", transport=transport).search(b"picture")
@@ -287,8 +286,5 @@ def test_the_client_loads_nothing_of_the_service():
     assert done.stdout == "set()\n", done.stderr
 
 
-def test_both_clients_have_the_same_methods():
-    for name in METHODS:
-        sync, awaited = getattr(Client, name), getattr(AsyncClient, name)
-        assert sync.__annotations__ == awaited.__annotations__
-        assert sync.__kwdefaults__ == awaited.__kwdefaults__ and sync.__defaults__ == awaited.__defaults__
+def test_the_sync_client_is_what_the_generator_makes_of_the_async_one():
+    assert generate.TARGET.read_text() == generate.generate()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from serving.access import Access
-from serving.client.calls import COLLECTION
+from serving.client import COLLECTION
 from serving.collection.index import DEFAULT, Index, content_id
 from serving.library import aim
 from serving.limits import Limits
@@ -465,7 +465,7 @@ def test_embedding_goes_on_while_the_collection_keeps_its_readers_waiting(filled
     count = Index.count
 
     def slow(*arguments, **options):
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return count(*arguments, **options)
 
     monkeypatch.setattr(Index, "count", slow)

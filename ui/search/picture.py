@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from serving.client.calls import COLLECTION
+from serving.client import COLLECTION
 from ui.search.crop import Box, cut
 
 
