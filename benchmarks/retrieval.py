@@ -28,7 +28,7 @@ from export.to_onnx import ExportSettings, Served, export
 from serving.collection.index import Index
 from serving.indexing.fill import Tally, Work, fill
 from serving.indexing.originals import original
-from serving.inference.encoder import Encoder
+from serving.inference.encoder import OnnxEncoder
 from training import checkpoint, encoders
 from training.config import PretrainSettings
 from training.data.sources import Picture, open_source
@@ -61,7 +61,7 @@ def main(options: Options) -> None:
     for name, encode in (
         ("raw pixels", lambda pixels: pixels.reshape(len(pixels), -1).astype(np.float32) - 127.5),
         ("untrained", untrained(settings)),
-        ("trained", Encoder(bundle)),
+        ("trained", OnnxEncoder(bundle)),
     ):
         top1, topk = rates(encode, bundle.card.preprocessing, collection, queries)
         rows.append({"encoder": name, "queries": len(queries), "top-1": top1, f"top-{K}": topk})

@@ -121,7 +121,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-class Lock:
+class RequireAccess:
     """ASGI middleware: 401 or 403 for whoever is not answered."""
 
     def __init__(self, app: ASGIApp, access: Access):

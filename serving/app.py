@@ -16,13 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import orjson
 import prometheus_client
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
@@ -31,21 +30,22 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from export.artifact import BundleError, ModelCard
-from serving import errors, runs
-from serving.access import OPEN_PATHS, Access, Lock
-from serving.api import answers, classify, collections, derived, embeddings, log, views
+from serving import errors
+from serving.access import OPEN_PATHS, Access, RequireAccess
+from serving.api import classify, collections, derived, embeddings, log, runs, views
 from serving.api.embeddings import EmbeddingsQuery
 from serving.api.envelope import Envelope
-from serving.api.presence import present
-from serving.api.request import JSON, Ready, binary, chosen, engine_of, validated
+from serving.api.openapi import new_router
+from serving.api.request import JSON, CancelOnDisconnect, Ready, binary, engine_of, requested_encoder, validated
+from serving.api.response import json_response
 from serving.api.upload import BYTES, FORM, media_type, read_images
 from serving.collection.index import DEFAULT, IndexProblem, unit
-from serving.engine import Embedded, Engine
+from serving.engine import EmbeddedImages, Engine
 from serving.errors import NotFound, UnsupportedType, documented
-from serving.inference.decode import File
+from serving.inference.decode import Upload
 from serving.limits import USUAL, BodyLimit, Limits
 from serving.metrics import Metrics
-from serving.protocol import pack
+from serving.protocol import pack, replies
 
 logger = logging.getLogger("twinview")
 
@@ -61,13 +61,8 @@ class Plain(APIRoute):
         return self.endpoint
 
 
-def _name(route: APIRoute) -> str:
-    """Of an operation, and so of a generated client's method."""
-    return route.name
-
-
-plain = APIRouter(route_class=Plain, generate_unique_id_function=_name)
-router = APIRouter(generate_unique_id_function=_name)
+plain = new_router(route_class=Plain)
+router = new_router()
 
 
 def create_app(encoder: str | None, index: str | Path, limits: Limits = USUAL, access: Access | None = None) -> FastAPI:
@@ -122,7 +117,7 @@ def create_app(encoder: str | None, index: str | Path, limits: Limits = USUAL, a
         redoc_url=None,
         middleware=[
             Middleware(Envelope, metrics=metrics),
-            Middleware(Lock, access=access),
+            Middleware(RequireAccess, access=access),
             Middleware(BodyLimit, most=limits.body_bytes, at_once=limits.bytes_at_once),
             Middleware(Express),
         ],
@@ -195,7 +190,7 @@ EMBED = {
             },
         },
     },
-    "response_model": answers.Embedded,
+    "response_model": replies.EmbedReply,
     "responses": {200: {"content": binary(NPY), "headers": STAGES}, **documented(400, 404, 413, 415, 422, 429, 503)},
 }
 
@@ -219,7 +214,7 @@ async def embed(request: Request) -> Response:
         content = _npy_header(vectors.shape) + vectors.tobytes()
         return Response(content, media_type=NPY, headers={**headers, "Twinview-Model": embedded.model})
     rows = embeddings.write(vectors, query.encoding_format)
-    return _json({"model": embedded.model, "dimension": vectors.shape[1], "embeddings": rows}, headers)
+    return json_response({"model": embedded.model, "dimension": vectors.shape[1], "embeddings": rows}, headers=headers)
 
 
 @lru_cache(USUAL.images)
@@ -253,7 +248,7 @@ EMBEDDINGS = {
     "openapi_extra": {
         "requestBody": {"required": True, "content": {JSON: {"schema": EmbeddingsQuery.model_json_schema()}}}
     },
-    "response_model": answers.Embeddings,
+    "response_model": replies.OpenAIEmbeddings,
     "responses": {200: {"headers": STAGES}, **documented(400, 404, 413, 415, 422, 429, 503)},
 }
 
@@ -271,48 +266,47 @@ async def create_embeddings(request: Request) -> Response:
     embedded = await _embed(request, engine, files, query.model)
     vectors = unit(embedded.vectors) if query.normalize else embedded.vectors
     answer = embeddings.answer(embedded.model, vectors, query.encoding_format)
-    return _json(answer, {"Server-Timing": _timing(embedded)})
+    return json_response(answer, headers={"Server-Timing": _timing(embedded)})
 
 
 def _check_dimensions(engine: Engine, query: EmbeddingsQuery) -> None:
     for card in engine.cards:
-        if query.dimensions not in (None, card.dimension) and (chosen(query.model) or engine.card.id) == card.id:
+        if (
+            query.dimensions not in (None, card.dimension)
+            and (requested_encoder(query.model) or engine.card.id) == card.id
+        ):
             message = f"dimensions: {card.id} gives {card.dimension}, and nothing is cut off"
             raise errors.Malformed(message, "dimensions")
 
 
-async def _embed(request: Request, engine: Engine, files: list[File], model: str) -> Embedded:
-    async with present(request):
-        embedded = await engine.embed(files, chosen(model))
+async def _embed(request: Request, engine: Engine, files: list[Upload], model: str) -> EmbeddedImages:
+    async with CancelOnDisconnect(request):
+        embedded = await engine.embed(files, requested_encoder(model))
     request.app.state.metrics.embedded(len(files), embedded.times)
     request.state.facts = {"images": len(files), "model": embedded.model}
     return embedded
 
 
-def _timing(embedded: Embedded) -> str:
+def _timing(embedded: EmbeddedImages) -> str:
     return ", ".join([f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in embedded.times.items()])
-
-
-def _json(content: dict, headers: dict[str, str]) -> Response:
-    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type=JSON)
 
 
 # The service itself ---------------------------------------------------------------------------------------------------
 
 
-@router.get("/v1/models", response_model=answers.Models, responses=documented())
+@router.get("/v1/models", response_model=replies.Models, responses=documented())
 async def models(request: Request) -> Response:
     """The model cards of the encoders that are served, the default first."""
     engine = request.app.state.engine
-    return JSONResponse({"object": "list", "data": [_model(request, card) for card in engine.cards] if engine else []})
+    return json_response({"object": "list", "data": [_model(request, card) for card in engine.cards] if engine else []})
 
 
-@router.get("/v1/models/{id}", response_model=answers.Model, responses=documented(404, 503))
+@router.get("/v1/models/{id}", response_model=replies.Model, responses=documented(404, 503))
 async def model(request: Request, id: str, engine: Ready) -> Response:
     """The model card of one encoder."""
     for card in engine.cards:
-        if card.id == (chosen(id) or engine.card.id):
-            return JSONResponse(_model(request, card))
+        if card.id == (requested_encoder(id) or engine.card.id):
+            return json_response(_model(request, card))
     raise NotFound(f"there is no model {id}; /v1/models lists what there is", "model")
 
 
@@ -321,15 +315,15 @@ def _model(request: Request, card: ModelCard) -> dict:
     return {"id": card.id, **shape, **card.to_dict()}
 
 
-@router.get("/livez", response_model=answers.Alive)
+@router.get("/livez", response_model=replies.Liveness)
 async def livez() -> Response:
-    return JSONResponse({"status": "alive"})
+    return json_response({"status": "alive"})
 
 
-@router.get("/readyz", response_model=answers.Ready, responses=documented(503))
+@router.get("/readyz", response_model=replies.Readiness, responses=documented(503))
 async def readyz(engine: Ready) -> Response:
     names = [card.id for card in engine.cards]
-    return JSONResponse({"status": "ready", "model": names[0], "models": names, "providers": engine.providers})
+    return json_response({"status": "ready", "model": names[0], "models": names, "providers": engine.providers})
 
 
 @router.get(

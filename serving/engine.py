@@ -10,16 +10,16 @@ import numpy as np
 
 from export.artifact import BundleError, ModelCard, TooManyPixels
 from serving.errors import NotReady
-from serving.inference.decode import SMALL_BYTES, SMALL_PIXELS, Decoder, File
-from serving.inference.models import Model, Models
+from serving.inference.decode import SMALL_BYTES, SMALL_PIXELS, Decoder, Upload
+from serving.inference.served import ServedEncoder, ServedEncoders
 from serving.library import Library
 from serving.limits import Gate, Limits, cores
 from serving.metrics import Metrics
-from serving.views.analysis import Studio
+from serving.views.analysis import ViewAnalysis
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedImages:
     """What a request's images have become, and which encoder made it."""
 
     model: str
@@ -36,13 +36,13 @@ class Embedded:
 
 class Engine:
     def __init__(self, encoders: str | None, index: str | Path, limits: Limits, metrics: Metrics):
-        """Load, warm up, open. encoders: as Models' `chosen`. raises BundleError."""
+        """Load, warm up, open. encoders: as ServedEncoders' `chosen`. raises BundleError."""
         threads = limits.threads or cores()
         self._decode = Decoder(threads, limits.pixels)
-        self._models = Models(encoders, index, threads, min(SMALL_PIXELS, limits.pixels), metrics.encoded)
+        self._models = ServedEncoders(encoders, index, threads, min(SMALL_PIXELS, limits.pixels), metrics.encoded)
         self._gate = Gate(limits.images_at_once)
         self.library = Library(self._models, self._gate, self._embed, limits, threads)
-        self.studio = Studio(self._models, self._gate, self._decode, self.library)
+        self.views = ViewAnalysis(self._models, self._gate, self._decode, self.library)
         metrics.levels = lambda: (self._gate.inside, self._models.waiting)
 
     @property
@@ -68,7 +68,7 @@ class Engine:
         """raises Busy where no image would be admitted."""
         self._gate.check()
 
-    async def embed(self, files: list[File], model: str | None = None) -> Embedded:
+    async def embed(self, files: list[Upload], model: str | None = None) -> EmbeddedImages:
         """n >= 1 images by the encoder of that id, or by the default. raises NotFound, Busy, Undecodable, TooLarge."""
         return await self._embed(files, self._models.named(model))
 
@@ -77,7 +77,7 @@ class Engine:
         self._models.close()
         self._decode.close()
 
-    async def _embed(self, files: list[File], model: Model) -> Embedded:
+    async def _embed(self, files: list[Upload], model: ServedEncoder) -> EmbeddedImages:
         """To its end with one encoder, also when another takes its place meanwhile."""
         with self._gate.admit(len(files)), _started():
             encoded = None
@@ -91,7 +91,7 @@ class Engine:
                 decode_s = perf_counter() - started
                 encoded = await model.batch(pixels)
         times = {"decode": decode_s, "queue": encoded.queue_s, "model": encoded.model_s}
-        return Embedded(model.card.id, encoded.vectors, times, encoded.logits, model.card.classes)
+        return EmbeddedImages(model.card.id, encoded.vectors, times, encoded.logits, model.card.classes)
 
 
 @contextmanager

@@ -13,15 +13,15 @@ from typing import TypeVar
 import numpy as np
 
 from serving.collection.index import DEFAULT, Index, Item, collections, content_id, unit
-from serving.collection.index import Facts as CollectionFacts
 from serving.collection.writes import Writer
 from serving.errors import Malformed, NotFound
-from serving.inference.decode import Decoder, File
-from serving.inference.models import Model, Models
+from serving.inference.decode import Decoder, Upload
+from serving.inference.served import ServedEncoder, ServedEncoders
 from serving.inference.thumbnail import read
 from serving.limits import Gate, Limits
+from serving.protocol import replies
 from serving.protocol.filters import Filter
-from serving.protocol.queries import Facts, Row, SearchQuery
+from serving.protocol.queries import ItemFacts, VectorRow, SearchQuery
 
 READERS = 8  # LanceDB has threads of its own behind each
 
@@ -36,20 +36,20 @@ class Stored:
     ids: list[str]
     new: list[bool]
     times: dict[str, float]
-    """Seconds, as engine.Embedded's; none of vectors that were ready."""
+    """Seconds, as engine.EmbeddedImages's; none of vectors that were ready."""
 
 
 class Library:
     def __init__(
         self,
-        models: Models,
+        models: ServedEncoders,
         gate: Gate,
-        embed: Callable[[list[File], Model], Awaitable],
+        embed: Callable[[list[Upload], ServedEncoder], Awaitable],
         limits: Limits,
         threads: int,
     ):
         """gate   of the images that are embedded
-        embed  as Engine does: it gives an Embedded
+        embed  as Engine does: it gives an EmbeddedImages
         """
         self._models, self._gate, self._embed = models, gate, embed
         self._decode = Decoder(max(1, threads // 2), limits.pixels)
@@ -67,18 +67,18 @@ class Library:
         with self._reading.admit(1):
             return await asyncio.get_running_loop().run_in_executor(self._readers, call, *arguments)
 
-    async def all(self) -> list[CollectionFacts]:
+    async def all(self) -> list[replies.Collection]:
         """Of all collections. raises as read."""
         return await self.read(collections, self._models.default.index(DEFAULT).store.uri)
 
-    async def about(self, index: Index) -> CollectionFacts:
+    async def about(self, index: Index) -> replies.Collection:
         """raises NotFound where there is no such collection, and as read."""
         facts = await self.read(index.facts)
         if not facts.version and not facts.others:
             raise NotFound(f"there is no collection {index.name}; it begins with the first items put into it", "name")
         return facts
 
-    async def put(self, name: str, files: list[File], facts: list[Facts], model: str | None = None) -> Stored:
+    async def put(self, name: str, files: list[Upload], facts: list[ItemFacts], model: str | None = None) -> Stored:
         """Embed n >= 1 pictures and keep them, with a thumbnail each. raises as Engine.embed, IndexProblem."""
         chosen = self._models.named(model)
         with self._writer.room(len(files)):
@@ -96,7 +96,7 @@ class Library:
         times = {"decode": decode_s, "queue": encoded.queue_s, "model": encoded.model_s}
         return Stored(chosen.card.id, [item.id for item in items], new, times)
 
-    async def put_rows(self, name: str, rows: Sequence[Row], model: str) -> Stored:
+    async def put_rows(self, name: str, rows: Sequence[VectorRow], model: str) -> Stored:
         """Keep vectors that this encoder has made elsewhere. raises Malformed, NotFound, Busy, IndexProblem."""
         chosen = self._models.named(model)
         vectors = [_vector(row.vector, chosen, f"items[{i}].vector") for i, row in enumerate(rows)]
@@ -115,7 +115,7 @@ class Library:
         return deleted
 
     async def search(
-        self, name: str, query: SearchQuery, images: list[File], where: Filter | None, model: str | None
+        self, name: str, query: SearchQuery, images: list[Upload], where: Filter | None, model: str | None
     ) -> tuple[str, list[tuple[Item, float]]]:
         """The encoder's id, and the k nearest to what the query and its images aim at, with their cosine.
 
@@ -171,7 +171,7 @@ def aim(positive: Sequence[np.ndarray], negative: Sequence[np.ndarray] = ()) -> 
     return aimed
 
 
-def _vector(numbers: list[float], model: Model, field: str) -> np.ndarray:
+def _vector(numbers: list[float], model: ServedEncoder, field: str) -> np.ndarray:
     """raises Malformed"""
     if len(numbers) != model.card.dimension:
         expected = f"{model.card.id} gives {model.card.dimension}"
@@ -182,6 +182,6 @@ def _vector(numbers: list[float], model: Model, field: str) -> np.ndarray:
     return vector
 
 
-def _item(facts: Facts, id: str, name: str, width: int, height: int, size: int) -> Item:
+def _item(facts: ItemFacts, id: str, name: str, width: int, height: int, size: int) -> Item:
     name = facts.name if facts.name is not None else name or id
     return Item(id, name, facts.label, facts.path, width, height, size, dict(facts.metadata))

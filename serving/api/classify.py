@@ -8,12 +8,11 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
-from serving.api.embeddings import ALIAS
-from serving.api.presence import present
-from serving.api.request import Ready, binary, chosen
+from serving.api.request import CancelOnDisconnect, Ready, binary, requested_encoder
 from serving.api.upload import BYTES, FORM, read_images
 from serving.errors import NotFound, documented
 from serving.protocol import pack
+from serving.protocol.queries import ALIAS
 
 
 class Guess(BaseModel):
@@ -56,11 +55,11 @@ async def classify(
 ) -> Response:
     """The k likeliest classes of each of 1 to 256 images, by a model that was fine-tuned. Images come as to /embed."""
     engine.refuse_when_full()
-    card = engine.named(chosen(model))
+    card = engine.named(requested_encoder(model))
     _check(card.id, card.classes)  # before the body is read
     files = await read_images(request, request.app.state.limits.images)
-    async with present(request):
-        embedded = await engine.embed(files, chosen(model))
+    async with CancelOnDisconnect(request):
+        embedded = await engine.embed(files, requested_encoder(model))
     request.app.state.metrics.embedded(len(files), embedded.times)
     request.state.facts = {"images": len(files), "model": embedded.model}
     _check(embedded.model, embedded.classes)  # another may have taken its place

@@ -13,18 +13,16 @@ from starlette.datastructures import UploadFile
 
 from serving import errors
 from serving.api import answers
-from serving.api.embeddings import ALIAS
-from serving.api.presence import present
-from serving.api.request import JSON, URLENCODED, Ready, binary, chosen, validated
+from serving.api.request import JSON, URLENCODED, CancelOnDisconnect, Ready, binary, requested_encoder, validated
 from serving.api.upload import BYTES, FORM, media_type, read_file, read_images
 from serving.collection.index import Item, WrongEncoder
 from serving.collection.table import BadItem, IndexProblem, UnknownKey
 from serving.errors import DiskFull, Malformed, NotFound, NotReady, Refusal, TooLarge, UnsupportedType, documented
-from serving.inference.decode import File
+from serving.inference.decode import Upload
 from serving.library import Stored
 from serving.protocol import pack, queries
 from serving.protocol.filters import Filter, FilterProblem
-from serving.protocol.queries import Facts, FactsForm, FactsQuery, Ids, Rows, SearchForm, SearchQuery
+from serving.protocol.queries import ALIAS, Facts, FactsForm, FactsQuery, Ids, Rows, SearchForm, SearchQuery
 
 FOREVER = "private, max-age=31536000, immutable"
 ASK_AGAIN = "private, no-cache"
@@ -79,7 +77,7 @@ async def collections(engine: Ready) -> Response:
 @router.get("/{name}", response_model=answers.Collection, responses=documented(400, 404, 409, 429, 503))
 async def collection(name: Name, engine: Ready, model: ModelId = ALIAS) -> Response:
     """A collection, as one encoder has embedded it."""
-    index = engine.library.index(name, chosen(model))
+    index = engine.library.index(name, requested_encoder(model))
     return JSONResponse(vars(await engine.library.about(index)))
 
 
@@ -87,7 +85,7 @@ async def collection(name: Name, engine: Ready, model: ModelId = ALIAS) -> Respo
 async def keys(name: Name, engine: Ready, model: ModelId = ALIAS) -> Response:
     """What its items can be filtered by beside name, path and size: label and metadata, with the commonest values."""
     library = engine.library
-    index = library.index(name, chosen(model))
+    index = library.index(name, requested_encoder(model))
     found = await library.read(index.summary)
     if not found:
         await library.about(index)
@@ -128,21 +126,21 @@ async def put_items(request: Request, name: Name, engine: Ready) -> Response:
     if media_type(request) == JSON:
         rows = validated(Rows, await request.body())
         _few(len(rows.items), limits.rows, "items")
-        async with present(request):
-            stored = await library.put_rows(name, rows.items, chosen(rows.model))
+        async with CancelOnDisconnect(request):
+            stored = await library.put_rows(name, rows.items, requested_encoder(rows.model))
     else:
         engine.refuse_when_full()
         query = validated(FactsQuery, dict(request.query_params))
         files = await read_images(request, limits.images)
         facts = await _facts(request, query, files)
-        async with present(request):
-            stored = await library.put(name, files, facts, chosen(query.model))
+        async with CancelOnDisconnect(request):
+            stored = await library.put(name, files, facts, requested_encoder(query.model))
         request.app.state.metrics.embedded(len(files), stored.times)
     request.state.facts = {"items": len(stored.ids), "model": stored.model}
     return JSONResponse(_stored(stored))
 
 
-async def _facts(request: Request, query: FactsQuery, files: list[File]) -> list[Facts]:
+async def _facts(request: Request, query: FactsQuery, files: list[Upload]) -> list[Facts]:
     """Of each file. raises Malformed."""
     given = query.model_dump(exclude={"model"}, exclude_none=True)
     if media_type(request) != FORM:
@@ -188,15 +186,15 @@ async def delete_items(
         raise UnsupportedType(f"ids come as {JSON}, not as {media_type(request)[:100]}")
     ids = validated(Ids, body if body else {"ids": id or []}).ids
     _few(len(ids), request.app.state.limits.rows, "ids")
-    async with present(request):
-        deleted = await engine.library.delete(name, ids, chosen(model))
+    async with CancelOnDisconnect(request):
+        deleted = await engine.library.delete(name, ids, requested_encoder(model))
     return JSONResponse({"deleted": deleted})
 
 
 @router.delete("/{name}/items/{id}", response_model=answers.Deleted, responses=documented(400, 404, 409, 429, 503, 507))
 async def delete_item(name: Name, id: ItemId, engine: Ready, model: ModelId = ALIAS) -> Response:
     """Take an item out."""
-    if not await engine.library.delete(name, [id], chosen(model)):
+    if not await engine.library.delete(name, [id], requested_encoder(model)):
         raise _no_item(id, name)
     return JSONResponse({"deleted": [id]})
 
@@ -220,7 +218,7 @@ async def items(
 ) -> Response:
     """The collection, or what of it holds to the filter, a page at a time."""
     library, where = engine.library, _where(_condition(filter))
-    index = library.index(name, chosen(model))
+    index = library.index(name, requested_encoder(model))
     count = await library.read(index.count, where)
     page = await library.read(index.page, limit, offset, where) if offset < count else []
     if not count:
@@ -231,7 +229,7 @@ async def items(
 @router.get("/{name}/items/{id}", response_model=answers.OneItem, responses=documented(400, 404, 409, 429, 503))
 async def item(name: Name, id: ItemId, engine: Ready, vector: bool = False, model: ModelId = ALIAS) -> Response:
     """An item, with its vector of unit length where it is asked for."""
-    index = engine.library.index(name, chosen(model))
+    index = engine.library.index(name, requested_encoder(model))
     known = await engine.library.read(index.get, id)
     if known is None:
         raise _no_item(id, name)
@@ -249,7 +247,7 @@ async def item(name: Name, id: ItemId, engine: Ready, vector: bool = False, mode
 )
 async def thumbnail(request: Request, name: Name, id: ItemId, engine: Ready, model: ModelId = ALIAS) -> Response:
     """JPEG, at most 256 px on its longest side."""
-    index = engine.library.index(name, chosen(model))
+    index = engine.library.index(name, requested_encoder(model))
     jpeg = await engine.library.read(index.read_thumbnail, id)
     if jpeg is None:
         raise NotFound(f"no item {id} with a thumbnail is in the collection {name}", "id")
@@ -298,8 +296,10 @@ async def search(request: Request, name: Name, engine: Ready) -> Response:
         query = validated(SearchForm, fields)
     else:
         raise UnsupportedType(f"a search comes as {JSON} or {FORM}, not as {kind[:100]}")
-    async with present(request):
-        model, found = await engine.library.search(name, query, images, _where(query.filter), chosen(query.model))
+    async with CancelOnDisconnect(request):
+        model, found = await engine.library.search(
+            name, query, images, _where(query.filter), requested_encoder(query.model)
+        )
     results = [{**_public(item), "similarity": round(similarity, 6)} for item, similarity in found]
     return JSONResponse({"model": model, "results": results})
 

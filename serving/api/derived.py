@@ -16,14 +16,14 @@ from pydantic import BaseModel, Field
 
 from serving.api.answers import Item
 from serving.api.collections import ModelId, Name
-from serving.api.embeddings import ALIAS
-from serving.api.request import JSON, Ready, chosen
+from serving.api.request import JSON, Ready, requested_encoder
 from serving.collection.index import Index
 from serving.derived import map
 from serving.derived.duplicates import LEAST, group, looked_up
 from serving.derived.task import Derived, Progress, Result
 from serving.engine import Engine
 from serving.errors import Malformed, documented
+from serving.protocol.queries import ALIAS
 
 router = APIRouter(prefix="/collections", generate_unique_id_function=lambda route: route.name)
 
@@ -85,7 +85,7 @@ async def duplicates(
     """Groups of pictures of which one can stay for all: its first, which has the most pixels. Every other has at least
     the threshold's cosine to it, and no two that stay are so near each other."""
     library = engine.library
-    index = library.index(name, chosen(model))
+    index = library.index(name, requested_encoder(model))
     answer = await library.read(_duplicates, index, threshold, limit, offset)
     if answer["count"] is None:
         await library.about(index)
@@ -115,7 +115,7 @@ async def map_(
     """A place in the plane for each picture, those that look alike close together. Those that have come since the map
     was made stand among their nearest neighbours."""
     library = engine.library
-    index = library.index(name, chosen(model))
+    index = library.index(name, requested_encoder(model))
     answer = await library.read(_map, index, places)
     if answer["count"] is None:
         await library.about(index)
@@ -132,7 +132,7 @@ async def compute_map(
 
 async def _start(engine: Engine, name: str, model: str, kind: str, **settings) -> Response:
     library = engine.library
-    index = library.index(name, chosen(model))
+    index = library.index(name, requested_encoder(model))
     await library.about(index)
     progress = await library.read(lambda: Derived(index, kind).start(**settings))
     return _json(_shown(progress), 202)

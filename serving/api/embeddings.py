@@ -15,9 +15,8 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from serving.errors import Malformed, TooLarge
-from serving.inference.decode import File
-
-ALIAS = "twinview"  # the encoder that is served by default, under a name that stays
+from serving.inference.decode import Upload
+from serving.protocol.queries import ALIAS
 
 Form = Literal["float", "base64"]
 
@@ -42,11 +41,11 @@ class EmbeddingsQuery(BaseModel):
     normalize: bool = Field(False, description="Vectors of unit length. OpenAI has no such field.")
 
 
-def images_of(query: EmbeddingsQuery, most: int) -> list[File]:
+def images_of(query: EmbeddingsQuery, most: int) -> list[Upload]:
     """raises TooLarge, and Malformed for an input that holds no file; whether that is an image, decoding shows."""
     if len(query.input) > most:
         raise TooLarge(f"{len(query.input)} images in one request; at most {most} are taken", "input")
-    return [File(f"input[{i}]", "", _bytes(text, f"input[{i}]")) for i, text in enumerate(query.input)]
+    return [Upload(f"input[{i}]", "", _bytes(text, f"input[{i}]")) for i, text in enumerate(query.input)]
 
 
 def _bytes(text: str, field: str) -> bytes:

@@ -1,14 +1,17 @@
-"""What the routes want of a request: the engine that answers it, and its query, checked."""
+"""What the routes share in reading a request: the engine, the query, the encoder, and a client that disconnects."""
 
+import asyncio
+from types import TracebackType
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from serving import errors
-from serving.api import embeddings
 from serving.engine import Engine
 from serving.errors import NotReady
+from serving.protocol.queries import ALIAS
 
 JSON = "application/json"
 URLENCODED = "application/x-www-form-urlencoded"
@@ -17,7 +20,7 @@ Q = TypeVar("Q", bound=BaseModel)
 
 
 def engine_of(request: Request) -> Engine:
-    """raises NotReady where there is no encoder yet."""
+    """Returns the app's engine. Raises NotReady while no encoder has been loaded."""
     if request.app.state.engine is None:
         raise NotReady(request.app.state.problem)
     return request.app.state.engine
@@ -26,19 +29,52 @@ def engine_of(request: Request) -> Engine:
 Ready = Annotated[Engine, Depends(engine_of)]
 
 
-def validated(kind: type[Q], given: bytes | dict) -> Q:
-    """An instance of the pydantic model `kind`, of JSON or of fields. raises Malformed."""
+def validated(kind: type[Q], query: bytes | dict) -> Q:
+    """Parse JSON (bytes) or form fields (dict) as the pydantic model `kind`. Raises Malformed."""
     try:
-        return kind.model_validate_json(given) if isinstance(given, bytes) else kind.model_validate(given)
+        return kind.model_validate_json(query) if isinstance(query, bytes) else kind.model_validate(query)
     except ValidationError as error:
         raise errors.malformed(error.errors()) from error
 
 
-def chosen(model: str) -> str | None:
-    """The id of an encoder; None for the default."""
-    return None if model == embeddings.ALIAS else model
+def requested_encoder(model: str) -> str | None:
+    """Returns the id of the encoder that a request's `model` names; None for the default."""
+    return None if model == ALIAS else model
 
 
 def binary(*types: str) -> dict:
-    """For the OpenAPI document: what is sent as it is."""
+    """Returns the OpenAPI `content` of a binary body of these media types."""
     return {type: {"schema": {"type": "string", "format": "binary"}} for type in types}
+
+
+class CancelOnDisconnect:
+    """Cancels what is awaited inside when the client closes the connection, and raises ClientDisconnect instead.
+
+        async with CancelOnDisconnect(request):
+            embedded = await engine.embed(uploads)
+
+    So images that still wait for a batch are dropped. Enter it after the request's body has been read.
+    """
+
+    def __init__(self, request: Request):
+        self._receive = request.receive
+        self._disconnected = False
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._watch = asyncio.create_task(self._cancel_on_disconnect())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch.cancel()
+        if self._disconnected:
+            self._task.uncancel()
+            if kind is asyncio.CancelledError:
+                raise ClientDisconnect() from None
+
+    async def _cancel_on_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._disconnected = True
+        self._task.cancel()

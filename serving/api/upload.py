@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from serving.errors import Malformed, TooLarge, UnsupportedType
-from serving.inference.decode import File
+from serving.inference.decode import Upload
 from serving.protocol import pack
 
 FORM = "multipart/form-data"
@@ -26,7 +26,7 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_images(request: Request, most: int) -> list[File]:
+async def read_images(request: Request, most: int) -> list[Upload]:
     """1 to `most` files, named images[i]. raises UnsupportedType, Malformed, TooLarge."""
     kind = media_type(request)
     if kind == FORM:
@@ -43,7 +43,7 @@ async def read_images(request: Request, most: int) -> list[File]:
         )
     if not images:
         raise Malformed("images: there is none in the request", "images")
-    return [File(f"images[{i}]", "", image) for i, image in enumerate(images)]
+    return [Upload(f"images[{i}]", "", image) for i, image in enumerate(images)]
 
 
 def _unpack(body: bytes, most: int) -> list[bytes]:
@@ -60,7 +60,7 @@ def _too_many(most: int) -> TooLarge:
     return TooLarge(f"more than {most} images in one request; no more are taken", "images")
 
 
-async def _read_form(request: Request, most: int) -> list[File]:
+async def _read_form(request: Request, most: int) -> list[Upload]:
     try:
         form = await request.form(max_files=most)
     except HTTPException as error:
@@ -76,7 +76,7 @@ async def _read_form(request: Request, most: int) -> list[File]:
         await form.close()
 
 
-async def read_file(field: str, upload: UploadFile | str) -> File:
+async def read_file(field: str, upload: UploadFile | str) -> Upload:
     if isinstance(upload, str):
         raise Malformed(f"{field}: must be a file", field)
-    return File(field, upload.filename or "", await upload.read())
+    return Upload(field, upload.filename or "", await upload.read())

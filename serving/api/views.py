@@ -1,4 +1,4 @@
-"""The routes of what an encoder makes of augmented views. The work is studio.py's; all of it wants torch and training's
+"""The routes of what an encoder makes of augmented views. The work is done in serving/views; all of it wants torch and training's
 code, which are loaded when first asked for, and may be left out."""
 
 from collections.abc import Collection
@@ -12,8 +12,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from serving.api.answers import Pairs
-from serving.api.presence import present
-from serving.api.request import JSON, Ready
+from serving.api.request import JSON, CancelOnDisconnect, Ready
 from serving.api.upload import read_file
 from serving.collection.index import DEFAULT
 from serving.errors import TooLarge, documented
@@ -98,8 +97,8 @@ async def views(
     """
     settings = await _settings(request, ("image", "pairs", "seed"))
     file = await read_file("image", image)
-    async with present(request):
-        drawn = await engine.studio.pairs(file, pairs, seed, settings)
+    async with CancelOnDisconnect(request):
+        drawn = await engine.views.pairs(file, pairs, seed, settings)
     z = [None] * pairs if drawn.z is None else _rounded(drawn.z)
     answer = [
         {"views": [png_uri(view) for view in pair], "similarity": h, "projected": projected}
@@ -126,8 +125,8 @@ async def matrix(
     if len(image) > MOST_OF_MATRIX:
         raise TooLarge(f"more than {MOST_OF_MATRIX} images; no more are held against each other", "image")
     files = [await read_file(f"image[{i}]", one) for i, one in enumerate(image)]
-    async with present(request):
-        drawn = await engine.studio.matrix(files, collection, count, seed, settings)
+    async with CancelOnDisconnect(request):
+        drawn = await engine.views.matrix(files, collection, count, seed, settings)
     pictures = [
         {"name": name, "id": id, "views": [png_uri(view) for view in drawn.views[2 * i : 2 * i + 2]]}
         for i, (name, id) in enumerate(drawn.pictures)
@@ -148,8 +147,8 @@ async def invariance(
     """How far h moves as one augmentation grows: mean over pictures of the collection, drawn by the seed, beside an
     untrained encoder of the same architecture; and the image alone. Takes seconds, and one is done at a time."""
     file = await read_file("image", image) if image else None
-    async with present(request):
-        found = await engine.studio.invariance(file, collection, count, seed)
+    async with CancelOnDisconnect(request):
+        found = await engine.views.invariance(file, collection, count, seed)
     compared, followed = found.compared, found.followed
     strips = [
         {"augmentation": name, "views": [png_uri(view) for view in strip]} for name, strip in followed.strips.items()

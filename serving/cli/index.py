@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from serving.cli.place import Collection, Place, Table
 from serving.collection.index import Index, IndexProblem, collections
-from serving.protocol import where as typed
+from serving.protocol.filters import parse_shell
 
 SHOWN_VERSIONS = 10
 
@@ -32,7 +32,7 @@ def remove(settings: Remove) -> None:
         raise IndexProblem("give the ids of the items to remove, or --where")
     tables = settings.tables()
     if settings.where:
-        which = typed.parse(settings.where)
+        which = parse_shell(settings.where)
         ids = {item.id for table in tables for item in table.page(table.count(which), where=which)}
     else:
         ids = set().union(*(table.known(settings.ids) for table in tables))
@@ -68,7 +68,7 @@ class Search(Collection):
 def search(settings: Search) -> None:
     if not settings.k > 0:
         raise IndexProblem(f"--k {settings.k}: at least 1")
-    which = typed.parse(settings.where) if settings.where else None
+    which = parse_shell(settings.where) if settings.where else None
     index, vector, without = _query(settings)
     found = index.search(vector, settings.k, which, without, settings.threshold)
     if settings.json:
@@ -85,7 +85,7 @@ def search(settings: Search) -> None:
 def _query(settings: Search):
     """The index, a vector (d,), and ids to leave out."""
     from export.artifact import UnreadableImage, read_pixels
-    from serving.inference.encoder import Encoder, find_bundle
+    from serving.inference.encoder import OnnxEncoder, find_bundle
 
     if not os.path.isfile(path := os.path.expanduser(settings.query)):
         several = len(settings.tables()) > 1
@@ -100,7 +100,7 @@ def _query(settings: Search):
         pixels = read_pixels(Path(path).read_bytes(), bundle.card.preprocessing)
     except UnreadableImage as error:
         raise IndexProblem(f"{settings.query} {error}") from error
-    return index, Encoder(bundle)(pixels[None])[0], ()
+    return index, OnnxEncoder(bundle)(pixels[None])[0], ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from export.artifact import MAX_PIXELS, Bundle, Preprocessing, TooManyPixels, Un
 from serving.collection.index import Index, Item, content_id
 from serving.indexing.originals import Original
 from serving.inference.decode import LARGE_PIXELS
-from serving.inference.encoder import CPU, MAX_BATCH, Encoder
+from serving.inference.encoder import CPU, MAX_BATCH, OnnxEncoder
 from serving.inference.thumbnail import Read, read
 from serving.limits import cores
 
@@ -68,7 +68,7 @@ class Work(NamedTuple):
 def work_of(bundle: Bundle, threads: int | None = None) -> Work:
     """For as many cores as `threads`, by default all. raises BundleError."""
     threads = threads or cores()
-    encoder = Encoder(bundle, threads=1)
+    encoder = OnnxEncoder(bundle, threads=1)
     on_cpu, size_px = encoder.providers[0] == CPU, bundle.card.preprocessing.size_px
     at_once = threading.Semaphore(threads if on_cpu else 1)
     batch = max(LEAST_BATCH, min(MAX_BATCH, ENOUGH_PIXELS // size_px**2)) if on_cpu else MAX_BATCH

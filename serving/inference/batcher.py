@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from export.artifact import TooManyPixels, UnreadableImage
-from serving.inference.decode import File, refusal
+from serving.inference.decode import Upload, refusal
 from serving.inference.encoder import MAX_BATCH
 from serving.inference.lane import Lane, Problem, Ran
 
@@ -32,7 +32,7 @@ class Encoded(NamedTuple):
 class _Part(NamedTuple):
     """Images that go into one batch."""
 
-    images: np.ndarray | Sequence[File]  # uint8 (n, S, S, 3), or files that are still to be read
+    images: np.ndarray | Sequence[Upload]  # uint8 (n, S, S, 3), or files that are still to be read
     encoded: asyncio.Future  # of an Encoded
     since: float
 
@@ -66,7 +66,7 @@ class Batcher:
         """Images that are in no batch yet."""
         return sum(len(part.images) for part in self._waiting)
 
-    async def __call__(self, images: np.ndarray | Sequence[File]) -> Encoded:
+    async def __call__(self, images: np.ndarray | Sequence[Upload]) -> Encoded:
         """uint8 (n, S, S, 3) or n files, n >= 1. To rounding, a row is what its image would get alone.
 
         Cancelled, it leaves undone what is in no batch yet. raises Undecodable or TooManyPixels of the first file that
@@ -87,7 +87,7 @@ class Batcher:
         vectors, logits = np.concatenate(vectors), np.concatenate(logits)
         return Encoded(vectors, sum(decode_s), max(0.0, waited_s), sum(model_s), logits)
 
-    def _enqueue(self, images: np.ndarray | Sequence[File]) -> asyncio.Future:
+    def _enqueue(self, images: np.ndarray | Sequence[Upload]) -> asyncio.Future:
         loop = asyncio.get_running_loop()
         encoded = loop.create_future()
         if self._free and not self._waiting:
@@ -147,10 +147,10 @@ class Batcher:
             self._ran(images, ran.model_s)
 
 
-def _told(file: File, error: UnreadableImage) -> Exception:
+def _told(file: Upload, error: UnreadableImage) -> Exception:
     """Whoever gets TooManyPixels may have it read elsewhere."""
     return error if isinstance(error, TooManyPixels) else refusal(file, error)
 
 
-def _content(images: np.ndarray | Sequence[File]) -> np.ndarray | list[bytes]:
+def _content(images: np.ndarray | Sequence[Upload]) -> np.ndarray | list[bytes]:
     return images if isinstance(images, np.ndarray) else [file.data for file in images]

@@ -24,7 +24,7 @@ LARGE_PIXELS = 2**25
 T = TypeVar("T")
 
 
-class File(NamedTuple):
+class Upload(NamedTuple):
     """An encoded image of a request."""
 
     field: str
@@ -42,12 +42,12 @@ class Decoder:
         self._pool = ThreadPoolExecutor(threads, "decode")
         self._large = threading.Lock()
 
-    async def __call__(self, files: Sequence[File], preprocessing: Preprocessing) -> np.ndarray:
+    async def __call__(self, files: Sequence[Upload], preprocessing: Preprocessing) -> np.ndarray:
         """n >= 1 files -> uint8 (n, S, S, 3) RGB. raises as each."""
         return np.stack(await self.each(files, preprocessing, read_pixels))
 
     async def each(
-        self, files: Sequence[File], preprocessing: Preprocessing, read: Callable[[bytes, Preprocessing, int], T]
+        self, files: Sequence[Upload], preprocessing: Preprocessing, read: Callable[[bytes, Preprocessing, int], T]
     ) -> list[T]:
         """What `read` makes of each file's bytes, given the most pixels that it may have; `read` raises
         UnreadableImage. raises Undecodable or TooLarge, naming the first that fails.
@@ -67,10 +67,12 @@ class Decoder:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, files: list[File], preprocessing: Preprocessing, read: Callable) -> list:
+    def _read(self, files: list[Upload], preprocessing: Preprocessing, read: Callable) -> list:
         return [self._read_one(file, preprocessing, read) for file in files]
 
-    def _read_one(self, file: File, preprocessing: Preprocessing, read: Callable[[bytes, Preprocessing, int], T]) -> T:
+    def _read_one(
+        self, file: Upload, preprocessing: Preprocessing, read: Callable[[bytes, Preprocessing, int], T]
+    ) -> T:
         try:
             try:
                 return read(file.data, preprocessing, min(LARGE_PIXELS, self.max_pixels))
@@ -81,13 +83,13 @@ class Decoder:
             raise refusal(file, problem) from problem
 
 
-def refusal(file: File, problem: UnreadableImage) -> Refusal:
+def refusal(file: Upload, problem: UnreadableImage) -> Refusal:
     """It names the file."""
     kind = TooLarge if isinstance(problem, TooManyPixels) else Undecodable
     return kind(f"{file.field} ({file.name}) {problem}" if file.name else f"{file.field} {problem}", param=file.field)
 
 
-def _groups(files: Sequence[File]) -> Iterator[list[File]]:
+def _groups(files: Sequence[Upload]) -> Iterator[list[Upload]]:
     """In order, each one file or several small ones."""
     group, size = [], 0
     for file in files:

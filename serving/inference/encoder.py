@@ -65,7 +65,7 @@ def _in_store(tag: str) -> Path | None:
         return None
 
 
-class Encoder:
+class OnnxEncoder:
     """f in ONNX Runtime. On the CPU any number of threads may call at once, on a GPU one."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None):

@@ -39,7 +39,7 @@ import numpy as np
 import orjson
 
 from export.artifact import Bundle, BundleError, Preprocessing, TooManyPixels, UnreadableImage, load_bundle, read_pixels
-from serving.inference.encoder import CPU, Encoder, has_accelerator
+from serving.inference.encoder import CPU, OnnxEncoder, has_accelerator
 
 MOST = 16  # processes; of more cores each gets several
 LENGTHS = struct.Struct("!II")
@@ -221,7 +221,7 @@ class _Connection(asyncio.Protocol):
 def open_lanes(bundle: Bundle, cores: int, max_pixels: int, threads: Executor) -> tuple[list[Lane], str]:
     """And ONNX Runtime's execution provider. raises BundleError"""
     if has_accelerator():
-        encoder = Encoder(bundle, threads=1)
+        encoder = OnnxEncoder(bundle, threads=1)
         if encoder.providers[0] != CPU:
             return [ThreadLane(encoder.rows, threads)], encoder.providers[0]
     count = min(cores, MOST)
@@ -276,7 +276,7 @@ def serve(folder: Path, id: str, threads: int, max_pixels: int, connection: sock
             bundle = load_bundle(folder)
             if bundle.card.id != id:
                 raise BundleError(f"{folder} holds {bundle.card.id} now, not {id}")
-            encoder = Encoder(bundle, threads)
+            encoder = OnnxEncoder(bundle, threads)
         except BundleError as error:
             connection.sendall(frame({"error": str(error)}))
             return
@@ -286,7 +286,7 @@ def serve(folder: Path, id: str, threads: int, max_pixels: int, connection: sock
             connection.sendall(answer(*batch, encoder, bundle.card.preprocessing, max_pixels))
 
 
-def answer(heads: list, body: bytes, encoder: Encoder, preprocessing: Preprocessing, max_pixels: int) -> bytes:
+def answer(heads: list, body: bytes, encoder: OnnxEncoder, preprocessing: Preprocessing, max_pixels: int) -> bytes:
     parts, start = [], 0
     shape = (preprocessing.size_px, preprocessing.size_px, 3)
     for head in heads:

@@ -1,39 +1,42 @@
-"""What is asked of collections: the bodies and fields of their routes."""
+"""Request bodies and parameters of the collections' routes."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Json, Tag
 
-from serving.api.embeddings import ALIAS
+from serving.protocol.filters import OPERATORS
 
+ALIAS = "twinview"  # names the default encoder, whichever is served
 NAME = r"^[A-Za-z0-9_-]{1,64}$"
 ID = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}$"
 KEY = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
-MOST_EXAMPLES = 100  # of a search, on each side
-MODEL = f"An id of /v1/models, or {ALIAS} for the default."
+MAX_EXAMPLES = 100  # in a search, positive and negative each
+MODEL = f"Id of an encoder from /v1/models; {ALIAS} is the default encoder."
 
-Number = Annotated[float, Field(ge=-1e18, le=1e18)]  # of more, the square does not fit float32
+Number = Annotated[float, Field(ge=-1e18, le=1e18)]  # the square of a larger one overflows float32
 Id = Annotated[str, Field(pattern=ID)]
-KINDS = {str: "~text", bool: "~truth", int: "~whole", float: "~number"}
+VALUE_TAGS = {str: "~text", bool: "~truth", int: "~whole", float: "~number"}  # errors.py hides tags that start with ~
 Value = Annotated[
     Annotated[str, Field(max_length=8192), Tag("~text")]
     | Annotated[bool, Tag("~truth")]
     | Annotated[int, Field(ge=-(2**63), lt=2**63), Tag("~whole")]
     | Annotated[float, Tag("~number")],
     Discriminator(
-        lambda given: KINDS.get(type(given)),
+        lambda value: VALUE_TAGS.get(type(value)),
         custom_error_type="no_value",
         custom_error_message="must be a text, a number, true or false",
     ),
 ]
 Metadata = dict[Annotated[str, Field(pattern=KEY)], Value]
-Vector = Annotated[list[Number], Field(min_length=1, max_length=65_536, description="Of any length but 0.")]
+Vector = Annotated[
+    list[Number], Field(min_length=1, max_length=65_536, description="Need not be of unit length, but not zero.")
+]
 Example = Annotated[
     Annotated[Id, Tag("~id")] | Annotated[Vector, Tag("~vector")],
-    Discriminator(lambda given: "~id" if isinstance(given, str) else "~vector"),  # errors.py leaves out such tags
-    Field(description="An item's id, or a vector."),
+    Discriminator(lambda example: "~id" if isinstance(example, str) else "~vector"),
+    Field(description="The id of an item, or a vector."),
 ]
-Examples = Annotated[list[Example], Field(max_length=MOST_EXAMPLES)]
+Examples = Annotated[list[Example], Field(max_length=MAX_EXAMPLES)]
 Condition = dict[str, object]
 
 
@@ -41,18 +44,22 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Facts(Strict):
-    """Of one item that is put in."""
+class ItemFacts(Strict):
+    """What the request says about an item that it adds."""
 
-    id: Id | None = Field(None, description="By default a hash of the image's file, so that it is there once.")
-    name: str | None = Field(None, max_length=4096, description="By default the file's.")
+    id: Id | None = Field(
+        None, description="By default a hash of the image file, so that the same file is stored only once."
+    )
+    name: str | None = Field(None, max_length=4096, description="By default the file name.")
     label: str | None = Field(None, max_length=4096)
-    path: str | None = Field(None, max_length=4096, description="Where the original lies.")
-    metadata: Metadata = Field({}, description="To filter by. A key has values of one type in all items.")
+    path: str | None = Field(None, max_length=4096, description="Where the original file is.")
+    metadata: Metadata = Field(
+        {}, description="Further values to filter by. The values of a key have the same type in all items."
+    )
 
 
-class FactsQuery(Strict):
-    """Of an image that comes as it is, in the query."""
+class ItemFactsQuery(Strict):
+    """Query parameters for an image that is the whole request body."""
 
     id: Id | None = None
     name: str | None = Field(None, max_length=4096)
@@ -61,22 +68,22 @@ class FactsQuery(Strict):
     model: str = Field(ALIAS, description=MODEL)
 
 
-class FactsForm(BaseModel):
-    """The field beside a form's images."""
+class ItemFactsForm(BaseModel):
+    """The form field that comes with the images."""
 
-    metadata: Json[list[Facts]] | None = None
+    metadata: Json[list[ItemFacts]] | None = None
 
 
-class Row(Facts):
+class VectorRow(ItemFacts):
     id: Id
     vector: Vector
 
 
-class Rows(Strict):
-    """Vectors that are ready."""
+class VectorRows(Strict):
+    """Items whose vectors have been computed elsewhere."""
 
-    model: str = Field(description="The encoder that has made them: an id of /v1/models.")
-    items: list[Row] = Field(min_length=1)
+    model: str = Field(description="Id of the encoder that made the vectors, from /v1/models.")
+    items: list[VectorRow] = Field(min_length=1)
 
 
 class Ids(Strict):
@@ -84,20 +91,23 @@ class Ids(Strict):
 
 
 class SearchQuery(Strict):
-    positive: Examples = Field([], description="What results are to be like. In a form, the files in `image` too.")
-    negative: Examples = Field([], description="What they are to be unlike.")
-    k: int = Field(12, ge=1, le=1000)
+    positive: Examples = Field(
+        [], description="Examples that results should resemble. In a form, the files in `image` are such examples too."
+    )
+    negative: Examples = Field([], description="Examples that results should not resemble.")
+    k: int = Field(12, ge=1, le=1000, description="Number of results.")
     filter: Condition | None = Field(
         None,
-        description='What must hold, by key: {"label": "shirt", "price": {"gte": 3, "lt": 9}, "colour": {"in": ["red", '
-        '"blue"]}}. Operators: eq, ne, gt, gte, lt, lte, in; a bare value is eq, and null a missing one.',
+        description='Conditions on the items, by key: {"label": "shirt", "price": {"gte": 3, "lt": 9}, "colour": '
+        '{"in": ["red", "blue"]}}. Operators: eq, ne, gt, gte, lt, lte, in. A bare value means eq; null means that the '
+        "item has no value.",
     )
-    threshold: float | None = Field(None, ge=-1, le=1, description="The least cosine.")
+    threshold: float | None = Field(None, ge=-1, le=1, description="Lowest cosine similarity of a result.")
     model: str = Field(ALIAS, description=MODEL)
 
 
 class SearchForm(SearchQuery):
-    """The same; what is no text or number is JSON."""
+    """The same in a form, where lists and objects are JSON."""
 
     positive: Json[Examples] = []
     negative: Json[Examples] = []

@@ -1,11 +1,12 @@
-"""What an encoder makes of augmented views: pairs of one picture, those of several against each other, and how far each
-augmentation moves it. Views are drawn in threads, and encoded in the batches of everybody's pictures."""
+"""What an encoder makes of augmented views: pairs of views of one picture, the views of several pictures compared with
+each other, and how far each augmentation moves h. Views are drawn in threads and encoded in the same batches as the
+images of other requests."""
 
 import asyncio
 import concurrent.futures
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,165 +14,178 @@ from fastapi.concurrency import run_in_threadpool
 
 from serving.collection.index import Item, unit
 from serving.errors import Malformed, TooLarge
-from serving.inference.decode import Decoder, File
-from serving.inference.models import Model, Models
+from serving.inference.decode import Decoder, Upload
+from serving.inference.served import ServedEncoder, ServedEncoders
 from serving.library import Library
 from serving.limits import Gate
 from serving.views.draw import draw_views
-from serving.views.invariance import Compared, Followed, compare, follow
-from serving.views.projection import head_of
+from serving.views.invariance import ComparedEncoders, FollowedPicture, compare_encoders, follow_picture
+from serving.views.projection import projection_of
 from serving.views.sample import sample
 
-TOGETHER = 16  # images of an examination that are in the batches at a time: others' wait no longer for these
-DEADLINE_S = 60.0
-KEPT = 8  # examined samples
+BATCH_IMAGES = 16  # of one invariance analysis; small, so that other requests wait no longer than for these
+DEADLINE_S = 60.0  # for one invariance analysis
+CACHED_COMPARISONS = 8
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairAnalysis:
     views: np.ndarray
     """uint8 (pairs, 2, S, S, 3)"""
     h: np.ndarray
     """Cosines (pairs,) of the two views' h."""
     z: np.ndarray | None
-    """And of their z = g(h), where g is at hand."""
+    """Cosines (pairs,) of their z = g(h); None without g."""
 
 
 @dataclass(frozen=True)
-class Matrix:
+class MatrixAnalysis:
     model: str
     pictures: list[tuple[str, str | None]]
-    """Name and id of N pictures; no id of what is not of the collection."""
+    """Name and id of N pictures; the id is None for a picture that is not from the collection."""
     views: np.ndarray
-    """uint8 (2N, S, S, 3); 2i and 2i + 1 are of picture i."""
+    """uint8 (2N, S, S, 3); 2i and 2i + 1 are views of picture i."""
     h: np.ndarray
-    """Cosines (2N, 2N)."""
+    """Cosines (2N, 2N) of the views' h."""
     z: np.ndarray | None
+    """Cosines (2N, 2N) of their z = g(h); None without g."""
 
 
 @dataclass(frozen=True)
-class Examined:
+class InvarianceAnalysis:
     model: str
     picture: str
-    """Name of the one that is followed."""
+    """Name of the picture that was followed."""
     pixels: np.ndarray
     """uint8 (S, S, 3), as the encoder sees it."""
-    compared: Compared
-    followed: Followed
+    compared: ComparedEncoders
+    followed: FollowedPicture
 
 
-class Studio:
-    def __init__(self, models: Models, gate: Gate, decode: Decoder, library: Library):
-        """gate  of the images that are embedded"""
-        self._models, self._gate, self._decode, self._library = models, gate, decode, library
-        self._drawing = asyncio.Lock()  # one core is enough to take from embedding
+class ViewAnalysis:
+    def __init__(self, encoders: ServedEncoders, gate: Gate, decode: Decoder, library: Library):
+        """gate  counts the images that are being embedded"""
+        self._encoders, self._gate, self._decode, self._library = encoders, gate, decode, library
+        self._drawing = asyncio.Lock()  # takes no more than one core away from embedding
         self._examining = asyncio.Lock()
-        self._compared: dict[tuple, Compared] = {}  # the next picture is held against the same sample
+        self._compared: dict[tuple[str, int, bytes], ComparedEncoders] = {}  # for the next picture with the same sample
 
-    async def pairs(self, image: File, pairs: int, seed: int, settings: dict[str, list[str]]) -> Pairs:
+    async def pairs(self, image: Upload, pairs: int, seed: int, settings: dict[str, list[str]]) -> PairAnalysis:
         """raises as Engine.embed, Malformed, NotOffered"""
-        model = self._models.default
+        encoder = self._encoders.default
         with self._gate.admit(2 * pairs):
-            pixels = await self._decode([image], model.card.preprocessing)
-            views, h, z = await self._embedded_views(model, pixels, 2 * pairs, seed, settings)
-        h, z = (one if one is None else one.reshape(pairs, 2, -1) for one in (h, z))
-        cosines = [one if one is None else (one[:, 0] * one[:, 1]).sum(axis=1) for one in (h, z)]
-        return Pairs(views.reshape(pairs, 2, *pixels.shape[1:]), *cosines)
+            pixels = await self._decode([image], encoder.card.preprocessing)
+            views, h, z = await self._embedded_views(encoder, pixels, 2 * pairs, seed, settings)
+        h, z = (None if v is None else v.reshape(pairs, 2, -1) for v in (h, z))
+        cosines = [None if v is None else (v[:, 0] * v[:, 1]).sum(axis=1) for v in (h, z)]
+        return PairAnalysis(views.reshape(pairs, 2, *pixels.shape[1:]), *cosines)
 
     async def matrix(
-        self, images: Sequence[File], collection: str, count: int, seed: int, settings: dict[str, list[str]]
-    ) -> Matrix:
-        """Two views of each of the images, and of pictures of the collection until there are `count`.
+        self, images: Sequence[Upload], collection: str, count: int, seed: int, settings: dict[str, list[str]]
+    ) -> MatrixAnalysis:
+        """Two views of each image, and of pictures from the collection until there are `count` pictures.
 
         raises as pairs, and IndexProblem
         """
-        model = self._models.default
+        encoder = self._encoders.default
         with self._gate.admit(2 * max(count, len(images))):
-            drawn = await self._sample(model, collection, count - len(images), seed, images)
+            drawn = await self._sample(encoder, collection, count - len(images), seed, images)
             if len(images) + len(drawn) < 2:
                 raise Malformed(
-                    f"image: two pictures at least are held against each other, and {collection} has "
-                    f"{'no other' if images else 'fewer'}; give more",
+                    f"image: at least two pictures are compared, and the collection {collection} has "
+                    f"{'no other' if images else 'fewer'}; send more images",
                     "image",
                 )
-            pixels = await self._decode([*images, *(file for _, file in drawn)], model.card.preprocessing)
-            views, h, z = await self._embedded_views(model, pixels, 2, seed, settings)
+            pixels = await self._decode([*images, *(file for _, file in drawn)], encoder.card.preprocessing)
+            views, h, z = await self._embedded_views(encoder, pixels, 2, seed, settings)
         pictures = [(file.name, None) for file in images] + [(item.name, item.id) for item, _ in drawn]
-        return Matrix(model.card.id, pictures, views, h @ h.T, z if z is None else z @ z.T)
+        return MatrixAnalysis(encoder.card.id, pictures, views, h @ h.T, z if z is None else z @ z.T)
 
-    async def invariance(self, image: File | None, collection: str, count: int, seed: int) -> Examined:
-        """Of `count` pictures of the collection, and of the image; without one, of the first of them.
+    async def invariance(self, image: Upload | None, collection: str, count: int, seed: int) -> InvarianceAnalysis:
+        """The mean over `count` pictures of the collection; and for the image alone, or for the first of them.
 
-        raises as matrix, and TooLarge where it takes longer than DEADLINE_S
+        raises as matrix, and TooLarge if it takes longer than DEADLINE_S
         """
-        model = self._models.default
-        given = [image] if image else []
-        with self._gate.admit(count + len(given)):
-            drawn = await self._sample(model, collection, count, seed, given)
+        encoder = self._encoders.default
+        images = [image] if image else []
+        with self._gate.admit(count + len(images)):
+            drawn = await self._sample(encoder, collection, count, seed, images)
             if len(drawn) < 2:
-                await self._library.about(model.index(collection))
+                await self._library.about(encoder.index(collection))  # raises NotFound
                 message = f"collection: at least two pictures are compared, and {collection} has fewer"
                 raise Malformed(message, "collection")
-            files = [*given, *(file for _, file in drawn)]
-            pixels = await self._decode(files, model.card.preprocessing)
+            files = [*images, *(file for _, file in drawn)]
+            pixels = await self._decode(files, encoder.card.preprocessing)
             async with self._examining:
-                compared, followed = await self._examine(model, pixels[len(given) :], pixels[0], seed)
-        return Examined(model.card.id, files[0].name, pixels[0], compared, followed)
+                compared, followed = await self._examine(encoder, pixels[len(images) :], pixels[0], seed)
+        return InvarianceAnalysis(encoder.card.id, files[0].name, pixels[0], compared, followed)
 
     async def _embedded_views(
-        self, model: Model, pixels: np.ndarray, each: int, seed: int, settings: dict[str, list[str]]
+        self, encoder: ServedEncoder, pixels: np.ndarray, each: int, seed: int, settings: dict[str, list[str]]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """The views, and h and z of each, of unit length."""
         async with self._drawing:
             views = await run_in_threadpool(draw_views, pixels, each, seed, settings)
-            head = await run_in_threadpool(head_of, model.folder, model.card)
-        h = (await model.batch(views)).vectors
-        return views, unit(h), unit(head(h)) if head else None
+            project = await run_in_threadpool(projection_of, encoder.folder, encoder.card)
+        h = (await encoder.batch(views)).vectors
+        return views, unit(h), unit(project(h)) if project else None
 
     async def _sample(
-        self, model: Model, name: str, count: int, seed: int, without: Sequence[File]
-    ) -> list[tuple[Item, File]]:
+        self, encoder: ServedEncoder, name: str, count: int, seed: int, without: Sequence[Upload]
+    ) -> list[tuple[Item, Upload]]:
         if count < 1:
             return []
-        return await self._library.read(sample, model.index(name), count, seed, [file.data for file in without])
+        return await self._library.read(sample, encoder.index(name), count, seed, [file.data for file in without])
 
-    async def _examine(self, model: Model, pixels: np.ndarray, one: np.ndarray, seed: int) -> tuple[Compared, Followed]:
-        """In threads, which ask this loop to encode, and end soon after the request is cancelled."""
-        over = threading.Event()
-        encode, cancel = _from_thread(model, over)
-
-        def go_on() -> None:
-            if over.is_set():
-                raise concurrent.futures.CancelledError
-
-        key = (model.card.id, seed, hashlib.sha256(pixels).digest())
+    async def _examine(
+        self, encoder: ServedEncoder, pixels: np.ndarray, one: np.ndarray, seed: int
+    ) -> tuple[ComparedEncoders, FollowedPicture]:
+        """In threads, which end soon after the request is cancelled."""
+        encode = _EncodeFromThread(encoder)
+        key = (encoder.card.id, seed, hashlib.sha256(pixels).digest())
         try:
             async with asyncio.timeout(DEADLINE_S):
                 if key not in self._compared:
-                    compared = await run_in_threadpool(compare, encode, pixels, seed, model.card, go_on)
-                    self._compared = dict([*self._compared.items(), (key, compared)][-KEPT:])
+                    compared = await run_in_threadpool(
+                        compare_encoders, encode, pixels, seed, encoder.card, encode.raise_if_cancelled
+                    )
+                    self._compared = dict([*self._compared.items(), (key, compared)][-CACHED_COMPARISONS:])
                 compared = self._compared[key]
-                return compared, await run_in_threadpool(follow, encode, one, compared.trained.others, seed, go_on)
+                followed = await run_in_threadpool(
+                    follow_picture, encode, one, compared.trained.others, seed, encode.raise_if_cancelled
+                )
+                return compared, followed
         except TimeoutError:
             message = f"count: {len(pixels)} pictures take this encoder longer than {DEADLINE_S:g} s; ask for fewer"
             raise TooLarge(message, "count") from None
         finally:
-            over.set()
-            cancel()
+            encode.cancel()
 
 
-def _from_thread(model: Model, over: threading.Event) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[], None]]:
-    """`encode` for a thread, to be waited for there; and what ends its waiting, for this loop."""
-    loop, waiting = asyncio.get_running_loop(), [concurrent.futures.Future()]
+class _EncodeFromThread:
+    """uint8 (n, S, S, 3) -> h (n, d): called by a thread, which waits until the event loop has run the batches."""
 
-    async def run(pixels: np.ndarray) -> np.ndarray:
-        parts = [pixels[i : i + TOGETHER] for i in range(0, len(pixels), TOGETHER)]
-        return np.concatenate([(await model.batch(part)).vectors for part in parts])
+    def __init__(self, encoder: ServedEncoder):
+        self._encoder, self._loop = encoder, asyncio.get_running_loop()
+        self._cancelled = threading.Event()
+        self._pending: concurrent.futures.Future[np.ndarray] | None = None
 
-    def encode(pixels: np.ndarray) -> np.ndarray:
-        waiting[0] = asyncio.run_coroutine_threadsafe(run(pixels), loop)
-        if over.is_set():
-            waiting[0].cancel()
-        return waiting[0].result()
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        self._pending = asyncio.run_coroutine_threadsafe(self._encode(pixels), self._loop)
+        if self._cancelled.is_set():
+            self._pending.cancel()
+        return self._pending.result()
 
-    return encode, lambda: waiting[0].cancel()
+    def raise_if_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise concurrent.futures.CancelledError
+
+    def cancel(self) -> None:
+        """Called by the event loop."""
+        self._cancelled.set()
+        if self._pending:
+            self._pending.cancel()
+
+    async def _encode(self, pixels: np.ndarray) -> np.ndarray:
+        parts = [pixels[i : i + BATCH_IMAGES] for i in range(0, len(pixels), BATCH_IMAGES)]
+        return np.concatenate([(await self._encoder.batch(part)).vectors for part in parts])

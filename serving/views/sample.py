@@ -1,27 +1,27 @@
-"""Some pictures of a collection, by their thumbnails: the same ones for the same seed."""
+"""Draws pictures of a collection, as thumbnails: the same ones for the same seed."""
 
 import random
 from collections.abc import Collection
 
 from serving.collection.index import Index, Item, content_id
-from serving.inference.decode import File
+from serving.inference.decode import Upload
 
-SPARE = 4  # more are looked at, for those that have no thumbnail
+SPARE = 4  # more items are read, in place of those without a thumbnail
 
 
-def sample(index: Index, count: int, seed: int, without: Collection[bytes] = ()) -> list[tuple[Item, File]]:
+def sample(index: Index, count: int, seed: int, without: Collection[bytes] = ()) -> list[tuple[Item, Upload]]:
     """At most `count` pictures with their thumbnails, drawn without replacement.
 
-    without  pictures as files: neither they nor what was made of them is drawn
+    without  files of pictures that are left out, whether they are the originals or their thumbnails
     raises   IndexProblem
     """
-    size, found = index.count(), []
+    size, drawn = index.count(), []
     ids = {content_id(data) for data in without}
     for offset in random.Random(seed).sample(range(size), min(size, count + len(without) + SPARE)):
-        if len(found) == count:
+        if len(drawn) == count:
             break
         for item in index.page(1, offset):
             thumbnail = None if item.id in ids else index.read_thumbnail(item.id)
             if thumbnail is not None and thumbnail not in without:
-                found.append((item, File("collection", item.name, thumbnail)))
-    return found
+                drawn.append((item, Upload("collection", item.name, thumbnail)))
+    return drawn

@@ -12,7 +12,7 @@ from export import quantize as quantizing
 from export.artifact import BundleError, load_bundle, save_bundle
 from export.quantize import QuantizeSettings, quantize, to_int8
 from export.to_onnx import ExportSettings, export
-from serving.inference.encoder import Encoder as Served
+from serving.inference.encoder import OnnxEncoder
 from training import classifier
 from training.classifier import Classifier
 from training.config import PretrainSettings
@@ -82,7 +82,7 @@ def test_the_new_bundle_stands_beside_the_old_one_and_says_what_it_costs(made, b
 
 def test_the_service_takes_it_as_it_is_and_sees_nearly_the_same(made, bundle):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), dtype=np.uint8)
-    before, now = Served(bundle).rows(pixels), Served(made).rows(pixels)
+    before, now = OnnxEncoder(bundle).rows(pixels), OnnxEncoder(made).rows(pixels)
     assert now.dtype == np.float32 and now.shape == before.shape == (5, 131)
     assert not np.array_equal(now, before)
     for some in (slice(128), slice(128, None)):  # h, logits
@@ -156,4 +156,4 @@ def test_an_int8_graph_that_saturates_is_not_served(made, tmp_path):
     wrong = [1.1 * value for value in made.card.probe]
     copy = save_bundle(tmp_path / "encoder", made.graph.read_bytes(), dataclasses.replace(made.card, probe=wrong))
     with pytest.raises(BundleError, match=r"differs by .* from what it gave when it was exported"):
-        Served(copy)
+        OnnxEncoder(copy)

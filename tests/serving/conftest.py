@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -41,12 +40,12 @@ from serving.app import create_app
 from serving.cli import main
 from serving.client import AsyncClient, Client
 from serving.collection.index import Index, Item, content_id
-from serving.inference.encoder import CPU, Encoder
+from serving.inference.encoder import CPU, OnnxEncoder
 from serving.inference.lane import Part, Ran, run
 from serving.limits import USUAL, Limits
 
 ROOT = Path(__file__).parents[2]
-START_S = 90
+START_S = 180  # bentoml serve on a busy machine
 SIZE_PX = 32
 DIMENSION = 48
 
@@ -117,7 +116,7 @@ class InThread:
     """A lane without a process of its own, which would take a second to start."""
 
     def __init__(self, bundle: Bundle, max_pixels: int):
-        self.encode = Encoder(bundle, 1).rows
+        self.encode = OnnxEncoder(bundle, 1).rows
         self.preprocessing, self.max_pixels = bundle.card.preprocessing, max_pixels
 
     async def __call__(self, parts: list[Part]) -> Ran:
@@ -137,7 +136,7 @@ def lanes_in_threads(monkeypatch):
     def lanes(bundle: Bundle, cores: int, max_pixels: int, threads: Executor) -> tuple[list[InThread], str]:
         return [InThread(bundle, max_pixels) for _ in range(cores)], CPU
 
-    monkeypatch.setattr("serving.inference.models.open_lanes", lanes)
+    monkeypatch.setattr("serving.inference.served.open_lanes", lanes)
 
 
 @pytest.fixture
@@ -195,7 +194,7 @@ def connect(request):
 
 
 @pytest.fixture
-def listen(bundle, tmp_path):
+def listen(bundle, tmp_path, wait_until):
     """listen(host=..., access=...) -> (port, app) of a started app behind a real socket."""
     running = []
 
@@ -207,9 +206,8 @@ def listen(bundle, tmp_path):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         running.append((server, thread, listener))
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
+        wait_until(lambda: server.started or not thread.is_alive(), "the app has not started")
+        assert server.started, "the app's thread has ended"
         return listener.getsockname()[1], app
 
     yield start
@@ -230,7 +228,7 @@ def fill(bundle, tmp_path):
     """fill(n) -> the n items it has put into the index of `serve`, item i with the vector of picture(i)."""
 
     def put(n: int, folder=tmp_path / "index") -> list[Item]:
-        index, encode = Index(folder, bundle.card.id, DIMENSION), Encoder(bundle)
+        index, encode = Index(folder, bundle.card.id, DIMENSION), OnnxEncoder(bundle)
         files = [_picture(i) for i in range(n)]
         items = [
             Item(content_id(data), f"{'ab'[i % 2]}/{i}.png", "ab"[i % 2], f"/pictures/{i}.png", 40, 30, len(data))
@@ -299,9 +297,16 @@ class Running:
 
 
 @pytest.fixture
-def launch(bundle, tmp_path):
-    """launch(encoder) -> a Running service that answers; killed in the end."""
+def launch(bundle, tmp_path, wait_until):
+    """launch(encoder) -> a Running service that answers, or whose process has ended; killed after the test."""
     launched = []
+
+    def answers(running: Running) -> bool:
+        try:
+            httpx.get(f"{running.address}/livez")
+        except httpx.TransportError:
+            return False
+        return True
 
     def start(
         encoder: Path | str = bundle.folder,
@@ -327,13 +332,7 @@ def launch(bundle, tmp_path):
             process = subprocess.Popen(command, cwd=cwd, env=variables, stdout=file, stderr=file)
         running = Running(f"http://127.0.0.1:{port}", process, log)
         launched.append(running)
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and process.poll() is None:
-            try:
-                httpx.get(f"{running.address}/livez")
-                break
-            except httpx.TransportError:
-                time.sleep(0.2)
+        wait_until(lambda: process.poll() is not None or answers(running), "the service does not answer", START_S)
         return running
 
     yield start

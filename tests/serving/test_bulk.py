@@ -14,7 +14,7 @@ from serving import bulk
 from serving.bulk import BulkSettings, run
 from serving.collection.index import Index, IndexProblem, WrongEncoder, content_id
 from serving.indexing import fill
-from serving.inference.encoder import Encoder
+from serving.inference.encoder import OnnxEncoder
 from training.data.sources import DataError
 
 
@@ -67,7 +67,7 @@ def test_pictures_are_found_with_their_facts_vectors_and_thumbnails(pictures, se
     item, vector = index.get(content_id(picture(33)))
     assert (item.name, item.label) == ("train/b/033.png", "b")
     assert (item.path, item.width, item.height) == (str(folder / "train/b/033.png"), 40, 30)
-    h = Encoder(bundle)(read_pixels(picture(33), bundle.card.preprocessing)[None])[0]
+    h = OnnxEncoder(bundle)(read_pixels(picture(33), bundle.card.preprocessing)[None])[0]
     np.testing.assert_allclose(vector, h / np.linalg.norm(h), atol=1e-6)
     assert item.bytes == len(picture(33))
     assert index.read_thumbnail(item.id).startswith(b"\xff\xd8")
@@ -155,12 +155,16 @@ def test_batches_are_full_though_most_files_are_known_or_broken(pictures, settin
 
 
 def test_writing_does_not_hold_up_encoding_and_is_no_more_than_one_portion_behind(
-    pictures, settings, index, encoding, monkeypatch
+    pictures, settings, index, encoding, monkeypatch, wait_until
 ):
     events, upsert = [], Index.upsert
 
+    def encoded() -> int:
+        return sum(n for kind, n in events if kind == "encoded")
+
     def slow(self, items, *others):
-        time.sleep(0.3)
+        next_portion = min(320, sum(n for kind, n in events if kind == "written") + len(items) + 64)
+        wait_until(lambda: encoded() >= next_portion, "nothing is encoded while a portion is written")
         upsert(self, items, *others)
         events.append(("written", len(items)))
 
@@ -268,25 +272,24 @@ def test_ctrl_c_keeps_what_is_embedded_and_says_how_much(pictures, settings, ind
     assert f"stopped: indexed {kept}, already there 0, skipped 0; the same command goes on" in capsys.readouterr().out
 
 
-def test_after_kill_9_the_same_command_completes_without_duplicates(pictures, settings, index):
-    """Killed as soon as some of the rows are on the disk, in a process that commits often."""
+def test_after_kill_9_the_same_command_completes_without_duplicates(pictures, settings, index, wait_until):
+    """Killed with some of the rows on the disk, in a process that commits often and encodes four batches of 32."""
     folder = pictures(200)
     program = f"""
-import time
+import itertools, time
 from serving import bulk
 from serving.indexing import fill
-from serving.inference.encoder import Encoder
-encode = Encoder.__call__
-Encoder.__call__ = lambda self, pixels: time.sleep(0.1) or encode(self, pixels)
+from serving.inference.encoder import OnnxEncoder
+encode = OnnxEncoder.__call__
+Onnxbatches = itertools.count()
+Encoder.__call__ = lambda self, pixels: encode(self, pixels) if next(batches) < 4 else time.sleep(1000)
 fill.LEAST_ROWS = fill.ROWS_PER_UPSERT = 32
 bulk.run(bulk.BulkSettings({str(folder)!r}, {settings("x").encoder!r}, {index.store.uri!r}))
 """
     environment = {**os.environ, "PYTHONPATH": sys.path[0]}
     process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while index.count() < 64 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: index.count() >= 64, "the process has not written 64 rows")
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from export.artifact import Preprocessing, read_pixels
 from serving.errors import TooLarge, Undecodable
-from serving.inference.decode import BYTES_TOGETHER, FILES_TOGETHER, Decoder, File, _groups
+from serving.inference.decode import BYTES_TOGETHER, FILES_TOGETHER, Decoder, Upload, _groups
 
 SQUARE = Preprocessing(32)
 
@@ -20,7 +20,7 @@ SQUARE = Preprocessing(32)
 def decode(*images: bytes, preprocessing: Preprocessing = SQUARE, **options) -> np.ndarray:
     decoder = Decoder(2, **options)
     try:
-        files = [File(f"images[{i}]", f"{i}.png", data) for i, data in enumerate(images)]
+        files = [Upload(f"images[{i}]", f"{i}.png", data) for i, data in enumerate(images)]
         return asyncio.run(decoder(files, preprocessing))
     finally:
         decoder.close()
@@ -36,7 +36,7 @@ def test_pixels_are_those_of_the_export_to_the_bit(picture, format):
 
 def test_small_files_are_decoded_together_and_large_ones_alone():
     def sizes(*lengths):
-        return [[len(file.data) for file in group] for group in _groups([File("", "", b"x" * n) for n in lengths])]
+        return [[len(file.data) for file in group] for group in _groups([Upload("", "", b"x" * n) for n in lengths])]
 
     many = FILES_TOGETHER + 2
     assert sizes(*[10] * many) == [[10] * FILES_TOGETHER, [10] * 2]
@@ -93,11 +93,12 @@ def test_of_an_animation_the_first_frame_is_taken_and_the_others_are_not_looked_
 
 
 def test_what_no_thread_has_begun_is_not_decoded_for_a_request_that_has_gone_away(monkeypatch):
-    begun, go_on = [], threading.Event()
+    begun, has_begun, go_on = [], threading.Event(), threading.Event()
 
     def read(data, *_):
         begun.append(data)
-        assert go_on.wait(10)
+        has_begun.set()
+        assert go_on.wait(60)
         return np.zeros((32, 32, 3), np.uint8)
 
     monkeypatch.setattr("serving.inference.decode.read_pixels", read)
@@ -105,12 +106,12 @@ def test_what_no_thread_has_begun_is_not_decoded_for_a_request_that_has_gone_awa
     large = b"x" * BYTES_TOGETHER  # each goes to a thread alone
 
     async def ask():
-        gone = asyncio.create_task(decoder([File("", "", large + b"%d" % i) for i in range(4)], SQUARE))
-        stays = asyncio.create_task(decoder([File("", "", b"other")], SQUARE))
-        while not begun:
-            await asyncio.sleep(0.01)
+        gone = asyncio.create_task(decoder([Upload("", "", large + b"%d" % i) for i in range(4)], SQUARE))
+        stays = asyncio.create_task(decoder([Upload("", "", b"other")], SQUARE))
+        assert await asyncio.to_thread(has_begun.wait, 60)
         gone.cancel()
-        await asyncio.sleep(0.05)
+        with pytest.raises(asyncio.CancelledError):
+            await gone  # it has taken back what no thread has begun
         go_on.set()
         return await stays
 
@@ -121,19 +122,20 @@ def test_what_no_thread_has_begun_is_not_decoded_for_a_request_that_has_gone_awa
 
 def test_very_large_pictures_are_decoded_one_at_a_time(picture, monkeypatch):
     monkeypatch.setattr("serving.inference.decode.LARGE_PIXELS", 40 * 30)
-    inside, most, pictures = 0, {}, {True: picture(1, (41, 30)), False: picture(1, (40, 30))}
+    large, small, lock = picture(1, (41, 30)), picture(1, (40, 30)), threading.Lock()
+    pair = threading.Barrier(2, timeout=60)  # two small ones are inside at the same moment
 
-    def slowly(data, preprocessing, max_pixels):
-        nonlocal inside
+    def read(data, preprocessing, max_pixels):
         pixels = read_pixels(data, preprocessing, max_pixels)
-        inside += 1
-        most[data] = max(most.get(data, 0), inside)
-        time.sleep(0.05)
-        inside -= 1
+        if data == small:
+            pair.wait()
+            return pixels
+        assert lock.acquire(blocking=False), "two large pictures are decoded at once"
+        time.sleep(0.02)  # a second one has the time to come in
+        lock.release()
         return pixels
 
-    monkeypatch.setattr("serving.inference.decode.read_pixels", slowly)
+    monkeypatch.setattr("serving.inference.decode.read_pixels", read)
     monkeypatch.setattr("serving.inference.decode.FILES_TOGETHER", 1)
-    for is_large, data in pictures.items():
+    for data in (large, small):
         np.testing.assert_array_equal(decode(*[data] * 4), np.stack([read_pixels(data, SQUARE)] * 4))
-        assert most[data] == (1 if is_large else 2)

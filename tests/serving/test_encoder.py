@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from export.artifact import BundleError, ModelCard, Preprocessing, encoder_id, save_bundle
 from serving.inference import encoder
-from serving.inference.encoder import MAX_BATCH, Buckets, Encoder, NoEncoder, find_bundle
+from serving.inference.encoder import MAX_BATCH, Buckets, NoEncoder, OnnxEncoder, find_bundle
 
 
 @pytest.fixture
@@ -53,20 +53,20 @@ def changed(bundle, folder, **facts):
 def test_a_graph_that_does_not_run_or_gives_another_dimension_is_refused(bundle, tmp_path):
     for change, message in (({"dimension": 47}, "48"), ({"preprocessing": {"size_px": 16}}, "does not run")):
         with pytest.raises(BundleError, match=message):
-            Encoder(changed(bundle, tmp_path / message, **change))
+            OnnxEncoder(changed(bundle, tmp_path / message, **change))
 
 
 def test_a_graph_that_gives_other_values_than_at_its_export_is_refused(bundle, tmp_path):
     within, beyond = (np.multiply(bundle.card.probe, factor).tolist() for factor in (1.0005, 1.002))
     for i, probe in enumerate((within, [])):  # an older export has none
-        assert Encoder(changed(bundle, tmp_path / str(i), probe=probe)).card.id == bundle.card.id
+        assert OnnxEncoder(changed(bundle, tmp_path / str(i), probe=probe)).card.id == bundle.card.id
     for i, probe in enumerate((beyond, bundle.card.probe[:-1], [float("nan")] * 16)):
         with pytest.raises(BundleError, match=r"differs by .* from what it gave when it was exported"):
-            Encoder(changed(bundle, tmp_path / f"no{i}", probe=probe))
+            OnnxEncoder(changed(bundle, tmp_path / f"no{i}", probe=probe))
 
 
 def test_a_row_of_a_batch_equals_the_row_alone(bundle, pixels):
-    encode = Encoder(bundle)
+    encode = OnnxEncoder(bundle)
     alone = np.concatenate([encode(pixels[i : i + 1]) for i in range(32)])
     np.testing.assert_allclose(encode(pixels), alone, atol=1e-6)
 
@@ -98,9 +98,9 @@ def test_an_acceleration_that_gives_other_values_is_named_and_left_for_the_next(
     cpu = "CPUExecutionProvider"
     monkeypatch.setattr("serving.inference.encoder._accelerations", lambda: [[cpu], [cpu]])
     differences = iter((0.5, 0.0))
-    monkeypatch.setattr(Encoder, "_difference", lambda self: next(differences))
+    monkeypatch.setattr(OnnxEncoder, "_difference", lambda self: next(differences))
     with caplog.at_level(logging.WARNING, "twinview"):
-        assert Encoder(bundle)(pixels).shape == (32, 48)
+        assert OnnxEncoder(bundle)(pixels).shape == (32, 48)
     assert caplog.messages[0].startswith("going on without CPUExecutionProvider:")
     assert "differs by 5.0e-01" in caplog.messages[0]
 
@@ -156,7 +156,7 @@ def test_graphs_in_half_precision_and_in_whole_numbers_run_as_they_are(tmp_path,
 
     expected = pixels.reshape(32, -1).astype(np.float64) @ weights
     for name, model, tolerance in (("half", half, 5e-3), ("whole", whole, 5e-2)):
-        encode = Encoder(bundled(tmp_path / name, model))
+        encode = OnnxEncoder(bundled(tmp_path / name, model))
         vectors = encode(pixels)
         assert vectors.dtype == np.float32
         np.testing.assert_allclose(vectors, expected, atol=tolerance * np.abs(expected).max())

@@ -22,7 +22,7 @@ KEPT_OPEN = 64  # collections, for each encoder
 
 
 @dataclass(frozen=True)
-class Model:
+class ServedEncoder:
     """An encoder with its batches, and the collections as it has embedded them."""
 
     card: ModelCard
@@ -41,19 +41,19 @@ class Model:
 
 
 @dataclass
-class _Place:
+class _Slot:
     """What serves for one of the names that were chosen."""
 
     chosen: str | None
-    model: Model
+    model: ServedEncoder
     stamp: tuple
     """Of the files that were last read for it, for better or worse."""
     seen: tuple | None = None
     """By the last look."""
 
 
-class Models:
-    """A request takes one Model and keeps it to its end, so that a replacement disturbs nobody: it stands beside the
+class ServedEncoders:
+    """A request takes one ServedEncoder and keeps it to its end, so that a replacement disturbs nobody: it stands beside the
     one that serves until it has shown that it works, and the old one goes with its last request."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Models:
         threading.Thread(target=self._watch, name="newer encoders", daemon=True).start()
 
     @property
-    def default(self) -> Model:
+    def default(self) -> ServedEncoder:
         return self._places[0].model
 
     @property
@@ -94,7 +94,7 @@ class Models:
         """Images that are in no batch yet."""
         return sum(place.model.batch.waiting for place in self._places)
 
-    def named(self, id: str | None) -> Model:
+    def named(self, id: str | None) -> ServedEncoder:
         """The default for None. raises NotFound."""
         if id is None:
             return self.default
@@ -111,19 +111,19 @@ class Models:
                 lane.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _take(self, chosen: str | None) -> _Place:
+    def _take(self, chosen: str | None) -> _Slot:
         folder = locate(chosen)
         stamp = _stamp(folder)
-        return _Place(chosen, self._load(folder), stamp)
+        return _Slot(chosen, self._load(folder), stamp)
 
-    def _load(self, folder: Path) -> Model:
+    def _load(self, folder: Path) -> ServedEncoder:
         bundle = load_bundle(folder)
         card = bundle.card
         lanes, provider = open_lanes(bundle, self._cores, self._max_pixels, self._thread)
         facts = f"{card.preprocessing.size_px} px, {card.dimension} dimensions"
         log.info("loaded %s (%s; %s, batches at once: %d)", card.id, facts, provider, len(lanes))
         index = lru_cache(KEPT_OPEN)(partial(Index, self._uri, card.id, card.dimension))
-        return Model(card, folder, provider, Batcher(lanes, self._ran, dimension=card.dimension), index)
+        return ServedEncoder(card, folder, provider, Batcher(lanes, self._ran, dimension=card.dimension), index)
 
     def _watch(self) -> None:
         while not self._closing.wait(LOOK_EVERY_S):
@@ -133,7 +133,7 @@ class Models:
                 except Exception:  # whatever it is, the encoders that serve go on, and so does the looking
                     log.exception("looking for a newer encoder in place of %s failed", place.model.card.id)
 
-    def _look(self, place: _Place) -> None:
+    def _look(self, place: _Slot) -> None:
         """Take up what has taken the place of the files that were read, once two looks have found it the same: an
         export moves its files one after the other, and copying takes its time."""
         old = place.model.card.id
