@@ -1,25 +1,27 @@
-"""What the page does, for programs: gradio_client calls it by name, and what goes wrong is told in the same words."""
+"""The page's functions for programs: gradio_client calls them by name and gets errors in the page's own words."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import wraps
+from typing import Any
 
 import gradio as gr
 
 from serving.client import ServiceError
-from ui.search.conditions import ConditionProblem
+from serving.protocol.filters import FilterProblem
 from ui.search.picture import UploadFailed
 
-PROBLEMS = (ServiceError, UploadFailed, ConditionProblem)  # whose text is a sentence for the user
+PROBLEMS = (ServiceError, UploadFailed, FilterProblem)  # their text is a sentence for the user
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # for events: no spinner, not offered to programs
 
 
-def publish(function: Callable, name: str) -> None:
-    """Offer the coroutine `function`, of plain inputs and outputs, under `name`."""
+def publish(function: Callable[..., Awaitable[Any]], name: str) -> None:
+    """Offer the coroutine function `function`, with plain inputs and outputs, to programs under `name`."""
 
     @wraps(function)
-    async def called(*args, **kwargs):
+    async def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return await function(*args, **kwargs)
         except PROBLEMS as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    gr.api(called, api_name=name)
+    gr.api(call, api_name=name)

@@ -7,7 +7,7 @@ from tyro.conf import Positional
 
 from serving.cli.place import Place, Table
 from serving.collection.index import DEFAULT, Index
-from serving.protocol import where as typed
+from serving.protocol.filters import parse_shell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ def export(settings: Export) -> None:
 
     if settings.output.suffix != ".parquet":
         raise FileProblem(f"{settings.output} must end in .parquet")
-    which = typed.parse(settings.where) if settings.where else None
+    which = parse_shell(settings.where) if settings.where else None
     count = transfer.export(settings.one(), settings.output, which)
     print(f"{count:,} items of {settings.collection} in {settings.output}")
 

@@ -1,63 +1,170 @@
-"""Which rows of a collection a search keeps.
+"""Filters: which rows of a collection a search returns.
 
-    {"label": "shirt", "price": {"gte": 3, "lt": 9}, "colour": {"in": ["red", "blue"]}, "note": null}
+In JSON, as the service takes it:   {"label": "shirt", "price": {"gte": 3, "lt": 9}, "colour": {"in": ["red", "blue"]}}
+In a shell, `--where`:              label=shirt price>=3 price<9 colour=red,blue brand!=acme year=null
+On the page, a list:                ["label=shirt", "price >= 3", "name=a b"]
 
-All must hold. A bare value is equality, null is "has none". A row without the key differs from every value (`ne`) and
-is never above, below, or in a list that does not name null.
+All conditions must hold. In JSON a bare value means equality, and null means "has no value". A row without the key
+differs from every value (`ne`) and is never above, below, or in a list without null.
+
+Typed values: a number, true, false and null mean themselves; everything else is text, and so is anything in double
+quotes: sku="42". An item's id, name, label and path are always text. The shell separates conditions by blanks, so a
+value with blanks needs quotes there: name="a b". On the page it needs none.
 """
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 BASE = {"id": str, "name": str, "label": str, "path": str, "width": int, "height": int, "bytes": int}
-OPERATORS = {"eq": "=", "ne": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<=", "in": "IN"}
+TEXTS = ("id", "name", "label", "path")
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-MOST_VALUES = 10_000  # of one `in`
+MOST_VALUES = 10_000  # in one list
 
 Value = str | int | float | bool | None
 
 
 class FilterProblem(ValueError):
-    """A filter that cannot be meant. The message names key and value."""
+    """A filter that is not valid. The message names the key and the value."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    key: str
+    """Its name in a JSON filter."""
+    sign: str
+    """How it is typed; empty for an operator that is not typed by a sign of its own."""
+    sql: str
+    """The SQL condition, with {column} and {value}."""
+    null: str = ""
+    """The SQL condition for null, with {column}; empty for operators that need an order, which null does not have."""
+    takes_list: bool = False
+
+
+OPERATORS = {
+    operator.key: operator
+    for operator in (
+        Operator("eq", "=", "{column} = {value}", "{column} IS NULL"),
+        Operator("ne", "!=", "{column} <> {value} OR {column} IS NULL", "{column} IS NOT NULL"),
+        Operator("gt", ">", "{column} > {value}"),
+        Operator("gte", ">=", "{column} >= {value}"),
+        Operator("lt", "<", "{column} < {value}"),
+        Operator("lte", "<=", "{column} <= {value}"),
+        Operator("in", "", "{column} IN ({value})", "{column} IS NULL", takes_list=True),  # typed as key=value,value
+    )
+}
+_SIGNS = {operator.sign: operator.key for operator in OPERATORS.values() if operator.sign}
+
+_SIGN = "|".join(re.escape(sign) for sign in sorted(_SIGNS, key=len, reverse=True))
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
+_PLAIN = r'[^\s,"]+'
+_VALUE = rf"(?:{_QUOTED}|{_PLAIN})"
+_IN_SHELL = re.compile(rf"\s*([A-Za-z_]\w*)({_SIGN})({_VALUE}(?:,{_VALUE})*)(?=\s|$)")
+_ON_PAGE = re.compile(rf"\s*([A-Za-z_]\w*)\s*({_SIGN})\s*(.*\S)\s*")
+_PAGE_VALUE = re.compile(rf"\s*({_QUOTED}|[^,]+)")
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Conditions (key, operator, value), of which all hold; of `in` the value is a tuple."""
+    """Conditions that must all hold: (key, operator, values); only an operator that takes a list has several values."""
 
-    conditions: tuple[tuple[str, str, Value | tuple[Value, ...]], ...]
+    conditions: tuple[tuple[str, Operator, tuple[Value, ...]], ...]
 
     @classmethod
-    def parse(cls, given: Mapping) -> "Filter":
-        if not isinstance(given, Mapping):
-            raise FilterProblem(f"A filter is an object of keys and values, not {_shown(given)}.")
-        found = []
-        for key, wanted in given.items():
+    def parse(cls, query: Mapping) -> "Filter":
+        """Returns the filter of a decoded JSON object. Raises FilterProblem."""
+        if not isinstance(query, Mapping):
+            raise FilterProblem(f"A filter is an object of keys and values, not {_shown(query)}.")
+        conditions = []
+        for key, bounds in query.items():
             if not isinstance(key, str) or not KEY.fullmatch(key):
-                raise FilterProblem(f"{_shown(key)} is no key: letters, digits and _, at most 64.")
-            if isinstance(wanted, Mapping) and not wanted:
+                raise FilterProblem(f"{_shown(key)} is not a key: letters, digits and _, at most 64.")
+            if isinstance(bounds, Mapping) and not bounds:
                 raise FilterProblem(f"The filter on {key} is empty.")
-            for operator, value in (wanted if isinstance(wanted, Mapping) else {"eq": wanted}).items():
-                found.append((key, operator, _checked(key, operator, value)))
-        return cls(tuple(found))
+            for operator, value in (bounds if isinstance(bounds, Mapping) else {"eq": bounds}).items():
+                conditions.append(_condition(key, operator, value))
+        return cls(tuple(conditions))
 
     @property
     def keys(self) -> set[str]:
         return {key for key, _, _ in self.conditions}
 
     def values(self) -> list[tuple[str, Value]]:
-        """(key, value) of all comparisons, null left out."""
-        flat = ((key, one) for key, _, value in self.conditions for one in (value if _many(value) else (value,)))
-        return [(key, one) for key, one in flat if one is not None]
+        """Returns (key, value) of every comparison except those with null."""
+        return [(key, value) for key, _, values in self.conditions for value in values if value is not None]
 
     def sql(self, columns: Mapping[str, str] = {}) -> str:
-        """For LanceDB; "true" where there is no condition. `columns`: the table's names for keys, where they differ."""
+        """Returns the SQL condition; "true" for no condition. `columns`: column names, where they differ from keys."""
         return " AND ".join(_sql(columns.get(key, key), *rest) for key, *rest in self.conditions) or "true"
 
 
+def parse_shell(text: str) -> Filter:
+    """Returns the filter of the option --where: typed conditions or a JSON object. Raises FilterProblem."""
+    if text.lstrip().startswith("{"):
+        try:
+            query = json.loads(text)
+        except ValueError as error:
+            raise FilterProblem(f"--where {text} is not valid JSON: {error}") from error
+        return Filter.parse(query)
+    query: dict[str, dict] = {}
+    rest = text
+    while rest.strip():
+        if not (match := _IN_SHELL.match(rest)):
+            raise FilterProblem(f"--where: {rest.strip()} is not a condition like label=shirt or price>=3")
+        key, sign, values = match.groups()
+        typed = re.findall(_VALUE, values)
+        if len(typed) > 1 and sign != "=":
+            raise FilterProblem(f"--where: {match[0].strip()} compares with several values; only = can do that")
+        operator, value = _typed(key, sign, typed)
+        if operator in query.setdefault(key, {}):
+            raise FilterProblem(f"--where uses {key}{sign} twice; to allow several values write {key}=a,b")
+        query[key][operator] = value
+        rest = rest[match.end() :]
+    if not query:
+        raise FilterProblem("--where is empty; leave it out to select all items")
+    return Filter.parse(query)
+
+
+def parse_conditions(conditions: Sequence[str]) -> dict[str, dict] | None:
+    """Returns the JSON filter of conditions typed on the page, None if there are none. Several values that one key may
+    equal are alternatives, in one condition or in several. Raises FilterProblem, which names the condition."""
+    query: dict[str, dict] = {}
+    for condition in conditions:
+        match = _ON_PAGE.fullmatch(condition)
+        typed = [value for value in map(str.strip, _PAGE_VALUE.findall(match[3])) if value] if match else []
+        if not typed or (len(typed) > 1 and match[2] != "="):
+            raise _no_condition(condition)
+        if any(value[0] == '"' and not re.fullmatch(_QUOTED, value) for value in typed):
+            raise _no_condition(condition)
+        key, (operator, value) = match[1], _typed(match[1], match[2], typed)
+        try:
+            Filter.parse({key: {operator: value}})
+        except FilterProblem as error:
+            raise _no_condition(condition) from error
+        bounds = query.setdefault(key, {})
+        if operator in ("eq", "in"):
+            bounds["in"] = [*bounds.get("in", []), *(value if operator == "in" else [value])]
+        elif bounds.setdefault(operator, value) != value:
+            raise FilterProblem(f"{condition} sets a second limit of the same kind; remove one of them.")
+    return query or None
+
+
+def quoted(value: str) -> str:
+    """Returns the text as it is typed: in double quotes if it has blanks, commas or quotes."""
+    return value if re.fullmatch(_PLAIN, value) else json.dumps(value, ensure_ascii=False)
+
+
+def typed_equality(key: str, value: str | int | float | bool) -> str:
+    """Returns the typed condition that `key` equals `value`, which both parsers above read back as it is."""
+    if isinstance(value, str) and _read(key, quoted(value)) == value:
+        return f"{key}={quoted(value)}"
+    return f"{key}={json.dumps(value)}"
+
+
 def literal(value: Value) -> str:
+    """Returns a value as SQL."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -65,57 +172,70 @@ def literal(value: Value) -> str:
     return repr(value)
 
 
-def _sql(column: str, operator: str, value) -> str:
+def _typed(key: str, sign: str, values: Sequence[str]) -> tuple[str, Value | list[Value]]:
+    """Returns the operator's key and the value, or the list of values, of one typed condition."""
+    read = [_read(key, value) for value in values]
+    return ("in", read) if len(read) > 1 else (_SIGNS[sign], read[0])
+
+
+def _read(key: str, typed: str) -> Value:
+    """Returns the value that a typed word means."""
+    if typed[0] != '"' and (not re.fullmatch(_PLAIN, typed) or (key in TEXTS and typed != "null")):
+        return typed
+    try:
+        return json.loads(typed, parse_constant=str)
+    except ValueError:
+        return typed
+
+
+def _no_condition(condition: str) -> FilterProblem:
+    return FilterProblem(f"{condition} is not a condition like label=shirt, price>=3 or colour=red,blue.")
+
+
+def _sql(column: str, operator: Operator, values: tuple[Value, ...]) -> str:
     name = f"`{column}`"
-    if any(isinstance(one, float) for one in (value if _many(value) else (value,))):
-        name = f"CAST({name} AS DOUBLE)"  # Lance refuses 3.5 beside a column of whole numbers
-    if operator == "in":
-        listed = ", ".join(literal(one) for one in value if one is not None)
-        parts = ([f"{name} IN ({listed})"] if listed else []) + ([f"{name} IS NULL"] if None in value else [])
-        return f"({' OR '.join(parts)})" if parts else "false"
-    if value is None:
-        return f"{name} IS {'NOT ' if operator == 'ne' else ''}NULL"
-    if operator == "ne":
-        return f"({name} <> {literal(value)} OR {name} IS NULL)"
-    return f"{name} {OPERATORS[operator]} {literal(value)}"
+    if any(isinstance(value, float) for value in values):
+        name = f"CAST({name} AS DOUBLE)"  # Lance refuses to compare a column of whole numbers with 3.5
+    parts = []
+    if present := [literal(value) for value in values if value is not None]:
+        parts.append(operator.sql.format(column=name, value=", ".join(present)))
+    if None in values:
+        parts.append(operator.null.format(column=name))
+    return f"({' OR '.join(parts)})" if parts else "false"
 
 
-def _checked(key: str, operator: str, value):
+def _condition(key: str, operator: str, value) -> tuple[str, Operator, tuple[Value, ...]]:
+    """Returns the checked condition of one operator of a JSON filter. Raises FilterProblem."""
     if operator not in OPERATORS:
-        raise FilterProblem(
-            f"The filter on {key} has no operator {_shown(operator)}; there are {', '.join(OPERATORS)}."
-        )
-    if operator != "in":
-        return _scalar(key, value, orders=operator in ("gt", "gte", "lt", "lte"))
-    if not _many(value):
-        raise FilterProblem(f"The filter `in` on {key} wants a list, not {_shown(value)}.")
+        known = ", ".join(OPERATORS)
+        raise FilterProblem(f"The filter on {key} has an unknown operator {_shown(operator)}; there are {known}.")
+    checked = OPERATORS[operator]
+    if not checked.takes_list:
+        return key, checked, (_scalar(key, checked, value),)
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise FilterProblem(f"The filter `{operator}` on {key} needs a list, not {_shown(value)}.")
     if len(value) > MOST_VALUES:
         raise FilterProblem(
-            f"The filter `in` on {key} has {len(value):,} values; at most {MOST_VALUES:,} are compared."
+            f"The filter `{operator}` on {key} has {len(value):,} values; the limit is {MOST_VALUES:,}."
         )
-    return tuple(_scalar(key, one) for one in value)
+    return key, checked, tuple(_scalar(key, checked, one) for one in value)
 
 
-def _scalar(key: str, value, orders: bool = False) -> Value:
+def _scalar(key: str, operator: Operator, value) -> Value:
+    compares = f"The filter on {key} compares with {_shown(value)}"
     good = isinstance(value, (str, int, float)) or value is None
     if not good or (isinstance(value, float) and not math.isfinite(value)):
-        raise FilterProblem(
-            f"The filter on {key} compares with {_shown(value)}; text, numbers, true, false, null can be."
-        )
-    if orders and (value is None or isinstance(value, bool)):
-        raise FilterProblem(f"The filter on {key} orders by {_shown(value)}; text and numbers have an order.")
+        raise FilterProblem(f"{compares}; only text, finite numbers, true, false and null are allowed.")
+    if not operator.null and (value is None or isinstance(value, bool)):
+        raise FilterProblem(f"{compares} by `{operator.key}`, which needs text or a number.")
     if isinstance(value, int) and not abs(value) < 2**63:
-        raise FilterProblem(f"The filter on {key} compares with {value}, which is more than 64 bits.")
+        raise FilterProblem(f"{compares}, which does not fit in 64 bits.")
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise FilterProblem(f"The filter on {key} compares with {_shown(value)}, which is no text.") from None
+            raise FilterProblem(f"{compares}, which is not valid text.") from None
     return value
-
-
-def _many(value) -> bool:
-    return isinstance(value, (list, tuple, set, frozenset))
 
 
 def _shown(value) -> str:

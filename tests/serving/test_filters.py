@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from serving.collection.index import Index, Item, content_id
 from serving.collection.table import UnknownKey
-from serving.protocol.filters import Filter, FilterProblem
+from serving.protocol.filters import OPERATORS, Filter, FilterProblem, parse_conditions, parse_shell
 
 HOSTILE = ["", "'", "''", "red'; --", "`", '"', "\\", "\\'", "%", "_", "NULL", "true", "3", "ß", "日本", "🙂"]
 HOSTILE += ["\n", "a\0b", "Red", "red"]
@@ -23,7 +23,7 @@ COMPARE = {
 
 
 def holds(row: dict, key: str, op: str, value) -> bool:
-    """What the filter means, in plain Python."""
+    """Whether a row passes one condition, in plain Python."""
     has = row.get(key)
     if op == "in":
         return has in value
@@ -103,26 +103,26 @@ def test_equal_filters_are_one_key_of_a_dictionary():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"a b": 1}, "'a b' is no key"),
-        ({"a`": 1}, "'a`' is no key"),
-        ({"a\n": 1}, r"'a\\n' is no key"),
-        ({3: 1}, "3 is no key"),
-        ({"a" * 65: 1}, "is no key"),
+        ({"a b": 1}, "'a b' is not a key"),
+        ({"a`": 1}, "'a`' is not a key"),
+        ({"a\n": 1}, r"'a\\n' is not a key"),
+        ({3: 1}, "3 is not a key"),
+        ({"a" * 65: 1}, "is not a key"),
         ({"a": {}}, "The filter on a is empty"),
-        ({"a": {"like": "x"}}, "The filter on a has no operator 'like'; there are eq, ne"),
-        ({"a": {"in": "abc"}}, "The filter `in` on a wants a list, not 'abc'"),
+        ({"a": {"like": "x"}}, "The filter on a has an unknown operator 'like'; there are eq, ne"),
+        ({"a": {"in": "abc"}}, "The filter `in` on a needs a list, not 'abc'"),
         ({"a": {"in": list(range(10_001))}}, "The filter `in` on a has 10,001 values"),
         ({"a": [1]}, r"The filter on a compares with \[1\]"),
-        ({"a": {"gt": None}}, "The filter on a orders by None"),
-        ({"a": {"lt": True}}, "The filter on a orders by True"),
+        ({"a": {"gt": None}}, "The filter on a compares with None by `gt`, which needs text or a number"),
+        ({"a": {"lt": True}}, "The filter on a compares with True by `lt`, which needs text or a number"),
         ({"a": float("nan")}, "The filter on a compares with nan"),
         ({"a": float("inf")}, "The filter on a compares with inf"),
-        ({"a": 2**63}, "The filter on a compares with 9223372036854775808, which is more than 64 bits"),
-        ({"a": "\ud800"}, r"The filter on a compares with '\\ud800', which is no text"),
+        ({"a": 2**63}, "The filter on a compares with 9223372036854775808, which does not fit in 64 bits"),
+        ({"a": "\ud800"}, r"The filter on a compares with '\\ud800', which is not valid text"),
         ([1], r"A filter is an object of keys and values, not \[1\]"),
     ],
 )
-def test_a_filter_that_cannot_be_meant_is_refused_by_name(given, message):
+def test_an_invalid_filter_is_refused_by_name(given, message):
     with pytest.raises(FilterProblem, match=message):
         Filter.parse(given)
 
@@ -141,3 +141,86 @@ def test_a_filter_that_cannot_be_meant_is_refused_by_name(given, message):
 def test_a_filter_that_the_rows_cannot_answer_is_refused_by_name(rows, given, message):
     with pytest.raises(UnknownKey, match=message):
         rows[0].count(Filter.parse(given))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (
+            "label=shirt price>=3 colour=red,blue",
+            {"label": "shirt", "price": {"gte": 3}, "colour": {"in": ["red", "blue"]}},
+        ),
+        ("price>3 price<=9.5", {"price": {"gt": 3, "lte": 9.5}}),
+        ("sold=true brand!=acme", {"sold": True, "brand": {"ne": "acme"}}),
+        ("year=null", {"year": None}),
+        ("label=7 id=12", {"label": "7", "id": "12"}),
+        ('sku="42" name="a b,c"', {"sku": "42", "name": "a b,c"}),
+        ('note="she said \\"no\\""', {"note": 'she said "no"'}),
+        ("code=0012 day=2024-01-01", {"code": "0012", "day": "2024-01-01"}),
+        ("path=/a/b=c.png", {"path": "/a/b=c.png"}),
+        ("depth<-3", {"depth": {"lt": -3}}),
+        ('{"price": {"gte": 3, "lt": 9}}', {"price": {"gte": 3, "lt": 9}}),
+    ],
+)
+def test_a_shell_condition_means_a_json_filter(typed, meant):
+    assert parse_shell(typed) == Filter.parse(meant)
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("label", "label is not a condition"),
+        ("label=shirt and more", "and more is not a condition"),
+        ("label=", "label= is not a condition"),
+        ('name="open', 'name="open is not a condition'),
+        ("price>3,4", "price>3,4 compares with several values"),
+        ("price>3 price>4", "uses price> twice"),
+        ("  ", "is empty"),
+        ('{"label": ', "is not valid JSON"),
+        ('{"label": {"like": "x"}}', "an unknown operator 'like'"),
+    ],
+)
+def test_an_invalid_shell_condition_is_named(typed, sentence):
+    with pytest.raises(FilterProblem, match=sentence.replace("{", "\\{")):
+        parse_shell(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "filter"),
+    [
+        ([], None),
+        (["label=shirt"], {"label": {"in": ["shirt"]}}),
+        (["label = summer dress "], {"label": {"in": ["summer dress"]}}),
+        (["label=shirt", "label=hat, shoes"], {"label": {"in": ["shirt", "hat", "shoes"]}}),
+        (["price>=3", "price<9.5"], {"price": {"gte": 3, "lt": 9.5}}),
+        (
+            ['sku="42"', "sold=true", "year!=null"],
+            {"sku": {"in": ["42"]}, "sold": {"in": [True]}, "year": {"ne": None}},
+        ),
+        (["price>3", "price>3"], {"price": {"gt": 3}}),
+    ],
+)
+def test_conditions_of_the_page_mean_a_json_filter(typed, filter):
+    assert parse_conditions(typed) == filter
+    Filter.parse(filter or {})
+
+
+@pytest.mark.parametrize("typed", ["shirt", "label", "label=", "label=,", "=shirt", "price>3,4", 'a="open', "2b=3"])
+def test_an_invalid_condition_of_the_page_is_named(typed):
+    with pytest.raises(FilterProblem, match="is not a condition like label=shirt") as error:
+        parse_conditions(["label=hat", typed])
+    assert str(error.value).startswith(typed)
+
+
+def test_two_different_limits_of_one_kind_are_refused():
+    with pytest.raises(FilterProblem, match=r"^price>4 sets a second limit"):
+        parse_conditions(["price>3", "price>4"])
+
+
+def test_every_sign_of_the_table_is_read_by_shell_and_page_alike():
+    for entry in OPERATORS.values():
+        if entry.sign:
+            meant = Filter.parse({"size": {entry.key: 3}})
+            assert parse_shell(f"size{entry.sign}3") == meant
+            typed = Filter.parse(parse_conditions([f"size {entry.sign} 3"]))
+            assert typed in (meant, Filter.parse({"size": {"in": [3]}}))

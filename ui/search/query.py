@@ -1,91 +1,90 @@
-"""What is searched for: pictures to be like, and pictures to be unlike; and how."""
+"""A search: the pictures that results should be like or unlike, and its settings."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from serving.client import Match, ServiceError
-from serving.client.calls import COLLECTION
-from ui.search.conditions import parsed
-from ui.search.picture import Chosen, read
+from serving.client import COLLECTION, AsyncClient, Match, ServiceError
+from serving.protocol.filters import parse_conditions
+from ui.search.picture import Picture, read
 
 
 @dataclass(frozen=True)
 class Query:
-    positive: tuple[Chosen, ...]
-    """At least one; searched by is their mean."""
-    negative: tuple[Chosen, ...] = ()
+    positive: tuple[Picture, ...]
+    """At least one; the search is by the mean of their vectors."""
+    negative: tuple[Picture, ...] = ()
 
     @property
-    def picture(self) -> Chosen:
-        """The one that the other tabs look at."""
+    def picture(self) -> Picture:
+        """The one that the other tabs show."""
         return self.positive[0]
 
     @property
-    def pictures(self) -> tuple[Chosen, ...]:
+    def pictures(self) -> tuple[Picture, ...]:
         return self.positive + self.negative
 
-    def like(self, chosen: Chosen) -> "Query":
-        return Query((*_without(self.positive, chosen), chosen), _without(self.negative, chosen))
+    def like(self, picture: Picture) -> "Query":
+        return Query((*_without(self.positive, picture), picture), _without(self.negative, picture))
 
-    def unlike(self, chosen: Chosen) -> "Query":
-        """The same where it is the only one to be like: nothing would be left."""
-        positive = _without(self.positive, chosen)
-        return Query(positive, (*_without(self.negative, chosen), chosen)) if positive else self
+    def unlike(self, picture: Picture) -> "Query":
+        """Unchanged if no other picture would remain to be like."""
+        positive = _without(self.positive, picture)
+        return Query(positive, (*_without(self.negative, picture), picture)) if positive else self
 
-    def instead(self, chosen: Chosen) -> "Query":
-        """The picture that is looked at replaced."""
-        return Query((chosen, *self.positive[1:]), self.negative)
+    def instead(self, picture: Picture) -> "Query":
+        """With the first picture replaced."""
+        return Query((picture, *self.positive[1:]), self.negative)
 
-    def without(self, chosen: Chosen) -> "Query | None":
-        """None where nothing is left to be like."""
-        positive = _without(self.positive, chosen)
-        return Query(positive, _without(self.negative, chosen)) if positive else None
+    def without(self, picture: Picture) -> "Query | None":
+        """None if no other picture would remain to be like."""
+        positive = _without(self.positive, picture)
+        return Query(positive, _without(self.negative, picture)) if positive else None
 
 
-def _without(pictures: tuple[Chosen, ...], chosen: Chosen) -> tuple[Chosen, ...]:
-    return tuple(one for one in pictures if one != chosen)
+Trail: TypeAlias = tuple[Query, ...]  # the searches so far; the last is the current one
+
+
+def _without(pictures: tuple[Picture, ...], picture: Picture) -> tuple[Picture, ...]:
+    return tuple(other for other in pictures if other != picture)
 
 
 @dataclass(frozen=True)
-class Settings:
+class SearchSettings:
     k: int = 24
-    least: float = 0.0
-    """The least cosine; at 0 there is none."""
+    """Number of results."""
+    min_similarity: float = 0.0
+    """Least cosine of a result; 0 for no limit."""
     where: tuple[str, ...] = ()
-    """Conditions as they are typed: `price>=3`."""
+    """Conditions as the user types them: `price>=3`."""
     collection: str = COLLECTION
     encoder: str | None = None
-    """Id of the encoder; None is the service's default."""
-    beside: str | None = None
-    """Of the one that it is compared with."""
+    """Id of the encoder; None for the service's default."""
+    other_encoder: str | None = None
+    """Id of an encoder whose results are shown for comparison."""
 
 
-async def nearest(client, query: Query, settings: Settings) -> list[Match]:
-    """Nearest first. None where the collection is not there yet. raises ServiceError, UploadFailed, ConditionProblem"""
-    where = parsed(settings.where)
-    known = {one: one.id for one in query.pictures if _is_item(one, settings.collection)}
-    images = [await read(client, one) for one in query.positive if one not in known]
-    positive = [known[one] for one in query.positive if one in known]
-    negative = [known[one] for one in query.negative if one in known]
-    if strangers := [await read(client, one) for one in query.negative if one not in known]:
-        negative += list((await client.embed(strangers, model=settings.encoder)).vectors)
+async def nearest(client: AsyncClient, query: Query, settings: SearchSettings) -> list[Match]:
+    """Nearest first; none if there is no such collection yet. Raises ServiceError, UploadFailed, FilterProblem."""
+    where = parse_conditions(settings.where)
+    ids = {p: p.id for p in query.pictures if p.id and p.box is None and p.collection == settings.collection}
+    images = [await read(client, picture) for picture in query.positive if picture not in ids]
+    positive = [ids[picture] for picture in query.positive if picture in ids]
+    negative = [ids[picture] for picture in query.negative if picture in ids]
+    if other_images := [await read(client, picture) for picture in query.negative if picture not in ids]:
+        negative += list((await client.embed(other_images, model=settings.encoder)).vectors)
     try:
-        found = await client.search(
+        answer = await client.search(
             images or None,
             positive=positive,
             negative=negative,
             k=settings.k,
             filter=where,
-            threshold=settings.least or None,
+            threshold=settings.min_similarity or None,
             model=settings.encoder,
             collection=settings.collection,
         )
     except ServiceError as error:
-        if error.status != 404 or known:
+        if error.status != 404 or ids:
             raise
         return []
-    return found.results
-
-
-def _is_item(chosen: Chosen, collection: str) -> bool:
-    """Whether its vector is there; that of a part of it is not."""
-    return chosen.id is not None and chosen.box is None and chosen.collection == collection
+    return answer.results
