@@ -1,11 +1,9 @@
-"""The training runs beside the service: what is known of each, its settings and its curves.
+"""Reads training runs from the files in their folders, without training's code or torch.
 
-Read from the files in a run's folder alone, so that neither training's code nor torch is loaded. Runs lie where
-TWINVIEW_RUNS says, ./runs by default, and one folder deeper where their names have a slash.
+    config.json  settings     metrics.csv  one row per epoch     result.json  final accuracy of a fine-tuning
 
-    config.json  its settings     metrics.csv  a row an epoch     result.json  what fine-tuning reached
-
-No answer holds a path: of the data, and of what a run started from, the last part of the name is told.
+Runs are the folders in TWINVIEW_RUNS (by default ./runs), and the folders one level below for names with a slash. No
+answer contains a path: data and encoders are named by the last part of their path.
 """
 
 import csv
@@ -17,51 +15,68 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import orjson
-from fastapi import APIRouter, Query
-from fastapi.responses import Response
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, PositiveInt, ValidationError
 
-from serving.errors import NotFound, documented
+from serving.protocol.replies import Run, RunDetails, RunKind, Runs, RunState
 
-router = APIRouter(generate_unique_id_function=lambda route: route.name)
-
-PLACE = "TWINVIEW_RUNS"
 CONFIG, METRICS, RESULT = "config.json", "metrics.csv", "result.json"
-MOST_BYTES = 2**23  # of a file that is read
-MOST_ROWS = 2000  # of the curves in an answer
-FIRST_EPOCH_S = 600  # without a sign of life, before anything is known of a run's speed
-QUIET_EPOCHS, QUIET_S = 3, 60  # the same later: so many epochs, and what measuring and saving may take
-PLACES = ("data", "init", "teacher")  # settings that name a file or folder
-FIGURES = ("knn", "views_matched", "held_out")  # columns of metrics.csv that judge
+MAX_FILE_BYTES = 2**23  # larger files are not read
+MAX_ROWS = 2000  # of the curves in an answer
+FIRST_EPOCH_S = 600  # a run that has written nothing for so long has stopped, while its speed is not known
+QUIET_EPOCHS, QUIET_S = 3, 60  # once it is known: the time of so many epochs, and of evaluating and saving
+PATH_SETTINGS = ("data", "init", "teacher")
+FIGURES = ("knn", "views_matched", "held_out")  # columns of metrics.csv that measure quality
 
 Metrics = dict[str, list[float | None]]
 
 
-class Run(BaseModel):
-    name: str = Field(description="Of its folder below runs/.")
-    kind: Literal["pretraining", "fine-tuning", "distillation"]
-    state: Literal["training", "finished", "stopped"]
-    epoch: int = Field(description="Epochs done.")
-    epochs: int = Field(description="Epochs in all.")
-    data: str
-    encoder: str = Field(description="Its architecture; empty where it is that of what the run started from.")
-    init: str = Field(description="What it started from, or was taught by; empty for nothing.")
-    figures: dict[str, float] = Field(
-        description="The last of each: knn, views_matched, held_out, accuracy; shares of 1."
-    )
-    changed: float = Field(description="When it last wrote something, in seconds since 1970.")
+def runs_folder() -> Path:
+    return Path(os.environ.get("TWINVIEW_RUNS") or "runs").expanduser()
 
 
-class Runs(BaseModel):
-    count: int = Field(description="Of all.")
-    runs: list[Run] = Field(description="The newest first.")
+def list_runs(limit: int) -> Runs:
+    """The `limit` runs that were changed last, newest first. Folders with an unreadable config.json are left out."""
+    folders = list(_folders(runs_folder()))
+    newest = sorted(folders, key=lambda folder: _changed(folder[1]), reverse=True)[:limit]
+    runs = [_run(name, folder, files) for name, folder in newest if (files := _files(folder))]
+    return Runs(len(folders), runs)
 
 
-class _Settings(BaseModel):
-    """Of a config.json, what the answers are made of. Of all kinds."""
+def read_run(name: str) -> RunDetails | None:
+    """Only searches the listed folders: `name` is never used as a path."""
+    folder = dict(_folders(runs_folder())).get(name)
+    files = folder and _files(folder)
+    if not files:
+        return None
+    settings = {key: _last_part(value) if key in PATH_SETTINGS else value for key, value in files.settings.items()}
+    run = _run(name, folder, files)
+    return RunDetails(**vars(run), settings=settings, chance=files.last("chance"), metrics=files.thinned())
+
+
+def _folders(root: Path) -> Iterator[tuple[str, Path]]:
+    """Name and folder of each run."""
+    for pattern in (f"*/{CONFIG}", f"*/*/{CONFIG}"):
+        for config in root.glob(pattern):
+            name = config.parent.relative_to(root).as_posix()
+            if name.isprintable():  # JSON cannot hold all others
+                yield name, config.parent
+
+
+def _changed(folder: Path) -> float:
+    """When the run last wrote a file, in Unix seconds. TensorBoard's events are written every few steps."""
+    latest = 0.0
+    for file in (folder / CONFIG, folder / METRICS, *folder.glob("events.out.*"), *folder.glob("checkpoints/*")):
+        try:
+            latest = max(latest, file.stat().st_mtime)
+        except OSError:  # missing, or just being replaced
+            continue
+    return latest
+
+
+class _Config(BaseModel):
+    """The settings in a config.json that the answers need, of pretraining, fine-tuning and distillation."""
 
     data: str
     epochs: PositiveInt
@@ -74,69 +89,18 @@ class _Settings(BaseModel):
     teacher: str | None = None
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> RunKind:
         if self.teacher:
             return "distillation"
         return "fine-tuning" if self.mode else "pretraining"
 
 
-class RunDetails(Run):
-    settings: dict[str, Any] = Field(description="As in its config.json.")
-    chance: float | None = Field(description="Loss of a pretraining that has learnt nothing: log(2N - 1), in nats.")
-    metrics: Metrics = Field(description="Columns by name, a value an epoch; null where none was measured.")
-
-
-@router.get("/runs", response_model=Runs, responses=documented(400))
-def runs(limit: Annotated[int, Query(ge=1, le=500)] = 100) -> Response:
-    """The training runs that this service can see, pretraining and fine-tuning."""
-    folders = list(_folders(_place()))
-    newest = sorted(folders, key=lambda folder: _changed(folder[1]), reverse=True)[:limit]
-    found = [_about(*folder) for folder in newest]
-    return _json({"count": len(folders), "runs": [run for run in found if run]})
-
-
-@router.get("/runs/{name:path}", response_model=RunDetails, responses=documented(404))
-def run(name: str) -> Response:
-    """One run with its settings and its curves."""
-    for there, folder in _folders(_place()):  # only what is found by looking is read, whatever is asked for
-        if there == name and (about := _about(name, folder)):
-            files = _files(folder)
-            chance = math.log(2 * files.of.batch_size - 1) if files.of.kind == "pretraining" else None
-            settings = {key: _public(value) if key in PLACES else value for key, value in files.settings.items()}
-            return _json(about | {"settings": settings, "chance": chance, "metrics": files.thinned()})
-    raise NotFound(f"there is no run {name}; /runs lists what there is", "name")
-
-
-def _place() -> Path:
-    return Path(os.environ.get(PLACE) or "runs").expanduser()
-
-
-def _folders(root: Path) -> Iterator[tuple[str, Path]]:
-    """Name and folder of each run."""
-    for pattern in (f"*/{CONFIG}", f"*/*/{CONFIG}"):
-        for config in root.glob(pattern):
-            name = config.parent.relative_to(root).as_posix()
-            if name.isprintable():  # others could not be told in JSON
-                yield name, config.parent
-
-
-def _changed(folder: Path) -> float:
-    """When the run last wrote something: also TensorBoard's events, of every few steps."""
-    latest = 0.0
-    for file in (folder / CONFIG, folder / METRICS, *folder.glob("events.out.*"), *folder.glob("checkpoints/*")):
-        try:
-            latest = max(latest, file.stat().st_mtime)
-        except OSError:  # not there yet, or replaced just now
-            continue
-    return latest
-
-
 @dataclass(frozen=True)
 class _Files:
-    """What a run's files say. Nobody changes it: it is kept."""
+    """Contents of a run's files. Cached, so never change them."""
 
     settings: dict[str, Any]
-    of: _Settings
+    config: _Config
     metrics: Metrics
     result: dict[str, Any]
 
@@ -144,63 +108,64 @@ class _Files:
         return next((value for value in reversed(self.metrics.get(column, [])) if value is not None), None)
 
     def thinned(self) -> Metrics:
-        """At most about MOST_ROWS rows: the last, and from there back every so many; what judges stays."""
-        rows = len(self.metrics.get("epoch", []))
-        every = math.ceil(rows / MOST_ROWS) or 1
-        judged = [self.metrics[name] for name in FIGURES if name in self.metrics]
+        """About MAX_ROWS rows at most: every n-th, counted from the last, and all rows with figures."""
+        count = len(self.metrics.get("epoch", []))
+        step = math.ceil(count / MAX_ROWS) or 1
+        figures = [self.metrics[name] for name in FIGURES if name in self.metrics]
 
         def stays(i: int) -> bool:
-            return (rows - 1 - i) % every == 0 or any(column[i] is not None for column in judged)
+            return (count - 1 - i) % step == 0 or any(column[i] is not None for column in figures)
 
-        kept = [i for i in range(rows) if stays(i)][-2 * MOST_ROWS :]
-        return {name: [column[i] for i in kept] for name, column in self.metrics.items()}
+        rows = [i for i in range(count) if stays(i)][-2 * MAX_ROWS :]
+        return {name: [column[i] for i in rows] for name, column in self.metrics.items()}
 
 
 def _files(folder: Path) -> _Files | None:
-    """None where its settings cannot be read."""
-    return _read(folder, *(_stamp(folder / name) for name in (CONFIG, METRICS, RESULT)))
+    """None if the settings cannot be read."""
+    return _read_files(folder, *(_stamp(folder / name) for name in (CONFIG, METRICS, RESULT)))
 
 
 def _stamp(file: Path) -> tuple[int, int]:
+    """Changes when the file does."""
     try:
-        facts = file.stat()
+        stat = file.stat()
     except OSError:
         return 0, 0
-    return facts.st_mtime_ns, facts.st_size
+    return stat.st_mtime_ns, stat.st_size
 
 
 @lru_cache(512)
-def _read(folder: Path, *stamps: tuple[int, int]) -> _Files | None:
-    settings, result = (_object(_text(folder / name)) for name in (CONFIG, RESULT))
+def _read_files(folder: Path, *stamps: tuple[int, int]) -> _Files | None:
+    settings, result = (_json_object(_text(folder / name)) for name in (CONFIG, RESULT))
     try:
-        return _Files(settings, _Settings.model_validate(settings), _columns(_text(folder / METRICS)), result)
+        return _Files(settings, _Config.model_validate(settings), _columns(_text(folder / METRICS)), result)
     except ValidationError:
         return None
 
 
 def _text(file: Path) -> str:
-    """Empty where there is none that can be read."""
+    """Empty if the file is missing, unreadable or too large."""
     try:
-        if file.stat().st_size > MOST_BYTES:
+        if file.stat().st_size > MAX_FILE_BYTES:
             return ""
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
 
-def _object(text: str) -> dict:
+def _json_object(text: str) -> dict[str, Any]:
     try:
-        told = json.loads(text)
-    except ValueError:  # also one that is being written
+        value = json.loads(text)
+    except ValueError:  # perhaps just being written
         return {}
-    return told if isinstance(told, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _columns(text: str) -> Metrics:
-    """Of a CSV that may be in the middle of being written: rows that are whole, numbers that are finite."""
+    """Columns of a CSV, whose last row may be incomplete because it is just being written."""
     names, *rows = list(csv.reader(text.splitlines())) or [[]]
-    whole = [row for row in rows if len(row) == len(names)]
-    return {name: [_number(row[i]) for row in whole] for i, name in enumerate(names)}
+    complete = [row for row in rows if len(row) == len(names)]
+    return {name: [_number(row[i]) for row in complete] for i, name in enumerate(names)}
 
 
 def _number(text: str) -> float | None:
@@ -211,54 +176,46 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _about(name: str, folder: Path) -> dict | None:
-    """What `Run` holds; None where its settings cannot be read."""
-    files = _files(folder)
-    if files is None:
-        return None
-    of, epoch, changed = files.of, int(files.last("epoch") or 0), _changed(folder)
-    origin = of.teacher or of.init
-    encoder = of.encoder or ("" if origin else "tiny")
+def _run(name: str, folder: Path, files: _Files) -> Run:
+    config, epoch, changed = files.config, int(files.last("epoch") or 0), _changed(folder)
+    origin = config.teacher or config.init
+    encoder = config.encoder or ("" if origin else "tiny")
     figures = {column: value for column in FIGURES if (value := files.last(column)) is not None}
-    return {
-        "name": name,
-        "kind": of.kind,
-        "state": _state(files, epoch, changed),
-        "epoch": epoch,
-        "epochs": of.epochs,
-        "data": _public(of.data),
-        "encoder": f"{encoder}-{of.width}x" if encoder and (of.width or 1) > 1 else encoder,
-        "init": _public(origin),
-        "figures": figures | _accuracy(files.result),
-        "changed": changed,
-    }
+    return Run(
+        name=name,
+        kind=config.kind,
+        state=_state(files, epoch, changed),
+        epoch=epoch,
+        epochs=config.epochs,
+        data=_last_part(config.data),
+        encoder=f"{encoder}-{config.width}x" if encoder and (config.width or 1) > 1 else encoder,
+        init=_last_part(origin),
+        figures=figures | _accuracy(files.result),
+        changed=changed,
+    )
 
 
-def _accuracy(result: dict) -> dict[str, float]:
-    """Of a fine-tuning, on the pictures that it was judged on in the end."""
+def _accuracy(result: dict[str, Any]) -> dict[str, float]:
+    """Final accuracy of a fine-tuning: on test pictures if there were any, otherwise on held-out ones."""
     try:
         after = result["after"]
         return {"accuracy": float((after.get("test") or after["held-out"])["accuracy"])}
-    except (KeyError, TypeError, ValueError, AttributeError):  # without labels held out there is none
+    except (KeyError, TypeError, ValueError, AttributeError):  # not measured
         return {}
 
 
-def _state(files: _Files, epoch: int, changed: float) -> str:
-    """Whether a run that is not finished still goes on shows in the age of its files alone: it may run elsewhere."""
-    of, step, speed = files.of, files.last("step"), files.last("images_per_s")
-    if files.result or epoch >= of.epochs or (of.max_steps and (step or 0) >= of.max_steps):
+def _state(files: _Files, epoch: int, changed: float) -> RunState:
+    """Judges by the age of the files whether a run is still training: its process may be on another machine."""
+    config, step, speed = files.config, files.last("step"), files.last("images_per_s")
+    if files.result or epoch >= config.epochs or (config.max_steps and (step or 0) >= config.max_steps):
         return "finished"
     quiet_s = FIRST_EPOCH_S
     if step and speed and epoch:
-        quiet_s = QUIET_S + QUIET_EPOCHS * step / epoch * of.batch_size / speed
+        quiet_s = QUIET_S + QUIET_EPOCHS * step / epoch * config.batch_size / speed
     return "training" if time.time() - changed < quiet_s else "stopped"
 
 
-def _public(place: str) -> str:
-    """The last part that says something: clothing.zip of /home/me/clothing.zip, shards of shards/*.tar."""
-    path = Path(place)
-    return path.parent.name if "*" in path.name and path.parent.name else path.name
-
-
-def _json(content: dict) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")
+def _last_part(path: str) -> str:
+    """clothing.zip for /home/me/clothing.zip, shards for shards/*.tar."""
+    parts = Path(path)
+    return parts.parent.name if "*" in parts.name and parts.parent.name else parts.name

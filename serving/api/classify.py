@@ -1,74 +1,54 @@
-"""POST /classify: which of a fine-tuned model's classes a picture shows. The work is engine.py's, as of /embed."""
+"""POST /classify: the classes a fine-tuned model sees in pictures. serving/engine.py does the work, as for /embed."""
 
 from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse, Response
-from fastapi.routing import APIRoute
-from pydantic import BaseModel, Field
+from fastapi import Query, Request
+from fastapi.responses import Response
 
-from serving.api.request import CancelOnDisconnect, Ready, binary, requested_encoder
-from serving.api.upload import BYTES, FORM, read_images
+from serving.api.openapi import images_body, new_router
+from serving.api.request import CancelOnDisconnect, Ready, requested_encoder
+from serving.api.response import json_response
+from serving.api.upload import read_images
 from serving.errors import NotFound, documented
-from serving.protocol import pack
+from serving.protocol import queries
 from serving.protocol.queries import ALIAS
+from serving.protocol.replies import Classified, Guess
 
-
-class Guess(BaseModel):
-    label: str = Field(description="A class's name.")
-    probability: float = Field(description="0 to 1; over all classes they sum to 1.")
-
-
-class Classified(BaseModel):
-    model: str
-    predictions: list[list[Guess]] = Field(description="Of each image, in their order, the likeliest class first.")
-
-
-def _name(route: APIRoute) -> str:
-    return route.name
-
-
-router = APIRouter(generate_unique_id_function=_name)
-
-IMAGES = {"type": "array", "items": {"type": "string", "format": "binary"}}
-BODY = {
-    "required": True,
-    "content": {
-        FORM: {"schema": {"type": "object", "properties": {"images": IMAGES}, "required": ["images"]}},
-        **binary("image/*", BYTES, pack.MEDIA_TYPE),
-    },
-}
+router = new_router()
 
 
 @router.post(
     "/classify",
     response_model=Classified,
-    openapi_extra={"requestBody": BODY},
+    openapi_extra={"requestBody": {"required": True, "content": images_body()}},
     responses=documented(400, 404, 413, 415, 422, 429, 503),
 )
 async def classify(
     request: Request,
     engine: Ready,
-    k: Annotated[int, Query(ge=1, le=1000, description="Classes for each image; no more than there are.")] = 5,
-    model: Annotated[str, Query(description=f"An id of /v1/models, or {ALIAS} for the default.")] = ALIAS,
+    k: Annotated[int, Query(ge=1, le=1000, description="Largest number of classes for each image.")] = 5,
+    model: Annotated[str, Query(description=queries.MODEL)] = ALIAS,
 ) -> Response:
-    """The k likeliest classes of each of 1 to 256 images, by a model that was fine-tuned. Images come as to /embed."""
+    """Get the k likeliest classes of each of 1 to 256 images, from a fine-tuned model.
+
+    Send images in the same way as to /embed.
+    """
     engine.refuse_when_full()
-    card = engine.named(requested_encoder(model))
-    _check(card.id, card.classes)  # before the body is read
-    files = await read_images(request, request.app.state.limits.images)
+    encoder = requested_encoder(model)
+    card = engine.named(encoder)
+    _check_classes(card.id, card.classes)  # before reading the body
+    uploads = await read_images(request, request.app.state.limits.images)
     async with CancelOnDisconnect(request):
-        embedded = await engine.embed(files, requested_encoder(model))
-    request.app.state.metrics.embedded(len(files), embedded.times)
-    request.state.facts = {"images": len(files), "model": embedded.model}
-    _check(embedded.model, embedded.classes)  # another may have taken its place
-    predictions = likeliest(embedded.logits, embedded.classes, k)
-    return JSONResponse({"model": embedded.model, "predictions": predictions})
+        embedded = await engine.embed(uploads, encoder)
+    request.app.state.metrics.embedded(len(uploads), embedded.times)
+    request.state.facts = {"images": len(uploads), "model": embedded.model}
+    _check_classes(embedded.model, embedded.classes)  # a newer export may have replaced the model meanwhile
+    return json_response(Classified(embedded.model, likeliest(embedded.logits, embedded.classes, k)))
 
 
-def _check(id: str, classes: list[str]) -> None:
-    """raises NotFound"""
+def _check_classes(id: str, classes: list[str]) -> None:
+    """Raises NotFound."""
     if not classes:
         raise NotFound(
             f"{id} is an encoder and has no classes; fine-tune one: `python training/finetune.py --init RUN --data "
@@ -77,13 +57,17 @@ def _check(id: str, classes: list[str]) -> None:
         )
 
 
-def likeliest(logits: np.ndarray, classes: list[str], k: int) -> list[list[dict]]:
-    """(n, C) float, C names -> of each row its min(k, C) greatest by softmax, as dicts of a Guess."""
+def likeliest(logits: np.ndarray, classes: list[str], k: int) -> list[list[Guess]]:
+    """The min(k, C) most probable classes of each row, by softmax.
+
+    logits   (n, C) float
+    classes  C names
+    """
     wide = logits.astype(np.float64)
     weights = np.exp(wide - wide.max(axis=1, keepdims=True))
     probabilities = weights / weights.sum(axis=1, keepdims=True)
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     return [
-        [{"label": classes[i], "probability": round(float(row[i]), 6)} for i in places]
-        for row, places in zip(probabilities, order, strict=True)
+        [Guess(classes[i], round(float(row[i]), 6)) for i in best]
+        for row, best in zip(probabilities, order, strict=True)
     ]

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serving.protocol.replies import Key
+from serving.protocol.replies import Key, KeyType
 
 COMMONEST = 20  # values of each key
 ROWS = 1_000_000  # of a larger collection, the first are looked at
-KINDS = {str: "text", bool: "truth", int: "whole", float: "number"}
+KINDS: dict[type, KeyType] = {str: "text", bool: "truth", int: "whole", float: "number"}
 
 
 def summary(rows: pa.Table, columns: Mapping[str, tuple[str, type]]) -> list[Key]:

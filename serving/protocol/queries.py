@@ -99,7 +99,7 @@ class SearchQuery(Strict):
     filter: Condition | None = Field(
         None,
         description='Conditions on the items, by key: {"label": "shirt", "price": {"gte": 3, "lt": 9}, "colour": '
-        '{"in": ["red", "blue"]}}. Operators: eq, ne, gt, gte, lt, lte, in. A bare value means eq; null means that the '
+        f'{{"in": ["red", "blue"]}}}}. Operators: {", ".join(OPERATORS)}. A bare value means eq; null means that the '
         "item has no value.",
     )
     threshold: float | None = Field(None, ge=-1, le=1, description="Lowest cosine similarity of a result.")

@@ -4,7 +4,7 @@ The routes name these classes in the OpenAPI document, with the docstrings of th
 JSON as plain dicts, because building and checking objects takes longer than embedding a small picture.
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -13,6 +13,9 @@ from pydantic_core import CoreSchema
 
 R = TypeVar("R")
 Value = str | bool | int | float
+KeyType = Literal["text", "truth", "whole", "number"]
+RunKind = Literal["pretraining", "fine-tuning", "distillation"]
+RunState = Literal["training", "finished", "stopped"]
 
 
 class ServiceError(Exception):
@@ -150,7 +153,7 @@ class Key(Reply):
     """A field that the items of a collection can be filtered by."""
 
     key: str
-    type: Literal["text", "truth", "whole", "number"]
+    type: KeyType
     """Type of its values: text, truth (true or false), whole (integer) or number (floating point)."""
     distinct: int
     """Number of distinct values."""
@@ -361,6 +364,11 @@ class Matrix(Reply):
         rows = np.arange(len(self.cosines))
         return float(-self.log_weights(temperature)[rows, rows ^ 1].mean())
 
+    @property
+    def chance(self) -> float:
+        """The loss when all cosines are equal, which is the same at every temperature."""
+        return replace(self, h=np.zeros_like(self.h), z=None).loss(1.0)
+
 
 @dataclass(frozen=True)
 class Curve(Reply):
@@ -426,8 +434,8 @@ class Run(Reply):
 
     name: str
     """Path of its folder, relative to the folder of all runs."""
-    kind: Literal["pretraining", "fine-tuning", "distillation"]
-    state: Literal["training", "finished", "stopped"]
+    kind: RunKind
+    state: RunState
     epoch: int
     """Number of epochs done."""
     epochs: int

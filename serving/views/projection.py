@@ -1,73 +1,70 @@
-"""The run that an encoder was exported from, where its checkpoint is at hand, and that run's projection head g.
+"""The projection head g of the run that an encoder was exported from, if the run's checkpoint is still there.
 
-The layout is training/encoders.py's `projection_head`: [Linear, BN, ReLU] any number of times, Linear and BN; no Linear
-has a bias. It is run here from its weights, in evaluation mode: training's own module would load torchvision and
-Lightning, which takes several times longer than all else that views need.
+The layout is that of training/encoders.py's `projection_head`: [Linear, BN, ReLU] any number of times, then Linear and
+BN; no Linear has a bias. It is computed here from its weights, in evaluation mode: training's own module would load
+torchvision and Lightning, which takes several times longer than everything else that views need.
 """
 
 import hashlib
 import logging
-import os
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from export.artifact import ModelCard
+from serving.runs import runs_folder
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("twinview")
 
 PREFIX = "projector."
 EPSILON = 1e-5  # of torch's batch norm
-KEPT = 4  # heads
+CACHED = 4  # projection heads
 
-Head = Callable[[np.ndarray], np.ndarray]  # h (n, d) -> z (n, p) float32
+Projection = Callable[[np.ndarray], np.ndarray]  # h (n, d) -> z (n, p) float32
+Layer = tuple[np.ndarray, np.ndarray, np.ndarray]  # matrix (out, in), scale (out,), shift (out,), all float32
 
 
-def checkpoint_of(folder: Path, card: ModelCard) -> Path | None:
-    """What the bundle in `folder` was exported from, beside it or in a run; known by the hash in its card."""
+def projection_of(folder: Path, card: ModelCard) -> Projection | None:
+    """g of the encoder in the bundle `folder`; None if its checkpoint is missing or has no g. Loads torch."""
     digest = card.training.get("checkpoint_sha256")
-    return _checkpoint(folder, digest) if digest else None
+    checkpoint = _checkpoint(folder, digest) if digest else None
+    return _load(checkpoint) if checkpoint else None
 
 
-@lru_cache(KEPT)
+@lru_cache(CACHED)
 def _checkpoint(folder: Path, digest: str) -> Path | None:
-    from serving.runs import PLACE  # routes, which import the engine
-
-    runs = Path(os.environ.get(PLACE) or "runs").expanduser()
-    for path in (*folder.parent.glob("checkpoints/*.ckpt"), *runs.glob("*/checkpoints/*.ckpt")):
+    """The checkpoint with this SHA-256, in the run that the bundle `folder` is in, or in any other."""
+    for path in (*folder.parent.glob("checkpoints/*.ckpt"), *runs_folder().glob("*/checkpoints/*.ckpt")):
         with suppress(OSError), open(path, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() == digest:
                 return path
     return None
 
 
-def head_of(folder: Path, card: ModelCard) -> Head | None:
-    """g of the encoder whose bundle lies in `folder`; None where its checkpoint is not at hand, or holds none. Loads
-    torch."""
-    path = checkpoint_of(folder, card)
-    return _head(path) if path else None
-
-
-@lru_cache(KEPT)
-def _head(path: Path) -> Head | None:
+@lru_cache(CACHED)
+def _load(checkpoint: Path) -> Projection | None:
     import torch
 
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         layers = _layers({name[len(PREFIX) :]: value for name, value in weights.items() if name.startswith(PREFIX)})
     except (OSError, pickle.UnpicklingError, RuntimeError, KeyError, ValueError) as error:
-        log.warning("%s is not read, so there is no z of its encoder: %s", path, type(error).__name__)
+        log.warning("%s cannot be read (%s), so this encoder has no z", checkpoint, type(error).__name__)
         return None
     return partial(_project, layers) if layers else None
 
 
-def _layers(weights: dict) -> list[tuple]:
-    """(matrix (out, in), scale (out,), shift (out,)) float32 of each Linear with the batch norm behind it."""
-    modules: dict[int, dict] = {}
+def _layers(weights: "dict[str, torch.Tensor]") -> list[Layer]:
+    """Each Linear, joined with the batch norm after it."""
+    modules: dict[int, dict[str, np.ndarray]] = {}
     for name, value in weights.items():
         number, _, part = name.partition(".")
         modules.setdefault(int(number), {})[part] = value.numpy()
@@ -79,7 +76,7 @@ def _layers(weights: dict) -> list[tuple]:
     return layers
 
 
-def _project(layers: list[tuple], x: np.ndarray) -> np.ndarray:
+def _project(layers: list[Layer], x: np.ndarray) -> np.ndarray:
     for i, (matrix, scale, shift) in enumerate(layers):
         x = x @ matrix.T * scale + shift
         if i + 1 < len(layers):

@@ -1,0 +1,56 @@
+"""Parts of the OpenAPI document that several routes share: names of operations, query parameters, request bodies."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from serving.api.request import binary
+from serving.api.upload import BYTES, FORM
+from serving.protocol import pack
+
+FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
+
+
+def new_router(prefix: str = "", route_class: type[APIRoute] = APIRoute) -> APIRouter:
+    """A router whose operations, and so the methods of generated clients, have the names of the routes' functions."""
+
+    def operation_id(route: APIRoute) -> str:
+        return route.name
+
+    return APIRouter(prefix=prefix, route_class=route_class, generate_unique_id_function=operation_id)
+
+
+def inline_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """JSON Schema without references: FastAPI adds no definitions to what stands in `openapi_extra`."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inline(part: Any) -> Any:
+        if isinstance(part, list):
+            return [inline(element) for element in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return inline(definitions[part["$ref"].rpartition("/")[2]])
+        return {key: inline(value) for key, value in part.items() if key != "discriminator"}
+
+    return inline(schema)
+
+
+def query_parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
+    properties = inline_schema(model)["properties"]
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in properties.items()]
+
+
+def form(files: str, model: type[BaseModel] | None = None, required: bool = True) -> dict[str, Any]:
+    """A form with files in the field `files`, and the fields of `model`."""
+    schema = inline_schema(model) if model else {"type": "object", "properties": {}}
+    schema["properties"][files] = FILES
+    return {FORM: {"schema": schema | {"required": [files]} if required else schema}}
+
+
+def images_body(model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """The `content` of a body that upload.read_images reads; in a form with the fields of `model`."""
+    return form("images", model) | binary("image/*", BYTES, pack.MEDIA_TYPE)
