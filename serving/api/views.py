@@ -46,7 +46,7 @@ async def views(
     settings = await _settings(request, ("image", "pairs", "seed"))
     file = await read_file("image", image)
     async with CancelOnDisconnect(request):
-        drawn = await engine.studio.pairs(file, pairs, seed, settings)
+        drawn = await engine.views.pairs(file, pairs, seed, settings)
     z = [None] * pairs if drawn.z is None else _rounded(drawn.z).tolist()
     answer = [
         Pair((png_uri(first), png_uri(second)), h, projected)
@@ -75,7 +75,7 @@ async def matrix(
         raise TooLarge(f"image: the request has {len(image)}, and at most {MAX_MATRIX} are allowed", "image")
     files = [await read_file(f"image[{i}]", upload) for i, upload in enumerate(image)]
     async with CancelOnDisconnect(request):
-        drawn = await engine.studio.matrix(files, collection, count, seed, settings)
+        drawn = await engine.views.matrix(files, collection, count, seed, settings)
     pictures = [
         OfMatrix(name, id, (png_uri(drawn.views[2 * i]), png_uri(drawn.views[2 * i + 1])))
         for i, (name, id) in enumerate(drawn.pictures)
@@ -100,7 +100,7 @@ async def invariance(
     """
     file = await read_file("image", image) if image else None
     async with CancelOnDisconnect(request):
-        found = await engine.studio.invariance(file, collection, count, seed)
+        found = await engine.views.invariance(file, collection, count, seed)
     compared, followed = found.compared, found.followed
     strips = [Strip(name, [png_uri(view) for view in strip]) for name, strip in followed.strips.items()]
     return json_response(

@@ -1,27 +1,30 @@
-"""Augmented views of pictures, exactly as pretraining draws them. Needs torch, which only this part of the service
-loads, and only when first asked."""
+"""Augmented views of pictures, exactly as pretraining draws them. Needs torch, which only serving/views loads, and only
+at the first request for views."""
 
 import base64
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from serving.errors import Malformed, NotOffered
 
+T = TypeVar("T")
+
 
 def draw_views(pixels: np.ndarray, each: int, seed: int, settings: dict[str, list[str]]) -> np.ndarray:
-    """`each` views of each picture, those of one picture behind each other.
+    """`each` views of each picture.
 
     pixels    uint8 (N, S, S, 3), as the encoder sees the pictures: what pretraining's augmentation starts from
-    settings  fields of AugmentSettings as a form gives them: a list of texts each, two for crop_area
-    returns   uint8 (N * each, S, S, 3); the same for the same arguments
-    raises    Malformed, and NotOffered where training's code or torch is left out
+    settings  fields of AugmentSettings, each with its values in a form: one text, two for crop_area
+    returns   uint8 (N * each, S, S, 3), the views of one picture together; the same for the same arguments
+    raises    Malformed; NotOffered if training's code or torch is not installed
     """
-    with offered():
+    with training_imports():
         import torch
 
         from training.augment import AugmentSettings, augment
@@ -34,11 +37,11 @@ def draw_views(pixels: np.ndarray, each: int, seed: int, settings: dict[str, lis
 
 
 @contextmanager
-def offered() -> Iterator[None]:
-    """For imports of training's code. raises NotOffered where it cannot be imported.
+def training_imports() -> Iterator[None]:
+    """Import training's code inside. Raises NotOffered if it cannot be imported.
 
-    torch keeps to one core: of several it has threads that wait for each other by spinning, which takes many times as
-    long where embedding is at work on the same cores, and holds that up.
+    Limits torch to one core: its threads on several cores spin while they wait for each other, which slows down both
+    itself and the embedding that runs on the same cores.
     """
     try:
         import torch
@@ -46,16 +49,16 @@ def offered() -> Iterator[None]:
         torch.set_num_threads(1)
         yield
     except ImportError as error:
-        raise NotOffered("this service was built without training's code, so it draws no views") from error
+        raise NotOffered("this service was built without training's code, so it cannot draw views") from error
 
 
-def _parse(form: dict[str, list[str]], kind: type):
-    """An instance of the dataclass `kind`, each text read as its field's default is."""
+def _parse(form: dict[str, list[str]], kind: type[T]) -> T:
+    """An instance of the dataclass `kind`, each text converted to the type of its field's default."""
     defaults = {field.name: field.default for field in fields(kind)}
     parsed = {}
     for name, texts in form.items():
         if name not in defaults:
-            raise Malformed(f"{name} is no setting of the augmentation; there are {', '.join(defaults)}", name)
+            raise Malformed(f"{name} is not an augmentation setting; the settings are {', '.join(defaults)}", name)
         default = defaults[name]
         try:
             values = texts if isinstance(default, str) else [float(text) for text in texts]
@@ -72,7 +75,7 @@ def _parse(form: dict[str, list[str]], kind: type):
 
 
 def png_uri(pixels: np.ndarray) -> str:
-    """uint8 (S, S, 3) -> a data URI."""
+    """uint8 (S, S, 3) -> a PNG file as a data URI."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

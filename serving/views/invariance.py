@@ -1,5 +1,6 @@
-"""How far h moves as one augmentation grows, over a sample of pictures and for one: sensitivity.py's curves of
-the encoder that is served, beside those of the same architecture untrained. Needs torch, loaded when first asked."""
+"""How far h moves as one augmentation grows, as a mean over a sample of pictures and for one picture: the curves of
+training/evaluation/sensitivity.py, for the encoder that is served and for an untrained one of the same architecture.
+Needs torch, which is loaded at the first request."""
 
 import re
 from collections.abc import Callable
@@ -11,91 +12,95 @@ import numpy as np
 
 from export.artifact import ModelCard
 from serving.collection.index import unit
-from serving.views.draw import offered
+from serving.views.draw import training_imports
 
 if TYPE_CHECKING:
     import torch
 
     from training.evaluation.sensitivity import Sensitivity, SensitivityCurve
 
-DRAWS = 8  # of the views of a picture on its own, which are random in where they are cut, and up or down
-KEPT = 2  # untrained encoders
+DRAWS = 8  # views of one picture at each strength: where it is cropped, and whether up or down, is random
+CACHED = 2  # untrained encoders
 
 Encode = Callable[[np.ndarray], np.ndarray]  # uint8 (n, S, S, 3) -> (n, d)
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedEncoders:
     trained: "Sensitivity"
     untrained: "Sensitivity | None"
-    """Of the same architecture, as its run began; None where that is not known."""
+    """The same architecture with the initial weights of its run; None if they are not known."""
     sentence: str
-    """What is noticed most and least."""
+    """Which augmentations move h most and least."""
 
 
 @dataclass(frozen=True)
-class Followed:
+class FollowedPicture:
     curves: "tuple[SensitivityCurve, ...]"
     strips: dict[str, np.ndarray]
-    """By augmentation: uint8 (strengths, S, S, 3), the picture at each of its strengths."""
+    """By augmentation: uint8 (strengths, S, S, 3), the picture at each strength."""
 
 
-def compare(encode: Encode, pixels: np.ndarray, seed: int, card: ModelCard, go_on: Callable[[], None]) -> Compared:
-    """Mean over a sample.
+def compare_encoders(
+    encode: Encode, pixels: np.ndarray, seed: int, card: ModelCard, check: Callable[[], None]
+) -> ComparedEncoders:
+    """The mean over a sample, for the served encoder and an untrained one.
 
-    encode  by the encoder that is served
+    encode  the served encoder, whose model card is `card`
     pixels  uint8 (N, S, S, 3), N >= 2
-    card    of that encoder
-    go_on   is called between the steps, and may raise
-    raises  NotOffered; whatever `encode` and `go_on` raise
+    check   is called between the steps; an exception from it ends the work
+    raises  NotOffered; whatever `encode` and `check` raise
     """
-    with offered():
+    with training_imports():
         import torch
 
         from training.evaluation.sensitivity import sensitivity, sentence
 
-    def of(extract: "Callable[[np.ndarray], torch.Tensor]", name: str) -> "Sensitivity":
-        def encode(pixels: np.ndarray) -> torch.Tensor:
-            go_on()
-            return extract(pixels)
+    def measure(embed: "Callable[[np.ndarray], torch.Tensor]", name: str) -> "Sensitivity":
+        def checked(pixels: np.ndarray) -> torch.Tensor:
+            check()
+            return embed(pixels)
 
-        return sensitivity(encode, pixels, name, seed)
+        return sensitivity(checked, pixels, name, seed)
 
-    trained = of(lambda pixels: torch.from_numpy(encode(pixels)), "This encoder")
-    seed_of_run = (card.training.get("settings") or {}).get("seed", 0)
-    twin = _untrained(card.architecture, pixels.shape[1], seed_of_run) if card.training else None
-    return Compared(trained, twin and of(twin, "untrained"), sentence(trained))
+    trained = measure(lambda pixels: torch.from_numpy(encode(pixels)), "This encoder")
+    run_seed = (card.training.get("settings") or {}).get("seed", 0)
+    untrained = _untrained(card.architecture, pixels.shape[1], run_seed) if card.training else None
+    return ComparedEncoders(trained, untrained and measure(untrained, "untrained"), sentence(trained))
 
 
-def follow(encode: Encode, pixels: np.ndarray, others: float, seed: int, go_on: Callable[[], None]) -> Followed:
-    """One picture, uint8 (S, S, 3); others: mean cosine of two different ones, where `moved` is 1."""
-    with offered():
+def follow_picture(
+    encode: Encode, pixels: np.ndarray, others: float, seed: int, check: Callable[[], None]
+) -> FollowedPicture:
+    """The same curves for one picture, uint8 (S, S, 3). others: mean cosine of two different pictures, where `moved`
+    is 1. raises as compare_encoders"""
+    with training_imports():
         from training.evaluation.sensitivity import STRENGTHS, SensitivityCurve, views
 
     curves, strips, h = [], {}, unit(encode(pixels[None]))[0]
     for name, (measured_in, strengths) in STRENGTHS.items():
         cosines, strip = [], []
         for strength in strengths:
-            go_on()
+            check()
             drawn = views(pixels[None].repeat(DRAWS, axis=0), name, strength, seed)
             cosines.append(float((unit(encode(drawn)) @ h).mean()))
             strip.append(drawn[0])
         moved = tuple((1 - cosine) / (1 - others) for cosine in cosines)
         curves.append(SensitivityCurve(name, measured_in, strengths, tuple(cosines), moved))
         strips[name] = np.stack(strip)
-    return Followed(tuple(curves), strips)
+    return FollowedPicture(tuple(curves), strips)
 
 
-@lru_cache(KEPT)
+@lru_cache(CACHED)
 def _untrained(architecture: str, size_px: int, seed: int) -> "Callable[[np.ndarray], torch.Tensor] | None":
-    """h of the architecture as a run of that seed begins; None of one that training does not know."""
+    """h by the architecture with the initial weights of a run with that seed; None if training does not know it."""
     import torch
 
     from training.encoders import ARCHITECTURES, Encoder, embed
 
-    told = re.fullmatch(r"(\w+)(?:-(\d)x)?", architecture)
-    if not told or told[1] not in ARCHITECTURES:
+    match = re.fullmatch(r"(\w+)(?:-(\d)x)?", architecture)
+    if not match or match[1] not in ARCHITECTURES:
         return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return partial(embed, Encoder(told[1], int(told[2] or 1), size_px))
+        return partial(embed, Encoder(match[1], int(match[2] or 1), size_px))

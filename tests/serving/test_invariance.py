@@ -1,6 +1,6 @@
 import asyncio
 import sys
-import time
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +8,7 @@ import pytest
 
 from export.artifact import read_pixels, save_bundle
 from serving.client import ServiceError
+from serving.views import analysis
 
 torch = pytest.importorskip("torch")
 sync = pytest.mark.parametrize("connect", ["sync"], indirect=True)
@@ -70,7 +71,7 @@ def test_a_picture_is_followed_through_its_own_changes(http, fill, picture, conn
 def test_the_next_picture_is_held_against_what_is_known_of_the_sample(http, fill, picture, monkeypatch, connect):
     fill(4)
     first = connect(http).invariance(picture(8), count=4, seed=3)
-    monkeypatch.setattr("serving.views.analysis.compare", None)
+    monkeypatch.setattr("serving.views.analysis.compare_encoders", None)
     again = connect(http).invariance(picture(9), count=4, seed=3)
     assert again.trained == first.trained and again.picture.curves != first.picture.curves
 
@@ -88,8 +89,15 @@ def test_a_collection_that_is_too_small_or_absent_is_named(http, fill, picture, 
 @sync
 def test_what_takes_too_long_is_given_up_and_the_next_is_done(http, fill, monkeypatch, connect):
     fill(4)
+    place = http.app.state.engine._models._places[0]
+    model = place.model
+
+    async def never(images):
+        await asyncio.Event().wait()
+
     with monkeypatch.context() as patch:
         patch.setattr("serving.views.analysis.DEADLINE_S", 0.05)
+        patch.setattr(place, "model", replace(model, batch=never))
         with pytest.raises(ServiceError, match=r"^count: 4 pictures take this encoder longer than 0.05 s") as slow:
             connect(http).invariance(count=4)
     assert (slow.value.status, slow.value.param) == (413, "count")
@@ -105,32 +113,43 @@ def test_when_its_client_goes_the_work_ends(http, fill, slow, monkeypatch):
     fill(4)
     engine = http.app.state.engine
     place = engine._models._places[0]
-    model, render, encoded = place.model, sensitivity.render, []
+    model, render, compare, encoded = place.model, sensitivity.render, analysis.compare_encoders, []
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
     async def encode(images):
         encoded.append(len(images))
-        await asyncio.sleep(0.1 if slow == "encoding" else 0)
+        if slow == "encoding":
+            begun.set()
+            await asyncio.Event().wait()
         return await model.batch(images)
 
     def draw(*arguments):
-        time.sleep(0.1 if slow == "drawing" else 0)
+        if slow == "drawing":
+            begun.set()
+            assert go_on.wait(60)
         return render(*arguments)
 
+    def in_thread(*arguments):
+        try:
+            return compare(*arguments)
+        finally:
+            ended.set()
+
     monkeypatch.setattr(sensitivity, "render", draw)
+    monkeypatch.setattr(analysis, "compare_encoders", in_thread)
     place.model = replace(model, batch=encode)
 
     async def go_away():
-        task = asyncio.create_task(engine.studio.invariance(None, "pictures", 4, 0))
-        while not encoded:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.03)
+        task = asyncio.create_task(engine.views.invariance(None, "pictures", 4, 0))
+        assert await asyncio.to_thread(begun.wait, 60)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        go_on.set()
         place.model = model
 
     http.portal.call(go_away)
-    time.sleep(0.4)
+    assert ended.wait(60)
     assert len(encoded) == 1
     assert engine._gate.inside == 0
 

@@ -78,7 +78,7 @@ def test_without_augmentation_both_views_are_the_picture(http, picture):
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        ({"crop": 0.2}, "crop is no setting of the augmentation; there are crop_area"),
+        ({"crop": 0.2}, "crop is not an augmentation setting; the settings are crop_area"),
         ({"strength": "much"}, "strength must be a number, not 'much'"),
         ({"strength": "nan"}, "strength must be in"),
         ({"flip": 2}, "flip is a probability"),
@@ -179,7 +179,7 @@ def test_the_matrix_is_made_up_from_the_collection_without_the_picture_itself(ht
 def test_one_picture_alone_is_no_matrix(http, picture):
     answer = http.post("/matrix", files={"image": picture(1)})
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"].startswith("image: two pictures at least are held against each other")
+    assert answer.json()["error"]["message"].startswith("image: at least two pictures are compared, and the collection pictures has no other")
     answer = http.post("/matrix", files=[("image", picture(i)) for i in range(13)])
     assert (answer.status_code, answer.json()["error"]["param"]) == (413, "image")
     answer = http.post("/matrix", files=[("image", picture(i)) for i in range(2)], data={"flop": 1})
