@@ -1,7 +1,7 @@
-"""Many images in one body, media type application/x-twinview-pack: one after the other, each behind its length.
+"""Many images in one request body of media type application/x-twinview-pack. For each image:
 
-    length   4 bytes, unsigned, big-endian: of the image that follows
-    image    an encoded file, as it is
+    length   size of the file in bytes, as 4 bytes, unsigned, big-endian
+    image    the file
 
 In Python, `b"".join(len(image).to_bytes(4, "big") + image for image in images)`.
 """
@@ -13,7 +13,7 @@ PREFIX_BYTES = 4
 
 
 class BrokenPack(ValueError):
-    """A pack that ends too early. The message names the image; `image` is its name alone."""
+    """A pack that ends too early. `image` is the name of the incomplete image, which the message names too."""
 
     def __init__(self, image: str, reason: str):
         super().__init__(f"{image}: {reason}")
@@ -25,14 +25,14 @@ def pack(images: Sequence[bytes]) -> bytes:
 
 
 def unpack(body: bytes) -> Iterator[bytes]:
-    """The images, one at a time. raises BrokenPack when it gets there."""
+    """Yields the images. Raises BrokenPack at an incomplete one."""
     start, i = 0, 0
     while start < len(body):
         end = start + PREFIX_BYTES
         if end > len(body):
-            raise BrokenPack(f"images[{i}]", "the pack ends within its length")
+            raise BrokenPack(f"images[{i}]", "the pack ends within the 4 bytes of its length")
         length = int.from_bytes(body[start:end], "big")
         if length > len(body) - end:
-            raise BrokenPack(f"images[{i}]", f"the pack says {length} bytes and ends after {len(body) - end}")
+            raise BrokenPack(f"images[{i}]", f"its length is {length} bytes, but the pack ends after {len(body) - end}")
         yield body[end : end + length]
         start, i = end + length, i + 1

@@ -38,7 +38,7 @@ def test_the_calls_of_programs_work_as_they_are_written(servers, work):
 def test_what_a_program_is_refused_is_said_in_the_services_words(servers, work):
     program = f'from gradio_client import Client; Client("{servers.service}/ui/").predict("dogs", api_name="/run")'
     done = subprocess.run([sys.executable, "-c", program], cwd=work, capture_output=True, text=True, timeout=120)
-    assert "there is no run dogs; /runs lists what there is" in done.stderr
+    assert "there is no run dogs; GET /runs lists the runs" in done.stderr
 
 
 def test_every_call_that_is_offered_is_told_and_no_other(page):

@@ -57,7 +57,7 @@ def assert_is(prediction: list[dict], expected: dict[str, float], k: int) -> Non
     np.testing.assert_allclose(given, [expected[label] for label in best], atol=1e-4)
 
 
-def test_each_way_of_sending_pictures_gives_their_likeliest_classes(http, classifier, picture, expected):
+def test_each_way_of_sending_pictures_returns_their_likeliest_classes(http, classifier, picture, expected):
     files = [("images", (f"{i}.png", picture(i))) for i in range(3)]
     packed = {"content": pack([picture(i) for i in range(3)]), "headers": {"Content-Type": MEDIA_TYPE}}
     for request, n in (({"files": files}, 3), (packed, 3), ({"content": picture(0)}, 1)):
@@ -68,7 +68,7 @@ def test_each_way_of_sending_pictures_gives_their_likeliest_classes(http, classi
             assert_is(prediction, expected(i), 5)
 
 
-def test_the_clients_give_the_likeliest_classes_of_any_number_of_pictures(
+def test_the_clients_return_the_likeliest_classes_of_any_number_of_pictures(
     connect, http, classifier, picture, expected, monkeypatch
 ):
     monkeypatch.setattr("serving.client.messages.PACK_IMAGES", 3)
@@ -79,14 +79,14 @@ def test_the_clients_give_the_likeliest_classes_of_any_number_of_pictures(
     assert connect(http).classify(picture(0), model=classifier.card.id).predictions[0][:2] == found.predictions[0]
 
 
-def test_the_clients_say_which_picture_is_broken_and_who_has_no_classes(connect, serve, http, bundle, picture):
+def test_the_clients_name_a_broken_picture_and_a_model_without_classes(connect, serve, http, bundle, picture):
     with pytest.raises(ServiceError, match=r"images\[1\] \(image\) is not an image"):
         connect(http).classify([picture(0), b"no picture"])
     with pytest.raises(ServiceError, match="is an encoder and has no classes; fine-tune one"):
         connect(serve(encoder=bundle.folder)).classify(picture(0))
 
 
-def test_k_says_how_many_and_no_more_than_there_are(http, picture, expected):
+def test_k_limits_the_number_of_classes(http, picture, expected):
     for k, given in ((1, 1), (3, 3), (1000, 6)):
         (prediction,) = http.post(f"/classify?k={k}", content=picture(4)).json()["predictions"]
         assert_is(prediction, expected(4), given)
@@ -95,14 +95,14 @@ def test_k_says_how_many_and_no_more_than_there_are(http, picture, expected):
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "k")
 
 
-def test_more_pictures_than_a_batch_holds_stay_in_order(http, picture, expected):
+def test_pictures_of_several_batches_stay_in_order(http, picture, expected):
     files = [("images", (f"{i}.png", picture(i))) for i in range(75)]
     predictions = http.post("/classify?k=2", files=files).json()["predictions"]
     for i, prediction in enumerate(predictions):
         assert_is(prediction, expected(i), 2)
 
 
-def test_an_encoder_without_classes_says_how_to_come_by_some(serve, bundle, classifier, picture):
+def test_the_error_for_an_encoder_says_how_to_train_a_classifier(serve, bundle, classifier, picture):
     http = serve(encoder=f"{bundle.folder},{classifier.folder}")
     for model in ({}, {"model": "twinview"}, {"model": bundle.card.id}):
         answer = http.post("/classify", params=model, content=picture(0))
@@ -133,7 +133,7 @@ def test_a_broken_picture_is_named(http, picture):
     assert answer.json()["error"]["message"] == "images[1] (b.txt) is not an image of a format this reads"
 
 
-def test_a_lanes_process_gives_the_logits_behind_the_embedding(classifier):
+def test_a_lanes_process_returns_the_logits_after_the_embedding(classifier):
     pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
 
     async def run() -> np.ndarray:
@@ -149,6 +149,6 @@ def test_a_lanes_process_gives_the_logits_behind_the_embedding(classifier):
 
 def test_probabilities_of_any_logits_sum_to_one():
     (guesses,) = likeliest(np.float32([[1000, 999, -1000]]), ["a", "b", "c"], 3)
-    assert [guess["label"] for guess in guesses] == ["a", "b", "c"]
-    assert sum(guess["probability"] for guess in guesses) == pytest.approx(1, abs=1e-5)
-    assert guesses[0]["probability"] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
+    assert [guess.label for guess in guesses] == ["a", "b", "c"]
+    assert sum(guess.probability for guess in guesses) == pytest.approx(1, abs=1e-5)
+    assert guesses[0].probability == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)

@@ -45,7 +45,7 @@ def filled(serve, fill, picture):
 # What is put in -------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_that_are_put_in_are_embedded_kept_and_found(http, bundle, picture):
+def test_added_pictures_are_embedded_stored_and_found(http, bundle, picture):
     facts = [{"name": "x/0", "label": "red", "metadata": {"price": 3.5, "stock": 2}}, {"id": "mine", "path": "/a"}, {}]
     form = {"metadata": json.dumps(facts)}
     answer = http.put(ITEMS, files=files(picture(0), picture(1), picture(2, format="JPEG")), data=form)
@@ -71,14 +71,14 @@ def test_pictures_that_are_put_in_are_embedded_kept_and_found(http, bundle, pict
     assert Image.open(io.BytesIO(thumbnail.content)).format == "JPEG"
 
 
-def test_one_picture_comes_as_it_is_with_its_facts_in_the_query(http, picture):
+def test_a_single_picture_is_described_by_query_parameters(http, picture):
     answer = http.put(f"{ITEMS}?name=cat&label=pet", content=picture(3), headers={"content-type": "image/png"})
     assert answer.json()["items"] == [{"id": content_id(picture(3)), "new": True}]
     item = http.get(f"{ITEMS}/{content_id(picture(3))}").json()
     assert (item["name"], item["label"]) == ("cat", "pet")
 
 
-def test_putting_in_again_replaces_and_says_so(http, picture):
+def test_adding_an_item_again_replaces_it(http, picture):
     assert [item["new"] for item in http.put(ITEMS, files=files(picture(0), picture(0))).json()["items"]] == [
         True,
         False,
@@ -89,7 +89,7 @@ def test_putting_in_again_replaces_and_says_so(http, picture):
     assert http.get(ITEMS).json()["items"][0]["label"] == "new"
 
 
-def test_vectors_that_are_ready_are_kept_under_the_encoder_that_made_them(http, bundle, picture):
+def test_vectors_are_stored_for_the_encoder_that_made_them(http, bundle, picture):
     (vector,) = http.post("/embed", files=files(picture(4))).json()["embeddings"]
     rows = [{"id": "four", "vector": vector, "label": "a", "metadata": {"shelf": "A"}}]
     answer = http.put(ITEMS, json={"model": bundle.card.id, "items": rows})
@@ -110,14 +110,14 @@ def test_vectors_that_are_ready_are_kept_under_the_encoder_that_made_them(http, 
     assert http.get(ITEMS).json()["count"] == 1
 
 
-def test_a_broken_picture_is_named_and_nothing_of_its_request_is_kept(http, picture):
+def test_a_broken_picture_is_named_and_its_whole_request_is_discarded(http, picture):
     answer = http.put(ITEMS, files=files(picture(0), b"no picture"))
     assert answer.status_code == 422
     assert answer.json()["error"]["param"] == "images[1]"
     assert http.get(ITEMS).status_code == 404
 
 
-def test_many_put_in_at_once_are_all_there_afterwards(http, picture, bundle):
+def test_items_added_concurrently_are_all_stored(http, picture, bundle):
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda i: http.put(ITEMS, content=picture(i)), range(60)))
     assert all(answer.status_code == 200 and answer.json()["items"][0]["new"] for answer in answers)
@@ -130,7 +130,7 @@ def test_many_put_in_at_once_are_all_there_afterwards(http, picture, bundle):
 # What is taken out ----------------------------------------------------------------------------------------------------
 
 
-def test_deleted_items_are_found_no_more(filled):
+def test_deleted_items_are_no_longer_found(filled):
     http, items, vectors = filled
     first, second, third, fourth = (item.id for item in items[:4])
     assert http.delete(f"{ITEMS}/{first}").json() == {"deleted": [first]}
@@ -147,7 +147,7 @@ def test_deleted_items_are_found_no_more(filled):
 # What is in it --------------------------------------------------------------------------------------------------------
 
 
-def test_items_come_in_pages_that_cover_the_collection_once(filled):
+def test_pages_contain_every_item_once(filled):
     http, items, _ = filled
     pages = [http.get(ITEMS, params={"limit": 12, "offset": offset}).json() for offset in (0, 12, 24, 36)]
     assert [len(page["items"]) for page in pages] == [12, 12, 6, 0]
@@ -155,7 +155,7 @@ def test_items_come_in_pages_that_cover_the_collection_once(filled):
     assert {item["id"] for page in pages for item in page["items"]} == {item.id for item in items}
 
 
-def test_a_filter_leaves_what_holds_to_it_in_pages_and_in_searches(filled):
+def test_a_filter_applies_to_pages_and_searches(filled):
     http, items, vectors = filled
     expected = {item.id for item in items if item.label == "a"}
     page = http.get(ITEMS, params={"filter": '{"label": "a"}', "limit": 100}).json()
@@ -167,14 +167,14 @@ def test_a_filter_leaves_what_holds_to_it_in_pages_and_in_searches(filled):
     assert ids(http.post(SEARCH, data=form)) == order
 
 
-def test_an_item_comes_with_its_vector_where_that_is_asked_for(filled):
+def test_an_item_has_its_vector_if_requested(filled):
     http, items, vectors = filled
     assert "vector" not in http.get(f"{ITEMS}/{items[2].id}").json()
     vector = http.get(f"{ITEMS}/{items[2].id}?vector=true").json()["vector"]
     np.testing.assert_allclose(vector, vectors[2] / np.linalg.norm(vectors[2]), atol=1e-6)
 
 
-def test_a_thumbnail_may_be_kept_by_whoever_asked(filled, picture):
+def test_a_thumbnail_can_be_cached(filled, picture):
     http, items, _ = filled
     answer = http.get(f"{ITEMS}/{items[3].id}/thumbnail")
     assert answer.content == picture(3)
@@ -184,7 +184,7 @@ def test_a_thumbnail_may_be_kept_by_whoever_asked(filled, picture):
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_under_an_id_of_ones_own_the_picture_may_change_so_its_thumbnail_is_asked_for_anew(http, picture):
+def test_the_thumbnail_of_a_chosen_id_is_revalidated_because_its_picture_can_change(http, picture):
     for seed in (0, 1):
         http.put(f"{ITEMS}?id=mine", content=picture(seed))
         answer = http.get(f"{ITEMS}/mine/thumbnail")
@@ -193,7 +193,7 @@ def test_under_an_id_of_ones_own_the_picture_may_change_so_its_thumbnail_is_aske
         assert answer.headers["cache-control"] == "private, no-cache"
 
 
-def test_collections_are_apart_and_are_listed(http, bundle, picture):
+def test_collections_are_separate_and_listed(http, bundle, picture):
     assert http.get("/collections").json() == {"collections": []}
     http.put("/collections/a/items", content=picture(0))
     http.put("/collections/b/items", files=files(picture(1), picture(2)))
@@ -220,14 +220,14 @@ def test_collections_are_apart_and_are_listed(http, bundle, picture):
         ("POST", "/search", {"json": {"positive": ["a"]}}),
     ],
 )
-def test_a_collection_that_is_not_there_is_not_found(http, picture, method, path, options):
+def test_a_missing_collection_is_not_found(http, picture, method, path, options):
     http.put(ITEMS, content=picture(0))
     answer = http.request(method, f"/collections/nowhere{path}", **options)
     assert answer.status_code == 404
     assert "nowhere" in answer.json()["error"]["message"]
 
 
-def test_a_collection_that_was_emptied_is_there(http, picture):
+def test_an_emptied_collection_still_exists(http, picture):
     http.put(f"{ITEMS}?id=a", content=picture(0))
     http.delete(f"{ITEMS}/a")
     assert http.get(ITEMS).json() == {"count": 0, "items": []}
@@ -249,7 +249,7 @@ def test_a_picture_finds_itself_first_and_the_rest_by_cosine(filled, bundle, pic
     assert (first["name"], first["label"], first["path"]) == ("b/7.png", "b", "/pictures/7.png")
 
 
-def test_a_vector_of_any_length_finds_what_its_direction_finds(filled):
+def test_only_the_direction_of_a_vector_counts(filled):
     http, items, vectors = filled
     query = -3 * vectors[2] + vectors[5]
     expected = [items[i].id for i in np.argsort(-cosines(vectors, query))[:12]]
@@ -259,14 +259,14 @@ def test_a_vector_of_any_length_finds_what_its_direction_finds(filled):
     assert by_form == by_json
 
 
-def test_an_item_finds_its_neighbours_without_itself(filled):
+def test_an_item_finds_its_neighbours_but_not_itself(filled):
     http, items, vectors = filled
     order = np.argsort(-cosines(vectors, vectors[4]))[1:4]
     found = ids(http.post(SEARCH, json={"positive": [items[4].id], "k": 3}))
     assert found == [items[i].id for i in order]
 
 
-def test_several_examples_are_searched_by_at_once_and_left_out(filled, picture):
+def test_a_search_combines_examples_and_does_not_return_them(filled, picture):
     """Of items, vectors and pictures, each by its direction; by the formula written out in float64."""
     http, items, vectors = filled
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -294,7 +294,7 @@ def test_many_examples_on_one_side_weigh_no_more_than_one_on_the_other():
     np.testing.assert_allclose(aim([positive, [0, 3]]), [0.5**0.5, 0.5**0.5], rtol=1e-6)
 
 
-def test_below_the_threshold_nothing_is_found(filled):
+def test_results_below_the_threshold_are_left_out(filled):
     http, items, vectors = filled
     expected = cosines(vectors, vectors[0])
     least = float(np.sort(expected)[-5]) - 1e-4
@@ -321,7 +321,7 @@ def test_vectors_of_two_encoders_never_meet(filled, serve, make_bundle, picture,
     assert filled[0].get(ITEMS).json()["count"] == 30
 
 
-def test_a_second_encoder_has_collections_of_its_own(serve, make_bundle, bundle, picture, tmp_path):
+def test_a_second_encoder_has_its_own_collections(serve, make_bundle, bundle, picture, tmp_path):
     other = make_bundle(tmp_path / "other", scale=1 / 128)
     http = serve(encoder=f"{bundle.folder},{other.folder}")
     named = {"model": other.card.id}
@@ -372,7 +372,7 @@ def test_a_second_encoder_has_collections_of_its_own(serve, make_bundle, bundle,
         ("POST", SEARCH, {"files": {"negative": ("a", b"b")}}, "negative"),
     ],
 )
-def test_what_is_malformed_is_named(http, picture, method, path, options, param):
+def test_a_malformed_field_is_named(http, picture, method, path, options, param):
     if "data" in options and method == "PUT" and "files" not in options:
         options = {**options, "files": files(picture(0))}
     answer = http.request(method, path, **options)
@@ -380,7 +380,7 @@ def test_what_is_malformed_is_named(http, picture, method, path, options, param)
     assert answer.json()["error"]["param"] == param
 
 
-def test_more_than_a_request_may_hold_is_too_large(serve, picture, bundle):
+def test_too_many_items_in_a_request_are_refused(serve, picture, bundle):
     http = serve(limits=Limits(images=2, rows=3))
     rows = [{"id": str(i), "vector": [1.0] * 48} for i in range(4)]
     for answer in (
@@ -392,7 +392,7 @@ def test_more_than_a_request_may_hold_is_too_large(serve, picture, bundle):
         assert "3" in answer.json()["error"]["message"] or "2" in answer.json()["error"]["message"]
 
 
-def test_when_too_much_waits_to_be_written_or_read_more_is_turned_away(serve, picture, bundle):
+def test_requests_are_refused_while_too_many_reads_or_writes_wait(serve, picture, bundle):
     http = serve(limits=Limits(rows_at_once=1, reads_at_once=0))
     rows = [{"id": str(i), "vector": [1.0] * 48} for i in range(2)]
     for answer, what in (
@@ -405,7 +405,7 @@ def test_when_too_much_waits_to_be_written_or_read_more_is_turned_away(serve, pi
         assert what in answer.json()["error"]["message"]
 
 
-def test_the_keys_hold_here_too(serve, picture):
+def test_collections_need_a_key(serve, picture):
     http = serve(access=Access.of_keys("k"))
     assert http.put(ITEMS, content=picture(0)).status_code == 401
     assert http.delete(f"{ITEMS}/a").status_code == 401
@@ -440,7 +440,7 @@ def test_an_index_that_is_a_file_is_named(serve, picture, tmp_path):
     assert http.post("/embed", files=files(picture(1))).status_code == 200
 
 
-def test_on_a_full_disk_writing_says_so_and_reading_goes_on(filled, picture, monkeypatch):
+def test_a_full_disk_is_reported_and_reading_still_works(filled, picture, monkeypatch):
     http, items, _ = filled
 
     def full(*_, **__):
@@ -459,7 +459,7 @@ def test_on_a_full_disk_writing_says_so_and_reading_goes_on(filled, picture, mon
     assert http.post("/embed", files=files(picture(1))).status_code == 200
 
 
-def test_embedding_goes_on_while_the_collection_keeps_its_readers_waiting(filled, picture, monkeypatch):
+def test_embedding_works_while_reads_of_the_collection_are_blocked(filled, picture, monkeypatch):
     http, _, _ = filled
     go_on = threading.Event()
     count = Index.count
@@ -478,14 +478,14 @@ def test_embedding_goes_on_while_the_collection_keeps_its_readers_waiting(filled
         assert all(page.result().status_code == 200 for page in pages)
 
 
-def test_the_client_knows_the_usual_collection_by_its_name():
+def test_client_and_service_have_the_same_default_collection():
     assert COLLECTION == DEFAULT
 
 
 # What it can be filtered by -------------------------------------------------------------------------------------------
 
 
-def test_keys_come_with_their_commonest_values_and_numbers_with_their_range(http, picture):
+def test_keys_have_their_most_common_values_and_numbers_their_range(http, picture):
     prices, labels = [1.0, 2.0, 2.0, 9.0], ["hat", "hat", "shoe", None]
     facts = [{"label": label, "metadata": {"price": price}} for label, price in zip(labels, prices, strict=True)]
     facts[0]["metadata"] |= {"sold": True}
@@ -498,7 +498,7 @@ def test_keys_come_with_their_commonest_values_and_numbers_with_their_range(http
     assert (sold["key"], sold["type"], sold["values"]) == ("sold", "truth", [[True, 1]])
 
 
-def test_of_many_values_only_the_commonest_are_told(http, picture):
+def test_only_the_most_common_of_many_values_are_listed(http, picture):
     facts = [{"label": f"{i // 2}" if i < 4 else f"{i}"} for i in range(26)]
     http.put(ITEMS, files=files(*map(picture, range(26))), data={"metadata": json.dumps(facts)})
     (label,) = http.get("/collections/pictures/keys").json()["keys"]
@@ -506,7 +506,7 @@ def test_of_many_values_only_the_commonest_are_told(http, picture):
     assert sorted(label["values"][:2]) == [["0", 2], ["1", 2]]
 
 
-def test_keys_of_no_collection_are_not_found_and_of_bare_items_none(http, picture):
+def test_a_missing_collection_has_no_keys_and_bare_items_have_none(http, picture):
     assert http.get("/collections/pictures/keys").status_code == 404
     http.put(ITEMS, files=files(picture(0)))
     assert http.get("/collections/pictures/keys").json() == {"keys": []}

@@ -1,5 +1,4 @@
 import csv
-import time
 from itertools import chain
 
 import numpy as np
@@ -46,7 +45,7 @@ def found_by(vectors: np.ndarray, threshold: float) -> set[tuple[int, int]]:
 
 @pytest.mark.parametrize("threshold", [0.6, 0.9, 0.99])
 @pytest.mark.parametrize("all_at_once", [0, 10_000])
-def test_every_pair_is_found_once_and_no_other(monkeypatch, threshold, all_at_once):
+def test_every_near_pair_is_found_once_and_no_other(monkeypatch, threshold, all_at_once):
     monkeypatch.setattr(pairs, "ALL_AT_ONCE", all_at_once)
     monkeypatch.setattr(pairs, "BLOCK", 100)  # so that all pieces have borders
     vectors = clusters(1500)
@@ -55,7 +54,7 @@ def test_every_pair_is_found_once_and_no_other(monkeypatch, threshold, all_at_on
     assert found_by(vectors, threshold) == expected
 
 
-def test_bounds_hold_where_clusters_touch_and_heads_hold_little(monkeypatch):
+def test_all_pairs_are_found_where_clusters_touch_or_no_direction_dominates(monkeypatch):
     monkeypatch.setattr(pairs, "ALL_AT_ONCE", 0)
     rng = np.random.default_rng(1)
     around = unit(rng.standard_normal((600, 3)) @ rng.standard_normal((3, D)))  # dense on a sphere of few dimensions
@@ -66,7 +65,7 @@ def test_bounds_hold_where_clusters_touch_and_heads_hold_little(monkeypatch):
         assert found_by(vectors, threshold) == expected
 
 
-def test_pairs_are_left_out_without_being_compared(monkeypatch):
+def test_most_pairs_are_never_compared(monkeypatch):
     monkeypatch.setattr(pairs, "ALL_AT_ONCE", 0)
     vectors, compared = clusters(3000), []
     einsum = np.einsum
@@ -81,7 +80,7 @@ def test_few_vectors_have_few_pairs():
     assert found_by(np.repeat(clusters(1), 3, axis=0), 0.999) == {(0, 1), (0, 2), (1, 2)}
 
 
-def test_too_many_pairs_are_refused_in_a_sentence(monkeypatch):
+def test_too_many_pairs_are_refused(monkeypatch):
     monkeypatch.setattr(pairs, "MOST_PAIRS", 10)
     with pytest.raises(TooManyPairs, match=r"more than 10 pairs have a cosine of 0\.5 or more"):
         near_pairs(np.repeat(clusters(1), 20, axis=0), 0.5)
@@ -118,12 +117,12 @@ def groups_of(index: Index, threshold: float):
     ]
 
 
-def test_the_picture_with_most_pixels_stays(put):
+def test_the_picture_with_most_pixels_represents_its_group(put):
     index = put(on_circle(0, 5, 90, 95), widths=[100, 200, 50, 40])
     assert groups_of(index, 0.99) == [(["1.jpg"], ["0.jpg"]), (["2.jpg"], ["3.jpg"])]
 
 
-def test_the_largest_group_comes_first_and_of_what_is_left_groups_are_made_anew(put):
+def test_the_largest_group_comes_first_and_deleted_pictures_are_regrouped(put):
     index = put(on_circle(0, 5, 90, 93, 96), widths=[100, 90, 50, 40, 30])
     arrays = compute(index, lambda stage, share: None, 0.99)
     names = [[int(first, 16), *(int(id, 16) for id in others)] for first, others in group(arrays, 0.99)]
@@ -132,13 +131,13 @@ def test_the_largest_group_comes_first_and_of_what_is_left_groups_are_made_anew(
     assert [first for first, _ in group(arrays, 0.99, left)] == [f"{3:032x}"]
 
 
-def test_a_chain_of_steps_is_no_group(put):
+def test_a_chain_of_small_steps_is_not_one_group(put):
     """Each is near the next, and the ends are not alike."""
     index = put(on_circle(0, 10, 20, 30, 40), widths=[10, 9, 8, 7, 6])
     assert groups_of(index, np.cos(np.radians(11))) == [(["0.jpg"], ["1.jpg"]), (["2.jpg"], ["3.jpg"])]
 
 
-def test_what_goes_is_near_one_that_stays_and_those_that_stay_are_not_near_each_other(put):
+def test_duplicates_are_near_their_representative_and_representatives_are_not_near_each_other(put):
     vectors = clusters(800)
     index = put(vectors, widths=np.random.default_rng(2).integers(1, 50, 800).tolist())
     found = list(looked_up(index, group(compute(index, lambda *_: None, 0.8), 0.9), 0.9))
@@ -155,7 +154,7 @@ def test_what_goes_is_near_one_that_stays_and_those_that_stay_are_not_near_each_
     assert cosines.max() < 0.9
 
 
-def test_the_command_lists_a_row_a_picture_and_compares_once(put, tmp_path, twinview, capsys, monkeypatch):
+def test_the_command_writes_one_row_per_picture_and_compares_once(put, tmp_path, twinview, capsys, monkeypatch):
     index = put(on_circle(0, 1, 90, 180), widths=[100, 200, 50, 50])
     output = tmp_path / "out" / "groups.csv"
     twinview("duplicates", "--index", tmp_path / "index", "--output", output, "--threshold", "0.98")
@@ -176,7 +175,7 @@ def test_the_command_lists_a_row_a_picture_and_compares_once(put, tmp_path, twin
     assert len(output.read_text().splitlines()) == 1
 
 
-def test_a_threshold_that_is_none_is_named(put, tmp_path):
+def test_an_invalid_threshold_is_named(put, tmp_path):
     put(on_circle(0, 1))
     with pytest.raises(DerivedProblem, match=r"--threshold 1\.5: over 0 and at most 1"):
         run(DuplicatesSettings(index=str(tmp_path / "index"), threshold=1.5))
@@ -185,17 +184,7 @@ def test_a_threshold_that_is_none_is_named(put, tmp_path):
 # In the background ----------------------------------------------------------------------------------------------------
 
 
-def finished(ask, seconds: float = 60) -> dict:
-    """What `ask` gives once nothing is computed any more."""
-    until = time.monotonic() + seconds
-    while (answer := ask())["state"] == "computing":
-        assert time.monotonic() < until, answer
-        time.sleep(0.1)
-    assert answer["state"] == "done", answer
-    return answer
-
-
-def test_the_service_compares_in_the_background_and_says_how_far_it_is(http, fill):
+def test_the_service_compares_in_the_background_and_reports_progress(http, fill, wait_until):
     items = fill(6)
     assert http.get("/collections/nothing/duplicates").status_code == 404
     assert http.post("/collections/nothing/duplicates").status_code == 404
@@ -204,7 +193,13 @@ def test_the_service_compares_in_the_background_and_says_how_far_it_is(http, fil
     started = http.post("/collections/pictures/duplicates", params={"threshold": 0.3})
     assert started.status_code == 202
     assert started.json()["state"] == "computing"
-    answer = finished(lambda: http.get("/collections/pictures/duplicates", params={"threshold": 0.3}).json())
+
+    def result() -> dict:
+        return http.get("/collections/pictures/duplicates", params={"threshold": 0.3}).json()
+
+    wait_until(lambda: result()["state"] != "computing", "the pictures are still compared", 120)
+    answer = result()
+    assert answer["state"] == "done", answer
     assert (answer["count"], answer["new"], answer["gone"], answer["least"]) == (6, 0, 0, 0.3)
     assert {one["id"] for one in chain(*answer["groups"])} <= {item.id for item in items}
     assert answer["total"] == len(answer["groups"]) > 0
@@ -219,7 +214,7 @@ def test_the_service_compares_in_the_background_and_says_how_far_it_is(http, fil
     assert not {one["id"] for one in chain(*after["groups"])} & set(gone)
 
 
-def test_a_computation_that_fails_says_why_and_keeps_the_last_result(put, monkeypatch):
+def test_a_failed_computation_says_why_and_keeps_the_last_result(put, monkeypatch):
     index = put(on_circle(0, 1))
     derived = Derived(index, "duplicates")
     derived.compute(threshold=0.9)
@@ -232,7 +227,7 @@ def test_a_computation_that_fails_says_why_and_keeps_the_last_result(put, monkey
     assert derived.result().settings == {"threshold": 0.9}
 
 
-def test_one_that_died_without_a_word_is_not_waited_for(put, monkeypatch):
+def test_a_computation_without_a_heartbeat_has_failed(put, monkeypatch):
     derived = Derived(put(on_circle(0, 1)), "duplicates")
     monkeypatch.setattr(
         "serving.derived.task.subprocess.Popen", lambda *_, **__: type("P", (), {"wait": lambda self: 0})()

@@ -3,7 +3,6 @@
 import base64
 import io
 import shutil
-import time
 from functools import reduce
 
 import pytest
@@ -45,7 +44,7 @@ def shape(answer) -> dict:
     return error
 
 
-def test_every_refusal_has_the_one_shape_and_names_what_was_given(refused, picture):
+def test_every_error_has_the_same_shape_and_names_the_item(refused, picture):
     good = (PNG, picture(1))
     garbled = {"content": b"garbled", "headers": {"content-type": "multipart/form-data; boundary=x"}}
     truncated = picture(1, format="JPEG", size=(90, 90))[:-200]
@@ -193,7 +192,7 @@ ROUTES = (
 )
 
 
-def test_without_a_key_every_endpoint_answers_401_in_the_one_shape(serve):
+def test_without_a_key_every_endpoint_answers_401_in_the_same_shape(serve):
     http = serve(access=Access.of_keys("secret"))
     documented = {(method.upper(), path) for path, item in _paths(serve).items() for method in item}
     names = {"/0123": "/{id}", "/twinview": "/{id}", "/pictures": "/{name}"}
@@ -224,7 +223,7 @@ def embedding(image: bytes) -> dict[str, dict]:
     }
 
 
-def test_a_full_house_answers_429_wherever_it_embeds(serve, picture):
+def test_a_busy_service_answers_429_on_every_embedding_route(serve, picture):
     http = serve(limits=Limits(images_at_once=0))
     for path, body in embedding(picture(1)).items():
         answer = http.post(path, **body)
@@ -233,13 +232,13 @@ def test_a_full_house_answers_429_wherever_it_embeds(serve, picture):
         assert shape(answer)["type"] == "rate_limit_error"
 
 
-def test_a_fault_of_the_service_says_so_and_nothing_of_its_insides(http, picture, monkeypatch):
+def test_an_internal_error_reveals_no_internals(http, picture, monkeypatch):
     async def fail(*_):
         raise RuntimeError("/home/secret")
 
     engine = http.app.state.engine
-    of_studio = [(engine.studio, method) for method in ("pairs", "matrix", "invariance")]
-    for part, method in ((engine, "embed"), (engine.library, "search"), *of_studio):
+    of_views = [(engine.views, method) for method in ("pairs", "matrix", "invariance")]
+    for part, method in ((engine, "embed"), (engine.library, "search"), *of_views):
         monkeypatch.setattr(part, method, fail)
     for path, body in embedding(picture(1)).items():
         answer = http.post(path, **body)
@@ -248,7 +247,7 @@ def test_a_fault_of_the_service_says_so_and_nothing_of_its_insides(http, picture
         assert "secret" not in answer.text
 
 
-def test_without_an_encoder_the_service_stays_up_and_says_how_to_make_one(serve, tmp_path, picture, no_store):
+def test_without_an_encoder_the_service_runs_and_says_how_to_make_one(serve, tmp_path, picture, no_store):
     http = serve(encoder=tmp_path / "nowhere")
     assert http.get("/livez").status_code == 200
     assert http.get("/v1/models").json() == {"object": "list", "data": []}
@@ -273,15 +272,12 @@ def test_without_an_encoder_the_service_stays_up_and_says_how_to_make_one(serve,
         assert "This service looks for one every 2 s." in message
 
 
-def test_an_encoder_that_is_made_later_is_taken_up(serve, bundle, tmp_path, picture, no_store, monkeypatch):
+def test_an_encoder_exported_later_is_loaded(serve, bundle, tmp_path, picture, no_store, monkeypatch, wait_until):
     monkeypatch.setattr("serving.app.LOOK_AGAIN_S", 0.05)
     http = serve(encoder=tmp_path / "later")
     image = {"files": {"images": (PNG, picture(1))}}
     assert http.post("/embed", **image).status_code == 503
     shutil.copytree(bundle.folder, tmp_path / "making")
     (tmp_path / "making").rename(tmp_path / "later")
-    deadline = time.monotonic() + 20
-    while http.get("/readyz").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: http.get("/readyz").status_code == 200, "the encoder is not taken up")
     assert http.post("/embed", **image).json()["model"] == bundle.card.id

@@ -19,7 +19,7 @@ def moved(curves) -> dict[str, list[float]]:
 
 
 @sync
-def test_curves_are_those_of_evaluation_over_the_collections_pictures(http, fill, bundle, means, connect):
+def test_curves_are_those_of_training_evaluate_on_the_collections_pictures(http, fill, bundle, means, connect):
     from training.evaluation.sensitivity import sensitivity
 
     items = fill(6)
@@ -37,7 +37,7 @@ def test_curves_are_those_of_evaluation_over_the_collections_pictures(http, fill
 
 
 @sync
-def test_beside_it_stands_the_same_architecture_untrained(serve, fill, bundle, picture, tmp_path, connect):
+def test_it_is_compared_with_the_untrained_architecture(serve, fill, bundle, picture, tmp_path, connect):
     from training.encoders import Encoder, embed
     from training.evaluation.sensitivity import sensitivity
 
@@ -54,7 +54,7 @@ def test_beside_it_stands_the_same_architecture_untrained(serve, fill, bundle, p
     assert moved(found.untrained.curves) != moved(found.trained.curves)
 
 
-def test_a_picture_is_followed_through_its_own_changes(http, fill, picture, connect):
+def test_a_single_picture_has_its_own_curves(http, fill, picture, connect):
     fill(4)
     found = connect(http).invariance(picture(9), count=4).picture
     curves = {curve.augmentation: curve for curve in found.curves}
@@ -68,7 +68,7 @@ def test_a_picture_is_followed_through_its_own_changes(http, fill, picture, conn
 
 
 @sync
-def test_the_next_picture_is_held_against_what_is_known_of_the_sample(http, fill, picture, monkeypatch, connect):
+def test_the_curves_of_the_sample_are_cached(http, fill, picture, monkeypatch, connect):
     fill(4)
     first = connect(http).invariance(picture(8), count=4, seed=3)
     monkeypatch.setattr("serving.views.analysis.compare_encoders", None)
@@ -77,7 +77,7 @@ def test_the_next_picture_is_held_against_what_is_known_of_the_sample(http, fill
 
 
 @sync
-def test_a_collection_that_is_too_small_or_absent_is_named(http, fill, picture, connect):
+def test_a_missing_or_too_small_collection_is_named(http, fill, picture, connect):
     with pytest.raises(ServiceError, match="there is no collection pictures") as absent:
         connect(http).invariance(picture(1))
     fill(1)
@@ -87,7 +87,7 @@ def test_a_collection_that_is_too_small_or_absent_is_named(http, fill, picture, 
 
 
 @sync
-def test_what_takes_too_long_is_given_up_and_the_next_is_done(http, fill, monkeypatch, connect):
+def test_a_request_that_takes_too_long_is_cancelled_and_the_next_is_answered(http, fill, monkeypatch, connect):
     fill(4)
     place = http.app.state.engine._models._places[0]
     model = place.model
@@ -106,7 +106,7 @@ def test_what_takes_too_long_is_given_up_and_the_next_is_done(http, fill, monkey
 
 
 @pytest.mark.parametrize("slow", ["encoding", "drawing"])
-def test_when_its_client_goes_the_work_ends(http, fill, slow, monkeypatch):
+def test_the_work_is_cancelled_when_the_client_disconnects(http, fill, slow, monkeypatch):
     """Whichever the thread is at."""
     from training.evaluation import sensitivity
 
@@ -155,7 +155,7 @@ def test_when_its_client_goes_the_work_ends(http, fill, slow, monkeypatch):
 
 
 @sync
-def test_without_trainings_code_it_is_not_offered(http, fill, monkeypatch, connect):
+def test_without_the_code_of_training_it_answers_501(http, fill, monkeypatch, connect):
     fill(2)
     monkeypatch.setitem(sys.modules, "training.evaluation.sensitivity", None)
     with pytest.raises(ServiceError, match="without training's code") as refused:

@@ -1,7 +1,6 @@
 import base64
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -45,7 +44,7 @@ def places(columns: dict) -> dict[str, np.ndarray]:
     return dict(zip(np.char.decode(columns["ids"]).tolist(), at, strict=True))
 
 
-def test_a_map_has_a_place_for_each_picture_within_one(index):
+def test_a_map_has_a_position_within_one_for_each_picture(index):
     columns = Derived(index, "map").compute(seed=0).arrays
     at = places(columns)
     assert set(at) == index.ids()
@@ -58,7 +57,7 @@ def test_a_map_has_a_place_for_each_picture_within_one(index):
         assert label == ("shirt" if int(id, 16) % 2 == 0 else None)
 
 
-def test_a_new_picture_stands_among_its_neighbours_and_one_that_is_gone_does_not(index, quick):
+def test_a_new_picture_is_placed_among_its_neighbours_and_a_deleted_one_is_removed(index, quick):
     kept = Derived(index, "map")
     before = places(kept.compute(seed=0).arrays)
     new = [item(100, "shoe"), item(101, None)]
@@ -76,7 +75,7 @@ def test_a_new_picture_stands_among_its_neighbours_and_one_that_is_gone_does_not
     assert all((after[id] == before[id]).all() for id in before if id in after)
 
 
-def test_alike_pictures_are_of_one_group_and_the_largest_has_number_0():
+def test_similar_pictures_form_a_group_and_the_largest_has_number_0():
     rng = np.random.default_rng(0)
     of = np.repeat(np.arange(12), np.arange(20, 44, 2))  # sizes 20 to 42
     found = map._groups(unit(np.eye(D)[of] + 0.05 * rng.standard_normal((len(of), D))), 0, lambda *_: None)
@@ -87,7 +86,7 @@ def test_alike_pictures_are_of_one_group_and_the_largest_has_number_0():
     assert map._groups(two_kinds(map.FEW), 0, lambda *_: None).tolist() == [0] * map.FEW
 
 
-def test_a_new_picture_is_of_the_group_of_its_nearest(index, quick):
+def test_a_new_picture_joins_the_group_of_its_nearest_neighbour(index, quick):
     kept = Derived(index, "map")
     result = kept.compute(seed=0)
     result.arrays["group"][:] = np.char.decode(result.arrays["ids"]).astype(object) == f"{3:032x}"
@@ -96,7 +95,7 @@ def test_a_new_picture_is_of_the_group_of_its_nearest(index, quick):
     assert columns["group"][columns["ids"].tolist().index(b"%032x" % 100)] == 1
 
 
-def test_new_pictures_whose_neighbours_are_all_new_stand_among_the_neighbours_of_those(index, quick, monkeypatch):
+def test_new_pictures_with_only_new_neighbours_are_placed_among_the_neighbours_of_those(index, quick, monkeypatch):
     monkeypatch.setattr("serving.derived.map.LOOKED_AT", 4)  # itself and three of its kind
     kept = Derived(index, "map")
     before = places(kept.compute(seed=0).arrays)
@@ -110,7 +109,7 @@ def test_new_pictures_whose_neighbours_are_all_new_stand_among_the_neighbours_of
     assert (last >= evens.min(axis=0)).all() and (last <= evens.max(axis=0)).all()
 
 
-def test_what_is_too_much_to_place_is_counted(index, quick, monkeypatch):
+def test_new_pictures_beyond_the_limit_are_counted(index, quick, monkeypatch):
     kept = Derived(index, "map")
     kept.compute(seed=0)
     monkeypatch.setattr("serving.derived.map.PLACED", 2)
@@ -119,7 +118,7 @@ def test_what_is_too_much_to_place_is_counted(index, quick, monkeypatch):
     assert (len(columns["ids"]), columns["unplaced"]) == (42, 3)
 
 
-def test_a_map_made_anew_starts_from_the_one_before(index, quick):
+def test_a_new_map_starts_from_the_previous_one(index, quick):
     kept = Derived(index, "map")
     before = places(kept.compute(seed=0).arrays)
     index.upsert([item(100, None)], two_kinds(1))
@@ -128,7 +127,7 @@ def test_a_map_made_anew_starts_from_the_one_before(index, quick):
     assert min(np.corrcoef(here[:, i], there[:, i])[0, 1] for i in (0, 1)) > 0.999
 
 
-def test_a_collection_of_none_or_one_has_a_map(tmp_path):
+def test_a_collection_of_no_or_one_picture_has_a_map(tmp_path):
     index = Index(tmp_path / "index", "means-1", D)
     assert len(Derived(index, "map").compute(seed=0).arrays["ids"]) == 0
     index.upsert([item(0, None)], two_kinds(1))
@@ -136,16 +135,16 @@ def test_a_collection_of_none_or_one_has_a_map(tmp_path):
     assert (columns["x"].tolist(), columns["y"].tolist()) == ([0], [0])
 
 
-def test_the_service_makes_a_map_and_answers_it_in_columns(http, fill):
+def test_the_service_computes_a_map_and_returns_it_in_columns(http, fill, wait_until):
     fill(12)
     assert http.get("/collections/nothing/map").status_code == 404
     nothing = http.get("/collections/pictures/map").json()
     assert (nothing["state"], nothing["ids"], nothing["x"]) == ("none", [], "")
     assert http.post("/collections/pictures/map").status_code == 202
-    until = time.monotonic() + 60
-    while (answer := http.get("/collections/pictures/map").json())["state"] == "computing":
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_until(
+        lambda: http.get("/collections/pictures/map").json()["state"] != "computing", "the map is still computed", 120
+    )
+    answer = http.get("/collections/pictures/map").json()
     assert (answer["state"], answer["count"], len(answer["ids"])) == ("done", 12, 12)
     asked = http.get("/collections/pictures/map", params={"places": False}).json()
     assert (asked["count"], asked["made"], asked["ids"], asked["x"]) == (12, answer["made"], [], "")
@@ -157,7 +156,7 @@ def test_the_service_makes_a_map_and_answers_it_in_columns(http, fill):
         assert answer["labels"][number] == items[id]["label"]
 
 
-def test_one_at_a_time_is_computed(index, quick, monkeypatch):
+def test_one_result_is_computed_at_a_time(index, quick, monkeypatch):
     kept, lease, stages = Derived(index, "map"), index.store.lease("derived"), []
 
     def wait(seconds: float) -> None:
@@ -172,7 +171,7 @@ def test_one_at_a_time_is_computed(index, quick, monkeypatch):
 
 
 @pytest.mark.slow
-def test_pacmap_gives_the_same_map_for_the_same_seed_and_says_how_far_it_is():
+def test_pacmap_returns_the_same_map_for_the_same_seed_and_reports_progress():
     program = """
 import numpy as np
 from serving.derived import map

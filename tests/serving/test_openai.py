@@ -27,7 +27,7 @@ def uri(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def test_it_gets_the_vectors_that_embed_gives(service, client, bundle, picture):
+def test_it_gets_the_vectors_of_embed(service, client, bundle, picture):
     with Client(service) as ours:
         expected = ours.embed([picture(0), picture(1)]).vectors
     answer = client.embeddings.create(model="twinview", input=[uri(picture(0)), base64.b64encode(picture(1)).decode()])
@@ -55,7 +55,7 @@ def test_the_async_client_gets_the_same(service, client, picture):
     assert asyncio.run(ask()).data[0].embedding == expected.data[0].embedding
 
 
-def test_extra_fields_of_others_are_taken(client, picture):
+def test_extra_fields_of_other_clients_are_accepted(client, picture):
     answer = client.embeddings.create(
         model="twinview", input=uri(picture(0)), extra_body={"modality": "image", "normalize": True}
     )
@@ -70,7 +70,7 @@ def test_it_lists_the_models(client, bundle):
     assert client.models.retrieve(bundle.card.id) == model == client.models.retrieve("twinview")
 
 
-def test_a_refusal_is_an_error_of_its_own(client, picture):
+def test_a_refusal_is_an_error_of_the_openai_client(client, picture):
     with pytest.raises(openai.UnprocessableEntityError) as refused:
         client.embeddings.create(model="twinview", input=[uri(picture(0)), uri(b"no picture")])
     assert refused.value.body["message"] == "input[1] is not an image of a format this reads"
@@ -100,7 +100,7 @@ def test_a_refusal_is_an_error_of_its_own(client, picture):
         ({"inputs": "x"}, "inputs", "not permitted"),
     ],
 )
-def test_a_query_that_makes_no_sense_is_a_400_that_names_the_field(http, picture, changes, param, words):
+def test_an_invalid_query_is_a_400_that_names_the_field(http, picture, changes, param, words):
     query = {"model": "twinview", "input": uri(picture(0))}
     answer = http.post("/v1/embeddings", json=query | changes)
     assert answer.status_code == 400, answer.text
@@ -109,13 +109,13 @@ def test_a_query_that_makes_no_sense_is_a_400_that_names_the_field(http, picture
     assert words in error["message"] and error["message"].startswith(param)
 
 
-def test_base64_may_be_broken_into_lines(http, picture):
+def test_base64_can_have_line_breaks(http, picture):
     lines = base64.encodebytes(picture(0)).decode()
     assert "\n" in lines[:-1]
     assert http.post("/v1/embeddings", json={"input": lines}).status_code == 200
 
 
-def test_a_key_of_the_service_is_openais_key(listen, picture):
+def test_a_key_of_the_service_is_an_api_key_for_openais_client(listen, picture):
     from serving.access import Access
 
     port, _ = listen(access=Access.of_keys("secret"))
@@ -128,7 +128,7 @@ def test_a_key_of_the_service_is_openais_key(listen, picture):
         assert refused.value.code == "no_key"
 
 
-def test_a_busy_service_is_asked_again(monkeypatch):
+def test_openais_client_retries_while_the_service_is_busy(monkeypatch):
     """Retry-After as this service gives it is understood by the client."""
     waits = []
     busy = httpx.Response(429, headers={"Retry-After": "1"}, json={"error": {"message": "come back"}})

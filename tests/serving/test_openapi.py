@@ -1,4 +1,4 @@
-"""The OpenAPI document: that it is whole, and that the service keeps to it, whatever is generated from it."""
+"""The OpenAPI document: it is complete, and the service conforms to it for generated requests."""
 
 import contextlib
 
@@ -15,7 +15,7 @@ from serving.errors import KINDS
 from serving.protocol.pack import MEDIA_TYPE, pack
 
 KEY = {"Authorization": "Bearer key"}
-EXAMPLES = 40  # of each operation
+EXAMPLES = 40  # requests for each operation
 SEARCH = "/collections/{name}/search"
 EMBEDDING = ("/embed", "/classify", "/v1/embeddings", SEARCH, "/views")
 
@@ -25,7 +25,7 @@ def document(http) -> dict:
     return http.get("/openapi.json").json()
 
 
-def test_every_route_is_documented_with_its_answer_and_its_errors_in_the_one_shape(http, document):
+def test_every_route_documents_its_answer_and_its_errors_in_the_same_shape(http, document):
     routes = {route.path_format for route in http.app.routes if getattr(route, "include_in_schema", False)}
     assert routes == set(document["paths"])
     for path, item in document["paths"].items():
@@ -43,13 +43,13 @@ def test_every_route_is_documented_with_its_answer_and_its_errors_in_the_one_sha
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 
-def test_operations_have_names_for_the_methods_of_generated_clients(document):
+def test_operations_have_readable_ids_for_generated_clients(document):
     names = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
     assert len(set(names)) == len(names)
     assert {"embed", "create_embeddings", "search", "put_items", "items", "collection", "models", "model"} < set(names)
 
 
-def test_the_bodies_of_embed_and_its_parameters_are_documented(document):
+def test_the_bodies_and_parameters_of_embed_are_documented(document):
     embed = document["paths"]["/embed"]["post"]
     assert set(embed["requestBody"]["content"]) == {
         "multipart/form-data",
@@ -64,9 +64,23 @@ def test_the_bodies_of_embed_and_its_parameters_are_documented(document):
     assert {one.get("type") for one in query["properties"]["input"]["anyOf"]} == {"string", "array"}
 
 
+def test_docstrings_of_fields_are_descriptions_in_subclasses_too(document):
+    match = document["components"]["schemas"]["Match"]
+    assert match["properties"]["similarity"]["description"].startswith("Cosine similarity")
+    assert match["properties"]["width"]["description"].startswith("In pixels")
+    assert "width" in match["required"]  # though the dataclass has a default
+
+
+def test_arrays_have_the_schema_of_their_json(document):
+    schemas = document["components"]["schemas"]
+    assert schemas["Map"]["properties"]["x"]["type"] == "string"
+    vector = schemas["ItemWithVector"]
+    assert vector["properties"]["vector"]["items"] == {"type": "number"} and "vector" not in vector["required"]
+
+
 @pytest.fixture
 def schema(listen, fill, picture):
-    """Of a service with keys, over a real socket. Bodies are pictures as often as they are not."""
+    """The document of a service with keys on a real socket. About half of the generated bodies are pictures."""
     fill(3)
     port, _ = listen(access=Access.of_keys("key"))
     pictures = st.integers(0, 5).map(picture)
@@ -83,9 +97,9 @@ def _(context, value):
 
 
 @pytest.mark.parametrize("mode", GenerationMode)
-def test_the_service_keeps_to_it(schema, mode):
-    """No 5xx, only documented statuses and types, answers and errors in their shapes, no way around the keys; with what
-    fits the document and with what does not. Of what fits little is a picture, so that its refusal says nothing."""
+def test_the_service_conforms_to_the_document(schema, mode):
+    """No 5xx, only documented statuses, media types and shapes, and no way around the keys, for valid and invalid
+    requests. Whether a valid request is accepted is not checked, because few generated files are pictures."""
     tested = set()
     for operation in (result.ok() for result in schema.get_all_operations()):
 
@@ -94,7 +108,7 @@ def test_the_service_keeps_to_it(schema, mode):
         def keeps(case):
             case.call_and_validate(headers=KEY, excluded_checks=[positive_data_acceptance, negative_data_rejection])
 
-        with contextlib.suppress(Unsatisfiable):  # an operation without parameters cannot be asked wrongly
+        with contextlib.suppress(Unsatisfiable):  # no request to an operation without parameters is invalid
             keeps()
             tested.add(operation.path)
     assert tested >= {*EMBEDDING, "/collections/{name}/items"}

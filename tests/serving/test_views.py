@@ -49,7 +49,7 @@ def draw(http, picture, **form):
     return answer.json()["pairs"]
 
 
-def test_views_are_those_of_pretraining_and_their_cosine_is_under_h(http, bundle, picture):
+def test_views_are_those_of_pretraining_and_are_compared_by_h(http, bundle, picture):
     from export.artifact import read_pixels
     from training.augment import AugmentSettings, augment
 
@@ -63,7 +63,7 @@ def test_views_are_those_of_pretraining_and_their_cosine_is_under_h(http, bundle
     np.testing.assert_allclose([pair["similarity"] for pair in pairs], (h[:, 0] * h[:, 1]).sum(-1), atol=1e-5)
 
 
-def test_the_same_seed_draws_the_same_views_and_another_seed_others(http, picture):
+def test_the_same_seed_draws_the_same_views_and_another_seed_different_ones(http, picture):
     assert draw(http, picture, seed=1) == draw(http, picture, seed=1)
     assert draw(http, picture, seed=1) != draw(http, picture, seed=2)
 
@@ -87,13 +87,13 @@ def test_without_augmentation_both_views_are_the_picture(http, picture):
         ({"crop_sampling": "jax"}, "crop_sampling must be torchvision or tensorflow, not 'jax'"),
     ],
 )
-def test_a_setting_that_is_none_is_named(http, picture, form, message):
+def test_an_unknown_setting_is_named(http, picture, form, message):
     answer = http.post("/views", files={"image": ("a.png", picture(3))}, data=form)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].startswith(message)
 
 
-def test_without_torch_views_are_not_offered(http, picture, monkeypatch):
+def test_without_torch_views_answer_501(http, picture, monkeypatch):
     monkeypatch.setitem(sys.modules, "training.augment", None)
     answer = http.post("/views", files={"image": ("a.png", picture(3))})
     assert answer.status_code == 501
@@ -107,7 +107,7 @@ def unit_h(views: np.ndarray) -> np.ndarray:
 
 
 @sync
-def test_z_is_what_the_runs_own_head_makes_of_h(serve, tmp_path, picture, means, projector, connect):
+def test_z_is_computed_by_the_projection_head_of_the_run(serve, tmp_path, picture, means, projector, connect):
     http = serve(encoder=tmp_path / "run/encoder")
     pairs = draw(http, picture, pairs=3, seed=1)
     h = means(np.stack([pixels(view) for pair in pairs for view in pair["views"]]))
@@ -130,7 +130,7 @@ def test_without_its_run_an_encoder_has_no_z(serve, tmp_path, picture, projector
     assert connect(http).matrix([picture(1), picture(2)], count=2).z is None
 
 
-def test_a_checkpoint_that_is_damaged_is_passed_over(serve, tmp_path, bundle, picture):
+def test_a_damaged_checkpoint_is_ignored(serve, tmp_path, bundle, picture):
     damaged = tmp_path / "run/checkpoints/last.ckpt"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"no checkpoint")
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_is_damaged_is_passed_over(serve, tmp_path, bundle, pi
     assert {pair["projected"] for pair in draw(serve(encoder=tmp_path / "run/encoder"), picture)} == {None}
 
 
-def test_the_matrix_holds_all_views_against_all_and_its_loss_is_the_trainers(http, picture, connect):
+def test_the_matrix_compares_all_views_and_its_loss_is_that_of_training(http, picture, connect):
     from training.loss import nt_xent
 
     found = connect(http).matrix([picture(i) for i in range(4)], count=4, seed=5, strength=0.5)
@@ -155,7 +155,7 @@ def test_the_matrix_holds_all_views_against_all_and_its_loss_is_the_trainers(htt
 
 
 @sync
-def test_both_views_of_a_picture_are_of_that_picture(http, picture, connect):
+def test_both_views_show_their_picture(http, picture, connect):
     plain = {"crop_area": [1, 1], "crop_sampling": "tensorflow", "flip": 0, "jitter": 0, "grey": 0, "blur": 0}
     found = connect(http).matrix([picture(1), picture(2)], count=2, **plain)
     np.testing.assert_allclose([found.h[0, 1], found.h[2, 3]], 1, atol=1e-5)
@@ -163,7 +163,7 @@ def test_both_views_of_a_picture_are_of_that_picture(http, picture, connect):
 
 
 @sync
-def test_the_matrix_is_made_up_from_the_collection_without_the_picture_itself(http, picture, connect):
+def test_the_matrix_is_completed_with_other_pictures_of_the_collection(http, picture, connect):
     client, names = connect(http), [f"{i}.png" for i in range(8)]
     files = [picture(i, (300, 300)) for i in range(8)]
     items = client.put_items(files, [{"name": name} for name in names]).items
@@ -176,10 +176,12 @@ def test_the_matrix_is_made_up_from_the_collection_without_the_picture_itself(ht
     assert same[0] == same[1] != same[2]
 
 
-def test_one_picture_alone_is_no_matrix(http, picture):
+def test_a_matrix_needs_two_pictures(http, picture):
     answer = http.post("/matrix", files={"image": picture(1)})
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"].startswith("image: at least two pictures are compared, and the collection pictures has no other")
+    assert answer.json()["error"]["message"].startswith(
+        "image: at least two pictures are compared, and the collection pictures has no other"
+    )
     answer = http.post("/matrix", files=[("image", picture(i)) for i in range(13)])
     assert (answer.status_code, answer.json()["error"]["param"]) == (413, "image")
     answer = http.post("/matrix", files=[("image", picture(i)) for i in range(2)], data={"flop": 1})
