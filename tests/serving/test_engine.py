@@ -229,7 +229,7 @@ def test_the_newest_export_is_taken_up_where_none_was_chosen(
 def test_an_unusable_encoder_is_refused_with_the_reason_and_the_old_one_serves_on(
     start, make_bundle, place, files, tmp_path, caplog, no_store, monkeypatch
 ):
-    monkeypatch.setattr("serving.inference.models.LOOK_EVERY_S", 3600)  # looks only when this test does
+    monkeypatch.setattr("serving.inference.served.LOOK_EVERY_S", 3600)  # looks only when this test does
     engine = start(str(place.folder))
     old = engine.card.id
     good = make_bundle(tmp_path / "good", 1 / 128)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import threading
 import time
 
 import httpx
@@ -10,7 +11,6 @@ import pytest
 
 from serving.limits import Limits
 
-WAIT_S = 10
 ITEMS, SEARCH = "/collections/pictures/items", "/collections/pictures/search"
 
 
@@ -23,8 +23,7 @@ def slow(listen, monkeypatch):
     async def work(*_):
         happened.append("begun")
         try:
-            await asyncio.sleep(WAIT_S)
-            happened.append("done")
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             happened.append("cancelled")
             raise
@@ -32,7 +31,7 @@ def slow(listen, monkeypatch):
     engine = app.state.engine
     for part, method in (
         (engine, "embed"),
-        (engine.studio, "pairs"),
+        (engine.views, "pairs"),
         (engine.library, "search"),
         (engine.library, "put"),
     ):
@@ -40,11 +39,16 @@ def slow(listen, monkeypatch):
     return port, happened
 
 
-def until(condition) -> None:
-    deadline = time.monotonic() + WAIT_S / 2
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+@pytest.fixture
+def counts_as_gone(wait_until):
+    """counts_as_gone(port, route, count) waits until so many of the route's requests have the status 499."""
+
+    def wait(port: int, route: str, count: int) -> None:
+        line = f'twinview_requests_total{{route="{route}",status="499"}} {count}.0'
+        metrics = f"http://127.0.0.1:{port}/metrics"
+        wait_until(lambda: line in httpx.get(metrics).text, f"/metrics does not say {line}")
+
+    return wait
 
 
 def form(data: bytes, field: str) -> tuple[str, bytes]:
@@ -53,7 +57,7 @@ def form(data: bytes, field: str) -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("path", ["/embed", "/v1/embeddings", SEARCH, ITEMS, "/views"])
-def test_the_work_of_a_client_that_has_gone_is_cancelled(slow, picture, path, caplog):
+def test_the_work_of_a_client_that_has_gone_is_cancelled(slow, picture, path, caplog, wait_until, counts_as_gone):
     port, happened = slow
     kind, body = {
         "/embed": ("image/png", picture(0)),
@@ -66,39 +70,37 @@ def test_the_work_of_a_client_that_has_gone_is_cancelled(slow, picture, path, ca
     head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(head.encode() + body)
-        until(lambda: happened == ["begun"])
-        time.sleep(0.1)
+        wait_until(lambda: happened, "the work has not begun")
+        time.sleep(0.1)  # while the client is there nothing is cancelled
         assert happened == ["begun"]
-    until(lambda: happened == ["begun", "cancelled"])
-    route = path.replace("/pictures/", "/{name}/")
-    counted = f'twinview_requests_total{{route="{route}",status="499"}} 1.0'
-    until(lambda: counted in httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+    wait_until(lambda: happened == ["begun", "cancelled"], "the work is not cancelled")
+    counts_as_gone(port, path.replace("/pictures/", "/{name}/"), 1)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_client_that_goes_while_it_sends_is_no_fault_of_the_service(slow, caplog):
+def test_a_client_that_goes_while_it_sends_is_no_fault_of_the_service(slow, caplog, counts_as_gone):
     port, happened = slow
     for kind in ("image/png", "multipart/form-data; boundary=x"):
         with socket.create_connection(("127.0.0.1", port)) as client:
-            head = f"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n--x\r\n"
-            client.sendall(head.encode())
-            time.sleep(0.1)
-    counted = 'twinview_requests_total{route="/embed",status="499"} 2.0'
-    until(lambda: counted in httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+            head = f"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n"
+            client.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+            assert client.recv(100).startswith(b"HTTP/1.1 100 Continue")  # the service is reading the body
+            client.sendall(b"--x\r\n")
+    counts_as_gone(port, "/embed", 2)
     assert happened == []
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_what_waits_for_a_batch_is_dropped_from_it(listen, picture):
+def test_what_waits_for_a_batch_is_dropped_from_it(listen, picture, wait_until, counts_as_gone):
     """The encoder is held up with one picture; of the two that wait, one client goes: one of them is encoded."""
     port, app = listen(limits=Limits(threads=1))
     batch = app.state.engine._models.default.batch
     lane = batch.lanes[0]
-    encode, sizes, go_on = lane.encode, [], []
+    encode, sizes, go_on = lane.encode, [], threading.Event()
 
     def held_up(pixels):
         sizes.append(len(pixels))
-        until(lambda: go_on)
+        assert go_on.wait(60)
         return encode(pixels)
 
     lane.encode = held_up
@@ -108,11 +110,10 @@ def test_what_waits_for_a_batch_is_dropped_from_it(listen, picture):
     for waiting in (0, 1, 2):
         clients.append(socket.create_connection(("127.0.0.1", port)))
         clients[-1].sendall(head.encode() + body)
-        until(lambda waiting=waiting: len(sizes) == 1 and batch.waiting == waiting)
+        wait_until(lambda waiting=waiting: len(sizes) == 1 and batch.waiting == waiting, f"{waiting} do not wait")
     clients[1].close()
-    counted = 'twinview_requests_total{route="/embed",status="499"} 1.0'
-    until(lambda: counted in httpx.get(f"http://127.0.0.1:{port}/metrics").text)
-    go_on.append(True)
+    counts_as_gone(port, "/embed", 1)
+    go_on.set()
     for client in (clients[0], clients[2]):
         assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
         client.close()

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -59,13 +58,14 @@ def test_bentoml_serves_until_it_is_told_to_stop(launch, fill, bundle, picture):
             "Host: a",
             "Content-Type: application/json",
             "Content-Length: 9",
+            "Expect: 100-continue",
             "",
             "{",
         )
         upload.sendall("\r\n".join(head).encode())
-        time.sleep(0.5)
+        assert upload.recv(100).startswith(b"HTTP/1.1 100 Continue")  # the service is reading the body
         process.send_signal(signal.SIGTERM)
-        assert process.wait(STOP_S + 10) == 0
+        assert process.wait(60) == 0
     told = log.read_text()
     assert "serving " + bundle.card.id in told
     assert f"listening on {address}" in told
@@ -76,13 +76,10 @@ def test_bentoml_serves_until_it_is_told_to_stop(launch, fill, bundle, picture):
 
 
 @pytest.mark.slow
-def test_workers_share_the_cores(launch, bundle, picture):
+def test_workers_share_the_cores(launch, bundle, picture, wait_until):
     running = launch(environment={"BENTOML_CONFIG_OPTIONS": "services.twinview.workers=2"})
     assert len(running.workers()) == 2
-    deadline = time.monotonic() + 60
-    while running.log.read_text().count(f"loaded {bundle.card.id}") < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: running.log.read_text().count(f"loaded {bundle.card.id}") == 2, "two workers have not loaded it")
     share = max(1, cores() // 2)
     assert re.findall(r"loaded .* batches at once: (\d+)", running.log.read_text()) == [str(share)] * 2
     with Client(running.address) as client:

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,17 +67,25 @@ def test_a_lease_of_a_killed_process_is_free(tmp_path):
         assert mine
 
 
-def test_a_lease_in_an_object_store_is_renewed_by_its_holder_and_runs_out_without_one(bucket, monkeypatch):
+def test_a_lease_in_an_object_store_is_renewed_by_its_holder_and_runs_out_without_one(bucket, monkeypatch, wait_until):
+    now = 1000.0
+    monkeypatch.setattr(lease, "time", SimpleNamespace(time=lambda: now))
     monkeypatch.setattr(lease, "LEASE_S", 0.4)
     store = Store(bucket)
+
+    def expires() -> float:
+        return float(store.read(".leases/x").split()[0])
+
     with store.lease("x") as first:
-        time.sleep(0.8)
+        for _ in range(3):
+            now += 0.3
+            wait_until(lambda: expires() == now + 0.4, "the lease is not renewed")
         with store.lease("x") as second:
             assert (first, second) == (True, False)
-    store.write(".leases/x", b"%f dead" % (time.time() + 0.2))
+    store.write(".leases/x", b"%f dead" % (now + 0.2))
     with store.lease("x") as held:
         assert not held
-    time.sleep(0.2)
+    now += 0.3
     with store.lease("x") as held:
         assert held
 

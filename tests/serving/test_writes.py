@@ -2,10 +2,12 @@
 
 import asyncio
 import threading
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from serving.collection import writes
 from serving.collection.index import IndexProblem, Item
 from serving.collection.writes import Writer
 from serving.errors import Busy
@@ -21,6 +23,7 @@ class Noted:
         self.commits: list[tuple[str, list[str]]] = []
         self.go_on = threading.Event()
         self.go_on.set()
+        self.begun = threading.Semaphore(0)  # a commit each
         self.tidied = 0
 
     def known(self, ids):
@@ -39,7 +42,8 @@ class Noted:
         return True
 
     def _begin(self, what, ids):
-        assert self.go_on.wait(10)
+        self.begun.release()
+        assert self.go_on.wait(60)
         self.commits.append((what, ids))
         if any(id.startswith("bad") for id in ids):
             raise IndexProblem("bad")
@@ -62,13 +66,19 @@ def put(writer, index, *ids, value: float = 1.0):
     return writer.upsert(index, items, np.full((len(ids), 2), value, np.float32), {})
 
 
+async def begin(index, first) -> asyncio.Task:
+    """Returns while the commit of the first runs, until `go_on` is set."""
+    index.go_on.clear()
+    task = asyncio.create_task(first)
+    assert await asyncio.to_thread(index.begun.acquire, timeout=60)
+    return task
+
+
 async def after_the_first(index, first, *others):
     """What each gives; the others came while the commit of the first ran."""
-    index.go_on.clear()
-    tasks = [asyncio.create_task(first)]
-    await asyncio.sleep(0.05)
+    tasks = [await begin(index, first)]
     tasks += [asyncio.create_task(other) for other in others]
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0)  # each has joined the queue
     index.go_on.set()
     return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -119,12 +129,10 @@ def test_a_write_that_fails_fails_its_request_alone(writer, index):
 
 def test_what_its_client_waits_for_no_longer_is_not_written(writer, index):
     async def ask():
-        index.go_on.clear()
-        first = asyncio.create_task(put(writer, index, "a"))
-        await asyncio.sleep(0.05)
+        first = await begin(index, put(writer, index, "a"))
         gone = asyncio.create_task(put(writer, index, "gone"))
         stays = asyncio.create_task(put(writer, index, "b"))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # both have joined the queue
         gone.cancel()
         index.go_on.set()
         await asyncio.gather(first, stays)
@@ -159,15 +167,21 @@ def test_the_collection_is_tidied_up_after_many_commits_and_some_time_after_a_fe
     writer._maintenance.submit(lambda: None).result()
     assert index.tidied == 2
 
-    monkeypatch.setattr("serving.collection.writes.MAINTAIN_S", 0.05)
     writer._queues.clear()
+    timers = []
 
     async def few():
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "call_later", lambda seconds, *call: timers.append((seconds, *call)) or Mock())
         await put(writer, index, "a")
         await put(writer, index, "b")
-        await asyncio.sleep(0.3)
+        monkeypatch.undo()
 
     asyncio.run(few())
+    ((seconds, maintain, queue),) = timers  # one for the two of them
+    assert seconds == writes.MAINTAIN_S
+    maintain(queue)
+    writer._maintenance.submit(lambda: None).result()
     assert index.tidied == 3
 
 

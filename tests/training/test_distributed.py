@@ -22,7 +22,7 @@ import torch.multiprocessing
 from torch import nn
 
 from training import checkpoint
-from training.loss import gather, nt_xent
+from training.loss import dcl, gather, nt_xent
 from training.pretrain import pretrain
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def views() -> tuple[torch.Tensor, torch.Tensor]:
     return image, image + 0.2 * torch.rand(IMAGES, 3, 8, 8, generator=generator)
 
 
-def one_of_two(rank: int, folder: str) -> None:
+def one_of_two(rank: int, folder: str, function) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     z = torch.full((2, 3), float(rank + 1), requires_grad=True)
     rows = gather(z)
@@ -57,7 +57,7 @@ def one_of_two(rank: int, folder: str) -> None:
     model = network()
     half = slice(rank * IMAGES // WORLD, (rank + 1) * IMAGES // WORLD)
     z_a, z_b = model(torch.cat([view[half] for view in views()])).chunk(2)
-    loss = nt_xent(gather(z_a), gather(z_b), 0.2)
+    loss = function(gather(z_a), gather(z_b), 0.2)
     loss.backward()
     for p in model.parameters():  # as DDP does
         torch.distributed.all_reduce(p.grad)
@@ -68,19 +68,20 @@ def one_of_two(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path):
-    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=WORLD)
+@pytest.mark.parametrize("function", [nt_xent, dcl])
+def test_two_processes_give_the_loss_and_the_gradients_of_one(function, tmp_path):
+    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path), function), nprocs=WORLD)
 
     model = network()
     z_a, z_b = model(torch.cat(views())).chunk(2)
-    loss = nt_xent(z_a, z_b, 0.2)
+    loss = function(z_a, z_b, 0.2)
     loss.backward()
     for rank in range(WORLD):
         report = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        # Rows stand in the order of the ranks; a row's gradient is the sum of what all processes say of it.
+        # Rows are in the order of the ranks; a row's gradient is the sum over all processes' losses.
         assert report["rows"].tolist() == [[1.0] * 3] * 2 + [[2.0] * 3] * 2
         assert torch.equal(report["z"], 11 * torch.arange(12.0).view(4, 3)[2 * rank : 2 * rank + 2])
-        # Two gathers that autograd hands the very same gradient do not spoil it for each other.
+        # Two gathers that get the same gradient tensor from autograd do not change it for each other.
         assert report["a"].tolist() == report["b"].tolist() == [[[2.0, 4.0]], [[6.0, 8.0]]][rank]
 
         torch.testing.assert_close(report["loss"], loss.detach(), rtol=1e-5, atol=0)
@@ -90,7 +91,7 @@ def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_says_that_one_was_killed_and_is_continued(small_shapes, tmp_path):
+def test_a_run_of_two_processes_says_that_one_was_killed_and_is_resumed(small_shapes, tmp_path, wait_until):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command += [ROOT / "training" / "pretrain.py", "--data", small_shapes, "--name", "two", "--size-px", "16"]
     command += ["--batch-size", "32", "--epochs", "120", "--knn-epochs", "1000", "--resume"]
@@ -103,14 +104,13 @@ def test_a_run_of_two_processes_says_that_one_was_killed_and_is_continued(small_
         )
 
     process = start()
-    while not last.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
+    wait_until(lambda: last.exists() or process.poll() is not None, "the run writes no checkpoint", 120)
+    assert process.poll() is None, process.communicate()[0]
     (worker, *_) = (child for child in children(process.pid) if environ(child).get("RANK") == "1")
     os.kill(worker, signal.SIGKILL)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert re.search(r"error: .*another process .*ends?e?d?\. The same command with --resume goes on\.", printed), (
+    assert re.search(r"error: .*another process .*ended\. Run the same command with --resume to continue\.", printed), (
         printed
     )
     before = checkpoint.load(last)["global_step"]
@@ -119,12 +119,23 @@ def test_a_run_of_two_processes_says_that_one_was_killed_and_is_continued(small_
     process = start()
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0, printed
-    assert printed.count("done in") == 1  # one process speaks for both
+    assert printed.count("done in") == 1  # only the first process prints
     assert checkpoint.load(last)["global_step"] == 240
 
 
+@pytest.mark.slow
+def test_two_processes_without_torchrun_need_no_name_and_are_resumed(small_shapes, tmp_path):
+    command = [sys.executable, ROOT / "training" / "pretrain.py", "--data", small_shapes, "--size-px", "16"]
+    command += ["--batch-size", "32", "--epochs", "4", "--devices", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for options, steps in ((["--max-steps", "2"], 2), (["--resume"], 8)):
+        result = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert checkpoint.load(tmp_path / "runs/some-shapes-tiny/checkpoints/last.ckpt")["global_step"] == steps
+
+
 def test_processes_whose_clocks_differ_write_the_same_checkpoints(tmp_path):
-    meet, said = threading.Barrier(WORLD, timeout=10), [False] * WORLD
+    meet, said = threading.Barrier(WORLD, timeout=60), [False] * WORLD
 
     class Strategy:
         def __init__(self, rank: int):

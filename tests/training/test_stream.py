@@ -12,10 +12,11 @@ from PIL import Image
 from export.artifact import Preprocessing
 from training.data import store, stream
 from training.data.sources import DataError, open_source
-from training.data.stream import Stream, StreamedRows, ahead, too_large
+from training.data.store import map_ahead
+from training.data.stream import Stream, StreamedRows, too_large
 
 EIGHT = Preprocessing(8)
-PATIENCE_S = 30  # how long an event that must come is waited for
+PATIENCE_S = 60  # how long an event that must come is waited for
 
 
 def jpeg(seed: int) -> bytes:
@@ -84,7 +85,7 @@ def test_an_epoch_in_any_order_reads_every_picture_once(tmp_path, monkeypatch):
     decode = opened.pixels._decode
     monkeypatch.setattr(opened.pixels, "_decode", lambda row, pixels: asked.append(row) or decode(row, pixels))
     order = np.random.default_rng(0).permutation(40)
-    batches = list(ahead(np.split(order, 5), opened.pixels))
+    batches = list(map_ahead(opened.pixels.__getitem__, np.split(order, 5), 2))
     assert sorted(asked) == list(range(40))
     assert np.array_equal(np.concatenate(batches), everything[order])
 
@@ -125,7 +126,7 @@ def test_what_cannot_be_read_is_listed_once_with_its_reason(tmp_path):
     opened = streamed(make_shards(tmp_path, broken=(7, 2, 3)), tmp_path)
     assert opened.skipped == []
     for _ in range(3):
-        list(ahead([np.arange(20, 40), np.arange(20)], opened.pixels))
+        list(map_ahead(opened.pixels.__getitem__, [np.arange(20, 40), np.arange(20)], 2))
     reason = "is not an image of a format this reads"
     assert opened.skipped == [("0.tar/002.jpg", reason), ("1.tar/003.jpg", reason), ("1.tar/007.jpg", reason)]
 
@@ -142,7 +143,7 @@ def test_half_of_a_batch_may_be_unreadable_and_not_more(tmp_path):
     broken = (0, 2, 4, 6, 8, 10, 12, 14, 16, 18)  # rows 0 to 9
     pixels = streamed(make_shards(tmp_path, broken), tmp_path).pixels
     assert np.array_equal(pixels[:20][:10], pixels[10:20])
-    with pytest.raises(DataError, match=r"^10 files of 19 are no readable pictures: 0\.tar/000\.jpg is not an image"):
+    with pytest.raises(DataError, match=r"^10 files of 19 are not readable pictures: 0\.tar/000\.jpg is not an image"):
         pixels[:19]
 
 
@@ -151,7 +152,7 @@ def test_a_set_without_pictures_is_refused_however_small(tmp_path, count):
     for i in range(count):
         (tmp_path / "notes").mkdir(exist_ok=True)
         (tmp_path / "notes" / f"{i:02d}.txt").write_text("hello")
-    with pytest.raises(DataError, match=r"are no readable pictures: 00\.txt is not an image"):
+    with pytest.raises(DataError, match=r"are not readable pictures: 00\.txt is not an image"):
         streamed(str(tmp_path / "notes"), tmp_path).pixels[:]
 
 
@@ -182,14 +183,14 @@ def test_batches_come_in_their_order_whatever_the_threads_do():
                 assert self.began[i + 1].wait(PATIENCE_S)
             return super().__getitem__(i)
 
-    assert list(ahead(range(20), Uneven())) == [i * i for i in range(20)]
+    assert list(map_ahead(Uneven().__getitem__, range(20), 2)) == [i * i for i in range(20)]
 
 
 @pytest.mark.parametrize("batches", [1, 2, 5])
 def test_the_next_batches_are_made_while_one_is_worked_on_and_no_more_than_those(batches):
     pixels, asked = Watched(), []
     indices = (asked.append(i) or i for i in range(20))
-    for i, _ in enumerate(ahead(indices, pixels, batches)):
+    for i, _ in enumerate(map_ahead(pixels.__getitem__, indices, batches)):
         for after in pixels.began[i : i + batches + 1]:
             assert after.wait(PATIENCE_S)
         assert len(asked) == min(20, i + batches + 1)
@@ -198,12 +199,12 @@ def test_the_next_batches_are_made_while_one_is_worked_on_and_no_more_than_those
 def test_a_stored_array_is_gathered_ahead_as_well(tmp_path):
     stored = store.load(open_source(make_shards(tmp_path)), EIGHT, "train", tmp_path / "data")
     batches = np.random.default_rng(1).permutation(40).reshape(4, 10)
-    for batch, pixels in zip(batches, ahead(batches, stored.pixels), strict=True):
+    for batch, pixels in zip(batches, map_ahead(stored.pixels.__getitem__, batches, 2), strict=True):
         assert np.array_equal(pixels, stored.pixels[batch])
 
 
 def test_an_error_arrives_in_its_batchs_place():
-    batches = ahead(range(20), Watched(fails_at=3))
+    batches = map_ahead(Watched(fails_at=3).__getitem__, range(20), 2)
     assert [next(batches) for _ in range(3)] == [0, 1, 4]
     with pytest.raises(DataError, match="batch 3"):
         next(batches)
@@ -215,14 +216,14 @@ def test_an_error_of_the_order_itself_is_passed_on():
         raise KeyError("order")
 
     with pytest.raises(KeyError, match="order"):
-        list(ahead(indices(), Watched()))
+        list(map_ahead(Watched().__getitem__, indices(), 2))
 
 
 @pytest.mark.parametrize("end", ["exhausted", "closed", "dropped", "failed", "interrupted"])
 def test_no_thread_is_left_however_it_ends(end):
     before = set(threading.enumerate())
     pixels = Watched(fails_at=2 if end == "failed" else -1)
-    batches = ahead(range(20), pixels)
+    batches = map_ahead(pixels.__getitem__, range(20), 2)
     assert next(batches) == 0
     assert set(threading.enumerate()) - before
     if end == "exhausted":
@@ -307,7 +308,7 @@ def test_the_user_decides_over_the_disk(tmp_path, free, capsys):
     source = open_source(make_shards(tmp_path))
     free(2**40)
     assert isinstance(stream.load(source, EIGHT, "train", tmp_path, stream=True), Stream)
-    assert capsys.readouterr().out.endswith("from where they are: as asked for\n")
+    assert capsys.readouterr().out.endswith("from where they are: by --stream\n")
     free(40 * 192)
     assert isinstance(stream.load(source, EIGHT, "train", tmp_path, stream=False), store.PixelStore)
 
