@@ -1,13 +1,13 @@
-"""An encoder with a linear layer on top, and the checkpoint that it travels in.
+"""A classifier: an encoder with a linear layer on top; and its checkpoint.
 
     settings    of the encoder, as in a pretraining run's checkpoint
-    facts       data, images (labelled ones learnt from), epochs, commit, `after`: the figures
-    history     a row an epoch
-    state_dict  encoder.*, classifier.*, and hidden.* where fine-tuning began at the head's first layer
-    classifier  classes (names, in the order of the logits), hidden (whether there is one), origin (what the encoder
-                started from), settings (of the fine-tuning)
+    facts       data, images (labelled ones trained on), epochs, commit, `after`: the figures
+    history     one row per epoch
+    state_dict  encoder.*, classifier.*, and hidden.* if fine-tuning began at the projection head's first layer
+    classifier  classes (names, in the order of the logits), hidden (whether there is such a layer), origin (what the
+                encoder started from), settings (of the fine-tuning or distillation)
 
-What reads a run's checkpoint reads this one's encoder f as well: evaluate.py, export/to_onnx.py, --init.
+Everything that reads a pretrained run's encoder also reads this one's: evaluate.py, export/to_onnx.py, --init.
 """
 
 from pathlib import Path
@@ -21,9 +21,9 @@ from training.encoders import Encoder, projection_head
 
 
 class Classifier(nn.Module):
-    """(N, 3, S, S) float in [0, 1] -> logits (N, C). The linear layer begins at zero, as published.
+    """(N, 3, S, S) float in [0, 1] -> logits (N, C). The linear layer starts at zero, as published.
 
-    hidden  what stands between h and the linear layer: None, or the projection head's [Linear, BN, ReLU]
+    hidden  layers between h and the linear layer: None, or the projection head's [Linear, BN, ReLU]
     """
 
     def __init__(self, encoder: Encoder, hidden: nn.Module | None, classes: int):
@@ -39,14 +39,14 @@ class Classifier(nn.Module):
 
 
 def first_layer(projector: nn.Module) -> nn.Sequential:
-    """The head's [Linear, BN, ReLU]. raises CheckpointError for a head of one layer or none, which has none."""
+    """The head's [Linear, BN, ReLU]. raises CheckpointError for a head without a hidden layer."""
     if not isinstance(projector, nn.Sequential) or len(projector) < 5:
-        raise CheckpointError("--mode head wants a run with --head-layers 2 or 3: this one's head has no hidden layer")
+        raise CheckpointError("--mode head needs a run with --head-layers 2 or 3: this one's head has no hidden layer")
     return projector[:3]
 
 
 def save(path: Path, network: Classifier, settings: PretrainSettings, facts: dict, history: list, about: dict) -> None:
-    """about: what stands under `classifier`, without `hidden`."""
+    """about: the entries of `classifier` except `hidden`."""
     about = about | {"hidden": not isinstance(network.hidden, nn.Identity)}
     weights = {key: value.cpu() for key, value in network.state_dict().items()}
     content = {"settings": settings.to_dict(), "facts": facts, "history": history}

@@ -2,19 +2,19 @@ r"""Distil a trained encoder or classifier into a smaller one, on pictures witho
 
     python training/distil.py --teacher runs/LARGE --encoder tiny --data ~/Pictures
 
-Both see the same view of a picture. Of a classifier the student learns its answers (Chen et al. 2020, arXiv:2006.10029,
-Eq. 2); t and s are the logits, tau the temperature:
+Teacher and student see the same view of a picture. From a classifier the student learns its class probabilities (Chen
+et al. 2020, arXiv:2006.10029, Eq. 2); t and s are the logits, tau the temperature:
 
     loss = - sum_y softmax(t / tau)_y log softmax(s / tau)_y
 
-Of an encoder it learns who is near to whom: the same loss over each picture's cosines to the others of its batch, as in
-CompRess (Koohpayegani et al. 2020, arXiv:2010.14713), which takes a queue of earlier pictures instead of the batch.
-Cosines of h are compared with cosines of h: neither has to be as wide as the other, and nothing stands between h and
-the loss.
+From an encoder it learns which pictures are near to each other: the same loss over each picture's cosines to the
+others of its batch, as in CompRess (Koohpayegani et al. 2020, arXiv:2010.14713), which uses a queue of earlier pictures
+instead of the batch. Cosines of h are compared with cosines of h, so teacher and student may differ in dimension, and
+no layer is needed between h and the loss.
 
     runs/NAME/  config.json  metrics.csv  result.json  checkpoints/last.ckpt
 
-What reads a pretrained run's checkpoint, or a fine-tuned one's, reads its student's.
+The checkpoint has the format of a pretrained run's, or of a fine-tuned one's if the teacher is a classifier.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -28,7 +28,9 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -37,23 +39,23 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from export.artifact import Preprocessing
 from training import checkpoint, classifier
 from training.augment import AugmentSettings, draw, render
-from training.checkpoint import AtomicCheckpointIO, CheckpointError
+from training.checkpoint import AtomicCheckpointIO
 from training.classifier import Classifier
 from training.config import RUNS, check_settings
+from training.data import store
 from training.data.sources import DataError, open_source
 from training.device import mixed_precision, prepare, training_device
 from training.evaluate import print_table
 from training.evaluation.features import ENCODER_ERRORS, EncoderError
-from training.halfway import Halfway, check_same
+from training.halfway import ResumableRun, is_finished, train_epochs
 from training.initial import initial
 from training.lars import LARS, lars_groups
-from training.pretrain import commit, write_metrics
-from training.schedule import scaled_lr, warmup_cosine
-from training.teacher import Teacher, compare, load_both, notes, of_network, open_teacher
+from training.schedule import cosine_schedule, scaled_lr
+from training.teacher import Teacher, compare, notes, open_teacher, teacher_of
 
 ANSWERS_TAU, NEIGHBOURS_TAU = 1.0, 0.1
 WARMUP, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 1e-4  # share of the steps; of LARS; on matrices and kernels only
@@ -65,43 +67,43 @@ class DistilSettings:
     """Distil a trained encoder or classifier into a smaller one, on pictures without labels, into runs/NAME."""
 
     teacher: str
-    """What is learnt from: a run or checkpoint, pretrained or fine-tuned, an exported bundle, or the features of a
-    model of torchvision (resnet50, resnet50:IMAGENET1K_V1, resnet50:FILE.pth)."""
+    """Encoder or classifier to learn from: a run or checkpoint, pretrained or fine-tuned, an exported bundle, or a
+    torchvision model whose features are learnt (resnet50, resnet50:IMAGENET1K_V1, resnet50:FILE.pth)."""
     data: str = "shapes"
-    """Pictures, whose labels are not learnt from: a folder, a .zip, shards, a torchvision name, or shapes."""
+    """Pictures to learn on; labels are not used: a folder, a .zip, shards, a torchvision name, or shapes."""
     name: str = ""
-    """The run's folder is runs/NAME. By default of data, student and teacher."""
+    """The run's folder is runs/NAME. By default made of the names of data, student and teacher."""
     resume: bool = False
-    """Continue runs/NAME from where it was interrupted (a finished run is left as it is)."""
+    """Continue runs/NAME where it was interrupted (a finished run is left as it is)."""
 
     init: str = ""
-    """What the student starts from: whatever finetune.py's --init takes. By default nothing."""
+    """Initial weights of the student: anything that --init of finetune.py takes. By default random weights."""
     encoder: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] | None = None
-    """The student's architecture, where it starts from nothing (by default tiny)."""
+    """Architecture of a student with random weights (by default tiny)."""
     width: Literal[1, 2, 4] | None = None
-    """Where it starts from nothing."""
+    """Multiplies every channel count of a student with random weights (by default 1)."""
     size_px: int | None = None
-    """Of the pictures that the student sees; by default the teacher's, or what the student was trained at."""
+    """Side of the square that the student sees; by default the teacher's, or that of the weights in --init."""
 
     temperature: float | None = None
-    """tau; lower, and a classifier's first answer or an encoder's nearest pictures count for more. By default 1 for
-    answers and 0.1 for neighbours."""
+    """tau; lower values give more weight to a classifier's first answer, or to an encoder's nearest pictures. By
+    default 1 for a classifier and 0.1 for an encoder."""
     augment: AugmentSettings = field(
         default_factory=lambda: AugmentSettings(crop_area=(0.25, 1.0), jitter=0.0, grey=0.0, blur=0.0)
     )
-    """Of the view that both see: crops and flips."""
+    """Augmentation of the view that teacher and student see: crops and flips."""
     epochs: int = 100
     """Passes over the pictures."""
     minutes: float | None = None
     """Instead of --epochs: as many epochs as fit in this time, by the speed of the first steps."""
     batch_size: int = 128
-    """At most all the pictures."""
+    """Pictures per step; at most all of them."""
     lr: float = 0.15
-    """Learning rate of LARS, times the square root of the batch size."""
+    """Learning rate of LARS, before it is multiplied by the square root of the batch size."""
     seed: int = 0
-    """Of weights, order, and augmentation."""
+    """Seed of the random weights, the order and the augmentation."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self, ("size_px", "temperature", "epochs", "minutes", "lr"))
         if not self.batch_size >= 2:
             raise ValueError(f"--batch-size must be at least 2, not {self.batch_size}")
@@ -111,14 +113,14 @@ class DistilSettings:
 
 
 def answers_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of the softened answers, the mean over N: logits (N, C) each -> () float32 in nats."""
+    """Cross-entropy of the softened class probabilities, mean over N: logits (N, C) each -> () float32 in nats."""
     with torch.autocast(student.device.type, enabled=False):
         soft = F.softmax(teacher.float() / temperature, dim=1)
         return -(soft * F.log_softmax(student.float() / temperature, dim=1)).sum(dim=1).mean()
 
 
 def neighbours_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The same of each picture's cosines to the N - 1 others: h (N, d) and (N, d') float, N >= 2."""
+    """The same loss over each picture's cosines to the N - 1 others: h (N, d) and (N, d') float, N >= 2."""
     n = len(student)
     others = ~torch.eye(n, dtype=torch.bool, device=student.device)
     with torch.autocast(student.device.type, enabled=False):
@@ -127,24 +129,29 @@ def neighbours_loss(student: Tensor, teacher: Tensor, temperature: float) -> Ten
     return answers_loss(ours, theirs, temperature)
 
 
-class Lesson:
-    """A step: a view of some pictures, what the teacher makes of it, and what the student does."""
+class DistilStep:
+    """One training step: a view of some pictures, the teacher's output for it, and the student's loss."""
 
     def __init__(self, teacher: Teacher, pixels: np.ndarray, size_px: int, settings: DistilSettings):
-        """pixels: uint8 (N, S, S, 3), S the larger of teacher's and student's size."""
+        """
+        pixels   uint8 (N, S, S, 3), S the larger of the teacher's and the student's size
+        size_px  the student's
+        """
         self.teacher, self.pixels, self.size_px, self.settings = teacher, pixels, size_px, settings
         self.loss = answers_loss if teacher.classes else neighbours_loss
         self.temperature = settings.temperature or (ANSWERS_TAU if teacher.classes else NEIGHBOURS_TAU)
         self.batch = min(settings.batch_size, len(pixels))
-        self.steps = len(pixels) // self.batch  # of an epoch
+        self.steps_per_epoch = len(pixels) // self.batch
 
-    def order(self, epoch: int) -> np.ndarray:
-        """Places of an epoch's pictures, (steps, batch)."""
+    def epoch(self, network: nn.Module, epoch: int) -> Iterator[Tensor]:
+        """The loss of each step of an epoch, counted from 1."""
         rng = np.random.default_rng([self.settings.seed, epoch])
-        return rng.permutation(len(self.pixels))[: self.steps * self.batch].reshape(self.steps, self.batch)
+        order = rng.permutation(len(self.pixels))[: self.steps_per_epoch * self.batch]
+        for i, rows in enumerate(order.reshape(self.steps_per_epoch, self.batch)):
+            yield self(network, rows, (epoch - 1) * self.steps_per_epoch + i)
 
     def __call__(self, network: nn.Module, rows: np.ndarray, step: int) -> Tensor:
-        """The loss. raises EncoderError where the teacher gives no numbers."""
+        """raises EncoderError when the teacher's output is NaN or infinite"""
         device = next(network.parameters()).device
         generator = torch.Generator(device).manual_seed((self.settings.seed << 40) + step)
         images = torch.from_numpy(self.pixels[rows]).to(device)
@@ -152,133 +159,91 @@ class Lesson:
         views = render(images, draws, self.size_px)  # (B, 3, S, S)
         same = self.teacher.size_px == self.size_px
         shown = views if same else render(images, draws, self.teacher.size_px)
-        shown = (shown.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)  # as pictures reach any encoder
+        shown = (shown.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)  # the format that any encoder takes
         with mixed_precision(device):
-            taught = self.teacher.answer(shown.contiguous().cpu().numpy()).to(device)
-            learnt = network(views.contiguous(memory_format=torch.channels_last))
-        if not taught.isfinite().all():
+            target = self.teacher.answer(shown.contiguous().cpu().numpy()).to(device)
+            output = network(views.contiguous(memory_format=torch.channels_last))
+        if not target.isfinite().all():
             raise EncoderError(f"--teacher {self.settings.teacher} gives values that are no numbers (NaN or infinite)")
-        return self.loss(learnt, taught, self.temperature)
+        return self.loss(output, target, self.temperature)
 
 
 def distil(settings: DistilSettings) -> Path:
-    """Train and judge. Returns the run's folder.
+    """Train the student and compare it with the teacher. Returns the run's folder.
 
     raises  DataError, EncoderError, CheckpointError, BundleError, ZooError, ValueError
     """
     prepare()
-    device = training_device()
     teacher = open_teacher(settings.teacher)
     size_px = settings.size_px or (None if settings.init else teacher.size_px)
     start = initial(settings.init, settings.encoder, settings.width, size_px, settings.seed)
     architecture, size_px = start.settings.architecture, start.settings.size_px
     taught_by = Path(settings.teacher).stem.partition(":")[0]
     source = open_source(settings.data)
-    run = RUNS / (settings.name or f"{source.name}-{architecture}-of-{taught_by}")
-    last = run / "checkpoints" / checkpoint.NAME
-    if last.exists() and settings.resume:
-        continued(run, last, settings)
-        print(f"{run} is finished")
-        return run
-    if last.exists():
-        raise CheckpointError(f"{run} holds a run already: give another --name")
-    stores = {px: load_both(source, px) for px in {size_px, teacher.size_px}}
+    folder = RUNS / (settings.name or f"{source.name}-{architecture}-of-{taught_by}")
+    if is_finished(folder, settings):
+        return folder
+    stores = {px: store.load_splits(source, Preprocessing(px)) for px in {size_px, teacher.size_px}}
     pixels = stores[max(stores)][0].pixels
     if len(pixels) < 2:
-        raise DataError(f"{settings.data} has one picture that can be read; to learn who is near takes two")
+        raise DataError(f"{settings.data} has one picture that can be read; distillation compares at least two")
     for note in notes(teacher, start.encoder, size_px, source):
         print(f"note: {note}")
     network = Classifier(start.encoder, None, len(teacher.classes)) if teacher.classes else start.encoder
-    network = network.to(device, memory_format=torch.channels_last)
-    halfway = Halfway(run, settings, len(pixels))
-    if settings.resume and halfway.path.exists():
-        halfway.settings = settings = continued(run, halfway.path, settings)
-    elif settings.minutes and not halfway.path.exists():
-        epochs = epochs_in(settings.minutes, network, Lesson(teacher, pixels, size_px, settings))
-        halfway.settings = settings = dataclasses.replace(settings, epochs=epochs)
-    halfway.begin()
+    network = network.to(training_device(), memory_format=torch.channels_last)
+    run = ResumableRun(folder, settings, len(pixels))
+    if settings.minutes:
+        step = DistilStep(teacher, pixels, size_px, settings)
+        epochs = run.saved["settings"]["epochs"] if run.saved else epochs_in(settings.minutes, network, step)
+        run.settings = settings = dataclasses.replace(settings, epochs=epochs)
     print(
         f"distilling {settings.teacher} ({f'{len(teacher.classes)} classes' if teacher.classes else 'an encoder'}, "
         f"{teacher.size_px} px) into {architecture} at {size_px} px on {len(pixels):,} pictures: {settings.epochs} "
-        f"epochs, into {run}"
+        f"epochs, into {folder}"
     )
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(json.dumps(settings.to_dict(), indent=2))
-    began = time.monotonic()
-    history = train_student(network, Lesson(teacher, pixels, size_px, settings), halfway)
-    facts = {"data": source.name, "images": len(pixels), "epochs": settings.epochs, "commit": commit()}
-    facts["minutes"] = (time.monotonic() - began) / 60
-    student = of_network(run.name, network, size_px, teacher.classes)
+    run.begin()
+    history = train_student(network, DistilStep(teacher, pixels, size_px, settings), run)
+    facts = run.facts(source.name, settings.epochs)
+    student = teacher_of(folder.name, network, size_px, teacher.classes)
     facts["after"] = compare(student, teacher, stores[size_px], stores[teacher.size_px])
+    (folder / "result.json").write_text(json.dumps(facts, indent=1))
+    last = folder / "checkpoints" / checkpoint.NAME
     about = {"origin": f"{start.origin}, taught by {taught_by}", "settings": settings.to_dict()}
-    (run / "result.json").write_text(json.dumps(facts, indent=1))
     if teacher.classes:
         classifier.save(last, network, start.settings, facts, history, about | {"classes": teacher.classes})
     else:
         weights = {f"encoder.{key}": value.cpu() for key, value in network.state_dict().items()}
         content = {"settings": start.settings.to_dict(), "facts": facts, "history": history, "state_dict": weights}
         AtomicCheckpointIO().save_checkpoint(content | {"distillation": about}, last)
-    halfway.end()
+    run.end()
     print_table(facts["after"]["rows"])
-    what = "answers of {:,} pictures" if teacher.classes else "ten nearest of each of {:,} pictures"
-    print(f"\nthey agree on {facts['after']['agreement']:.1%} of the {what.format(facts['after']['pictures'])}")
-    return run
+    what = "the class of {:,} pictures" if teacher.classes else "the ten nearest of each of {:,} pictures"
+    print(f"\nthey agree on {facts['after']['agreement']:.1%} of {what.format(facts['after']['pictures'])}")
+    return folder
 
 
-def continued(run: Path, path: Path, asked: DistilSettings) -> DistilSettings:
-    """What was asked for, which must be the run's own. How many epochs --minutes are was decided when it began."""
-    saved = checkpoint.load(path)
-    own = (saved.get("classifier") or saved.get("distillation") or saved)["settings"]
-    if "teacher" not in own:
-        raise CheckpointError(f"{run} is no distillation: give another --name")
-    if asked.minutes:
-        asked = dataclasses.replace(asked, epochs=own["epochs"])
-    check_same(run, own, asked)
-    return asked
-
-
-def epochs_in(minutes: float, network: nn.Module, lesson: Lesson) -> int:
-    """How many fit, by timing a few steps of a copy."""
-    trial, rows = copy.deepcopy(network).train(), np.arange(lesson.batch)
+def epochs_in(minutes: float, network: nn.Module, step: DistilStep) -> int:
+    """How many epochs fit in the time, measured on a few steps with a copy of the network."""
+    trial, rows = copy.deepcopy(network).train(), np.arange(step.batch)
     seconds = []
-    for step in range(CALIBRATION_STEPS):
+    for number in range(CALIBRATION_STEPS):
         began = time.perf_counter()
-        loss = lesson(trial, rows, step)
+        loss = step(trial, rows, number)
         loss.backward()
         loss.item()  # waits for the device
         seconds.append(time.perf_counter() - began)
-    return max(1, int(minutes * 60 / min(seconds) / lesson.steps))  # others' work only makes steps longer
+    # the fastest step: other work on the machine only makes steps slower
+    return max(1, int(minutes * 60 / min(seconds) / step.steps_per_epoch))
 
 
-def train_student(network: nn.Module, lesson: Lesson, halfway: Halfway) -> list[dict]:
-    """Train in place, or go on. A row an epoch."""
-    settings, total = lesson.settings, lesson.settings.epochs * lesson.steps
-    lr = scaled_lr(settings.lr, lesson.batch, "sqrt")
+def train_student(network: nn.Module, step: DistilStep, run: ResumableRun) -> list[dict]:
+    """Train in place, or resume. Returns one row per epoch."""
+    settings = step.settings
+    lr = scaled_lr(settings.lr, step.batch, "sqrt")
     optimizer = LARS(lars_groups(network, WEIGHT_DECAY), lr=lr, momentum=MOMENTUM)
-    warmup = round(WARMUP * total)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
-    state = halfway.load(network, optimizer, scheduler)
-    step = len(state.history) * lesson.steps
+    scheduler = cosine_schedule(optimizer, WARMUP, settings.epochs * step.steps_per_epoch)
     network.train()
-    bar = tqdm(range(len(state.history) + 1, settings.epochs + 1), desc="distilling", unit="epoch", dynamic_ncols=True)
-    for epoch in bar:
-        losses = 0.0
-        for rows in lesson.order(epoch):
-            loss = lesson(network, rows, step)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-            losses, step = losses + loss.item(), step + 1
-        row = {"epoch": epoch, "loss": losses / lesson.steps, "lr": scheduler.get_last_lr()[0]}
-        if not np.isfinite(losses):
-            raise ValueError(f"the loss is no number any more in epoch {epoch}: give a smaller --lr than {settings.lr}")
-        bar.set_postfix(loss=f"{row['loss']:.3f}")
-        state.history.append(row)
-        write_metrics(halfway.run / "metrics.csv", state.history)
-        halfway.save(network, optimizer, scheduler, state)
-    network.eval()
-    return state.history
+    return train_epochs(network, optimizer, scheduler, settings, settings.lr, partial(step.epoch, network), run)
 
 
 def main() -> None:
@@ -287,7 +252,7 @@ def main() -> None:
     except (DataError, *ENCODER_ERRORS, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("\nStopped. The same command with --resume goes on.")
+        print("\nStopped. Run the same command with --resume to continue.")
         sys.exit(130)
     print(f"next: python export/to_onnx.py {run}")
 

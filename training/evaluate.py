@@ -1,14 +1,14 @@
-"""Judge encoders on pictures, with labels or without.
+"""Evaluate encoders on pictures, with or without labels.
 
     python training/evaluate.py runs/NAME resnet50 pixels --data ~/Pictures
 
-With labels, the test split is asked about and the training split is what is known (without a test split: a fifth of
-every class is asked about): kNN, linear evaluation, retrieval, each with an interval over the pictures asked about.
-With labels or without: alignment, uniformity, effective rank, near-duplicates. A row an encoder.
+With labels the queries are the test split and the bank is the training split (without a test split a fifth of every
+class is held out as queries): kNN, linear evaluation and retrieval, each with a confidence interval over the queries.
+With and without labels: alignment, uniformity, effective rank and near-duplicates. One row per encoder.
 
-    OUT.json   the rows, the sweep of the linear evaluation, each class's accuracy, the nearest pairs
-    OUT.png    with labels who is taken for whom, and pictures right and wrong; without, pictures and their nearest
-    OUT-sensitivity.png  with --sensitivity: how far h moves under each augmentation, beside an untrained encoder
+    OUT.json   the rows, the decays tried for linear evaluation, each class's accuracy, the nearest pairs
+    OUT.png    with labels: confusion matrix and pictures right and wrong; without: pictures and their nearest
+    OUT-sensitivity.png  with --sensitivity: how far h moves under each augmentation, compared with an untrained encoder
 """
 
 if __name__ == "__main__" and not __package__:
@@ -33,7 +33,7 @@ from export.artifact import CARD
 from training.augment import AugmentSettings, augment
 from training.config import RUNS
 from training.data import store
-from training.data.labelled import alone, check_classes, hold_out
+from training.data.labelled import bank_and_queries, hold_out, single_picture_classes
 from training.data.sources import DataError, Source, open_source
 from training.data.store import PixelStore
 from training.data.stream import StreamedRows
@@ -42,45 +42,47 @@ from training.evaluation.bootstrap import interval
 from training.evaluation.features import ENCODER_ERRORS, RANDOM, Extractor, open_encoder, size_note
 from training.evaluation.gallery import Neighbours, Predictions
 from training.evaluation.knn import default_k, knn_predict
+from training.evaluation.table import aligned
 
-HELD_OUT = 0.2  # of each class: asked about without a test split; and of what is known, to choose the linear decay
-SAMPLE = 5000  # pictures, for what compares all with all or wants views
+HELD_OUT = 0.2  # share of each class: queries without a test split, and the part of the bank that chooses the decay
+SAMPLE = 5000  # most pictures for figures that compare all pairs or need augmented views
 COPY = AugmentSettings(crop_area=(0.9, 1.0), flip=0.0, strength=0.1, grey=0.0, blur=0.0)
-"""A slightly changed copy: cut by up to a tenth, colours shifted a little."""
+"""A slightly changed copy: up to a tenth cut off, colours shifted a little."""
 PAIRS = 50  # near-duplicates listed
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Judge encoders on pictures, with labels or without: a table, a JSON file, a PNG."""
+    """Evaluate encoders on pictures, with or without labels: a table, a JSON file, a PNG."""
 
     encoders: tyro.conf.Positional[tuple[str, ...]]
-    """One or several: a run or a checkpoint (RUN:random: untrained), an exported bundle or .onnx file, an
+    """One or more encoders: a run or a checkpoint (RUN:random: untrained), an exported bundle or .onnx file, an
     architecture of torchvision (resnet50, resnet50:IMAGENET1K_V1, resnet50:FILE.pth, resnet50:random), or pixels."""
     data: str = "shapes"
-    """As of pretrain.py: a folder, a .zip, shards, a torchvision name, or shapes."""
+    """Pictures, as for pretrain.py: a folder, a .zip, shards, a torchvision name, or shapes."""
     k: int | None = None
-    """Neighbours that vote. By default 200, or a fiftieth of the known pictures where those are fewer than 10,000."""
+    """Neighbours that vote. By default 200, or a fiftieth of a bank of less than 10,000 pictures."""
     temperature: float = 0.1
-    """Of the votes: exp(cosine / temperature)."""
+    """Temperature of the votes: exp(cosine / temperature)."""
     linear: Literal["lbfgs", "sgd", "none"] = "lbfgs"
     """lbfgs: to the optimum, decay chosen on a held-out part; sgd: the published recipe, on features without crops."""
     retrieved: tuple[int, ...] = (1, 5, 10)
-    """The k of precision@k and recall@k."""
+    """Values of k for precision@k and recall@k."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
-    """Of the two views that alignment compares; the same for all encoders."""
+    """Augmentation of the two views that alignment compares; the same for all encoders."""
     sensitivity: bool = False
-    """Measure how far h moves under each augmentation too, beside an untrained encoder: to choose augmentations by."""
+    """Also measure how far h moves under each augmentation, compared with an untrained encoder: a help in choosing
+    augmentations."""
     size_px: int | None = None
-    """For torchvision's architectures (by default their own) and pixels (by default 32)."""
+    """Input size of torchvision's architectures (by default their own) and of pixels (by default 32)."""
     limit: int | None = None
-    """At most so many pictures of each split, to try something out."""
+    """At most this many pictures of each split, for a trial."""
     seed: int = 0
-    """Of what is held out, sampled and drawn."""
+    """Seed of what is held out, sampled and augmented."""
     out: Path | None = None
-    """Where .json and .png are written. By default runs/evaluation/DATA-ENCODER."""
+    """Path of the results without .json and .png. By default runs/evaluation/DATA-ENCODER."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.encoders:
             raise ValueError("no encoder was named: give a run, a bundle, a torchvision architecture, or pixels")
         if not self.seed >= 0:
@@ -95,125 +97,123 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
-class Set:
-    """Pictures as one encoder sees them."""
+class PictureSet:
+    """Pictures at the size of one encoder."""
 
     pixels: StreamedRows
     names: list[str]
     labels: np.ndarray  # (N,) int64, -1 without
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of one encoder."""
+
+    row: dict
+    """Figures, each with its interval if it has one."""
+    detail: dict
+    gallery: Predictions | Neighbours
+    per_query: dict[str, np.ndarray] = field(default_factory=dict)
+    """With labels: the (Q,) float64 values of which the figures are means."""
+    sensitivities: list[sensitivity.Sensitivity] = field(default_factory=list)
+
+
 def evaluate(settings: EvaluateSettings) -> dict:
-    """Judge and write; returns what the JSON holds. Raises DataError, ValueError, ENCODER_ERRORS."""
+    """Evaluate and write the results; returns the content of the JSON file.
+
+    raises  DataError, ValueError, ENCODER_ERRORS
+    """
     extractors = [open_encoder(name, settings.size_px) for name in settings.encoders]
     source = open_source(settings.data)
+    labelled = has_usable_labels(source)
+    results = [evaluate_encoder(extractor, source, labelled, settings) for extractor in extractors]
+    if labelled:
+        _compare_with_first(results)
+    out = settings.out or RUNS / "evaluation" / f"{source.name}-{_short(settings.encoders[0])}"
+    return write_results(out, source.name, labelled, settings, results)
+
+
+def has_usable_labels(source: Source) -> bool:
+    """Whether there are two classes or more, and labelled queries. Prints a note about labels that are not usable."""
     sizes = Counter(p.label for p in source.pictures if p.split == "train" and p.label is not None)
     tested = any(p.split == "test" and p.label is not None for p in source.pictures)
     labelled = len(sizes) > 1 and (tested or max(sizes.values()) > 1)
     if sizes and not labelled:
         why = "each class has one picture" if len(sizes) > 1 else f"{next(iter(sizes))} is the only class to learn from"
         print(f"note: {why}, so these count as pictures without labels")
-    rows, details, values, shown, moved = [], {}, [], [], []
-    for extractor in extractors:
-        if note := size_note(extractor.name, extractor.preprocessing.size_px, source.pictures):
-            print(f"note: {note}")
-        train, test = _stores(source, extractor)
-        row, detail = {"encoder": extractor.name, "size_px": extractor.preprocessing.size_px}, {}
-        if labelled:
-            bank, queries, classes = with_labels(train, test, settings)
-            h_bank, h = extractor(bank.pixels, bank.names), extractor(queries.pixels, queries.names)
-            row |= {"dimension": h.shape[1], "known": len(h_bank), "asked": len(h)}
-            judged = judge(h_bank, bank.labels, h, queries.labels, classes, settings)
-            row, detail = row | judged.row, judged.detail
-            values.append(judged.values)
-            way, guess = list(judged.predicted.items())[-1]
-            words = f"{extractor.name}: {way} accuracy {row[way]:.1%}"
-            shown.append(Predictions(words, queries.pixels, queries.labels, guess, classes))
-            pictures, h = bank, h_bank
-        else:
-            pictures = _sampled(train, np.arange(len(train)), settings)
-            h = extractor(pictures.pixels, pictures.names)
-            row |= {"dimension": h.shape[1], "pictures": len(h)}
-        found, pairs = without_labels(extractor, pictures, h, settings)
-        row |= found
-        details[extractor.name] = detail | {"nearest pairs": pairs}
-        rows.append(row)
-        if settings.sensitivity:
-            moved += how_far(extractor, pictures, settings)
-        if not labelled:
-            shown.append(_nearest(f"{extractor.name}: nearest by the cosine of h", pictures, h, settings.seed))
+    return labelled
+
+
+def evaluate_encoder(extractor: Extractor, source: Source, labelled: bool, settings: EvaluateSettings) -> Evaluation:
+    if note := size_note(extractor.name, extractor.preprocessing.size_px, source.pictures):
+        print(f"note: {note}")
+    train, test = store.load_splits(source, extractor.preprocessing)
+    row, detail, per_query = {"encoder": extractor.name, "size_px": extractor.preprocessing.size_px}, {}, {}
     if labelled:
-        _against_first(rows, values)
-    out = settings.out or RUNS / "evaluation" / f"{source.name}-{_short(settings.encoders[0])}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"settings": _plain(asdict(settings)), "data": source.name, "rows": rows, "details": details}
-    if moved:
-        result["sensitivity"] = [found.to_dict() for found in moved]
-    out.with_name(f"{out.name}.json").write_text(json.dumps(result, indent=1))
-    (gallery.write_predictions if labelled else gallery.write_neighbours)(out.with_name(f"{out.name}.png"), shown)
-    print_table(rows)
-    print(f"\nwritten to {out}.json and {out}.png")
-    if moved:
-        picture = out.with_name(f"{out.name}-sensitivity.png")
-        sensitivity.write(picture, moved)
-        print(f"\n{sensitivity.table(moved)}\n\n{sensitivity.sentence(moved[0])}\nwritten to {picture}")
-    return result
-
-
-def with_labels(train: PixelStore, test: PixelStore | None, settings: EvaluateSettings) -> tuple[Set, Set, list[str]]:
-    """What is known, what is asked about, and the classes of both. raises DataError."""
-    tested = test is not None and (test.labels >= 0).any()
-    check_classes(train.labels, test.labels if tested else None, train.classes, settings.data)
-    if tested:
-        bank = _sampled(train, np.flatnonzero(train.labels >= 0), settings)
-        queries = _sampled(test, np.flatnonzero(test.labels >= 0), settings)
+        pictures, queries, classes = labelled_sets(train, test, settings)
+        h, h_queries = extractor(pictures.pixels, pictures.names), extractor(queries.pixels, queries.names)
+        row |= {"dimension": h.shape[1], "known": len(h), "asked": len(h_queries)}
+        figures, detail, per_query, predicted = with_labels(
+            h, pictures.labels, h_queries, queries.labels, classes, settings
+        )
+        row |= figures
+        method, guess = list(predicted.items())[-1]
+        title = f"{extractor.name}: {method} accuracy {row[method]:.1%}"
+        shown = Predictions(title, queries.pixels, queries.labels, guess, classes)
     else:
-        if single := alone(train.labels, train.classes):
-            print(f"note: asked about nothing of {', '.join(single[:5])}: a class of one picture can only be known")
-        kept, held = hold_out(train.labels, HELD_OUT, settings.seed)
-        if not len(held):
-            raise DataError(f"{settings.data}: each class has one picture, so there is nothing to ask about")
-        bank, queries = _sampled(train, kept, settings), _sampled(train, held, settings)
+        pictures = _picture_set(train, np.arange(len(train)), settings)
+        h = extractor(pictures.pixels, pictures.names)
+        row |= {"dimension": h.shape[1], "pictures": len(h)}
+        shown = _nearest(f"{extractor.name}: nearest by the cosine of h", pictures, h, settings.seed)
+    figures, pairs = without_labels(extractor, pictures, h, settings)
+    moved = measure_sensitivity(extractor, pictures, settings) if settings.sensitivity else []
+    return Evaluation(row | figures, detail | {"nearest pairs": pairs}, shown, per_query, moved)
+
+
+def labelled_sets(
+    train: PixelStore, test: PixelStore | None, settings: EvaluateSettings
+) -> tuple[PictureSet, PictureSet, list[str]]:
+    """The bank, the queries, and the classes that their labels are indices of. raises DataError"""
+    known, asked_of, asked = bank_and_queries(train, test, HELD_OUT, settings.seed, settings.data)
+    if asked_of is train and (single := single_picture_classes(train.labels, train.classes)):
+        print(f"note: no queries of {', '.join(single[:5])}: the only picture of a class stays in the bank")
+    bank, queries = _picture_set(train, known, settings), _picture_set(asked_of, asked, settings)
     present = np.unique(bank.labels)
     place = np.full(len(train.classes) + 1, -1)  # the last is -1's
     place[present] = np.arange(len(present))
-    bank, queries = (Set(part.pixels, part.names, place[part.labels]) for part in (bank, queries))
+    bank, queries = (PictureSet(part.pixels, part.names, place[part.labels]) for part in (bank, queries))
     if settings.limit and (queries.labels < 0).any():
-        raise DataError(f"--limit {settings.limit} leaves out classes that are asked about: give a larger one")
+        raise DataError(f"--limit {settings.limit} leaves classes of the queries out of the bank: give a larger one")
     return bank, queries, [train.classes[label] for label in present]
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What labels say of an encoder."""
+def with_labels(
+    h_bank: Tensor,
+    bank_labels: np.ndarray,
+    h: Tensor,
+    labels: np.ndarray,
+    classes: list[str],
+    settings: EvaluateSettings,
+) -> tuple[dict, dict, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Figures of kNN, linear evaluation and retrieval.
 
-    row: dict
-    """The figures, each with its interval."""
-    detail: dict
-    predicted: dict[str, np.ndarray]
-    """knn, linear: (Q,) int64."""
-    values: dict[str, np.ndarray]
-    """Of each query, (Q,) float64 each: what the figures are means of."""
-
-
-def judge(
-    h_bank: Tensor, bank_labels: np.ndarray, h: Tensor, labels: np.ndarray, classes: list[str], settings
-) -> Judged:
-    """bank_labels, labels (M,), (Q,) int64, index into `classes`. Raises ValueError, DataError."""
+    bank_labels, labels  (M,), (Q,) int64, index into `classes`
+    returns              the figures with their intervals; details; per figure its (Q,) float64 values; and the
+                         predictions (Q,) int64 of kNN and linear evaluation
+    raises               ValueError, DataError
+    """
     known, asked = torch.from_numpy(bank_labels), torch.from_numpy(labels)
     k = settings.k or default_k(len(h_bank))
     if k > len(h_bank):
-        raise ValueError(f"--k must be at most the {len(h_bank)} pictures that are known, not {k}")
+        raise ValueError(f"--k must be at most the bank's {len(h_bank)} pictures, not {k}")
     predicted = {"knn": knn_predict(h_bank, known, h, k, settings.temperature)}
     row, detail = {"k": k, "temperature": settings.temperature}, {}
     if settings.linear == "lbfgs":
-        kept, held = (torch.from_numpy(part) for part in hold_out(bank_labels, HELD_OUT, settings.seed))
-        if not len(held):
-            raise DataError("each class has one picture that is known: --linear sgd and none hold nothing out")
-        best, decay, accuracies = linear.sweep(h_bank, known, kept, held)
+        kept, held_out = (torch.from_numpy(part) for part in hold_out(bank_labels, HELD_OUT, settings.seed))
+        if not len(held_out):
+            raise DataError("each class has one picture in the bank: use --linear sgd or none, which hold nothing out")
+        best, row["decay"], detail["decays"] = linear.sweep(h_bank, known, kept, held_out)
         predicted["linear"] = best.predict(h)
-        row["decay"] = decay
-        detail["decays"] = accuracies
     elif settings.linear == "sgd":
         predicted["linear"] = linear.sgd(h_bank, known, settings.seed).predict(h)
     values = {name: (guess == asked).double() for name, guess in predicted.items()}
@@ -226,14 +226,16 @@ def judge(
         label: values[last][asked == i].mean().item() for i, label in enumerate(classes) if (asked == i).any()
     }
     guesses = {name: guess.numpy() for name, guess in predicted.items()}
-    return Judged(row, detail, guesses, {name: value.double().numpy() for name, value in values.items()})
+    return row, detail, {name: value.double().numpy() for name, value in values.items()}, guesses
 
 
-def without_labels(extractor: Extractor, pictures: Set, h: Tensor, settings) -> tuple[dict, list[dict]]:
-    """A row's figures that want no labels, and the nearest pairs with their names."""
+def without_labels(
+    extractor: Extractor, pictures: PictureSet, h: Tensor, settings: EvaluateSettings
+) -> tuple[dict, list[dict]]:
+    """The figures that need no labels, and the nearest pairs with their names. raises DataError"""
     chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(h))[:SAMPLE])
     if len(chosen) < 2:
-        raise DataError(f"{settings.data} has one picture that can be read; to compare takes two")
+        raise DataError(f"{settings.data} has one picture that can be read; two are needed to compare")
     h, generator = h[torch.from_numpy(chosen)], torch.Generator().manual_seed(settings.seed)
     h_a, h_b, copy = (
         extractor(Views(pictures.pixels, chosen, how, generator)) for how in (settings.augment, settings.augment, COPY)
@@ -250,18 +252,18 @@ def without_labels(extractor: Extractor, pictures: Set, h: Tensor, settings) -> 
     return row, [{"a": names[i], "b": names[j], "cosine": round(c, 4)} for i, j, c in duplicates.pairs]
 
 
-def how_far(extractor: Extractor, pictures: Set, settings: EvaluateSettings) -> list[sensitivity.Sensitivity]:
-    """Of the encoder, and of the same architecture untrained where that is known."""
+def measure_sensitivity(
+    extractor: Extractor, pictures: PictureSet, settings: EvaluateSettings
+) -> list[sensitivity.Sensitivity]:
+    """Of the encoder, and of its architecture untrained if that is known."""
     chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(pictures.pixels))[: sensitivity.PICTURES])
     pixels = pictures.pixels[chosen]
-    beside = sensitivity.untrained(extractor.name, settings.size_px)
-    return [
-        sensitivity.sensitivity(one, pixels, one.name, settings.seed) for one in (extractor, beside) if one is not None
-    ]
+    encoders = (extractor, sensitivity.untrained(extractor.name, settings.size_px))
+    return [sensitivity.sensitivity(encoder, pixels, encoder.name, settings.seed) for encoder in encoders if encoder]
 
 
 class Views:
-    """Augmented pictures in uint8, which every encoder takes; asked for once, from the first to the last."""
+    """Augmented pictures as uint8, the input of every encoder. To be read once, from first to last."""
 
     def __init__(self, pixels: StreamedRows, chosen: np.ndarray, how: AugmentSettings, generator: torch.Generator):
         self.pixels, self.chosen, self.how, self.generator = pixels, chosen, how, generator
@@ -269,53 +271,64 @@ class Views:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, some: slice) -> np.ndarray:
-        pixels = torch.from_numpy(self.pixels[self.chosen[some]])
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        pixels = torch.from_numpy(self.pixels[self.chosen[rows]])
         views = augment(pixels, self.how, self.generator, pixels.shape[1])  # (n, 3, S, S)
         return (views.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
-def _stores(source: Source, extractor: Extractor) -> tuple[PixelStore, PixelStore | None]:
-    test = None
-    train = store.load(source, extractor.preprocessing, "train")
-    if any(picture.split == "test" for picture in source.pictures):
-        test = store.load(source, extractor.preprocessing, "test")
-    return train, test
-
-
-def _sampled(of: PixelStore, rows: np.ndarray, settings: EvaluateSettings) -> Set:
+def _picture_set(pictures: PixelStore, rows: np.ndarray, settings: EvaluateSettings) -> PictureSet:
     if settings.limit:
         rows = np.sort(np.random.default_rng(settings.seed).permutation(rows)[: settings.limit])
-    return Set(StreamedRows(of.pixels, rows), [of.names[row] for row in rows], of.labels[rows])
+    return PictureSet(StreamedRows(pictures.pixels, rows), [pictures.names[row] for row in rows], pictures.labels[rows])
 
 
-def _nearest(title: str, pictures: Set, h: Tensor, seed: int) -> Neighbours:
-    asked = np.random.default_rng(seed).permutation(len(h))[: gallery.QUERIES]
+def _nearest(title: str, pictures: PictureSet, h: Tensor, seed: int) -> Neighbours:
+    queries = np.random.default_rng(seed).permutation(len(h))[: gallery.QUERIES]
     rows = []
-    for query in asked.tolist():
+    for query in queries.tolist():
         others = torch.cat([torch.arange(query), torch.arange(query + 1, len(h))])
         cosines, places = retrieval.nearest(h[query][None], h[others], min(gallery.NEIGHBOURS, len(others)))
         rows.append((query, others[places[0]].tolist(), cosines[0].tolist()))
     return Neighbours(title, pictures.pixels, rows)
 
 
-def _against_first(rows: list[dict], values: list[dict[str, np.ndarray]]) -> None:
-    """By how much each encoder is better than the first on the same pictures: a difference's interval is narrower."""
-    for row, own in zip(rows[1:], values[1:], strict=True):
+def _compare_with_first(results: list[Evaluation]) -> None:
+    """Add the difference of each encoder to the first on the same queries, with the interval of that difference."""
+    for result in results[1:]:
         for name in ("knn", "linear"):
-            if name in own:
-                better = own[name] - values[0][name]
-                row |= {f"{name} over first": better.mean().item(), f"{name} over first interval": interval(better)}
+            if name in result.per_query:
+                better = result.per_query[name] - results[0].per_query[name]
+                result.row[f"{name} over first"] = better.mean().item()
+                result.row[f"{name} over first interval"] = interval(better)
+
+
+def write_results(out: Path, data: str, labelled: bool, settings: EvaluateSettings, results: list[Evaluation]) -> dict:
+    """Write OUT.json and the PNGs, print the table; returns the content of the JSON file."""
+    rows = [result.row for result in results]
+    details = {result.row["encoder"]: result.detail for result in results}
+    moved = [one for result in results for one in result.sensitivities]
+    asked = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
+    content = {"settings": asked, "data": data, "rows": rows, "details": details}
+    if moved:
+        content["sensitivity"] = [one.to_dict() for one in moved]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_name(f"{out.name}.json").write_text(json.dumps(content, indent=1))
+    draw = gallery.write_predictions if labelled else gallery.write_neighbours
+    draw(out.with_name(f"{out.name}.png"), [result.gallery for result in results])
+    print_table(rows)
+    print(f"\nwritten to {out}.json and {out}.png")
+    if moved:
+        picture = out.with_name(f"{out.name}-sensitivity.png")
+        sensitivity.write(picture, moved)
+        print(f"\n{sensitivity.table(moved)}\n\n{sensitivity.sentence(moved[0])}\nwritten to {picture}")
+    return content
 
 
 def print_table(rows: list[dict]) -> None:
-    """A column an encoder, a line a figure: intervals stand behind their figures."""
+    """One column per encoder, one line per figure, followed by its interval."""
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if not name.endswith(" interval")]
-    table = [[name, *(_cell(row, name) for row in rows)] for name in names]
-    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    print()
-    for cells in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    print("\n" + aligned([[name, *(_cell(row, name) for row in rows)] for name in names]))
 
 
 def _cell(row: dict, name: str) -> str:
@@ -328,17 +341,12 @@ def _cell(row: dict, name: str) -> str:
 
 
 def _short(encoder: str) -> str:
-    """A run's name, or an architecture's; an exported encoder's is that of its run with its folder's."""
+    """Name for files: the run's or the architecture's; for an exported encoder its run's and its folder's."""
     path = Path(encoder.removesuffix(RANDOM))
     if path.is_dir():
         parts = path.resolve().parts
         return "-".join(parts[-2:] if (path / CARD).exists() else parts[-1:])
     return path.stem.partition(":")[0]
-
-
-def _plain(value):
-    """For JSON: paths as text."""
-    return {key: str(v) if isinstance(v, Path) else v for key, v in value.items()}
 
 
 def main() -> None:
@@ -347,7 +355,7 @@ def main() -> None:
     except (DataError, *ENCODER_ERRORS, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("\nStopped. What was decoded is kept.")
+        print("\nStopped. Decoded pictures are kept.")
         sys.exit(130)
 
 

@@ -1,81 +1,191 @@
-"""A fine-tuning or distillation on its way: kept after an epoch, so that after any interruption it goes on as if there
-had been none.
+"""Fine-tuning and distillation: the run's folder, the loop over epochs, and resuming after an interruption.
 
-runs/NAME/checkpoints/halfway.ckpt  network, optimizer, schedule, history, the best epoch so far; gone at the end
+runs/NAME/checkpoints/halfway.ckpt  network, optimizer, schedule, history and best epoch so far; deleted at the end
+
+A resumed run gives the same result as one that was never interrupted.
 """
 
+import copy
+import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
 
 from training import checkpoint
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
-from training.recipes import FinetuneSettings
+from training.pretrain import commit, write_metrics
+
+KINDS = {"label_share": "fine-tuning", "teacher": "distillation"}  # a setting that only this kind of run has
+
+
+class ResumableSettings(Protocol):
+    """What FinetuneSettings and DistilSettings have in common."""
+
+    @property
+    def data(self) -> str: ...
+    @property
+    def resume(self) -> bool: ...
+    @property
+    def epochs(self) -> int: ...
+    def to_dict(self) -> dict: ...
 
 
 @dataclass
-class State:
-    """What training has found so far; the history's length is the number of epochs done."""
-
+class Progress:
     history: list[dict]
+    """One row per finished epoch."""
     best: tuple[float, float] = (-1.0, 0.0)
-    since: int = 0
-    """The best epoch."""
-    kept: dict | None = None
-    """The network's state dict then."""
+    """Score of the best epoch."""
+    best_epoch: int = 0
+    best_weights: dict | None = None
+    """State dict of the network after the best epoch."""
 
 
-def check_same(run: Path, own: dict, asked: FinetuneSettings) -> None:
-    """raises CheckpointError where a run is continued with other settings than its own."""
-    for name, value in asked.to_dict().items():
-        if name not in ("name", "resume") and value != own.get(name, value):
+def is_finished(folder: Path, settings: ResumableSettings) -> bool:
+    """Whether the folder holds a finished run, which --resume leaves as it is.
+
+    raises  CheckpointError: it holds one and --resume was not given, or one with other settings
+    """
+    path = folder / "checkpoints" / checkpoint.NAME
+    if not path.exists():
+        return False
+    if not settings.resume:
+        raise CheckpointError(f"{folder} holds a run already: give another --name")
+    saved = checkpoint.load(path)
+    _check_same(folder, (saved.get("classifier") or saved.get("distillation") or saved)["settings"], settings)
+    print(f"{folder} is finished")
+    return True
+
+
+def _check_same(folder: Path, own: dict, settings: ResumableSettings) -> None:
+    """raises CheckpointError when a run would be resumed with settings other than its own."""
+    asked = settings.to_dict()
+    for setting, kind in KINDS.items():
+        if setting in asked and setting not in own:
+            raise CheckpointError(f"{folder} is not a {kind}: give another --name")
+    free = {"name", "resume"} | ({"epochs"} if asked.get("minutes") else set())  # --minutes decided the epochs
+    for name, value in asked.items():
+        if name not in free and value != own.get(name, value):
             flag = f"--{name.replace('_', '-')}"
-            raise CheckpointError(f"{run} was begun with {flag} {own[name]}, not {value}: give that, or another --name")
-
-
-class Halfway:
-    """Of the run in this folder. It saves every checkpoint.EVERY_S seconds at most: what came since is done again."""
-
-    def __init__(self, run: Path, settings: FinetuneSettings, pictures: int):
-        self.run, self.settings, self.pictures = run, settings, pictures
-        self.path = run / "checkpoints" / checkpoint.HALFWAY
-        self.saved_at = 0.0
-
-    def begin(self) -> None:
-        """raises CheckpointError where there is one already and --resume was not given, or one of other settings."""
-        if not self.path.exists():
-            return
-        run = self.run
-        if not self.settings.resume:
-            raise CheckpointError(f"{run} holds a run on its way: continue it with --resume, or give another --name")
-        saved = checkpoint.load(self.path)
-        check_same(run, saved["settings"], self.settings)
-        if saved["pictures"] != self.pictures:
             raise CheckpointError(
-                f"{run} was begun on {saved['pictures']:,} pictures and {self.settings.data} now has "
-                f"{self.pictures:,}: give another --name"
+                f"{folder} was begun with {flag} {own[name]}, not {value}: give that, or another --name"
             )
 
-    def load(self, network: nn.Module, optimizer, scheduler) -> State:
-        """Put all three where they were; a State without history where nothing was kept."""
-        if not self.path.exists():
-            return State([])
-        saved = checkpoint.load(self.path)
-        network.load_state_dict(saved["state_dict"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
-        return State(saved["history"], tuple(saved["best"]), saved["since"], saved["kept"])
 
-    def save(self, network: nn.Module, optimizer, scheduler, state: State) -> None:
+class ResumableRun:
+    """The folder of one run. Saves at most every checkpoint.EVERY_S seconds; later epochs are repeated on resuming."""
+
+    def __init__(self, folder: Path, settings: ResumableSettings, images: int):
+        """raises CheckpointError: an interrupted run without --resume, or with other settings or another image count"""
+        self.folder, self.settings, self.images = folder, settings, images
+        self.path = folder / "checkpoints" / checkpoint.HALFWAY
+        self.saved_at = 0.0
+        self.saved = None
+        if not self.path.exists():
+            return
+        if not settings.resume:
+            raise CheckpointError(f"{folder} holds an unfinished run: give --resume to continue it, or another --name")
+        self.saved = checkpoint.load(self.path)
+        _check_same(folder, self.saved["settings"], settings)
+        if self.saved["pictures"] != images:
+            raise CheckpointError(
+                f"{folder} was begun on {self.saved['pictures']:,} pictures and {settings.data} now has {images:,}: "
+                "give another --name"
+            )
+
+    def begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.json").write_text(json.dumps(self.settings.to_dict(), indent=2))
+        self.began = time.monotonic()
+
+    def load(self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> Progress:
+        """Restore all three from halfway.ckpt; without one, return an empty Progress."""
+        if not self.saved:
+            return Progress([])
+        network.load_state_dict(self.saved["state_dict"])
+        optimizer.load_state_dict(self.saved["optimizer"])
+        scheduler.load_state_dict(self.saved["scheduler"])
+        return Progress(self.saved["history"], tuple(self.saved["best"]), self.saved["since"], self.saved["kept"])
+
+    def save(self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, progress: Progress) -> None:
+        write_metrics(self.folder / "metrics.csv", progress.history)
         if time.monotonic() - self.saved_at < checkpoint.EVERY_S:
             return
-        content = {"settings": self.settings.to_dict(), "pictures": self.pictures, "state_dict": network.state_dict()}
+        content = {"settings": self.settings.to_dict(), "pictures": self.images, "state_dict": network.state_dict()}
         content |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        content |= {"history": state.history, "best": state.best, "since": state.since, "kept": state.kept}
+        content |= {"history": progress.history, "best": progress.best}
+        content |= {"since": progress.best_epoch, "kept": progress.best_weights}
         AtomicCheckpointIO().save_checkpoint(content, self.path)
         self.saved_at = time.monotonic()
 
+    def facts(self, data: str, epochs: int) -> dict:
+        """What the finished checkpoint and result.json say of the training."""
+        minutes = (time.monotonic() - self.began) / 60
+        return {"data": data, "images": self.images, "epochs": epochs, "commit": commit(), "minutes": minutes}
+
     def end(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def train_epochs(
+    network: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    settings: ResumableSettings,
+    lr: float,
+    losses: Callable[[int], Iterator[Tensor]],
+    run: ResumableRun | None = None,
+    judge: Callable[[], dict] | None = None,
+    patience: int = 0,
+) -> list[dict]:
+    """Train in place, from the start or from where `run` was interrupted. Returns one row per epoch.
+
+    lr        of the settings, for the error message
+    losses    epoch (from 1) -> the loss of each of its steps
+    judge     figures of the network on the held-out part: training stops when the best epoch is `patience` epochs old,
+              and the network ends with that epoch's weights
+    raises    ValueError when the loss becomes NaN or infinite
+    """
+    progress = run.load(network, optimizer, scheduler) if run else Progress([])
+    epochs = range(len(progress.history) + 1, settings.epochs + 1)
+    bar = tqdm(epochs, desc="training", unit="epoch", dynamic_ncols=True)
+    for epoch in bar:
+        if judge and epoch - 1 - progress.best_epoch >= patience:
+            break
+        total, steps = 0.0, 0
+        for loss in losses(epoch):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            total, steps = total + loss.item(), steps + 1
+        if not np.isfinite(total):
+            raise ValueError(f"the loss is not a number in epoch {epoch}: give a smaller --lr than {lr}")
+        row = {"epoch": epoch, "loss": total / steps, "lr": scheduler.get_last_lr()[0]}
+        if judge:
+            row |= judge()
+            if score(row) > progress.best:
+                progress.best, progress.best_epoch = score(row), epoch
+                progress.best_weights = copy.deepcopy(network.state_dict())
+        bar.set_postfix({name: f"{row[name]:.3f}" for name in ("loss", "held_out") if name in row})
+        progress.history.append(row)
+        if run:
+            run.save(network, optimizer, scheduler, progress)
+    bar.close()
+    if progress.best_weights:
+        network.load_state_dict(progress.best_weights)
+    network.eval()
+    return progress.history
+
+
+def score(row: dict) -> tuple[float, float]:
+    """Ranks epochs by held-out accuracy, and equal ones by the smaller held-out loss."""
+    return row["held_out"], -row["held_out_loss"]

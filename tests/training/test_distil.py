@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from export.artifact import load_bundle
+from export.artifact import Preprocessing, load_bundle
 from export.to_onnx import ExportSettings, export
 from training import checkpoint, classifier, distil
 from training.augment import AugmentSettings
@@ -16,13 +16,14 @@ from training.checkpoint import AtomicCheckpointIO, CheckpointError
 from training.classifier import Classifier
 from training.config import PretrainSettings
 from training.data.sources import DataError, open_source
+from training.data.store import load_splits
 from training.distil import DistilSettings, answers_loss, neighbours_loss
 from training.encoders import Encoder
 from training.evaluation.features import EncoderError, open_encoder
 from training.finetune import finetune
 from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
-from training.teacher import load_both, neighbours_shared, open_teacher
+from training.teacher import neighbours_shared, open_teacher
 
 torch.set_num_threads(1)  # the tensors are small
 
@@ -126,7 +127,9 @@ def test_a_student_of_an_encoder_is_read_wherever_a_pretrained_run_is(settings, 
     card = export(ExportSettings(run))[0].card
     assert card.training["distillation"]["epochs"] == 2 and card.training["origin"].endswith("taught by small")
     assert "teacher" not in card.training["distillation"] and card.classes == []
-    with pytest.raises(CheckpointError, match="student is no pretraining: start from it with --init runs/student"):
+    with pytest.raises(
+        CheckpointError, match="student is not a pretraining run: start from it with --init runs/student"
+    ):
         pretrain(small_settings(name="student", resume=True))
 
 
@@ -156,7 +159,7 @@ def test_a_student_of_a_classifier_answers_like_it_and_keeps_its_classes(setting
     guesses = []
     for name in (run, labelled):
         one = open_teacher(str(name))
-        test = load_both(open_source(settings(labelled).data), 16)[1]
+        test = load_splits(open_source(settings(labelled).data), Preprocessing(16))[1]
         guesses.append(one.answer(test.pixels.copy()).argmax(dim=1))
     assert after["agreement"] == pytest.approx((guesses[0] == guesses[1]).float().mean().item()) and (
         after["agreement"] > 0.5
@@ -210,7 +213,7 @@ def test_what_was_interrupted_goes_on_to_the_same_student(settings, teacher, tmp
     assert (student / "metrics.csv").read_text().splitlines()[-1].startswith("2,")
     monkeypatch.setattr(distil, "draw", draw)
     monkeypatch.setattr(distil, "epochs_in", lambda *_: 9)  # decided when it began
-    with pytest.raises(CheckpointError, match="holds a run on its way: continue it with --resume"):
+    with pytest.raises(CheckpointError, match="holds an unfinished run: give --resume"):
         distil.distil(settings(teacher, minutes=2))
     run = distil.distil(settings(teacher, minutes=2, resume=True))
     again = checkpoint.load(checkpoint.find(run))
@@ -227,10 +230,10 @@ def test_what_was_interrupted_goes_on_to_the_same_student(settings, teacher, tmp
 def test_minutes_are_as_many_epochs_as_fit(settings, teacher, monkeypatch):
     now = iter(range(100))
     monkeypatch.setattr(distil.time, "perf_counter", lambda: next(now))  # a second a step, four steps an epoch
-    lesson = distil.Lesson(open_teacher(str(teacher)), np.zeros((64, 16, 16, 3), np.uint8), 16, settings(teacher))
+    step = distil.DistilStep(open_teacher(str(teacher)), np.zeros((64, 16, 16, 3), np.uint8), 16, settings(teacher))
     encoder = Encoder("tiny", 1, 16)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    assert distil.epochs_in(1.0, encoder, lesson) == 15
+    assert distil.epochs_in(1.0, encoder, step) == 15
     for name, value in encoder.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
@@ -247,7 +250,7 @@ def test_what_cannot_be_a_teacher_is_named(settings, teacher, tmp_path):
     with pytest.raises(EncoderError, match=r"--teacher \S*nan.ckpt gives values that are no numbers"):
         distil.distil(settings(tmp_path / "nan.ckpt"))
     assert not (tmp_path / "runs" / "student" / "checkpoints").exists()
-    with pytest.raises(CheckpointError, match="small is no distillation: give another --name"):
+    with pytest.raises(CheckpointError, match="small is not a distillation: give another --name"):
         distil.distil(settings(teacher, name="small", resume=True))
 
 
@@ -259,7 +262,7 @@ def test_one_picture_is_too_few(settings, teacher, tmp_path):
 
 
 def test_a_loss_that_is_no_number_is_told(settings, teacher):
-    with pytest.raises(ValueError, match=r"no number any more in epoch \d: give a smaller --lr than 1e\+30"):
+    with pytest.raises(ValueError, match=r"the loss is not a number in epoch \d: give a smaller --lr than 1e\+30"):
         distil.distil(settings(teacher, lr=1e30))
 
 

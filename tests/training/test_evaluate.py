@@ -62,7 +62,7 @@ def test_without_a_test_split_a_fifth_of_every_class_is_asked_about(tmp_path, ca
     row = evaluate(EvaluateSettings(("pixels",), data=data, size_px=8, linear="none"))["rows"][0]
     assert (row["asked"], row["known"], row["knn"]) == (6, 25, 1.0)
     assert "linear" not in row
-    assert "asked about nothing of c: a class of one picture" in capsys.readouterr().out
+    assert "no queries of c: the only picture of a class stays in the bank" in capsys.readouterr().out
 
 
 def test_the_published_recipe_stands_in_for_the_optimum(colours):
@@ -128,7 +128,7 @@ def test_classes_that_cannot_be_judged_are_named(tmp_path):
         ({"encoders": ()}, "no encoder was named"),
         ({"temperature": float("nan")}, "--temperature must be above 0, not nan"),
         ({"k": 0}, "--k must be at least 1, not 0"),
-        ({"k": 61}, "--k must be at most the 60 pictures that are known, not 61"),
+        ({"k": 61}, "--k must be at most the bank's 60 pictures, not 61"),
         ({"retrieved": (5, 0)}, "--retrieved must be at least 1, not 0"),
         ({"size_px": 2}, "--size-px must be at least 8"),
         ({"seed": -1}, "--seed must be at least 0, not -1"),

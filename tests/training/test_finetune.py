@@ -20,8 +20,8 @@ from training.data.store import PixelStore
 from training.encoders import Encoder, embed, to_input
 from training.evaluate import EvaluateSettings, evaluate
 from training.evaluation.features import open_encoder
-from training.finetune import Task, balanced, finetune, optimizers, order, train_classifier
-from training.halfway import Halfway, State
+from training.finetune import Task, balanced_accuracy, finetune, optimizers, order, train_classifier
+from training.halfway import Progress, ResumableRun
 from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
 
@@ -105,10 +105,10 @@ def test_a_linear_probe_leaves_the_encoder_as_it_was_to_the_bit(pretrained, sett
 def test_from_the_heads_first_layer_that_layer_is_the_runs_and_learns(pretrained, settings, monkeypatch):
     begun, layers = [], []
 
-    def train(network, task, s, halfway):
+    def train(network, task, s, run):
         begun.append({name: value.clone() for name, value in network.state_dict().items()})
         layers.extend(type(layer).__name__ for layer in network.hidden)
-        return train_classifier(network, task, s, halfway)
+        return train_classifier(network, task, s, run)
 
     monkeypatch.setattr("training.finetune.train_classifier", train)
     run = finetune(settings(init=str(pretrained), mode="head"))
@@ -126,7 +126,7 @@ def test_a_head_without_a_hidden_layer_cannot_be_begun_from(small_settings, sett
     run = pretrain(small_settings(epochs=1, head_layers=1, name="one"))
     with pytest.raises(CheckpointError, match="this one's head has no hidden layer"):
         finetune(settings(init=str(run), mode="head"))
-    with pytest.raises(CheckpointError, match="--mode head wants a pretrained run: nothing has no head g"):
+    with pytest.raises(CheckpointError, match="--mode head needs a pretrained run: nothing has no head g"):
         finetune(settings(mode="head"))
 
 
@@ -168,7 +168,7 @@ def test_it_ends_when_the_held_out_part_gets_no_better_and_the_best_epoch_is_kep
         states.append({name: w.clone() for name, w in network.state_dict().items()})
         return {"held_out": next(found), "held_out_loss": 1.0}
 
-    monkeypatch.setattr("training.finetune.judge_held", judge)
+    monkeypatch.setattr("training.finetune.judge_held_out", judge)
     settings = FinetuneSettings(epochs=50, batch_size=8, patience=3, held_out=0.1)
     network = small()
     history = train_classifier(network, Task(settings, brightness({0: 9, 1: 9}, tmp_path), None), settings)
@@ -184,7 +184,7 @@ def test_pictures_much_smaller_than_the_encoder_sees_are_remarked_upon(small_set
 
 def test_of_equal_epochs_the_one_of_less_loss_is_kept_and_reported(pretrained, settings, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 4.0])
-    monkeypatch.setattr("training.finetune.judge_held", lambda *_: {"held_out": 0.5, "held_out_loss": next(losses)})
+    monkeypatch.setattr("training.finetune.judge_held_out", lambda *_: {"held_out": 0.5, "held_out_loss": next(losses)})
     run = finetune(settings(init=str(pretrained), epochs=4))
     assert json.loads((run / "result.json").read_text())["epochs"] == 3
 
@@ -193,7 +193,7 @@ def test_of_equal_epochs_the_one_of_less_loss_is_kept_and_reported(pretrained, s
 def test_what_was_interrupted_and_continued_ends_as_if_it_had_never_stopped(pretrained, settings, monkeypatch, place):
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     judged = {"held_out": 0.5, "held_out_loss": 1.0}  # no epoch is better than the first: patience ends it
-    monkeypatch.setattr("training.finetune.judge_held", lambda network, task, s: dict(judged))
+    monkeypatch.setattr("training.finetune.judge_held_out", lambda network, task, s: dict(judged))
     how = {"init": str(pretrained), "epochs": 9, "patience": 3}
     whole = finetune(settings(name="whole", **how))
 
@@ -206,7 +206,7 @@ def test_what_was_interrupted_and_continued_ends_as_if_it_had_never_stopped(pret
         patch.setattr(f"training.finetune.{place}", stops)
         finetune(settings(**how))
     assert [path.name for path in Path("runs/adapted/checkpoints").iterdir()] == ["halfway.ckpt"]
-    with pytest.raises(CheckpointError, match="runs/adapted holds a run on its way: continue it with --resume"):
+    with pytest.raises(CheckpointError, match="runs/adapted holds an unfinished run: give --resume"):
         finetune(settings(**how))
     run = finetune(settings(resume=True, **how))
     ends = [checkpoint.load(folder / "checkpoints" / "last.ckpt") for folder in (whole, run)]
@@ -221,12 +221,14 @@ def test_optimizer_and_schedule_go_on_where_they_were(tmp_path, monkeypatch):
     task = Task(settings, brightness({0: 20, 1: 20}, tmp_path), None)
     whole, pieces = small(), small()
     history = train_classifier(whole, task, settings)
-    stopping = Halfway(tmp_path, settings, 40)
-    stopping.save = lambda *all_of: (Halfway.save(stopping, *all_of), 1 / (len(all_of[-1].history) - 2))
+    stopping = ResumableRun(tmp_path, settings, 40)
+    stopping.save = lambda *state: (ResumableRun.save(stopping, *state), 1 / (len(state[-1].history) - 2))
     with pytest.raises(ZeroDivisionError):
         train_classifier(pieces, task, settings, stopping)
     pieces = small(seed=5)
-    assert train_classifier(pieces, task, settings, Halfway(tmp_path, settings, 40)) == history
+    assert (
+        train_classifier(pieces, task, settings, ResumableRun(tmp_path, replace(settings, resume=True), 40)) == history
+    )
     assert all(torch.equal(w, pieces.state_dict()[name]) for name, w in whole.state_dict().items())
 
 
@@ -239,7 +241,7 @@ def test_a_run_is_continued_with_its_own_settings_and_pictures_only(settings, tm
     (run / "checkpoints" / "last.ckpt").unlink()
     network = small()
     optimizer, scheduler = optimizers(network, settings(), 16, 10)
-    Halfway(run, settings(), 30).save(network, optimizer, scheduler, State([]))
+    ResumableRun(run, settings(), 30).save(network, optimizer, scheduler, Progress([]))
     with pytest.raises(CheckpointError, match=r"was begun on 30 pictures and .*some shapes now has 5\d"):
         finetune(settings(resume=True))
 
@@ -264,16 +266,16 @@ def test_sampling_draws_each_class_equally_often_and_the_loss_weighs_it(tmp_path
 
 def test_the_mean_of_the_classes_counts_a_small_class_as_a_large_one():
     right, labels = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 0, 1])
-    assert balanced(right, labels) == 0.5
+    assert balanced_accuracy(right, labels) == 0.5
 
 
 def test_labels_used_are_a_share_of_every_class_and_held_out_ones_are_not_learnt_from(tmp_path):
     pictures = brightness({0: 100, 1: 50}, tmp_path)
     task = Task(FinetuneSettings(label_share=0.2, held_out=0.25), pictures, None)
-    assert task.sizes.tolist() == [15, 7]
-    assert not set(task.learnt) & set(task.held) and len(task.held) == 8
+    assert task.class_sizes.tolist() == [15, 7]
+    assert not set(task.train_rows) & set(task.held_out_rows) and len(task.held_out_rows) == 8
     task = Task(FinetuneSettings(labels_per_class=3, held_out=0.0), pictures, None)
-    assert task.sizes.tolist() == [3, 3] and len(task.held) == 0
+    assert task.class_sizes.tolist() == [3, 3] and len(task.held_out_rows) == 0
     with pytest.raises(DataError, match="class dark has 1 labelled picture: none can be held out of it"):
         Task(FinetuneSettings(labels_per_class=1, held_out=0.1), pictures, None)
     with pytest.raises(DataError, match=r"--label-share 0\.005 leaves no picture of class bright"):
@@ -348,7 +350,7 @@ def test_a_learning_rate_that_breaks_the_network_is_named(tmp_path):
     settings = FinetuneSettings(epochs=3, batch_size=8, lr=1e30)
     task = Task(settings, brightness({0: 20, 1: 20}, tmp_path), None)
     task.labels = np.random.default_rng(0).permutation(task.labels)  # what cannot be learnt costs 1e30 at once
-    with pytest.raises(ValueError, match=r"the loss is no number any more in epoch \d: give a smaller --lr"):
+    with pytest.raises(ValueError, match=r"the loss is not a number in epoch \d: give a smaller --lr"):
         train_classifier(small(), task, settings)
 
 
@@ -357,7 +359,7 @@ def test_a_learning_rate_that_breaks_the_network_is_named(tmp_path):
     [
         ({"label_share": 0.0}, r"--label-share is a share in \(0, 1\], not 0"),
         ({"label_share": 0.1, "labels_per_class": 3}, "give --label-share or --labels-per-class, not both"),
-        ({"held_out": 1.0}, "--held-out is a share"),
+        ({"held_out": 1.0}, r"--held-out must be in \[0, 1\), not 1"),
         ({"lr": float("nan")}, "--lr must be above 0, not nan"),
         ({"name": "../x"}, "--name must be a folder name below runs/"),
     ],

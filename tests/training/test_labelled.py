@@ -1,9 +1,9 @@
-"""Shares of labels: of every class, the same for the same seed, and sentences where they cannot be taken."""
+"""Shares of labels are taken of every class, are the same for the same seed, and errors say what would work."""
 
 import numpy as np
 import pytest
 
-from training.data.labelled import alone, check_classes, few, hold_out
+from training.data.labelled import check_classes, choose_labelled, hold_out, single_picture_classes
 from training.data.sources import DataError
 
 CLASSES = ["cat", "dog", "owl"]
@@ -15,22 +15,22 @@ def counts(rows):
 
 
 def test_a_share_is_taken_of_every_class_and_none_of_the_unlabelled():
-    assert counts(few(LABELS, CLASSES, 0.1, None, seed=0)) == [20, 4, 1]
-    assert counts(few(LABELS, CLASSES, 1.0, None, seed=0)) == [200, 40, 10]
-    assert counts(few(LABELS, CLASSES, 1.0, 7, seed=0)) == [7, 7, 7]
+    assert counts(choose_labelled(LABELS, CLASSES, 0.1, None, seed=0)) == [20, 4, 1]
+    assert counts(choose_labelled(LABELS, CLASSES, 1.0, None, seed=0)) == [200, 40, 10]
+    assert counts(choose_labelled(LABELS, CLASSES, 1.0, 7, seed=0)) == [7, 7, 7]
 
 
 def test_a_larger_share_holds_the_smaller_and_another_seed_gives_others():
-    small, large = (set(few(LABELS, CLASSES, share, None, seed=5)) for share in (0.1, 0.3))
+    small, large = (set(choose_labelled(LABELS, CLASSES, share, None, seed=5)) for share in (0.1, 0.3))
     assert small < large
-    assert small != set(few(LABELS, CLASSES, 0.1, None, seed=6))
+    assert small != set(choose_labelled(LABELS, CLASSES, 0.1, None, seed=6))
 
 
 def test_a_share_that_leaves_a_class_empty_is_refused_with_the_least_that_does_not():
     with pytest.raises(
         DataError, match=r"--label-share 0.04 leaves no picture of class owl, which has 10 pictures"
     ) as e:
-        few(LABELS, CLASSES, 0.04, None, seed=0)
+        choose_labelled(LABELS, CLASSES, 0.04, None, seed=0)
     assert "Give --label-share 0.05 or more" in str(e.value)
 
 
@@ -38,16 +38,16 @@ def test_a_share_that_leaves_a_class_empty_is_refused_with_the_least_that_does_n
 def test_the_share_that_is_named_as_the_least_leaves_a_picture(n):
     labels = np.zeros(n, np.int64)
     with pytest.raises(DataError) as e:
-        few(labels, CLASSES, 0.49 / n, None, seed=0)
+        choose_labelled(labels, CLASSES, 0.49 / n, None, seed=0)
     least = float(str(e.value).partition("Give --label-share ")[2].split()[0])
-    assert len(few(labels, CLASSES, least, None, seed=0)) == 1
+    assert len(choose_labelled(labels, CLASSES, least, None, seed=0)) == 1
 
 
 def test_more_labels_than_a_class_has_are_refused():
     with pytest.raises(
         DataError, match=r"--labels-per-class 11: class owl has 10 pictures. Give --labels-per-class 10"
     ):
-        few(LABELS, CLASSES, 1.0, 11, seed=0)
+        choose_labelled(LABELS, CLASSES, 1.0, 11, seed=0)
 
 
 def test_what_is_held_out_and_what_is_kept_are_all_the_labelled_and_hold_every_class():
@@ -61,7 +61,7 @@ def test_a_class_of_one_picture_is_kept_whole():
     labels = np.array([0, 0, 0, 1])
     kept, held = hold_out(labels, 0.5, seed=0)
     assert 3 in kept and len(held) == 2
-    assert alone(labels, CLASSES) == ["dog"]
+    assert single_picture_classes(labels, CLASSES) == ["dog"]
 
 
 def test_classes_that_are_asked_about_and_never_learnt_are_named():

@@ -47,7 +47,7 @@ def test_the_nearest_are_those_of_a_whole_sort_and_none_is_its_own(sets, monkeyp
 
 def test_what_cannot_be_asked_is_refused(sets):
     bank, bank_labels, queries, labels = sets
-    with pytest.raises(ValueError, match="the 79 pictures there are, not 80"):
+    with pytest.raises(ValueError, match="the number of candidates, 79, not 80"):
         retrieval.nearest(bank, bank, 80, own=True)
     with pytest.raises(ValueError, match="the bank's 80 pictures"):
         retrieval.figures(queries, labels, bank, bank_labels, (81,))

@@ -75,7 +75,7 @@ def test_flip_and_grey_are_what_they_say(pixels):
 
 
 def test_one_picture_is_not_compared(pixels):
-    with pytest.raises(ValueError, match="wants at least 2, not 1"):
+    with pytest.raises(ValueError, match="needs at least 2, not 1"):
         sensitivity(mean_colour, pixels[:1])
 
 

@@ -1,11 +1,11 @@
-"""The decoded pictures of a source: decoded once, in parallel, kept as one array of pixels on disk.
+"""The decoded pictures of a source: decoded once, in parallel, and kept on disk as one array of pixels.
 
     data/store/<name>-<split>-<size>px-<key>/
-        pixels.npy     uint8 (N, S, S, 3), opened as a memory map: the system's page cache is the memory
-        facts.json     what it was made of, and the files that were skipped
-        skipped.csv    name, reason; only where files were skipped
+        pixels.npy     uint8 (N, S, S, 3), opened as a memory map, so that the system's page cache holds it
+        facts.json     the source, the preprocessing, and the files that were skipped
+        skipped.csv    name, reason; only if files were skipped
 
-The key changes with any file's name, size or time, and with the preprocessing, so a store is never stale.
+The key changes with the name, size or time of any file and with the preprocessing, so a store is never out of date.
 """
 
 import csv
@@ -15,11 +15,13 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -27,9 +29,10 @@ from tqdm import tqdm
 from export.artifact import Preprocessing, UnreadableImage, read_pixels
 from training.data.sources import DataError, Picture, Source, make_once
 
-DECODING = 1  # part of the key: raise it when read_pixels gives other pixels than before
-PER_TASK = 16  # pictures a thread takes at once
-AHEAD = 64  # tasks that may be waiting or done before the oldest is written
+T, R = TypeVar("T"), TypeVar("R")
+DECODING = 1  # part of the key: increase it when read_pixels gives other pixels than before
+PER_TASK = 16  # pictures per task of a thread
+AHEAD = 64  # tasks that may be queued or done before the oldest is written
 
 
 @dataclass(frozen=True)
@@ -39,24 +42,28 @@ class PixelStore:
     pixels: np.ndarray
     """uint8 (N, S, S, 3) RGB, read-only."""
     labels: np.ndarray
-    """int64 (N,), index into `classes`; -1 where a picture has no label."""
+    """int64 (N,), index into `classes`; -1 for a picture without label."""
     classes: list[str]
-    """Of the whole source, so that a label means the same in both splits."""
+    """Class names of the whole source, so that a label means the same in both splits."""
     names: list[str]
     skipped: list[tuple[str, str]]
-    """Name and reason of each file that is no readable picture. The reason completes "<name> ..."."""
+    """Name and reason of each file that is not a readable picture. The reason completes the sentence "<name> ..."."""
     folder: Path
 
     def __len__(self) -> int:
         return len(self.names)
 
 
+Splits = tuple[PixelStore, PixelStore | None]
+"""Training pictures, and test pictures if the source has a test split."""
+
+
 def load(source: Source, preprocessing: Preprocessing, split: str, cache: Path = Path("data")) -> PixelStore:
-    """Decode one split of a source, or open what was decoded before.
+    """Decode one split of a source, or open the store if it exists.
 
     split   train or test
-    cache   the stores are kept in cache/store
-    raises  DataError: no pictures in the split, none of them readable, or the store cannot be written
+    cache   folder; stores are kept in cache/store
+    raises  DataError: the split has no pictures, none of them is readable, or the store cannot be written
     """
     pictures = [picture for picture in source.pictures if picture.split == split]
     if not pictures:
@@ -67,20 +74,27 @@ def load(source: Source, preprocessing: Preprocessing, split: str, cache: Path =
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder} is damaged; delete it, and it will be made again") from error
+        raise DataError(f"{folder} is damaged; delete it, and it will be written again") from error
     skipped = [(name, reason) for name, reason in facts["skipped"]]
     if skipped:
         print(f"skipped {len(skipped):,} of {len(pictures):,} files (listed in {folder / 'skipped.csv'})")
-    without = {name for name, _ in skipped}
-    kept = [picture for picture in pictures if picture.name not in without]
+    skipped_names = {name for name, _ in skipped}
+    readable = [picture for picture in pictures if picture.name not in skipped_names]
     classes = sorted({picture.label for picture in source.pictures if picture.label is not None})
     number = {label: i for i, label in enumerate(classes)}
-    labels = np.array([number.get(picture.label, -1) for picture in kept], dtype=np.int64)
-    return PixelStore(source.name, pixels, labels, classes, [picture.name for picture in kept], skipped, folder)
+    labels = np.array([number.get(picture.label, -1) for picture in readable], dtype=np.int64)
+    return PixelStore(source.name, pixels, labels, classes, [picture.name for picture in readable], skipped, folder)
+
+
+def load_splits(source: Source, preprocessing: Preprocessing) -> Splits:
+    """The train split, and the test split if the source has one. raises DataError like `load`"""
+    tested = any(picture.split == "test" for picture in source.pictures)
+    train = load(source, preprocessing, "train")
+    return train, load(source, preprocessing, "test") if tested else None
 
 
 def place(source: Source, pictures: Iterable[Picture], preprocessing: Preprocessing, split: str, cache: Path) -> Path:
-    """The folder of the store of these pictures, whether it exists or not."""
+    """Folder of the store of these pictures, whether it exists or not."""
     key = _key(pictures, preprocessing)
     return Path(cache) / "store" / f"{source.name}-{split}-{preprocessing.size_px}px-{key}"
 
@@ -88,7 +102,7 @@ def place(source: Source, pictures: Iterable[Picture], preprocessing: Preprocess
 def _key(pictures: Iterable[Picture], preprocessing: Preprocessing) -> str:
     digest = hashlib.sha256(json.dumps([DECODING, dataclasses.asdict(preprocessing)]).encode())
     for picture in pictures:
-        digest.update(json.dumps([picture.name, picture.stamp]).encode())  # in ASCII, whatever the name holds
+        digest.update(json.dumps([picture.name, picture.stamp]).encode())  # ASCII for any name
     return digest.hexdigest()[:16]
 
 
@@ -99,14 +113,14 @@ def _write(source: Source, pictures: list[Picture], preprocessing: Preprocessing
         raise DataError(f"the disk is full: {source.name} needs {needed / 2**20:,.0f} MiB in {folder.parent}")
     skipped = []
     tasks = [pictures[start : start + PER_TASK] for start in range(0, len(pictures), PER_TASK)]
-    # Written as a plain file: on a full disk a write fails, whereas a memory map would kill the process.
+    # A plain file: on a full disk a write raises an error, whereas a memory map would kill the process.
     with (
         open(folder / "pixels.npy", "wb") as file,
-        ThreadPoolExecutor() as pool,
+        closing(map_ahead(partial(_decode, preprocessing), tasks, AHEAD)) as decoded,
         tqdm(total=len(pictures), desc=f"decoding {source.name} ({split})", unit="img") as bar,
     ):
         _write_header(file, len(pictures), shape)
-        for task, results in zip(tasks, _in_order(pool, partial(_decode, preprocessing), tasks), strict=True):
+        for task, results in zip(tasks, decoded, strict=True):
             for picture, result in zip(task, results, strict=True):
                 if isinstance(result, str):
                     skipped.append((picture.name, result))
@@ -133,8 +147,8 @@ def _write(source: Source, pictures: list[Picture], preprocessing: Preprocessing
     (folder / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
-def _decode(preprocessing: Preprocessing, pictures: list[Picture]) -> list[np.ndarray | str]:
-    """uint8 (S, S, 3) for each picture, or the reason why there is none."""
+def _decode(preprocessing: Preprocessing, pictures: Sequence[Picture]) -> list[np.ndarray | str]:
+    """uint8 (S, S, 3) for each picture, or the reason why it cannot be read."""
     results = []
     for picture in pictures:
         try:
@@ -144,19 +158,26 @@ def _decode(preprocessing: Preprocessing, pictures: list[Picture]) -> list[np.nd
     return results
 
 
-def _in_order(pool: ThreadPoolExecutor, function: Callable, tasks: Iterable) -> Iterator:
-    """pool.map, but never more than AHEAD results in memory."""
-    waiting = deque()
-    for task in tasks:
-        waiting.append(pool.submit(function, task))
-        if len(waiting) == AHEAD:
+def map_ahead(function: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
+    """function(item) for each item, in order: threads compute up to `most` results ahead of the caller.
+
+    An error is raised in its item's place. A caller that stops early, by close() or by dropping the iterator, waits
+    for the calls in progress, and no thread is left.
+    """
+    pool, waiting = ThreadPoolExecutor(min(most, (os.cpu_count() or 1) + 4)), deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > most:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _write_header(file, count: int, shape: tuple[int, ...]) -> None:
-    """numpy leaves room in the header for the first axis to change, so its length does not depend on `count`."""
+def _write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
+    """Write the header of a .npy file. Its length does not depend on `count`: numpy leaves room for the first axis."""
     np.lib.format.write_array_header_1_0(
         file,
         {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": (count, *shape)},

@@ -1,14 +1,13 @@
-"""Sets larger than the disk: each picture is decoded anew whenever it is asked for, ahead of the step that wants it.
+"""Sets larger than the disk: pictures are decoded each time they are read, by threads, ahead of the training step.
 
-A Stream stands where a PixelStore stands and gives the same pixels. Any picture can be read at any time, a member of a .tar
-too, so an epoch's order is the true shuffle that the training draws, and no buffer of pictures is shuffled instead.
-Memory holds the listing and a few batches. Reads are at random: fit for SSDs, slow on a disk that spins.
+A Stream takes the place of a PixelStore and gives the same pixels. Any picture can be read at any time, also inside a
+.tar, so an epoch follows the true shuffle drawn by the training, without a shuffle buffer. Memory holds the list of
+pictures and a few batches. Reads are random: fast on an SSD, slow on a hard disk.
 """
 
 import shutil
 from array import array
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,29 +19,30 @@ from training.data import store
 from training.data.sources import DataError, Picture, Source
 from training.data.store import PixelStore
 
-SHARE_OF_DISK = 0.5  # of what is free; a store that needs more is not written
-FEW = 16  # pictures; fewer say little about a set, and may hold none that replaces another
+Indices = int | slice | Sequence[int] | np.ndarray
+SHARE_OF_DISK = 0.5  # largest share of the free disk that a store may take
+FEW = 16  # smaller batches are extended before unreadable pictures in them are judged and replaced
 
 
 class Pixels:
-    """`pixels[indices]` as of a PixelStore's array, uint8 (n, S, S, 3), decoded by threads. May be asked from any thread.
+    """`pixels[indices]` like the array of a PixelStore, uint8 (n, S, S, 3), decoded by threads. Thread-safe.
 
-    A picture that cannot be read is noted in `unreadable`, and in its place stands another of the same batch: a
-    function of the batch alone, so a run that is continued sees the same. raises DataError where more than half of a
-    batch cannot be read.
+    An unreadable picture is recorded in `unreadable` and replaced by another one of the same batch. The choice depends
+    on the batch alone, so that a resumed run sees the same.
+    raises  DataError when more than half of a batch is unreadable
     """
 
     def __init__(self, pictures: Sequence[Picture], rows: np.ndarray, preprocessing: Preprocessing):
-        """rows: (N,) int64, ascending, the places in `pictures` that this is about."""
+        """rows: (N,) int64, ascending, the places in `pictures` of the pictures of this split."""
         self.pictures, self.rows, self.preprocessing = pictures, rows, preprocessing
         self.shape = (len(rows), preprocessing.size_px, preprocessing.size_px, 3)
-        self.unreadable: dict[int, tuple[str, str]] = {}  # place in `pictures`: name, reason
+        self.unreadable: dict[int, tuple[str, str]] = {}  # place in `pictures` -> name, reason
         self._threads = ThreadPoolExecutor()
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, indices) -> np.ndarray:
+    def __getitem__(self, indices: Indices) -> np.ndarray:
         rows = self.rows[indices]
         pixels = self._batch(np.atleast_1d(rows))
         return pixels if np.ndim(rows) else pixels[0]
@@ -58,7 +58,7 @@ class Pixels:
         broken = np.flatnonzero(~readable)
         if len(broken) > len(rows) / 2:
             name, reason = self.unreadable[rows[broken[0]]]
-            raise DataError(f"{len(broken)} files of {len(rows)} are no readable pictures: {name} {reason}")
+            raise DataError(f"{len(broken)} files of {len(rows)} are not readable pictures: {name} {reason}")
         pixels[broken] = pixels[np.flatnonzero(readable)[: len(broken)]]
         return pixels
 
@@ -74,7 +74,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Stream:
-    """What a PixelStore is, without its folder. The fields that both have mean the same."""
+    """A PixelStore without a folder. The fields that both have mean the same."""
 
     source: str
     pixels: Pixels
@@ -87,7 +87,7 @@ class Stream:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """Those met so far. They are counted and replaced, whereas a PixelStore leaves them out."""
+        """Unreadable pictures found so far. They are replaced, whereas a PixelStore leaves them out."""
         return [self.pixels.unreadable[row] for row in sorted(self.pixels.unreadable)]
 
     def __len__(self) -> int:
@@ -97,11 +97,11 @@ class Stream:
 def load(
     source: Source, preprocessing: Preprocessing, split: str, cache: Path = Path("data"), stream: bool | None = None
 ) -> PixelStore | Stream:
-    """One split of a source: as a PixelStore where the disk has room for it, otherwise as a Stream.
+    """One split of a source: as a PixelStore if the disk has room for it, otherwise as a Stream.
 
-    stream  True or False decides instead; a set that was decoded before is not streamed by itself
-    others  as of store.load
-    raises  DataError
+    stream  True or False overrides that choice; by default a set that is already decoded is not streamed
+
+    The other arguments and errors are those of store.load.
     """
     rows, labels, number = array("q"), array("q"), {}
     for row, picture in enumerate(source.pictures):
@@ -109,12 +109,12 @@ def load(
         if picture.split == split:
             rows.append(row)
             labels.append(label)
-    why = "as asked for"
+    why = "by --stream"
     if stream is None:
         why = too_large(len(rows), preprocessing.size_px, _free_bytes(cache))
         pictures = (source.pictures[row] for row in rows)
         stream = bool(why) and not store.place(source, pictures, preprocessing, split, cache).is_dir()
-    if not stream or not rows:  # the store refuses an empty split
+    if not stream or not rows:  # store.load reports an empty split
         return store.load(source, preprocessing, split, cache)
     print(f"streaming the {len(rows):,} pictures of {source.name} ({split}) from where they are: {why}")
     classes = sorted(number)
@@ -125,7 +125,7 @@ def load(
 
 
 def too_large(pictures: int, size_px: int, free_bytes: int) -> str:
-    """Why so many pictures are not to be decoded onto a disk with so much free, in words; empty where they are."""
+    """Why the decoded pictures should not be written to a disk with `free_bytes` free; empty if they should be."""
     needed = pictures * size_px**2 * 3
     if needed <= SHARE_OF_DISK * free_bytes:
         return ""
@@ -134,38 +134,19 @@ def too_large(pictures: int, size_px: int, free_bytes: int) -> str:
 
 
 def _free_bytes(folder: Path) -> int:
-    """On the disk where a folder is, or would be made."""
+    """Free space of the disk that holds the folder, or will hold it."""
     folder = Path(folder).absolute()
     return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
 
 
-def ahead(indices: Iterable[np.ndarray], pixels, batches: int = 2) -> Iterator[np.ndarray]:
-    """pixels[i] for each i of `indices`, in their order; up to `batches` are made while the caller works on one.
-
-    pixels  a Stream's, or a PixelStore's, whose pictures then leave the disk in the meantime
-    An error stands in its batch's place. Whoever stops early, by close() or by dropping the iterator, waits for the
-    batches that are being made, and no thread is left.
-    """
-    threads, waiting = ThreadPoolExecutor(batches), deque()
-    try:
-        for i in indices:
-            waiting.append(threads.submit(pixels.__getitem__, i))
-            if len(waiting) > batches:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        threads.shutdown(cancel_futures=True)
-
-
 class StreamedRows:
-    """pixels[indices], of which only what is asked for is made: what is measured need not fit in memory."""
+    """A view of pixels[indices] that reads only the rows asked for, so that they need not fit in memory."""
 
-    def __init__(self, pixels, indices: np.ndarray):
+    def __init__(self, pixels: np.ndarray | Pixels, indices: np.ndarray):
         self.pixels, self.indices = pixels, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, some) -> np.ndarray:
-        return self.pixels[self.indices[some]]
+    def __getitem__(self, rows: Indices) -> np.ndarray:
+        return self.pixels[self.indices[rows]]

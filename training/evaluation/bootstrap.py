@@ -1,18 +1,18 @@
-"""How far a figure would move with other pictures asked about (Efron 1979: the percentile bootstrap).
+"""Confidence intervals of a mean over queries: the percentile bootstrap (Efron 1979).
 
-What it covers: which pictures were asked about. What it does not: another training set, or another seed of training.
+They cover the choice of the queries, but not another training set or another seed of the training.
 """
 
 import numpy as np
 
 RESAMPLES, LEVEL = 1000, 0.95
-AT_ONCE = 2**24  # counts in memory
+AT_ONCE = 2**24  # most counts in memory
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Between which values LEVEL of the means of resampled `values` lie.
+    """The interval that contains LEVEL of the means of resampled `values`. Raises ValueError for NaN or no values.
 
-    values  (Q,) a number a query: right or wrong, average precision, or the difference of two encoders' on that query
+    values  (Q,) one number per query: 0 or 1 for wrong or right, average precision, or the difference of two encoders
     """
     values = np.asarray(values, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all():

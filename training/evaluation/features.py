@@ -1,10 +1,9 @@
-"""h of any encoder by one call, uint8 pixels in: what is evaluated need not be ours.
+"""One interface to the features h of any encoder, ours or not: uint8 pixels in, h out.
 
-runs/NAME, a .ckpt file          f of a checkpoint; with `:random` behind it, the same f untrained
-a bundle's folder, a .onnx file  an exported encoder, in ONNX Runtime; without its card the graph tells the size
-resnet50, resnet50:random, ...   an architecture of torchvision and its weights (training/zoo.py), without its
-                                 last layer
-pixels                           the picture itself, shrunk: the floor
+runs/NAME, a .ckpt file          f of a checkpoint; with `:random` appended, the same f untrained
+a bundle's folder, a .onnx file  an exported encoder, in ONNX Runtime; without a card its size is read from the graph
+resnet50, resnet50:random, ...   a torchvision architecture with its weights (training/zoo.py), without its last layer
+pixels                           the picture itself, shrunk: the baseline that every encoder should beat
 """
 
 import difflib
@@ -12,6 +11,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -26,48 +26,59 @@ from training.data.sources import Picture
 from training.device import training_device
 from training.encoders import Encoder, to_input
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Encode = Callable[[np.ndarray], Tensor]
 PIXELS, PIXELS_PX = "pixels", 32
 RANDOM = f":{zoo.RANDOM}"
 BATCH = 256
-ENLARGED = 2.0  # times, from which on a picture's size is said not to fit
-LOOKED_AT = 32  # pictures, to know a set's size
+ENLARGED = 2.0  # a note is printed when pictures are enlarged by this factor or more
+SIZED_PICTURES = 32  # pictures read to find the typical size of a set
+
+
+class Sliceable(Protocol):
+    """Pictures whose slices are uint8 (n, S, S, 3): an array, StreamedRows, or views made on demand."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
 class EncoderError(ValueError):
-    """What was named as an encoder is none, or gives no features. The message names it."""
+    """A name that is not an encoder, or an encoder that gives no usable features. The message names it."""
 
 
 @dataclass(frozen=True)
 class Extractor:
     name: str
     preprocessing: Preprocessing
-    encode: Callable[[np.ndarray], Tensor]
+    encode: Encode
     """uint8 (n, S, S, 3) -> h (n, d) float32 on the CPU."""
     megabytes: float = 0.0
-    """Of its weights."""
+    """Size of its weights."""
 
-    def __call__(self, pixels, names: Sequence[str] | None = None) -> Tensor:
+    def __call__(self, pixels: Sliceable, names: Sequence[str] | None = None) -> Tensor:
         """h of many pictures: (N, d) float32.
 
-        pixels  uint8 (N, S, S, 3), or whatever gives such arrays by slices
+        pixels  uint8 (N, S, S, 3), or an object whose slices are such arrays
         names   of the pictures, for messages
-        raises  EncoderError where a value is no number
+        raises  EncoderError when a value is NaN or infinite
         """
         rows = []
         for start in tqdm(range(0, len(pixels), BATCH), desc=f"encoding by {self.name}", unit="batch", leave=False):
             h = self.encode(np.ascontiguousarray(pixels[start : start + BATCH]))
-            if not (fine := h.isfinite().all(dim=1)).all():
-                first = start + int((~fine).nonzero()[0])
-                which = names[first] if names else f"picture {first}"
-                raise EncoderError(f"{self.name} gives values that are no numbers (NaN or infinite) for {which}")
+            if not (finite := h.isfinite().all(dim=1)).all():
+                first = start + int((~finite).nonzero()[0])
+                picture = names[first] if names else f"picture {first}"
+                raise EncoderError(f"{self.name} gives values that are no numbers (NaN or infinite) for {picture}")
             rows.append(h)
         return torch.cat(rows)
 
 
 def open_encoder(name: str, size_px: int | None = None) -> Extractor:
-    """What `name` stands for; what exists at a path of that name wins.
+    """The encoder that `name` stands for; an existing path is preferred to a name.
 
-    size_px  for those that are not bound to a size: torchvision's, and pixels
+    size_px  for encoders of any size: torchvision's, and pixels
     raises   EncoderError, CheckpointError, BundleError, ZooError
     """
     untrained = name.endswith(RANDOM)
@@ -76,12 +87,12 @@ def open_encoder(name: str, size_px: int | None = None) -> Extractor:
         if (path / GRAPH).exists() or (path / CARD).exists() or path.suffix == ".onnx":
             if untrained:
                 raise EncoderError(f"{name}: an exported encoder cannot be untrained; name its run")
-            return _exported(name, path)
-        return _trained(name, path, untrained)
+            return _from_onnx(name, path)
+        return _from_checkpoint(name, path, untrained)
     if name == PIXELS:
-        return Extractor(name, Preprocessing(size_px or PIXELS_PX), _flat)
+        return Extractor(name, Preprocessing(size_px or PIXELS_PX), _centred_pixels)
     if zoo.known(name):
-        return _of_zoo(name, size_px)
+        return _torchvision(name, size_px)
     near = difflib.get_close_matches(name.partition(":")[0], zoo.architectures(), n=3)
     raise EncoderError(
         f"{name} is no run, checkpoint, exported encoder or torchvision architecture"
@@ -91,52 +102,46 @@ def open_encoder(name: str, size_px: int | None = None) -> Extractor:
 
 
 def size_note(name: str, size_px: int, pictures: Sequence[Picture]) -> str:
-    """A sentence where the pictures are much smaller than the encoder sees them; empty where they are not."""
+    """A note for the user if the pictures are much smaller than the encoder's input; otherwise empty."""
     sides = []
-    for picture in pictures[:: max(1, len(pictures) // LOOKED_AT)]:
+    for picture in pictures[:: max(1, len(pictures) // SIZED_PICTURES)]:
         try:
             with Image.open(io.BytesIO(picture.read())) as image:
                 sides.append(min(image.size))
-        except Exception:  # what cannot be read is counted and listed where it is decoded
+        except Exception:  # unreadable files are counted and listed when they are decoded
             continue
     side = int(np.median(sides)) if sides else size_px
     if size_px < ENLARGED * side:
         return ""
-    return f"{name} sees {size_px} px and these pictures have {side}: enlarged, they look like none it was trained on"
+    return (
+        f"{name} sees {size_px} px and these pictures have {side}: enlarged, they differ from those it was trained on"
+    )
 
 
-def _trained(name: str, path: Path, untrained: bool) -> Extractor:
+def _from_checkpoint(name: str, path: Path, untrained: bool) -> Extractor:
     saved = checkpoint.load(checkpoint.find(path))
     settings = checkpoint.settings_of(saved)
     if untrained:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)  # as the run began, if it began from nothing
+            torch.manual_seed(settings.seed)  # the initial weights of the run, if it started from random weights
             encoder = Encoder(settings.encoder, settings.width, settings.size_px)
     else:
         encoder = checkpoint.encoder_of(saved)
-    return Extractor(name, Preprocessing(settings.size_px), by_torch(encoder), megabytes(encoder))
+    return Extractor(name, Preprocessing(settings.size_px), extract_with_torch(encoder), megabytes(encoder))
 
 
-def _exported(name: str, path: Path) -> Extractor:
-    import onnxruntime  # takes a second, and most encoders need none of it
-
+def _from_onnx(name: str, path: Path) -> Extractor:
     folder = path if path.is_dir() else path.parent
     card = None
     if path.is_dir() or (path.name == GRAPH and (folder / CARD).exists()):
         bundle = load_bundle(folder)
         path, card = bundle.graph, bundle.card
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    providers = onnxruntime.get_available_providers() if torch.cuda.is_available() else ["CPUExecutionProvider"]
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
-    except Exception as error:  # ONNX Runtime has a class of exception for each of its states
-        raise BundleError(f"{path} does not run: {' '.join(str(error).split())[:200]}") from error
+    session = onnx_session(path)
     pixels, *more = session.get_inputs()
     shape = pixels.shape
     if more or pixels.type != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3 or not isinstance(shape[1], int):
         raise BundleError(
-            f"{path} does not take uint8 pixels (N, S, S, 3) alone: it is no export of python export/to_onnx.py"
+            f"{path} does not take uint8 pixels (N, S, S, 3) alone: it was not exported by python export/to_onnx.py"
         )
     preprocessing = card.preprocessing if card else Preprocessing(shape[1])
     if preprocessing.size_px != shape[1]:
@@ -147,16 +152,16 @@ def _exported(name: str, path: Path) -> Extractor:
     )
 
 
-def _of_zoo(name: str, size_px: int | None) -> Extractor:
+def _torchvision(name: str, size_px: int | None) -> Extractor:
     model = zoo.load(name)
     preprocessing = replace(model.preprocessing, size_px=size_px) if size_px else model.preprocessing
     last = [key for key, module in model.network.named_modules() if isinstance(module, nn.Linear)]
     if not last:
-        raise EncoderError(f"{name} does not end in a linear layer: there is no h before it")
+        raise EncoderError(f"{name} does not end in a linear layer, before which h would be")
     above, _, key = last[-1].rpartition(".")
     setattr(model.network.get_submodule(above), key, nn.Identity())
     mean, std = (torch.tensor(values)[:, None, None] for values in (model.mean, model.std))
-    encode = by_torch(model.network, mean, std)
+    encode = extract_with_torch(model.network, mean, std)
     try:
         encode(np.zeros((1, preprocessing.size_px, preprocessing.size_px, 3), np.uint8))
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -164,12 +169,27 @@ def _of_zoo(name: str, size_px: int | None) -> Extractor:
     return Extractor(name, preprocessing, encode, megabytes(model.network))
 
 
+def onnx_session(graph: Path) -> "InferenceSession":
+    """Load a graph, onto the GPU if there is one. Raises BundleError when ONNX Runtime cannot."""
+    import onnxruntime  # takes a second, and most encoders do not need it
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    providers = onnxruntime.get_available_providers() if torch.cuda.is_available() else ["CPUExecutionProvider"]
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=providers)
+    except Exception as error:  # ONNX Runtime has an exception class for each of its states
+        raise BundleError(f"{graph} does not run: {' '.join(str(error).split())[:200]}") from error
+
+
 def megabytes(network: nn.Module) -> float:
     return sum(weight.nbytes for weight in network.parameters()) / 1e6
 
 
-def by_torch(network: nn.Module, mean: Tensor | float = 0.0, std: Tensor | float = 1.0) -> Callable:
-    """`encode` of an Extractor. The network is put onto the GPU where there is one, and into evaluation mode."""
+def extract_with_torch(
+    network: nn.Module, mean: Tensor | float = 0.0, std: Tensor | float = 1.0
+) -> Callable[[np.ndarray], Tensor]:
+    """`encode` of an Extractor. Moves the network to the GPU if there is one, and into evaluation mode."""
     device = training_device()
     network = network.to(device).eval()
     mean, std = (value.to(device) if isinstance(value, Tensor) else value for value in (mean, std))
@@ -182,8 +202,8 @@ def by_torch(network: nn.Module, mean: Tensor | float = 0.0, std: Tensor | float
     return encode
 
 
-def _flat(batch: np.ndarray) -> Tensor:
-    """Around mid grey, so that the cosine compares what differs."""
+def _centred_pixels(batch: np.ndarray) -> Tensor:
+    """Pixels minus mid grey, so that the cosine is not dominated by what all pictures have in common."""
     return torch.from_numpy(batch.reshape(len(batch), -1).astype(np.float32)) / 255 - 0.5
 
 

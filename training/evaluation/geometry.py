@@ -1,11 +1,11 @@
-r"""What can be said of h without labels.
+r"""Figures of h that need no labels.
 
-alignment        E |a - b|^2 of two views of a picture, on unit h; 0 is invariant            (arXiv:2005.10242, alpha 2)
-uniformity       log E exp(-2 |x - y|^2) over pairs of pictures, on unit h; 0 where all are equal, near -4 at best
-effective rank   exp of the entropy of the shares of h's singular values: over how many directions h spreads; of h as it
-                 is, not centred                                                            (RankMe, arXiv:2210.02885)
-near-duplicates  share of pictures that have another at least as near as a slightly changed copy of a picture is, at the
-                 median: the encoder's own scale, as a fixed cosine means something else for each
+alignment        E |a - b|^2 of two views of a picture, on unit h; 0 if h is invariant     (arXiv:2005.10242, alpha 2)
+uniformity       log E exp(-2 |x - y|^2) over pairs of pictures, on unit h; 0 if all are equal, near -4 at best
+effective rank   exp of the entropy of the normalised singular values of h, not centred: the number of directions over
+                 which h spreads                                                            (RankMe, arXiv:2210.02885)
+near-duplicates  share of pictures with another one at least as near as a slightly changed copy, whose median cosine is
+                 the threshold: a fixed one would mean something different for each encoder
 """
 
 import math
@@ -20,8 +20,8 @@ from training.evaluation.retrieval import nearest
 
 class NearDuplicates(NamedTuple):
     share: float
-    threshold: float  # the cosine from which on two pictures count as near-duplicates
-    pairs: list[tuple[int, int, float]]  # places and cosine, the nearest first, each pair once
+    threshold: float  # least cosine of near-duplicates
+    pairs: list[tuple[int, int, float]]  # rows and cosine, the nearest first, each pair once
 
 
 def alignment(h_a: Tensor, h_b: Tensor) -> float:
@@ -47,10 +47,10 @@ def effective_rank(h: Tensor) -> float:
 
 
 def near_duplicates(h: Tensor, changed: Tensor, most: int) -> NearDuplicates:
-    """h, changed (N, d) float; row i of `changed` is of a slightly changed copy of picture i. most: pairs listed."""
+    """h, changed (N, d) float; row i of `changed` is h of a slightly changed copy of picture i. most: pairs listed."""
     threshold = F.cosine_similarity(h, changed, dim=1).median().item()
-    cosines, places = (found[:, 0] for found in nearest(h, h, 1, own=True))
+    cosines, rows = (values[:, 0] for values in nearest(h, h, 1, own=True))
     near = cosines >= threshold
-    pairs = {(min(i, j), max(i, j)): c for i, (j, c) in enumerate(zip(places.tolist(), cosines.tolist(), strict=True))}
+    pairs = {(min(i, j), max(i, j)): c for i, (j, c) in enumerate(zip(rows.tolist(), cosines.tolist(), strict=True))}
     listed = sorted(((i, j, c) for (i, j), c in pairs.items() if c >= threshold), key=lambda pair: -pair[2])
     return NearDuplicates(near.float().mean().item(), threshold, listed[:most])

@@ -1,4 +1,4 @@
-"""How good h is, without training anything on it: weighted kNN, and whether two views of a picture find each other."""
+"""Quality of h without further training: weighted kNN accuracy, and whether two views of a picture find each other."""
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperatu
 
     bank, queries  (M, d), (Q, d) float; normalised here, so similarity is the cosine
     labels         (M,) int64, >= 0
-    returns        (Q,) int64: the class of greatest sum of exp(similarity / temperature) over the k nearest; all are
-                   divided by the greatest, which float32 might not hold
+    returns        (Q,) int64: the class with the greatest sum of exp(similarity / temperature) over the k nearest,
+                   where the query's greatest similarity is subtracted from all so that exp cannot overflow
+    raises         ValueError: k is not between 1 and M
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k must be between 1 and the bank's {len(bank)} rows, not {k}")
@@ -54,11 +55,12 @@ def figures(
     settings: PretrainSettings,
     most: int,
 ) -> dict:
-    """What can be said of an encoder on these images, as a flat dict for the log and the model card.
+    """Quality of an encoder on these images, as a flat dict for the log and the model card.
 
-    With labels: `knn` in [0, 1], the test set's accuracy against the training set; where there is no labelled test
-    set, a tenth of the training set is asked about and the rest is the bank. Without: `views_matched` in [0, 1].
-    most  images of the bank; a fifth as many are asked about. More than that are sampled, the same ones every time.
+    With labels: `knn` in [0, 1], accuracy of the test set with the training set as the bank; if no test picture has a
+    label, a tenth of the training set are the queries and the rest is the bank. Without labels: `views_matched`, in
+    [0, 1].
+    most  images of the bank, and a fifth as many queries; larger sets are sampled, the same way every time
     """
     if len(np.unique(train.labels[train.labels >= 0])) < 2:
         chosen = np.sort(np.random.default_rng(0).permutation(len(train.labels))[: min(1000, most)])
@@ -66,37 +68,34 @@ def figures(
         generator = torch.Generator().manual_seed(0)
         h_a, h_b = (embed(encoder, augment(pixels, settings.augment, generator, settings.size_px)) for _ in range(2))
         return {"views_matched": views_matched(h_a, h_b), "pictures": len(chosen)}
-    bank, asked_of, queries = split_bank_and_queries(train, test, most)
+    bank, query_store, queries = split_bank_and_queries(train, test, most)
     k = default_k(len(bank))
     predicted = knn_predict(
         embed(encoder, StreamedRows(train.pixels, bank)),
         torch.from_numpy(train.labels[bank]),
-        embed(encoder, StreamedRows(asked_of.pixels, queries)),
+        embed(encoder, StreamedRows(query_store.pixels, queries)),
         k,
     )
-    right = (predicted == torch.from_numpy(asked_of.labels[queries])).float().mean().item()
+    right = (predicted == torch.from_numpy(query_store.labels[queries])).float().mean().item()
     return {"knn": right, "k": k, "bank": len(bank), "queries": len(queries)}
 
 
 def split_bank_and_queries(
     train: PixelStore | Stream, test: PixelStore | Stream | None, most: int
 ) -> tuple[np.ndarray, PixelStore | Stream, np.ndarray]:
-    """Places in train of the labelled pictures that are known; where those are that are asked about, and their places.
-
-    most  as of `figures`
-    """
+    """Rows of the bank in `train`; the store that holds the queries, and their rows in it. most: as in `figures`."""
     order = np.random.default_rng(0).permutation(len(train.labels))
-    bank, asked_of = order[train.labels[order] >= 0], train
+    bank, query_store = order[train.labels[order] >= 0], train
     if test is not None and (test.labels >= 0).any():
-        asked_of = test
+        query_store = test
         queries = np.random.default_rng(0).permutation(np.flatnonzero(test.labels >= 0))
     else:
         queries, bank = np.split(bank, [max(1, len(bank) // 10)])
-    return np.sort(bank[:most]), asked_of, np.sort(queries[: max(1, most // 5)])
+    return np.sort(bank[:most]), query_store, np.sort(queries[: max(1, most // 5)])
 
 
 def sentence(before: dict, after: dict) -> str:
-    """The two results of `figures` in words."""
+    """A sentence on two results of `figures`."""
     if "knn" in after:
         return (
             f"kNN accuracy {before['knn']:.1%} before training, {after['knn']:.1%} after "

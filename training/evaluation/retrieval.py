@@ -1,7 +1,7 @@
-"""How well the nearest pictures share a query's class, by the cosine of h.
+"""Whether the nearest pictures by the cosine of h are of the query's class.
 
 precision@k  share of the k nearest that are of the query's class
-recall@k     1 where one of the k nearest is, otherwise 0 (metric learning's; not the share of the class found)
+recall@k     1 if one of the k nearest is, otherwise 0 (as in metric learning; not the share of the class found)
 mAP          mean over the queries of the average precision over the whole ranking
 """
 
@@ -9,35 +9,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AT_ONCE = 2**24  # similarities in memory
+AT_ONCE = 2**24  # most similarities in memory
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int, own: bool = False) -> tuple[Tensor, Tensor]:
-    """Cosines and places of each query's k nearest in the bank, (Q, k) each, the nearest first.
+    """Cosines and rows of each query's k nearest in the bank, (Q, k) each, the nearest first.
 
     queries, bank  (Q, d), (M, d) float
-    own            the queries are the bank's own rows, in its order: none is its own neighbour
+    own            the queries are the bank's own rows, in the same order, and no row is its own neighbour
+    raises         ValueError: k is not between 1 and the number of candidates
     """
     most = len(bank) - own
     if not 1 <= k <= most:
-        raise ValueError(f"k must be between 1 and the {most} pictures there are, not {k}")
+        raise ValueError(f"k must be between 1 and the number of candidates, {most}, not {k}")
     queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
-    found, step = [], max(1, AT_ONCE // len(bank))
+    parts, step = [], max(1, AT_ONCE // len(bank))
     for start in range(0, len(queries), step):
         similarity = queries[start : start + step] @ bank.T  # (q, M)
         if own:
             similarity.diagonal(offset=start).fill_(-torch.inf)
-        found.append(similarity.topk(k, dim=1))
-    cosines, places = zip(*found, strict=True)
-    return torch.cat(cosines), torch.cat(places)
+        parts.append(similarity.topk(k, dim=1))
+    cosines, rows = zip(*parts, strict=True)
+    return torch.cat(cosines), torch.cat(rows)
 
 
 def figures(
     queries: Tensor, query_labels: Tensor, bank: Tensor, bank_labels: Tensor, ks: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    """`precision@K` and `recall@K` for each k, and `mAP`: (Q,) float32 each, whose means are the figures.
+    """`precision@K` and `recall@K` for each k, and `mAP`: (Q,) float32 each, one value per query.
 
-    raises  ValueError: a k beyond the bank, a query whose class is not in the bank
+    raises  ValueError: k is larger than the bank, or the bank has no picture of a query's class
     """
     if not all(1 <= k <= len(bank) for k in ks):
         raise ValueError(f"each k must be between 1 and the bank's {len(bank)} pictures, not {ks}")
@@ -46,15 +47,15 @@ def figures(
     queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
     ranks = torch.arange(1, len(bank) + 1)
     parts: dict[str, list[Tensor]] = {}
-    step = max(1, AT_ONCE // 4 // len(bank))  # a sort holds several such matrices
+    step = max(1, AT_ONCE // 4 // len(bank))  # sorting needs several matrices of this size
     for rows, labels in zip(queries.split(step), query_labels.split(step), strict=True):
         order = (rows @ bank.T).argsort(dim=1, descending=True, stable=True)
         hit = (bank_labels[order] == labels[:, None]).float()  # (q, M)
-        found = hit.cumsum(dim=1)
-        precision = found / ranks
+        hits = hit.cumsum(dim=1)
+        precision = hits / ranks
         values = {f"precision@{k}": precision[:, k - 1] for k in ks}
-        values |= {f"recall@{k}": (found[:, k - 1] > 0).float() for k in ks}
-        values["mAP"] = (precision * hit).sum(dim=1) / found[:, -1]
+        values |= {f"recall@{k}": (hits[:, k - 1] > 0).float() for k in ks}
+        values["mAP"] = (precision * hit).sum(dim=1) / hits[:, -1]
         for name, value in values.items():
             parts.setdefault(name, []).append(value)
     return {name: torch.cat(values) for name, values in parts.items()}

@@ -1,8 +1,9 @@
-"""How far h moves under each augmentation: what an encoder notices, and what it has learnt to ignore.
+"""How far h moves under each augmentation: what an encoder is sensitive to, and what it has learnt to ignore.
 
-Each augmentation alone, at growing strength, on the same pictures: the mean cosine of h(x) and h(view of x). What
-counts is where it lies between 1 and the mean cosine of two different pictures, which each encoder has of its own:
-`moved` is (1 - cosine) / (1 - cosine of others), 0 where h stays and 1 where it might be another picture's.
+Each augmentation is applied alone, at increasing strength, to the same pictures, and the mean cosine of h(x) and
+h(view of x) is measured. Since the mean cosine of two different pictures differs between encoders, it is put into
+relation: `moved` is (1 - cosine) / (1 - cosine of others), 0 if h does not change and 1 if it moves as far as to
+another picture's.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +18,15 @@ from torch import Tensor
 
 from export.artifact import CARD
 from training.augment import Draws, render
+from training.evaluation.table import aligned
 
 if TYPE_CHECKING:
     from training.evaluation.features import Extractor
 
 PICTURES = 256
-AT_ONCE = 64  # pictures rendered
+AT_ONCE = 64  # pictures rendered at once
 
-# Strengths, each in its own unit; at the first, which is left out, the picture stays as it is. Jitter goes up or down.
+# Unit and strengths of each augmentation; strength 0 leaves the picture unchanged. Jitter goes up or down at random.
 STRENGTHS = {
     "crop": ("share of the area that is cut away", (0.2, 0.4, 0.6, 0.8, 0.92)),
     "flip": ("share of pictures flipped", (1.0,)),
@@ -43,7 +45,7 @@ class SensitivityCurve:
     unit: str
     strengths: tuple[float, ...]
     cosines: tuple[float, ...]
-    """Mean over the pictures, at each strength."""
+    """Mean over the pictures at each strength."""
     moved: tuple[float, ...]
 
 
@@ -62,14 +64,15 @@ class Sensitivity:
 def sensitivity(
     encode: Callable[[np.ndarray], Tensor], pixels: np.ndarray, name: str = "encoder", seed: int = 0
 ) -> Sensitivity:
-    """
+    """Measure all augmentations.
+
     encode   uint8 (N, S, S, 3) -> h (N, d) float
     pixels   uint8 (N, S, S, 3), N >= 2
-    raises   ValueError; whatever `encode` raises
+    raises   ValueError for fewer pictures; any error of `encode`
     """
     n = len(pixels)
     if not n >= 2:
-        raise ValueError(f"sensitivity compares pictures and wants at least 2, not {n}")
+        raise ValueError(f"sensitivity compares pictures and needs at least 2, not {n}")
     h = F.normalize(encode(pixels), dim=1)
     others = float(((h.sum(dim=0).square().sum() - n) / (n * (n - 1))).clamp(max=1 - 1e-6))
     curves = []
@@ -84,7 +87,7 @@ def sensitivity(
 
 
 def views(pixels: np.ndarray, augmentation: str, strength: float, seed: int = 0) -> np.ndarray:
-    """uint8 (N, S, S, 3) -> the same shape, each picture changed in one way: up or down, and cut where, by the seed."""
+    """Pictures uint8 (N, S, S, 3) after one augmentation. The seed decides up or down, and where to cut."""
     generator, changed = torch.Generator().manual_seed(seed), []
     for start in range(0, len(pixels), AT_ONCE):
         images = torch.from_numpy(np.ascontiguousarray(pixels[start : start + AT_ONCE]))
@@ -95,7 +98,7 @@ def views(pixels: np.ndarray, augmentation: str, strength: float, seed: int = 0)
 
 
 def _unchanged(n: int, height: int, width: int) -> Draws:
-    def of(value) -> Tensor:
+    def of(value: float) -> Tensor:
         return torch.full((n,), value)
 
     return Draws(
@@ -130,8 +133,8 @@ def _changed(draws: Draws, augmentation: str, strength: float, generator: torch.
 
 
 def untrained(name: str, size_px: int | None) -> "Extractor | None":
-    """The same architecture as the encoder that `name` stands for, not trained; None where that is not known."""
-    from training import zoo  # here, so that the service, which wants the curves alone, loads no more than it must
+    """The encoder that `name` stands for with random weights; None if its architecture is not known."""
+    from training import zoo  # here, so that the service, which only needs the curves, does not load it
     from training.checkpoint import CheckpointError
     from training.evaluation.features import PIXELS, RANDOM, open_encoder
     from training.initial import checkpoint_of
@@ -142,41 +145,38 @@ def untrained(name: str, size_px: int | None) -> "Extractor | None":
     if (path / CARD).exists():
         try:
             path = checkpoint_of(path)
-        except CheckpointError:  # the export is on its own
+        except CheckpointError:  # exported from a checkpoint that is not here
             return None
     if path.exists():
         return None if path.suffix == ".onnx" else open_encoder(f"{path}{RANDOM}", size_px)
     return open_encoder(f"{name.partition(':')[0]}:{zoo.RANDOM}", size_px)
 
 
-def sentence(found: Sensitivity) -> str:
-    """What it notices most and least, at the greatest strengths, and what follows for a choice of augmentations."""
-    by = sorted(found.curves, key=lambda curve: curve.moved[-1])
-    least, most = by[0], by[-1]
+def sentence(result: Sensitivity) -> str:
+    """What the encoder is most and least sensitive to at the greatest strengths, and advice on augmentations."""
+    curves = sorted(result.curves, key=lambda curve: curve.moved[-1])
+    least, most = curves[0], curves[-1]
     at = f"{most.strengths[-1]:g}, {most.unit}"
     return (
-        f"{found.encoder} notices {most.augmentation} most ({at}: h goes {most.moved[-1]:.0%} of the way to another "
+        f"{result.encoder} notices {most.augmentation} most ({at}: h goes {most.moved[-1]:.0%} of the way to another "
         f"picture's) and {least.augmentation} least ({least.moved[-1]:.0%}): pretrain with more of what should not "
         "count when pictures are compared, and with less of what should."
     )
 
 
-def table(all_of: Sequence[Sensitivity]) -> str:
-    """Cosine, and in brackets how far of the way to another picture: a line a strength, a column an encoder."""
-    lines = [["augmentation", "strength", *(found.encoder for found in all_of)]]
-    for i, curve in enumerate(all_of[0].curves):
+def table(results: Sequence[Sensitivity]) -> str:
+    """Cosine, and in brackets `moved`: one line per strength, one column per encoder."""
+    lines = [["augmentation", "strength", *(result.encoder for result in results)]]
+    for i, curve in enumerate(results[0].curves):
         for j, strength in enumerate(curve.strengths):
-            cells = [f"{found.curves[i].cosines[j]:.3f} ({found.curves[i].moved[j]:.0%})" for found in all_of]
+            cells = [f"{result.curves[i].cosines[j]:.3f} ({result.curves[i].moved[j]:.0%})" for result in results]
             lines.append([curve.augmentation, f"{strength:g}", *cells])
-    lines.append(["another picture", "", *(f"{found.others:.3f}" for found in all_of)])
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in lines
-    )
+    lines.append(["another picture", "", *(f"{result.others:.3f}" for result in results)])
+    return aligned(lines)
 
 
-def write(path: Path, all_of: Sequence[Sensitivity]) -> None:
-    """A panel an augmentation, a curve an encoder; dotted, the cosine of two different pictures."""
+def write(path: Path, results: Sequence[Sensitivity]) -> None:
+    """One panel per augmentation, one curve per encoder; dotted: the mean cosine of two different pictures."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -185,14 +185,14 @@ def write(path: Path, all_of: Sequence[Sensitivity]) -> None:
     figure = plt.figure(figsize=(13, 6.5), layout="constrained")
     panels = figure.subplots(2, 4, sharey=True)
     for i, axis in enumerate(panels.flat):
-        for colour, found in enumerate(all_of):
-            curve = found.curves[i]
-            axis.plot((0, *curve.strengths), (1, *curve.cosines), f"C{colour}", marker="o", label=found.encoder)
-            axis.axhline(found.others, color=f"C{colour}", linestyle=":")
+        for colour, result in enumerate(results):
+            curve = result.curves[i]
+            axis.plot((0, *curve.strengths), (1, *curve.cosines), f"C{colour}", marker="o", label=result.encoder)
+            axis.axhline(result.others, color=f"C{colour}", linestyle=":")
         axis.set(title=curve.augmentation, xlabel=curve.unit)
     for axis in panels[:, 0]:
         axis.set_ylabel("mean cosine of h(x) and h(view)")
     panels[0, 0].legend(fontsize=7)
-    figure.suptitle(f"How far h moves, {all_of[0].pictures:,} pictures; dotted: two different pictures")
+    figure.suptitle(f"How far h moves, {results[0].pictures:,} pictures; dotted: two different pictures")
     figure.savefig(path, dpi=80)
     plt.close(figure)
