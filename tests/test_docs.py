@@ -16,7 +16,7 @@ from training.config import PRESETS, PretrainSettings
 from training.distil import DistilSettings
 from training.evaluate import EvaluateSettings
 from training.recipes import FinetuneSettings
-from ui.app import Options
+from ui.app import PageOptions
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("training", "export", "serving", "ui", "benchmarks")
@@ -29,7 +29,7 @@ COMMANDS = {
     "export/to_onnx.py": ExportSettings,
     "export/quantize.py": QuantizeSettings,
     "serving/bulk.py": BulkSettings,
-    "ui/app.py": Options,
+    "ui/app.py": PageOptions,
 }
 
 
@@ -69,4 +69,4 @@ def test_every_twinview_command_in_the_documents_can_be_given_as_it_stands(docum
     for line in told:
         words = shlex.split(line, comments=True)
         name = next(name for name in main.COMMANDS if words[: name.count(" ") + 1] == name.split())
-        main.parsed(name, words[name.count(" ") + 1 :])  # ends the process where an option is not there
+        main.parse_command(name, words[name.count(" ") + 1 :])  # ends the process where an option is not there

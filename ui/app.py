@@ -1,11 +1,11 @@
-"""The page: pictures like a picture, and the pairs of views that SimCLR trains on.
+"""The page: the pictures most like a picture, the map of a collection, training runs, and more.
 
-The service mounts it at its own /ui, where its requests stay in the process. Alone, it asks a service over HTTP:
+The service mounts it at /ui; its requests then stay within the process. Alone, it sends them to a service over HTTP:
 
     python ui/app.py --service http://127.0.0.1:3000
 
-with the key in TWINVIEW_API_KEY, where the service wants one. Who sees the page is decided as for the service (see
-serving/access.py): whoever has one of TWINVIEW_API_KEYS, or without keys whoever is on this machine.
+with the key in TWINVIEW_API_KEY if the service requires one. Who may see the page is decided as for the service (see
+serving/access.py): anyone with one of TWINVIEW_API_KEYS, or without keys anyone on this machine.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ import threading
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,86 +31,63 @@ import httpx
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse, Response
 
-from serving.access import Access, KeyProblem, Lock, inside
-from serving.client import AsyncClient, ServiceError
-from serving.client.calls import COLLECTION
+from serving.access import Access, KeyProblem, RequireAccess, internal
+from serving.client import COLLECTION, AsyncClient, ServiceError
 from ui import style
-from ui.tabs import duplicates, invariance, map, runs, similar, views
-from ui.widgets import augmentation, camera, computing, curves, grid, matrix, side, well
+from ui.assets import raw_html, script, style_sheet
+from ui.tabs.duplicates import DuplicatesTab
+from ui.tabs.invariance import InvarianceTab
+from ui.tabs.map import MapTab
+from ui.tabs.runs import RunsTab
+from ui.tabs.similar import SimilarTab
+from ui.tabs.views import ViewsTab
+from ui.widgets import side
 
 PATH = "/ui"
-CSS = "".join(
-    part.CSS
-    for part in (
-        style,
-        well,
-        camera,
-        side,
-        grid,
-        similar,
-        computing,
-        map,
-        duplicates,
-        augmentation,
-        matrix,
-        views,
-        curves,
-        invariance,
-        runs,
-    )
-)
+TABS = (SimilarTab, MapTab, DuplicatesTab, ViewsTab, InvarianceTab, RunsTab)
 UPLOADS = "twinview-uploads-"
 MASTHEAD = '<header class="masthead"><h1>Twinview</h1><p>Pictures by likeness, without a single label.</p></header>'
 
 
 @dataclass(frozen=True)
-class Options:
+class PageOptions:
     """Serve the search page on this machine, for a service that runs elsewhere or without it."""
 
     service: str = "http://127.0.0.1:3000"
     """Address of the service (`bentoml serve`). It need not be up yet."""
     port: int = 7860
-    """Where the page is served, at http://127.0.0.1:PORT."""
+    """Port of the page: http://127.0.0.1:PORT."""
 
 
-def build(client) -> gr.Blocks:
-    """The page over `client`, an AsyncClient."""
+def build(client: AsyncClient) -> gr.Blocks:
+    """The page of the client's service."""
     deletion_s = (600, 3600)  # every ten minutes, uploads of more than an hour ago
     with gr.Blocks(title="Twinview", fill_width=True, delete_cache=deletion_s) as page:
         with gr.Row(elem_id="top"):
-            gr.HTML(MASTHEAD, apply_default_css=False, js_on_load=None)
+            raw_html(MASTHEAD)
             collection = gr.Dropdown(
                 [COLLECTION], value=COLLECTION, show_label=False, container=False, visible=False, elem_id="collection"
             )
-        trail = gr.State(())  # of Query: what was searched for; the last is the present one
+        trail = gr.State(())  # a Trail
         with gr.Row(elem_id="frame"):
             with gr.Column(elem_id="side"):
                 side.column(trail)
             with gr.Column(elem_id="main"), gr.Tabs(elem_id="tabs") as tabs:
-                with gr.Tab("Similar", id="similar"):
-                    similar.tab(client, trail, collection, page)
-                with gr.Tab("Map", id="map"):
-                    map.tab(client, trail, collection, tabs)
-                with gr.Tab("Duplicates", id="duplicates"):
-                    duplicates.tab(client, trail, collection, tabs)
-                with gr.Tab("Views", id="views"):
-                    views.tab(client, trail, collection, tabs)
-                with gr.Tab("Invariance", id="invariance"):
-                    invariance.tab(client, trail, collection, tabs)
-                with gr.Tab("Runs", id="runs"):
-                    runs.tab(client, trail, collection, tabs)
+                for tab in TABS:
+                    with gr.Tab(tab.title, id=tab.title.lower()):
+                        tab(client, trail, collection, tabs, page)
     return page.queue(default_concurrency_limit=16)
 
 
 def mount(app: FastAPI) -> FastAPI:
-    """Put the page at /ui of the service's own app. Its requests are answered in this process, without a socket."""
-    # A failure is answered 500, as over a socket.
-    transport = httpx.ASGITransport(inside(app), raise_app_exceptions=False)
-    return _put(app, AsyncClient("http://service", transport=transport))
+    """Add the page at /ui to the service's own app. Its requests are answered in this process, without a socket."""
+    # A failure is answered by 500, like over a socket.
+    transport = httpx.ASGITransport(internal(app), raise_app_exceptions=False)
+    return _add_page(app, AsyncClient("http://service", transport=transport))
 
 
-def standalone(client) -> FastAPI:
-    """An app of the page alone. Thumbnails pass through it, so a browser needs to reach no other address."""
+def standalone(client: AsyncClient) -> FastAPI:
+    """An app with the page only. It passes thumbnails on, so that the browser needs no other address."""
     app = FastAPI(openapi_url=None)
 
     @app.get("/")
@@ -124,24 +102,24 @@ def standalone(client) -> FastAPI:
             return Response(str(error), status_code=error.status or 502, media_type="text/plain")
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
-    return _put(app, client)
+    return _add_page(app, client)
 
 
-def _put(app: FastAPI, client) -> FastAPI:
-    if "GRADIO_TEMP_DIR" not in os.environ:  # uploads lie in a folder that nobody but this process's user reads
+def _add_page(app: FastAPI, client: AsyncClient) -> FastAPI:
+    if "GRADIO_TEMP_DIR" not in os.environ:  # uploads go into a folder that only this process's user can read
         os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix=UPLOADS)
-    for fetching in ("file=http{url:path}", "proxy={url:path}"):  # Gradio would fetch what a visitor names
-        app.add_api_route(f"{PATH}/gradio_api/{fetching}", _refuse, methods=["GET", "HEAD"], include_in_schema=False)
-    gr.processing_utils.async_ssrf_protected_download = _fetch_nothing  # nor what a program names as a picture
+    for route in ("file=http{url:path}", "proxy={url:path}"):  # Gradio would fetch any address that a visitor names
+        app.add_api_route(f"{PATH}/gradio_api/{route}", _refuse, methods=["GET", "HEAD"], include_in_schema=False)
+    gr.processing_utils.async_ssrf_protected_download = _fetch_nothing  # also for a picture that a program names
     page = build(client)
-    page.has_launched = True  # or Gradio would take any file of this machine for an upload
+    page.has_launched = True  # otherwise Gradio would accept any file of this machine as an upload
     app = gr.mount_gradio_app(
         app,
         page,
         path=PATH,
         theme=style.theme(),
-        css=CSS,
-        head=style.ICON + style.KEYS,
+        css=style_sheet(),
+        head=style.ICON + f"<script>{script('sliders')}</script>",
         footer_links=[],
         run_history=False,
         ssr_mode=False,
@@ -149,7 +127,7 @@ def _put(app: FastAPI, client) -> FastAPI:
         mcp_server=False,
         show_error=False,
     )
-    _stop_clean(app, app.routes[-1].app.stop_event, Path(os.environ["GRADIO_TEMP_DIR"]))
+    _stop_cleanly(app, app.routes[-1].app.stop_event, Path(os.environ["GRADIO_TEMP_DIR"]))
     return app
 
 
@@ -161,23 +139,23 @@ async def _refuse() -> Response:
     return Response("this page fetches nothing from elsewhere", status_code=404, media_type="text/plain")
 
 
-def _stop_clean(app: FastAPI, stop: asyncio.Event, uploads: Path) -> None:
-    """On Ctrl-C or SIGTERM, `stop` what Gradio sends to open pages without end: a server would wait for the end.
-    Then delete the uploads, where their folder is ours."""
+def _stop_cleanly(app: FastAPI, stop: asyncio.Event, uploads: Path) -> None:
+    """On Ctrl-C or SIGTERM, set `stop`: it ends Gradio's streams to open pages, which the server would wait for.
+    Then delete the uploads, if this process made their folder."""
     lifespan = app.router.lifespan_context
 
     @asynccontextmanager
-    async def listening(app: FastAPI):
+    async def stopping(app: FastAPI):
         loop, before = asyncio.get_running_loop(), {}
 
-        def stopped(number, frame):
+        def on_signal(number: int, frame: FrameType | None) -> None:
             loop.call_soon_threadsafe(stop.set)
             before[number](number, frame)
 
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if callable(signal.getsignal(number)):  # the server's
-                    before[number] = signal.signal(number, stopped)
+                    before[number] = signal.signal(number, on_signal)
         try:
             async with lifespan(app) as state:
                 yield state
@@ -187,10 +165,10 @@ def _stop_clean(app: FastAPI, stop: asyncio.Event, uploads: Path) -> None:
             if uploads.name.startswith(UPLOADS):
                 shutil.rmtree(uploads, ignore_errors=True)
 
-    app.router.lifespan_context = listening
+    app.router.lifespan_context = stopping
 
 
-def main(options: Options) -> None:
+def main(options: PageOptions) -> None:
     import uvicorn
 
     try:
@@ -203,9 +181,9 @@ def main(options: Options) -> None:
             listener.bind(("127.0.0.1", options.port))
         except (OSError, OverflowError) as error:
             sys.exit(f"Port {options.port} cannot be used ({error}); name another with --port.")
-        print(f"The page is at http://127.0.0.1:{options.port}, for the service at {options.service}. Ctrl-C ends it.")
+        print(f"The page is at http://127.0.0.1:{options.port}, for the service at {options.service}. Ctrl-C stops it.")
         app = standalone(AsyncClient(options.service, os.environ.get("TWINVIEW_API_KEY")))
-        app.add_middleware(Lock, access=access)
+        app.add_middleware(RequireAccess, access=access)
         with suppress(KeyboardInterrupt):
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
@@ -213,4 +191,4 @@ def main(options: Options) -> None:
 if __name__ == "__main__":
     import tyro
 
-    main(tyro.cli(Options, description=__doc__))
+    main(tyro.cli(PageOptions, description=__doc__))

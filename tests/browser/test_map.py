@@ -94,7 +94,7 @@ def test_marks_are_kept_while_paging_and_removing_asks_twice(page):
     expect(remove).to_be_disabled()
     page.fill("dialog input", "2")
     remove.click()
-    expect(page.locator("#duplicates .said")).to_contain_text("2 pictures removed; files were not touched")
+    expect(page.locator("#duplicates .message")).to_contain_text("2 pictures removed; files were not touched")
     expect(page.locator("#duplicates .copies")).to_have_count(3)
     expect(page.locator(".marked")).to_have_text("Nothing is marked")
     open_tab(page, "Map")

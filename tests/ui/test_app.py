@@ -12,11 +12,11 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from starlette.datastructures import QueryParams
 
-from serving.access import Access, Lock
+from serving.access import Access, RequireAccess
 from serving.client import AsyncClient, Collection, ServiceError
 from ui import app
-from ui.app import Options, build, main, mount, standalone
-from ui.search.picture import Chosen
+from ui.app import PageOptions, build, main, mount, standalone
+from ui.search.picture import Picture
 from ui.search.query import Query
 
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # Gradio's
@@ -89,7 +89,7 @@ def test_a_program_gets_what_it_asks_for_and_problems_in_words(fake, alone, uplo
         assert [(item["id"], item["similarity"]) for item in found] == [("id0", 1.0), ("id2", 0.875)]
         listed = json.loads(ask("collection", ["label=cat"], 3, 2, "pictures", None).split("data: ")[1])[0]
         assert (listed["count"], [item["id"] for item in listed["items"]]) == (100, ["id2", "id3", "id4"])
-        assert "cat is no condition such as label=shirt" in ask("collection", ["cat"], 3, 0, "pictures", None)
+        assert "cat is not a condition like label=shirt" in ask("collection", ["cat"], 3, 0, "pictures", None)
         elsewhere = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
         assert "event: error" in ask("similar", elsewhere, [], [], 2, 0, [], "pictures", None)
 
@@ -103,7 +103,7 @@ def test_the_services_own_sentence_is_shown_where_there_is_no_encoder(fake, page
 def test_a_refused_picture_is_said_in_words_and_leaves_the_trail(fake, uploads, event, page_of):
     (uploads / "notes.txt").write_text("no picture")
     refusal = ServiceError("image (<notes>.txt) is not an image of a format this reads", 422, "undecodable", "image")
-    page, before = page_of(fake(failure=refusal)), (Query((Chosen("mine.jpg", id="id9"),)),)
+    page, before = page_of(fake(failure=refusal)), (Query((Picture("mine.jpg", id="id9"),)),)
     trail = callback(page, "upload")(before, event(paths=[str(uploads / "notes.txt")]))
     with pytest.warns(UserWarning, match=r"image \(&lt;notes&gt;.txt\) is not an image"):
         trail, *others = asyncio.run(callback(page, "show")(trail, 0, *USUAL))
@@ -111,19 +111,19 @@ def test_a_refused_picture_is_said_in_words_and_leaves_the_trail(fake, uploads, 
 
 
 def test_a_service_that_fails_is_said_in_place_of_the_results_and_leaves_the_trail(fake, page_of):
-    page, trail = page_of(fake(failure=ServiceError("the service is busy", 429))), (Query((Chosen("a", id="id9"),)),)
+    page, trail = page_of(fake(failure=ServiceError("the service is busy", 429))), (Query((Picture("a", id="id9"),)),)
     answer = asyncio.run(callback(page, "show")(trail, 0, *USUAL))
     assert answer[0] == gr.skip() and "the service is busy" in answer[3]
 
 
 def test_a_condition_that_is_none_is_said_in_place_of_the_results(fake, page_of):
     shown = asyncio.run(callback(page_of(fake()), "show")((), 0, 24, 0, ["shirt"], "pictures", None, ""))
-    assert "shirt is no condition such as label=shirt" in shown[3]
+    assert "shirt is not a condition like label=shirt" in shown[3]
 
 
 def test_a_click_goes_on_from_there_and_signs_from_what_there_is(fake, event, page_of):
-    page, first = page_of(fake()), Query((Chosen("mine.jpg", id="id9"),))
-    told, cat = event(id="id2", name="cat 2.jpg", label="cat"), Chosen("cat 2.jpg", "cat", id="id2")
+    page, first = page_of(fake()), Query((Picture("mine.jpg", id="id9"),))
+    told, cat = event(id="id2", name="cat 2.jpg", label="cat"), Picture("cat 2.jpg", "cat", id="id2")
     assert callback(page, "click")((first,), told) == (first, Query((cat,)))
     assert callback(page, "like")((first,), told) == (first, first.like(cat))
     assert callback(page, "unlike")((first,), told) == (first, first.unlike(cat))
@@ -145,7 +145,7 @@ def test_pages_of_the_collection_begin_at_its_first(fake, page_of):
 def test_the_page_opens_with_the_search_of_its_address(fake, page_of):
     start = callback(page_of(fake()), "start")
     trail, k, least, where, collection, encoder, beside = asyncio.run(start(Address("like=id3&k=7&where=label=cat")))
-    assert trail == (Query((Chosen("pets/cat 3.jpg", "cat", id="id3"),)),)
+    assert trail == (Query((Picture("pets/cat 3.jpg", "cat", id="id3"),)),)
     assert (k, least, where["value"]) == (7, 0, ["label=cat"])
     assert not any(one["visible"] for one in (collection, encoder, beside)), "there is one of each"
     with pytest.warns(UserWarning, match="no item gone is in the collection"):
@@ -199,7 +199,7 @@ def test_mounted_the_page_asks_the_service_inside_the_process(in_loop):
 
 def test_mounted_in_a_locked_service_the_page_needs_a_key_and_its_own_requests_none(in_loop):
     service = FastAPI()
-    service.add_middleware(Lock, access=Access.of_keys("secret"))
+    service.add_middleware(RequireAccess, access=Access.of_keys("secret"))
 
     @service.get("/collections/pictures/items")
     async def items():
@@ -240,9 +240,9 @@ def test_a_port_in_use_is_said_in_one_sentence():
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(SystemExit, match=f"^Port {port} cannot be used .*; name another with --port.$"):
-            main(Options(port=port))
+            main(PageOptions(port=port))
     with pytest.raises(SystemExit, match=r"^Port 99999 cannot be used"):
-        main(Options(port=99999))
+        main(PageOptions(port=99999))
 
 
 def test_alone_the_page_is_locked_as_a_service_is(in_loop, monkeypatch):
@@ -253,9 +253,9 @@ def test_alone_the_page_is_locked_as_a_service_is(in_loop, monkeypatch):
     monkeypatch.setattr("uvicorn.Server.__init__", lambda *_: None)
     monkeypatch.setattr(app, "standalone", lambda client: clients.append(client) or in_loop(standalone, client))
     monkeypatch.setenv("TWINVIEW_API_KEY", "the service's")
-    main(Options(port=0))
+    main(PageOptions(port=0))
     monkeypatch.setenv("TWINVIEW_API_KEYS", "the page's")
-    main(Options(port=0))
+    main(PageOptions(port=0))
     assert clients[0]._http.headers["Authorization"] == "Bearer the service's"
     assert TestClient(made[0]).get("/ui/").status_code == 200
     assert TestClient(made[0], base_url="http://evil.example").get("/ui/").status_code == 403
@@ -263,11 +263,11 @@ def test_alone_the_page_is_locked_as_a_service_is(in_loop, monkeypatch):
     assert TestClient(made[1]).get("/ui/", auth=("", "the page's")).status_code == 200
     monkeypatch.setenv("TWINVIEW_API_KEYS_FILE", "/nowhere/keys")
     with pytest.raises(SystemExit, match=r"^error: TWINVIEW_API_KEYS_FILE: /nowhere/keys cannot be read$"):
-        main(Options(port=0))
+        main(PageOptions(port=0))
 
 
 def test_the_script_explains_itself(capsys):
     with pytest.raises(SystemExit):
-        tyro.cli(Options, description=app.__doc__, args=["--help"])
+        tyro.cli(PageOptions, description=app.__doc__, args=["--help"])
     told = capsys.readouterr().out
     assert "--service" in told and "--port" in told and "bentoml serve" in told

@@ -6,7 +6,7 @@ import gradio as gr
 import pytest
 
 from serving.client import Duplicates, Match, ServiceError
-from ui.tabs.duplicates import AT_ONCE, groups_html, listed, plain, removed, suggested, tab
+from ui.tabs.duplicates import AT_ONCE, DuplicatesTab, groups_html, listed, plain, remove, suggest
 
 HOSTILE = "\"><script>alert('x')</script>${1}{{x}}`"
 
@@ -78,30 +78,30 @@ def test_a_name_is_only_text():
 
 
 def test_suggested_to_go_are_all_but_the_first_of_all_groups(client):
-    assert asyncio.run(suggested(client, 0.95, "pictures")) == ["b", "c", "e"]
+    assert asyncio.run(suggest(client, 0.95, "pictures")) == ["b", "c", "e"]
     client.all_groups = [[f"a{i}", f"b{i}"] for i in range(AT_ONCE + 1)]
     client.asked.clear()
-    assert len(asyncio.run(suggested(client, 0.95, "pictures"))) == AT_ONCE + 1
+    assert len(asyncio.run(suggest(client, 0.95, "pictures"))) == AT_ONCE + 1
     assert [asked[-1] for asked in client.asked] == [0, AT_ONCE]
 
 
 def test_removing_says_what_went_and_how_to_take_it_back(client):
-    answer = asyncio.run(removed(client, ["a", "gone"], "shop"))
+    answer = asyncio.run(remove(client, ["a", "gone"], "shop"))
     assert answer["deleted"] == ["a", "gone"]
-    assert answer["said"] == (
+    assert answer["message"] == (
         "1 picture removed; files were not touched. "
         "Within an hour, twinview index undo --collection shop takes this back."
     )
-    many = asyncio.run(removed(client, [str(i) for i in range(AT_ONCE + 5)], "shop"))["said"]
+    many = asyncio.run(remove(client, [str(i) for i in range(AT_ONCE + 5)], "shop"))["message"]
     assert many.startswith(f"{AT_ONCE + 5:,} pictures removed") and "takes the last 5 back" in many
     assert client.asked == [("delete", 2, "shop"), ("delete", AT_ONCE, "shop"), ("delete", 5, "shop")]
 
 
 def test_what_was_not_removed_stays_marked(client):
     client.refuse_after = 1
-    answer = asyncio.run(removed(client, [str(i) for i in range(AT_ONCE + 5)], "shop"))
+    answer = asyncio.run(remove(client, [str(i) for i in range(AT_ONCE + 5)], "shop"))
     assert answer["deleted"] == [str(i) for i in range(AT_ONCE)]
-    assert answer["said"] == "1,000 pictures removed, then: the disk is full"
+    assert answer["message"] == "1,000 pictures removed, then: the disk is full"
 
 
 def test_marks_are_saved_as_paths_and_as_a_table(client):
@@ -122,7 +122,7 @@ def look(client, in_loop):
 
     def make() -> gr.Blocks:
         with gr.Blocks() as page:
-            tab(client, gr.State(()), gr.Dropdown(["pictures"]), gr.Tabs())
+            DuplicatesTab(client, gr.State(()), gr.Dropdown(["pictures"]), gr.Tabs(), page)
         return page
 
     fn = next(one.fn for one in in_loop(make).fns.values() if one.name == "look")

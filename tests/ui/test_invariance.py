@@ -5,12 +5,12 @@ import gradio as gr
 import pytest
 
 from serving.client import ServiceError
-from ui.search.picture import Chosen
+from ui.search.picture import Picture
 from ui.search.query import Query
-from ui.tabs.invariance import examined, tab
-from ui.widgets.curves import panels_html
+from ui.tabs.invariance import InvarianceTab, examine
+from ui.widgets.chart import panels_html
 
-CAT = Chosen("pets/<cat>.jpg", id="id1")
+CAT = Picture("pets/<cat>.jpg", id="id1")
 
 
 def look(client, in_loop, trail=(), in_sight=True) -> list:
@@ -18,7 +18,7 @@ def look(client, in_loop, trail=(), in_sight=True) -> list:
 
     def build():
         with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab("Here"):
-            tab(client, gr.State(()), gr.Dropdown(["pictures"]), tabs)
+            InvarianceTab(client, gr.State(()), gr.Dropdown(["pictures"]), tabs, page)
         return page
 
     fn = next(fn.fn for fn in in_loop(build).fns.values() if fn.name == "look")
@@ -30,12 +30,12 @@ def look(client, in_loop, trail=(), in_sight=True) -> list:
 
 
 def test_a_panel_an_augmentation_and_a_line_a_kind_of_pictures(fake):
-    html = asyncio.run(examined(fake(), CAT, 16, 0, "pictures"))
+    html = asyncio.run(examine(fake(), CAT, 16, 0, "pictures"))
     assert re.findall(r"<h3>(\w+)</h3>", html) == ["crop", "hue"]
     assert re.findall(r'<polyline class="line-(\w+)"', html) == ["own", "untrained", "trained"] * 2
     assert "mean of 16 pictures" in html and "The same before training" in html and "&lt;cat&gt;.jpg alone" in html
     assert "it notices &lt;hue&gt; most" in html and "<cat>" not in html
-    without = asyncio.run(examined(fake(), None, 16, 0, "pictures"))
+    without = asyncio.run(examine(fake(), None, 16, 0, "pictures"))
     assert "line-own" not in without and " alone" not in without
 
 

@@ -7,51 +7,51 @@ import pytest
 from serving.client import ServiceError
 from ui.search import link
 from ui.search.crop import Box
-from ui.search.picture import Chosen
-from ui.search.query import Query, Settings
+from ui.search.picture import Picture
+from ui.search.query import Query, SearchSettings
 
-CATS = [Chosen(f"pets/cat {i}.jpg", "cat", id=f"id{i}") for i in range(3)]
-PART = Chosen("pets/cat 0.jpg", "cat", id="id0", box=Box(0.1, 0.2, 0.6, 0.75))
+CATS = [Picture(f"pets/cat {i}.jpg", "cat", id=f"id{i}") for i in range(3)]
+PART = Picture("pets/cat 0.jpg", "cat", id="id0", box=Box(0.1, 0.2, 0.6, 0.75))
 
 
 def opened(client, address: str, most_k: int = 200):
     params = parse_qsl(address)
-    settings = link.settings_of(params, most_k)
-    return asyncio.run(link.query_of(client, params, settings.collection)), settings
+    settings = link.parse_settings(params, most_k)
+    return asyncio.run(link.load_query(client, params, settings.collection)), settings
 
 
 @pytest.mark.parametrize(
     "search",
     [
-        (None, Settings()),
-        (None, Settings(where=("label=a & b", "price>=3"), collection="pets")),
-        (Query((PART, CATS[1]), (CATS[2],)), Settings(7, 0.35, (), "pictures", "tiny-1", "tiny-2")),
+        (None, SearchSettings()),
+        (None, SearchSettings(where=("label=a & b", "price>=3"), collection="pets")),
+        (Query((PART, CATS[1]), (CATS[2],)), SearchSettings(7, 0.35, (), "pictures", "tiny-1", "tiny-2")),
     ],
 )
 def test_a_link_brings_the_search_back(fake, search):
-    assert opened(fake(), link.written(*search)) == search
+    assert opened(fake(), link.query_string(*search)) == search
 
 
-def test_what_is_as_usual_does_not_stand_in_it():
-    assert link.written(None, Settings()) == ""
-    assert link.written(Query((CATS[0],)), Settings()) == "like=id0"
+def test_defaults_are_left_out():
+    assert link.query_string(None, SearchSettings()) == ""
+    assert link.query_string(Query((CATS[0],)), SearchSettings()) == "like=id0"
 
 
 def test_what_only_this_browser_has_cannot_be_linked():
-    upload = Chosen("mine.jpg", file=Path("/tmp/mine.jpg"))
-    stranger = Chosen("cat.jpg", id="id0", collection="pets")
+    upload = Picture("mine.jpg", file=Path("/tmp/mine.jpg"))
+    stranger = Picture("cat.jpg", id="id0", collection="pets")
     for query in (Query((upload,)), Query((CATS[0], upload)), Query((CATS[0],), (stranger,))):
-        assert link.written(query, Settings()) is None
-        assert "data-query" not in link.html(query, Settings())
+        assert link.query_string(query, SearchSettings()) is None
+        assert "data-query" not in link.link_html(query, SearchSettings())
 
 
 @pytest.mark.parametrize("wrong", ["k=many&least=nan", "k=&least=-3", "like=", "unlike=id3", "k=nan"])
 def test_what_makes_no_sense_in_a_link_is_passed_over(fake, wrong):
-    assert opened(fake(), wrong) == (None, Settings())
+    assert opened(fake(), wrong) == (None, SearchSettings())
 
 
 def test_numbers_of_a_link_stay_in_their_range(fake):
-    assert opened(fake(), "k=99999&least=7")[1] == Settings(200, 1.0)
+    assert opened(fake(), "k=99999&least=7")[1] == SearchSettings(200, 1.0)
 
 
 def test_a_part_that_is_none_is_the_whole(fake):
@@ -70,5 +70,5 @@ def test_a_link_asks_for_few_items_however_long_it_is(fake):
 
 
 def test_a_link_is_only_text():
-    html = link.html(None, Settings(where=('label="><script>',)))
+    html = link.link_html(None, SearchSettings(where=('label="><script>',)))
     assert "<script" not in html and html.count('"') == 6

@@ -9,7 +9,9 @@ import pytest
 
 from serving.client import Map
 from ui.search.choice import Choice, within
-from ui.tabs.map import SHOWN, columns, gathered, items, plain, tab
+from ui.search.query import SearchSettings
+from ui.search.selection import items_of
+from ui.tabs.map import MOST_SHOWN, MapTab, choice_html, columns, plain
 from ui.widgets import computing
 
 HOSTILE = "<script>alert(1)</script>"
@@ -57,11 +59,11 @@ def test_a_notch_of_an_outline_is_not_within_it():
 
 def test_what_is_circled_and_stands_out_is_chosen():
     left = [[-2, -2], [-0.5, -2], [-0.5, 0.5], [-2, 0.5]]
-    assert choose(polygon=left).of(a_map()) == ["id0", "id3"]
-    assert choose(numbers=[0]).of(a_map()) == ["id0", "id3", "id6"]
-    assert choose(by="group", numbers=[0]).of(a_map()) == ["id1", "id2", "id4", "id5", "id7", "id8"]
-    assert choose(polygon=left, by="group", numbers=[0]).of(a_map()) == []
-    assert len(choose().of(a_map())) == 9
+    assert choose(polygon=left).ids(a_map()) == ["id0", "id3"]
+    assert choose(numbers=[0]).ids(a_map()) == ["id0", "id3", "id6"]
+    assert choose(by="group", numbers=[0]).ids(a_map()) == ["id1", "id2", "id4", "id5", "id7", "id8"]
+    assert choose(polygon=left, by="group", numbers=[0]).ids(a_map()) == []
+    assert len(choose().ids(a_map())) == 9
 
 
 @pytest.mark.parametrize("told", [{"by": "__class__"}, {"numbers": ["x"]}, {"polygon": [[1, "b"]]}, {"polygon": [1]}])
@@ -80,22 +82,22 @@ def test_the_browser_gets_columns_that_say_what_they_are(client):
 
 
 def test_a_choice_is_counted_and_shown_and_can_be_listed(client):
-    html = asyncio.run(gathered(client, choose(numbers=[0])))
+    html = asyncio.run(choice_html(client, choose(numbers=[0])))
     assert "<h2>3 pictures chosen</h2>" in html
     assert re.findall(r'data-id="(\w+)"', html) == ["id0", "id3", "id6"]
-    assert "No picture lies there" in asyncio.run(gathered(client, choose(polygon=[[5, 5], [6, 5], [6, 6]])))
+    assert "No picture lies there" in asyncio.run(choice_html(client, choose(polygon=[[5, 5], [6, 5], [6, 6]])))
 
 
 def test_of_many_the_first_are_shown_and_no_other_is_asked_for(client):
     client.shown = a_map(900)
-    html = asyncio.run(gathered(client, choose()))
-    assert "900 pictures chosen" in html and f"The first {SHOWN} are shown" in html
-    assert html.count('class="tile"') == SHOWN
-    assert [asked for asked in client.asked if asked[0] == "items"] == [("items", SHOWN)]
+    html = asyncio.run(choice_html(client, choose()))
+    assert "900 pictures chosen" in html and f"The first {MOST_SHOWN} are shown" in html
+    assert html.count('class="tile"') == MOST_SHOWN
+    assert [asked for asked in client.asked if asked[0] == "items"] == [("items", MOST_SHOWN)]
 
 
 def test_what_is_gone_is_left_out_of_a_list(client):
-    found = asyncio.run(items(client, ["id5", "gone", "id1"], "pictures"))
+    found = asyncio.run(items_of(client, ["id5", "gone", "id1"], SearchSettings()))
     assert [item.id for item in found] == ["id5", "id1"]
 
 
@@ -116,25 +118,25 @@ def test_programs_get_numbers_and_words():
     ],
 )
 def test_how_far_it_is_is_said_in_words(facts, words):
-    html = computing.told(a_map(**facts), "The map", "make one", "Look.")
+    html = computing.status_html(a_map(**facts), "The map", "make one", "Look.")
     assert words in html and "<script" not in html
 
 
 def test_the_button_waits_while_one_is_made_and_stands_out_where_it_is_wanted():
     none, now, old = (
-        computing.button(a_map(**facts), "First", "Again")
+        computing.start_button(a_map(**facts), "First", "Again")
         for facts in ({"count": None, "state": "none"}, {"state": "computing"}, {"new": 2})
     )
     assert (none["value"], none["variant"], none["interactive"]) == ("First", "primary", True)
     assert (now["value"], now["variant"], now["interactive"]) == ("Again", "secondary", False)
     assert old["variant"] == "primary"
-    assert computing.ticking(a_map(state="computing")).active and not computing.ticking(a_map()).active
+    assert computing.timer(a_map(state="computing")).active and not computing.timer(a_map()).active
 
 
 def test_out_of_sight_nothing_is_asked_and_in_sight_no_places(client, in_loop):
     def make() -> gr.Blocks:
         with gr.Blocks() as page:
-            tab(client, gr.State(()), gr.Dropdown(["pictures"]), gr.Tabs())
+            MapTab(client, gr.State(()), gr.Dropdown(["pictures"]), gr.Tabs(), page)
         return page
 
     look = next(one.fn for one in in_loop(make).fns.values() if one.name == "look")

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from ui.search.crop import Box
-from ui.search.picture import Chosen, UploadFailed, clicked, notice, read, uploaded
+from ui.search.picture import Picture, UploadFailed, clicked, notice, read, uploaded
 from ui.widgets.well import well_html
 
 HOSTILE = "a/<script>alert(1)</script>\"'${1}{{x}}`.jpg"
@@ -36,41 +36,41 @@ def test_a_failed_upload_says_why(event):
 
 def test_a_deleted_upload_is_asked_for_again(fake, uploads):
     with pytest.raises(UploadFailed, match=r"^cat\.jpg is no longer held here"):
-        asyncio.run(read(fake(), Chosen("cat.jpg", file=uploads / "cat.jpg")))
+        asyncio.run(read(fake(), Picture("cat.jpg", file=uploads / "cat.jpg")))
 
 
 def test_the_picture_of_an_item_is_its_thumbnail(fake):
-    assert asyncio.run(read(fake(), Chosen("cat.jpg", id="id1"))) == b"a thumbnail"
+    assert asyncio.run(read(fake(), Picture("cat.jpg", id="id1"))) == b"a thumbnail"
 
 
 def test_a_part_that_cannot_be_cut_is_said_in_words(fake, uploads):
     (uploads / "notes.jpg").write_text("no picture")
-    for chosen in (Chosen("notes.jpg", file=uploads / "notes.jpg"), Chosen("notes.jpg", id="id1")):
+    for chosen in (Picture("notes.jpg", file=uploads / "notes.jpg"), Picture("notes.jpg", id="id1")):
         with pytest.raises(UploadFailed, match=r"^No part can be cut from notes\.jpg: it is not an image"):
             asyncio.run(read(fake(), replace(chosen, box=Box(0, 0, 0.5, 0.5))))
 
 
 def test_a_clicked_tile_tells_what_it_shows(event):
-    assert clicked(event(id="id1", name="a/cat.jpg", label="cat")) == Chosen("a/cat.jpg", "cat", id="id1")
-    of_others = Chosen("cat.jpg", None, id="id1", collection="others")
+    assert clicked(event(id="id1", name="a/cat.jpg", label="cat")) == Picture("a/cat.jpg", "cat", id="id1")
+    of_others = Picture("cat.jpg", None, id="id1", collection="others")
     assert clicked(event(id="id1", name="cat.jpg", collection="others")) == of_others
     assert of_others.url == "../collections/others/items/id1/thumbnail"
 
 
 def test_the_well_describes_its_picture():
-    assert 'alt="The picture looked at: a/cat.jpg, cat"' in well_html(Chosen("a/cat.jpg", "cat", id="id1"))
+    assert 'alt="The picture looked at: a/cat.jpg, cat"' in well_html(Picture("a/cat.jpg", "cat", id="id1"))
     assert "<img" not in well_html(None)
 
 
 def test_the_well_marks_the_part_and_takes_it_away():
-    whole = Chosen("a/cat.jpg", id="id1")
+    whole = Picture("a/cat.jpg", id="id1")
     part = well_html(replace(whole, box=Box(0.1, 0, 0.5, 1)))
     assert 'data-box="0.1,0,0.5,1"' in part and "data-whole" in part
     assert 'data-box=""' in well_html(whole) and "data-whole" not in well_html(whole)
 
 
 def test_a_name_is_only_text():
-    html = well_html(Chosen(HOSTILE, HOSTILE, id=HOSTILE))
+    html = well_html(Picture(HOSTILE, HOSTILE, id=HOSTILE))
     assert "<script" not in html and "&lt;script" in html
     assert '"../collections/pictures/items/a%2F%3Cscript%3E' in html
 

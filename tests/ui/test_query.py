@@ -5,20 +5,20 @@ import pytest
 
 from serving.client import ServiceError
 from ui.search.crop import Box
-from ui.search.picture import Chosen
-from ui.search.query import Query, Settings, nearest
+from ui.search.picture import Picture
+from ui.search.query import Query, SearchSettings, nearest
 
-USUAL = Settings()
-A, B, C = (Chosen(f"{i}.jpg", id=f"id{i}") for i in range(3))
+USUAL = SearchSettings()
+A, B, C = (Picture(f"{i}.jpg", id=f"id{i}") for i in range(3))
 
 
 @pytest.fixture
 def mine(uploads):
     (uploads / "mine.jpg").write_bytes(b"...")
-    return Chosen("mine.jpg", file=uploads / "mine.jpg")
+    return Picture("mine.jpg", file=uploads / "mine.jpg")
 
 
-def asked(client, query: Query, settings: Settings = USUAL) -> tuple:
+def asked(client, query: Query, settings: SearchSettings = USUAL) -> tuple:
     asyncio.run(nearest(client, query, settings))
     return client.asked[-1]
 
@@ -38,7 +38,7 @@ def test_the_last_picture_to_be_like_stays():
 
 
 def test_a_part_takes_the_place_of_its_picture():
-    part = Chosen("0.jpg", id="id0", box=Box(0, 0, 0.5, 0.5))
+    part = Picture("0.jpg", id="id0", box=Box(0, 0, 0.5, 0.5))
     assert Query((A, B), (C,)).instead(part) == Query((part, B), (C,))
 
 
@@ -48,15 +48,15 @@ def test_items_are_searched_by_id_and_uploads_by_their_file(fake, mine):
 
 
 def test_how_to_search_reaches_the_service(fake):
-    settings = Settings(7, 0.5, ("label=cat",), "others", "an encoder")
-    *_, k, model, more = asked(fake(), Query((Chosen("0.jpg", id="id0", collection="others"),)), settings)
+    settings = SearchSettings(7, 0.5, ("label=cat",), "others", "an encoder")
+    *_, k, model, more = asked(fake(), Query((Picture("0.jpg", id="id0", collection="others"),)), settings)
     where = {"label": {"in": ["cat"]}}
     assert (k, model, more) == (7, "an encoder", {"filter": where, "threshold": 0.5, "collection": "others"})
     assert asked(fake(), Query((A,)))[-1]["threshold"] is None
 
 
 def test_items_of_another_collection_are_searched_by_their_pictures(fake):
-    stranger = Chosen("0.jpg", id="id0", collection="others")
+    stranger = Picture("0.jpg", id="id0", collection="others")
     client = fake()
     _, images, positive, negative, *_ = asked(client, Query((stranger, A), (stranger, B)))
     assert (images, positive) == ([b"a thumbnail"], ["id0"])
@@ -65,12 +65,12 @@ def test_items_of_another_collection_are_searched_by_their_pictures(fake):
 
 def test_a_part_of_an_item_is_no_longer_that_item(fake, monkeypatch):
     monkeypatch.setattr("ui.search.picture.cut", lambda picture, box: b"a part")
-    _, images, positive, *_ = asked(fake(), Query((Chosen("0.jpg", id="id0", box=Box(0, 0, 0.5, 0.5)),)))
+    _, images, positive, *_ = asked(fake(), Query((Picture("0.jpg", id="id0", box=Box(0, 0, 0.5, 0.5)),)))
     assert (images, positive) == ([b"a part"], [])
 
 
 def test_where_nothing_is_there_yet_nothing_is_found(fake, mine):
     client = fake(failure=ServiceError("there is no collection pictures", 404, "not_found", "name"))
-    assert asyncio.run(nearest(client, Query((mine,)), Settings())) == []
+    assert asyncio.run(nearest(client, Query((mine,)), SearchSettings())) == []
     with pytest.raises(ServiceError):
-        asyncio.run(nearest(client, Query((A,)), Settings()))
+        asyncio.run(nearest(client, Query((A,)), SearchSettings()))

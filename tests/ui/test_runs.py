@@ -4,8 +4,8 @@ import re
 import pytest
 
 from serving.client import Item, Items, Run, RunDetails
-from ui.search.picture import Chosen
-from ui.tabs.runs import MOST_POINTS, curves_html, list_html, settings_html, there, views_html
+from ui.search.picture import Picture
+from ui.tabs.runs import MOST_POINTS, curves_html, list_html, settings_html, still_listed, views_html
 
 NOW = 1_000_000.0
 FACTS = {
@@ -49,9 +49,9 @@ def test_accuracy_comes_before_what_was_measured_on_the_way():
 
 def test_the_newest_is_shown_until_one_is_chosen_and_when_those_are_gone():
     runs = [run("new"), run("old")]
-    assert there(runs, ()) == there(runs, ("gone",)) == ("new",)
-    assert there(runs, ("old", "gone")) == ("old",)
-    assert there([], ("gone",)) == ()
+    assert still_listed(runs, ()) == still_listed(runs, ("gone",)) == ("new",)
+    assert still_listed(runs, ("old", "gone")) == ("old",)
+    assert still_listed([], ("gone",)) == ()
 
 
 def test_what_was_measured_has_its_chart_and_what_only_counts_has_none():
@@ -105,7 +105,7 @@ def test_names_are_only_text():
 
 def test_views_are_drawn_with_the_settings_of_each_run(fake):
     client = fake()
-    html = asyncio.run(views_html(client, [detailed(), detailed("dogs")], Chosen("mine", id="id1"), "pictures"))
+    html = asyncio.run(views_html(client, [detailed(), detailed("dogs")], Picture("mine", id="id1"), "pictures"))
     assert html.count('class="pair"') == 6 and "Views that dogs trained with" in html
     assert [asked[-1] for asked in client.asked if asked[0] == "views"] == [AUGMENT] * 2
 

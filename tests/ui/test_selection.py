@@ -4,15 +4,15 @@ import io
 
 from serving.client import Item
 from ui.search import selection
-from ui.search.query import Settings
-from ui.search.selection import as_csv, as_paths, selected, written
+from ui.search.query import SearchSettings
+from ui.search.selection import as_csv, as_paths, selected, write
 
 SHIRT = Item("a", "x/shirt, blue.jpg", "shirt", "/data/x/shirt, blue.jpg", metadata={"price": 3.5, "path": "p"})
-USUAL = Settings()
+USUAL = SearchSettings()
 HAT = Item("b", "hat.jpg", None, None, metadata={"sold": True})
 
 
-def rows_of(client, told: dict, settings: Settings = USUAL) -> tuple[list, list]:
+def rows_of(client, told: dict, settings: SearchSettings = USUAL) -> tuple[list, list]:
     reports = []
     rows = asyncio.run(selected(client, told, settings, lambda *report: reports.append(report)))
     return [(item.id, similarity) for item, similarity in rows], reports
@@ -32,7 +32,7 @@ def test_thousands_are_looked_up_in_conditions_that_an_address_holds(fake):
 
 def test_all_covers_what_is_not_in_sight_but_what_was_taken_out(fake):
     client = fake(count=2300)
-    settings = Settings(where=("price>=3",), collection="pets", encoder="tiny")
+    settings = SearchSettings(where=("price>=3",), collection="pets", encoder="tiny")
     rows, reports = rows_of(client, {"all": True, "chosen": [["id1500", None]]}, settings)
     assert len(rows) == 2299 and ("id2299", None) in rows and ("id1500", None) not in rows
     assert client.asked == [("items", 1000, at, {"price": {"gte": 3}}, "pets", "tiny") for at in (0, 1000, 2000)]
@@ -54,13 +54,11 @@ def test_no_text_is_a_formula_to_a_spreadsheet():
 
 
 def test_paths_stand_one_a_line_and_names_where_there_is_none():
-    assert as_paths([(SHIRT, 1), (HAT, 1), (Item("c", "a\nb", None, None), 1)]) == (
-        "/data/x/shirt, blue.jpg\nhat.jpg\na b\n"
-    )
+    assert as_paths([SHIRT, HAT, Item("c", "a\nb", None, None)]) == ("/data/x/shirt, blue.jpg\nhat.jpg\na b\n")
 
 
 def test_the_file_lies_where_the_page_serves_from_and_is_named_for_what_it_is(uploads):
-    path = written([(SHIRT, 1)], "paths")
+    path = write([(SHIRT, 1)], "paths")
     assert path.is_relative_to(uploads) and path.name == "twinview-paths.txt"
     assert path.read_text() == "/data/x/shirt, blue.jpg\n"
     assert f'href="gradio_api/file={path}" download="twinview-paths.txt"' in selection.download_html(path)

@@ -4,11 +4,11 @@ import gradio as gr
 import pytest
 
 from ui.search.crop import Box
-from ui.search.picture import Chosen
+from ui.search.picture import Picture
 from ui.search.query import Query
-from ui.widgets.side import SHOWN, chips_html, column, steps_html
+from ui.widgets.side import MOST_STEPS, chips_html, column, steps_html
 
-A, B, C = (Chosen(f"{i}.jpg", id=f"id{i}") for i in range(3))
+A, B, C = (Picture(f"{i}.jpg", id=f"id{i}") for i in range(3))
 MIXED = Query((A, B), (C,))
 
 
@@ -38,11 +38,11 @@ def test_what_went_wrong_in_the_browser_is_said_and_changes_nothing(call, event)
 
 
 def test_a_part_is_a_new_step_and_the_whole_another(call, event):
-    trail = call("part", (MIXED,), event(box=[0, 0.1, 0.5, 1]))
+    trail = call("search_part", (MIXED,), event(box=[0, 0.1, 0.5, 1]))
     assert trail[-1].picture.box == Box(0, 0.1, 0.5, 1) and trail[-1].negative == (C,)
-    assert call("whole", trail) == (*trail, MIXED)
+    assert call("search_whole", trail) == (*trail, MIXED)
     for nonsense in ({}, {"box": [0, 0, 0, 0]}, {"box": 7}):
-        assert call("part", trail, event(**nonsense)) == gr.skip()
+        assert call("search_part", trail, event(**nonsense)) == gr.skip()
 
 
 def test_a_picture_is_taken_out_of_the_search_on_its_side(call, event):
@@ -54,7 +54,7 @@ def test_a_picture_is_taken_out_of_the_search_on_its_side(call, event):
 def test_back_is_a_step_and_a_click_on_the_way_many(call, event):
     trail = (Query((A,)), Query((B,)), Query((C,)))
     assert call("step_back", trail) == trail[:2]
-    assert call("walk", trail, event(at=0)) == trail[:1]
+    assert call("return_to", trail, event(at=0)) == trail[:1]
 
 
 def test_one_picture_needs_no_chips_and_one_step_no_way():
@@ -71,12 +71,12 @@ def test_chips_stand_by_side_and_say_what_they_do():
 
 def test_the_way_shows_its_last_steps_and_the_present_one():
     html = steps_html((Query((A,)),) * 20 + (MIXED,))
-    assert html.count("<li>") == SHOWN
+    assert html.count("<li>") == MOST_STEPS
     assert html.endswith("</li></ul>") and 'data-at="20" title="0.jpg and others" aria-current="step"' in html
     assert html.count("aria-current") == 1
 
 
 def test_a_name_is_only_text():
-    hostile = Chosen('"><script>${1}', "'><script>", id="a")
+    hostile = Picture('"><script>${1}', "'><script>", id="a")
     html = chips_html((Query((hostile, A)),)) + steps_html((Query((hostile,)),) * 2)
     assert "<script" not in html

@@ -5,23 +5,23 @@ from dataclasses import replace
 import pytest
 
 from serving.client import Item, Match, ServiceError
-from ui.search.picture import Chosen
-from ui.search.query import Query, Settings
+from ui.search.picture import Picture
+from ui.search.query import Query, SearchSettings
 from ui.widgets.grid import grid_html, selection_html
 from ui.widgets.results import PAGE, browse, neighbours
 
-USUAL = Settings()
+USUAL = SearchSettings()
 BULK = "<code>python serving/bulk.py --data ~/Pictures</code>"
 
 
 @pytest.fixture
 def upload(uploads):
     (uploads / "mine.jpg").write_bytes(b"...")
-    return Query((Chosen("mine.jpg", file=uploads / "mine.jpg"),))
+    return Query((Picture("mine.jpg", file=uploads / "mine.jpg"),))
 
 
 def like(i: int) -> Query:
-    return Query((Chosen(f"cat {i}.jpg", id=f"id{i}"),))
+    return Query((Picture(f"cat {i}.jpg", id=f"id{i}"),))
 
 
 def test_the_collection_says_which_part_of_it_is_shown(fake):
@@ -39,7 +39,7 @@ def test_a_small_collection_is_counted(fake, count, words):
 
 def test_browsing_holds_to_the_conditions(fake):
     client = fake()
-    asyncio.run(browse(client, 0, Settings(where=("price>=3",), collection="shop", encoder="tiny")))
+    asyncio.run(browse(client, 0, SearchSettings(where=("price>=3",), collection="shop", encoder="tiny")))
     assert client.asked == [("items", PAGE, 0, {"price": {"gte": 3}}, "shop", "tiny")]
 
 
@@ -59,17 +59,17 @@ def test_a_collection_that_is_not_there_yet_says_so_too(fake, upload):
 def test_where_nothing_is_found_the_page_says_what_to_do(fake, upload):
     none = fake(count=0)
     assert "no other picture" in asyncio.run(neighbours(fake(count=1), like(0), USUAL))[1]
-    assert "Lower the least similarity" in asyncio.run(neighbours(none, upload, Settings(least=0.9)))[1]
-    narrow = Settings(where=("label=dog", "price>3"))
+    assert "Lower the least similarity" in asyncio.run(neighbours(none, upload, SearchSettings(min_similarity=0.9)))[1]
+    narrow = SearchSettings(where=("label=dog", "price>3"))
     assert (
-        "No picture holds to <code>label=dog</code> and <code>price&gt;3</code>"
+        "No picture matches <code>label=dog</code> and <code>price&gt;3</code>"
         in (asyncio.run(neighbours(none, upload, narrow))[1])
     )
-    assert "Take a condition away" in asyncio.run(browse(none, 0, narrow))[1]
+    assert "Remove a condition" in asyncio.run(browse(none, 0, narrow))[1]
 
 
 def test_neighbours_come_in_the_services_order_with_cosines_of_two_decimals(fake):
-    _, grid = asyncio.run(neighbours(fake(), like(0), Settings(k=3)))
+    _, grid = asyncio.run(neighbours(fake(), like(0), SearchSettings(k=3)))
     assert re.findall(r'data-id="(\w+)"', grid) == ["id1", "id2", "id3"]
     assert re.findall(r'<span class="score">([^<]*)</span>', grid) == ["1.00", "0.88", "0.75"]
     assert 'class="selection" data-total="3"' in grid
@@ -77,7 +77,7 @@ def test_neighbours_come_in_the_services_order_with_cosines_of_two_decimals(fake
 
 def test_two_encoders_stand_side_by_side_and_what_both_find_is_counted_and_marked(fake):
     client = fake()
-    heading, html = asyncio.run(neighbours(client, like(0), Settings(k=3, encoder="tiny", beside="other")))
+    heading, html = asyncio.run(neighbours(client, like(0), SearchSettings(k=3, encoder="tiny", other_encoder="other")))
     assert "2 of 3 are found by both encoders" in heading
     first, second = html.split("<section>")[1:]
     assert "<h3>tiny</h3>" in first and "<h3>other</h3>" in second
@@ -89,7 +89,7 @@ def test_two_encoders_stand_side_by_side_and_what_both_find_is_counted_and_marke
 
 
 def test_a_side_that_finds_nothing_leaves_the_other(fake):
-    html = asyncio.run(neighbours(fake(count=2), like(0), Settings(beside="other")))[1]
+    html = asyncio.run(neighbours(fake(count=2), like(0), SearchSettings(other_encoder="other")))[1]
     assert html.count('class="tile"') == 1 and "Nothing." in html
 
 

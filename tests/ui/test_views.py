@@ -5,17 +5,17 @@ import gradio as gr
 import pytest
 
 from serving.client import Pair, ServiceError
-from ui.search.picture import Chosen
+from ui.search.picture import Picture
 from ui.search.query import Query
-from ui.tabs.views import batch, drawn, tab
+from ui.tabs.views import ViewsTab, batch_html, pairs_html
 from ui.widgets import augmentation
 
 SETTINGS = {"crop_area": (0.3, 1.0), "flip": 0.5}
-CAT = Chosen("cat.jpg", id="id1")
+CAT = Picture("cat.jpg", id="id1")
 
 
 def test_pairs_stand_side_by_side_with_their_cosine_and_the_mean(fake):
-    words, html = asyncio.run(drawn(fake(), CAT, 4, 0, SETTINGS))
+    words, html = asyncio.run(pairs_html(fake(), CAT, 4, 0, SETTINGS))
     assert "these 4 pairs under h: <b>0.38</b>" in words  # of 0, 1/4, 2/4, 3/4
     assert re.findall(r'<span class="score">([^<]*)</span>', html) == ["0.00", "0.25", "0.50", "0.75"]
     assert html.count('alt="One view of the picture"') == html.count('alt="Another view of the picture"') == 4
@@ -28,18 +28,18 @@ def test_where_g_is_at_hand_both_cosines_are_told(fake, monkeypatch):
         return [Pair(("data:a", "data:b"), 0.9, 0.5), Pair(("data:a", "data:b"), 0.7, 0.1)]
 
     monkeypatch.setattr(client, "views", views)
-    words, html = asyncio.run(drawn(client, CAT, 2, 0, SETTINGS))
+    words, html = asyncio.run(pairs_html(client, CAT, 2, 0, SETTINGS))
     assert "these 2 pairs under h: <b>0.80</b>, under z = g(h): <b>0.30</b>" in words
     assert "<i>h</i> 0.90</span><span><i>z</i> 0.50" in html
 
 
 def test_one_pair_is_not_called_several(fake):
-    assert "Mean cosine of this pair" in asyncio.run(drawn(fake(), CAT, 1, 0, SETTINGS))[0]
+    assert "Mean cosine of this pair" in asyncio.run(pairs_html(fake(), CAT, 1, 0, SETTINGS))[0]
 
 
 def test_sliders_reach_the_service_under_the_names_of_the_augmentation(fake):
     client = fake()
-    asyncio.run(drawn(client, CAT, 2.0, 7.0, SETTINGS))
+    asyncio.run(pairs_html(client, CAT, 2.0, 7.0, SETTINGS))
     assert client.asked[-1] == ("views", b"a thumbnail", 2, 7, SETTINGS)
 
 
@@ -70,8 +70,8 @@ def test_what_the_encoder_was_trained_with_is_a_preset_where_its_card_tells():
 
 def test_the_picture_looked_at_comes_first_in_the_batch_and_without_one_the_collection_does(fake):
     client = fake()
-    asyncio.run(batch(client, CAT, 4.0, 2.0, "others", SETTINGS))
-    asyncio.run(batch(client, None, 3, 0, "pictures", SETTINGS))
+    asyncio.run(batch_html(client, CAT, 4.0, 2.0, "others", SETTINGS))
+    asyncio.run(batch_html(client, None, 3, 0, "pictures", SETTINGS))
     asked = [one for one in client.asked if one[0] == "matrix"]
     assert asked == [
         ("matrix", [b"a thumbnail"], 4, 2, "others", SETTINGS),
@@ -81,13 +81,13 @@ def test_the_picture_looked_at_comes_first_in_the_batch_and_without_one_the_coll
 
 def test_the_batch_begins_at_the_temperature_of_training(fake, monkeypatch):
     client = fake()
-    assert 'value="0.2"' in asyncio.run(batch(client, None, 3, 0, "pictures", SETTINGS))
+    assert 'value="0.2"' in asyncio.run(batch_html(client, None, 3, 0, "pictures", SETTINGS))
 
     async def models():
         return [{"id": "fake", "training": {"settings": {"temperature": 0.5}}}]
 
     monkeypatch.setattr(client, "models", models)
-    assert 'value="0.5"' in asyncio.run(batch(client, None, 3, 0, "pictures", SETTINGS))
+    assert 'value="0.5"' in asyncio.run(batch_html(client, None, 3, 0, "pictures", SETTINGS))
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def page_of(in_loop):
 
     def build(client):
         with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab("Here"):
-            tab(client, gr.State(()), gr.Dropdown(["pictures"]), tabs)
+            ViewsTab(client, gr.State(()), gr.Dropdown(["pictures"]), tabs, page)
         return list(page.fns.values())
 
     return lambda client: in_loop(build, client)

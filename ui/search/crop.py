@@ -1,17 +1,18 @@
-"""A part of a picture: the box that is drawn on it, and what lies inside."""
+"""A part of a picture: the box drawn on it, and the pixels inside."""
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
-LEAST = 0.01  # of a side
+MIN_SIDE = 0.01  # of a box, as a share of the picture's side
 
 
 @dataclass(frozen=True)
 class Box:
-    """Edges as shares of the picture as it is seen, 0 to 1."""
+    """Edges as shares, 0 to 1, of the upright picture."""
 
     left: float
     top: float
@@ -19,10 +20,10 @@ class Box:
     bottom: float
 
     @classmethod
-    def of(cls, edges) -> "Box":
-        """From four numbers, or their texts. raises ValueError for what is no box."""
+    def of(cls, edges: Iterable[float | str]) -> "Box":
+        """From four numbers or their texts, clipped to the picture. Raises ValueError if they form no box."""
         left, top, right, bottom = (round(min(max(float(edge), 0.0), 1.0), 4) for edge in edges)
-        if not (right - left >= LEAST and bottom - top >= LEAST):
+        if not (right - left >= MIN_SIDE and bottom - top >= MIN_SIDE):
             raise ValueError("the part is too small; draw a larger one")
         return cls(left, top, right, bottom)
 
@@ -31,7 +32,7 @@ class Box:
 
 
 def cut(picture: Path | bytes, box: Box) -> bytes:
-    """PNG of the part. raises OSError for what is no picture."""
+    """PNG of the part. Raises OSError if the picture cannot be read."""
     try:
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
             upright = ImageOps.exif_transpose(image)
@@ -40,7 +41,7 @@ def cut(picture: Path | bytes, box: Box) -> bytes:
             part = upright.crop((left, top, max(left + 1, round(box.right * w)), max(top + 1, round(box.bottom * h))))
             if part.mode not in ("RGB", "L"):
                 part = part.convert("RGBA" if "transparency" in part.info or part.mode in ("LA", "PA") else "RGB")
-    except (Image.DecompressionBombError, SyntaxError, ValueError) as error:  # what Pillow raises beside OSError
+    except (Image.DecompressionBombError, SyntaxError, ValueError) as error:  # Pillow raises these too
         raise OSError(str(error)) from error
     buffer = io.BytesIO()
     part.save(buffer, "PNG", compress_level=1)

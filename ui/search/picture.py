@@ -1,4 +1,4 @@
-"""The picture that is looked at: one that was dropped, pasted, taken or chosen from disk, or one of the collection."""
+"""A picture to look at: one that was dropped, pasted, photographed or chosen from disk, or one of the collection."""
 
 import asyncio
 import os
@@ -9,13 +9,13 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from serving.client import COLLECTION
+from serving.client import COLLECTION, AsyncClient
 from ui.search.crop import Box, cut
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A picture to look at: of the collection (`id`), or from the user (`file`)."""
+class Picture:
+    """From the collection (with `id`) or from the user (with `file`)."""
 
     name: str
     label: str | None = None
@@ -23,79 +23,86 @@ class Chosen:
     file: Path | None = None
     collection: str = COLLECTION
     box: Box | None = None
-    """The part of it that is meant."""
+    """The part to search by; None for the whole picture."""
 
     @property
     def url(self) -> str:
-        """Of the whole, relative to the page."""
-        return f"gradio_api/file={quote(str(self.file))}" if self.file else thumbnail_url(self.id, self.collection)
+        """Of the whole picture, relative to the page."""
+        if self.file:
+            return f"gradio_api/file={quote(str(self.file))}"
+        return thumbnail_url(self.id or "", self.collection)
+
+    @property
+    def description(self) -> str:
+        """For alternative texts."""
+        return f"{self.name}, {self.label}" if self.label else self.name
 
 
 class UploadFailed(ValueError):
     """A picture that did not reach this page. The message is a sentence for the user."""
 
 
-def uploaded(event: gr.EventData) -> tuple[Chosen, ...]:
-    """The files behind the paths that a browser names, one at least. raises UploadFailed."""
-    told = event._data or {}
-    if "failure" in told:
-        raise UploadFailed(str(told["failure"]))
-    return tuple(from_path(path) for path in told.get("paths") or [None])
+def uploaded(event: gr.EventData) -> tuple[Picture, ...]:
+    """The uploaded files, at least one, whose paths the browser sends. Raises UploadFailed."""
+    data = event._data or {}
+    if "failure" in data:
+        raise UploadFailed(str(data["failure"]))
+    return tuple(from_path(path) for path in data.get("paths") or [None])
 
 
-def from_path(path: object) -> Chosen:
-    """Only what was uploaded here is ever read. raises UploadFailed."""
+def from_path(path: object) -> Picture:
+    """A picture in the folder of uploads; no other file is ever read. Raises UploadFailed."""
     file, folder = Path(str(path)).resolve(), Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
     if not (file.is_relative_to(folder) and file.is_file()):
         raise UploadFailed("That picture was not uploaded here; drop it again.")
-    return Chosen(name=file.name, file=file)
+    return Picture(name=file.name, file=file)
 
 
-def clicked(event: gr.EventData) -> Chosen:
+def clicked(event: gr.EventData) -> Picture:
     """The tile that was clicked, from its data attributes."""
-    told = event._data or {}
-    name, id, of = (str(told.get(key, "")) for key in ("name", "id", "collection"))
-    return Chosen(name=name, label=told.get("label"), id=id, collection=of or COLLECTION)
+    data = event._data or {}
+    name, id, collection = (str(data.get(key, "")) for key in ("name", "id", "collection"))
+    return Picture(name=name, label=data.get("label"), id=id, collection=collection or COLLECTION)
 
 
-async def read(client, chosen: Chosen) -> Path | bytes:
-    """What the client sends as the picture; of the collection's, the thumbnail. raises UploadFailed, ServiceError."""
-    if chosen.id is not None:
-        picture = await client.thumbnail(chosen.id, collection=chosen.collection)
-    elif chosen.file.is_file():
-        picture = chosen.file
+async def read(client: AsyncClient, picture: Picture) -> Path | bytes:
+    """The image to send to the service; for an item, its thumbnail. Raises UploadFailed, ServiceError."""
+    image: Path | bytes
+    if picture.id is not None:
+        image = await client.thumbnail(picture.id, collection=picture.collection)
+    elif picture.file and picture.file.is_file():
+        image = picture.file
     else:
-        raise UploadFailed(f"{chosen.name} is no longer held here; drop it again.")
-    if chosen.box is None:
-        return picture
+        raise UploadFailed(f"{picture.name} is no longer held here; drop it again.")
+    if picture.box is None:
+        return image
     try:
-        return await asyncio.to_thread(cut, picture, chosen.box)
+        return await asyncio.to_thread(cut, image, picture.box)
     except OSError as error:
-        raise UploadFailed(f"No part can be cut from {chosen.name}: it is not an image this page can read.") from error
+        raise UploadFailed(f"No part can be cut from {picture.name}: it is not an image this page can read.") from error
 
 
 def thumbnail_url(id: str, collection: str = COLLECTION) -> str:
-    """Relative to the page, which lies at /ui/ beside the service's /collections."""
+    """Relative to the page, which is at /ui/; the service's collections are at /collections."""
     return f"../collections/{quote(collection, safe='')}/items/{quote(id, safe='')}/thumbnail"
 
 
-def described(name: str, label: str | None) -> str:
-    """For those who hear the page."""
-    return f"{name}, {label}" if label else name
-
-
 def facts_html(name: str, label: str | None) -> str:
-    """The file's own name, its whole path on hovering, and its label where there is one."""
+    """The label, if there is one, and the file's name, with its whole path on hovering."""
     tag = f'<span class="label">{escape(label)}</span>' if label else ""
     return f'{tag}<span class="name" title="{escape(name)}">{escape(PurePosixPath(name).name)}</span>'
 
 
+def counted(pictures: int) -> str:
+    return "1 picture" if pictures == 1 else f"{pictures:,} pictures"
+
+
 def notice(sentence: str) -> str:
-    """A sentence in the place where pictures would be; `code` between backticks."""
+    """A sentence in the place where pictures would be; text between backticks is set as code."""
     parts = [f"<code>{escape(p)}</code>" if i % 2 else escape(p) for i, p in enumerate(sentence.split("`"))]
     return f'<p class="notice" role="status">{"".join(parts)}</p>'
 
 
 def warn(error: Exception) -> None:
-    """Say in passing what went wrong; the page stays as it was."""
+    """Show what went wrong in a message that disappears; the page stays as it was."""
     gr.Warning(escape(str(error)))

@@ -1,51 +1,63 @@
-"""The pictures that were selected, as a file to be kept: a CSV of all that is known, or a list of their paths."""
+"""The selected pictures as a file for the user: a CSV with all that is known about them, or a list of their paths."""
 
 import csv
 import io
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import gradio as gr
 
-from serving.client import Item
-from ui.search.conditions import parsed
-from ui.search.query import Settings
+from serving.client import AsyncClient, Item
+from serving.protocol.filters import parse_conditions
+from ui.assets import raw_html
+from ui.search.query import SearchSettings
 
 PAGE = 1000  # items of one request
-IDS = 200  # of one condition: it stands in an address
+IDS = 200  # ids of one condition, which is part of an address
 FACTS = ("id", "name", "label", "similarity", "path")
 NAMES = {"csv": "twinview.csv", "paths": "twinview-paths.txt"}
-JS = """watch("value", () => element.querySelector("a")?.click());"""  # saves what has come
+
+Row: TypeAlias = tuple[Item, float | None]  # with its similarity
+Report: TypeAlias = Callable[[int, int], None]  # done, of all
 
 
 def download() -> gr.HTML:
-    """Saves the file of a `download_html` that is put into it."""
-    return gr.HTML(js_on_load=JS, apply_default_css=False, elem_id="download", elem_classes="unseen")
+    """Saves the file whose `download_html` is put into it."""
+    return raw_html(scripts=["search/selection"], elem_id="download", elem_classes="unseen")
 
 
 def download_html(path: Path) -> str:
     return f'<a href="gradio_api/file={escape(str(path))}" download="{escape(path.name)}" tabindex="-1"></a>'
 
 
-async def selected(client, told: dict, settings: Settings, report: Callable[[int, int], None]) -> list[tuple]:
-    """Rows (item, similarity or None). told: what the grid's `export` carries. raises ServiceError, ConditionProblem"""
-    chosen = {str(id): cosine and float(cosine) for id, cosine in told.get("chosen") or []}
-    if told.get("all"):
-        return [(item, None) async for item in _every(client, settings, report) if item.id not in chosen]
-    rows, ids = {}, list(chosen)
+async def selected(client: AsyncClient, selection: dict, settings: SearchSettings, report: Report) -> list[Row]:
+    """selection: as the grid's `export` event sends it. Raises ServiceError, FilterProblem."""
+    chosen = {str(id): cosine and float(cosine) for id, cosine in selection.get("chosen") or []}
+    if selection.get("all"):
+        return [(item, None) async for item in _all_items(client, settings, report) if item.id not in chosen]
+    items = {item.id: item for item in await items_of(client, list(chosen), settings, report)}
+    return [(items[id], cosine) for id, cosine in chosen.items() if id in items]
+
+
+async def items_of(
+    client: AsyncClient, ids: Sequence[str], settings: SearchSettings, report: Report = lambda done, of: None
+) -> list[Item]:
+    """The items with these ids, in this order, without those that no longer exist. Raises ServiceError."""
+    items: dict[str, Item] = {}
     for at in range(0, len(ids), IDS):
-        some = {"id": {"in": ids[at : at + IDS]}}
-        answer = await client.items(IDS, 0, some, collection=settings.collection, model=settings.encoder)
-        rows |= {item.id: (item, chosen[item.id]) for item in answer.items}
+        condition = {"id": {"in": list(ids[at : at + IDS])}}
+        answer = await client.items(IDS, 0, condition, collection=settings.collection, model=settings.encoder)
+        items |= {item.id: item for item in answer.items}
         report(min(at + IDS, len(ids)), len(ids))
-    return [rows[id] for id in ids if id in rows]
+    return [items[id] for id in ids if id in items]
 
 
-async def _every(client, settings: Settings, report: Callable[[int, int], None]) -> AsyncIterator[Item]:
-    offset, where = 0, parsed(settings.where)
+async def _all_items(client: AsyncClient, settings: SearchSettings, report: Report) -> AsyncIterator[Item]:
+    offset, where = 0, parse_conditions(settings.where)
     while True:
         answer = await client.items(PAGE, offset, where, collection=settings.collection, model=settings.encoder)
         for item in answer.items:
@@ -56,31 +68,31 @@ async def _every(client, settings: Settings, report: Callable[[int, int], None])
             return
 
 
-def written(rows: list[tuple], format: str) -> Path:
-    """The file, where Gradio serves it from."""
+def write(rows: Sequence[Row], format: str) -> Path:
+    """Write the file, csv or paths, in a folder that Gradio serves files from."""
     folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"], prefix="selection-"))
     path = folder / NAMES[format]
-    path.write_text(as_csv(rows) if format == "csv" else as_paths(rows), encoding="utf-8")
+    path.write_text(as_csv(rows) if format == "csv" else as_paths([item for item, _ in rows]), encoding="utf-8")
     return path
 
 
-def as_csv(rows: list[tuple]) -> str:
-    """A column for each key of metadata; one that is named like ours has `metadata.` before it."""
+def as_csv(rows: Sequence[Row]) -> str:
+    """A column for each key of the metadata; `metadata.` goes before a key that has the name of another column."""
     keys = sorted({key for item, _ in rows for key in item.metadata})
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*FACTS, *(f"metadata.{key}" if key in FACTS else key for key in keys)])
     for item, similarity in rows:
         facts = (item.id, item.name, item.label, similarity, item.path, *(item.metadata.get(key) for key in keys))
-        writer.writerow([_harmless(fact) for fact in facts])
+        writer.writerow([_not_a_formula(fact) for fact in facts])
     return buffer.getvalue()
 
 
-def as_paths(rows: list[tuple]) -> str:
-    """One a line; the name of a picture whose path is not known."""
-    return "".join(f"{' '.join((item.path or item.name).splitlines())}\n" for item, _ in rows)
+def as_paths(items: Sequence[Item]) -> str:
+    """One a line; the name if the path is not known."""
+    return "".join(f"{' '.join((item.path or item.name).splitlines())}\n" for item in items)
 
 
-def _harmless(fact):
-    """A text that a spreadsheet would run as a formula is given a mark that shows it as a text."""
+def _not_a_formula(fact: Any) -> Any:
+    """Put an apostrophe before a text that a spreadsheet would run as a formula."""
     return f"'{fact}" if isinstance(fact, str) and fact[:1] in ("=", "+", "-", "@", "\t", "\r") else fact

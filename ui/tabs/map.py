@@ -1,34 +1,33 @@
-"""The map: the whole collection in the plane, what is alike close together. What is chosen on it is shown below it.
+"""The tab Map: the whole collection in the plane, with similar pictures close together.
 
-The browser draws it (map.js), of columns that it gets once. It sends the outline of what was chosen, not the ids.
+map.js draws it, from columns that the browser loads once. It sends back the outline of a choice, not the ids; the
+chosen pictures are listed below the map.
 """
 
 import base64
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
-from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
 import orjson
 from fastapi.responses import Response
 
-from serving.client import Item, Map, ServiceError
-from serving.client.calls import COLLECTION
-from ui.api import publish
+from serving.client import COLLECTION, AsyncClient, Map, ServiceError
+from ui.api import QUIET, publish
+from ui.assets import raw_html
 from ui.search import selection
 from ui.search.choice import Choice
-from ui.search.picture import Chosen, clicked, notice, warn
-from ui.search.query import Query, Settings
+from ui.search.picture import Picture, clicked, counted, notice, warn
+from ui.search.query import Query, SearchSettings, Trail
+from ui.tabs.tab import Tab, to_similar
 from ui.widgets import computing
 from ui.widgets.grid import grid_html
 from ui.widgets.results import EMPTY
 
-TITLE = "Map"
-SHOWN = 200  # pictures of a choice
-JS = Path(__file__).with_name("map.js").read_text(encoding="utf-8")
+MOST_SHOWN = 200  # pictures of a choice
 NONE = (
     "There is no map of this collection yet. On it each picture has a place close to those that look like it. "
     "It takes seconds for some thousand pictures, and minutes for 100,000."
@@ -69,207 +68,116 @@ TOOLS = """
   </div>
 </div>
 """
-CHOICE_JS = """
-element.addEventListener("click", async (event) => {
-    const tile = event.target.closest("button[data-id]"), list = event.target.closest("button[data-choice]");
-    if (tile) trigger("click", { ...tile.dataset });
-    if (!list) return;
-    list.disabled = true;
-    const text = await server.listed(JSON.parse(list.dataset.choice)).catch(() => null);
-    list.disabled = false;
-    if (text === null) return void (list.textContent = "The list could not be made; try again");
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-    link.download = "chosen.csv";
-    link.click();
-    URL.revokeObjectURL(link.href);
-});
-"""
-
-CSS = """
-.map[hidden], .map [hidden] { display: none; }
-.map-tools { display: flex; flex-wrap: wrap; gap: 8px; margin-bottom: 10px; }
-.map button {
-  font-size: 13px; padding: 4px 11px; border: 1px solid var(--border-color-primary); border-radius: 8px;
-  background: var(--background-fill-primary); color: var(--body-text-color); cursor: pointer;
-}
-.map button:hover { border-color: var(--primary-600); }
-.map button:focus-visible, .map canvas:focus-visible { outline: 2px solid var(--primary-500); outline-offset: 2px; }
-.map-tools [aria-pressed="true"] { background: var(--primary-700); border-color: var(--primary-700); color: white; }
-.map-set { display: inline-flex; }
-.map-set button { border-radius: 0; margin-left: -1px; }
-.map-set button:first-child { border-radius: 8px 0 0 8px; margin: 0; }
-.map-set button:last-child { border-radius: 0 8px 8px 0; }
-.map-by { margin-left: auto; }
-.map-frame { display: grid; grid-template-columns: minmax(0, 1fr) 190px; gap: 18px; }
-.map-stage {
-  position: relative; height: min(68vh, 680px); min-height: 340px; overflow: hidden; border-radius: 14px;
-  border: 1px solid var(--border-color-primary); background: var(--background-fill-primary);
-}
-.map canvas { display: block; width: 100%; height: 100%; touch-action: none; cursor: grab; border-radius: 13px; }
-.map-pictures { position: absolute; inset: 0; pointer-events: none; }
-.map-pictures img {
-  position: absolute; top: 0; left: 0; width: 54px; height: 54px; object-fit: cover; border: 2px solid;
-  border-radius: 8px;
-  background: var(--neutral-200); animation: appear 0.15s both;
-}
-.map-tip {
-  position: absolute; top: 0; left: 0; width: 148px; padding: 6px; border-radius: 12px; pointer-events: none;
-  font-size: 13px; background: var(--background-fill-primary); border: 1px solid var(--border-color-primary);
-  box-shadow: 0 6px 22px rgb(0 0 0 / 0.2);
-}
-.map-tip img {
-  display: block; width: 100%; aspect-ratio: 1; object-fit: contain; margin-bottom: 4px; border-radius: 7px;
-}
-.map-tip span { display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.map-side { display: flex; flex-direction: column; gap: 8px; align-items: stretch; max-height: min(68vh, 680px); }
-.map-legend { overflow-y: auto; min-height: 0; }
-.map .map-legend button {
-  display: grid; grid-template-columns: 10px minmax(0, 1fr) auto; gap: 8px; align-items: center; width: 100%;
-  padding: 3px 8px; border-color: transparent; background: none; text-align: left; line-height: 1.5;
-}
-.map .map-legend button:hover { background: var(--neutral-200); }
-.dark .map .map-legend button:hover { background: var(--neutral-800); }
-.map .map-legend [aria-pressed="true"] { border-color: var(--primary-600); }
-.map-legend i { width: 10px; height: 10px; border-radius: 50%; }
-.map-legend span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.map-legend b { font-weight: 400; font-variant-numeric: tabular-nums; color: var(--body-text-color-subdued); }
-.map-legend .faint { opacity: 0.45; }
-#map-choice { margin-top: 18px; }
-#map-choice .pick, #map-choice .signs { display: none; }
-#map-choice .grid { grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 14px 12px; }
-#map-choice .heading { margin-bottom: 14px; }
-@media (max-width: 760px) {
-  .map-frame { grid-template-columns: minmax(0, 1fr); gap: 10px; }
-  .map-stage { height: 62vh; }
-  .map-side { max-height: 150px; }
-  .map-by { margin-left: 0; }
-}
-"""
 
 
-async def columns(client, collection: str) -> Response:
-    """What the browser draws of. raises ServiceError"""
-    found = await client.map(collection=collection)
-    packed = {name: base64.b64encode(getattr(found, name)).decode() for name in ("x", "y", "group", "label")}
-    return Response(orjson.dumps(packed | {"ids": found.ids, "labels": found.labels}), media_type="application/json")
+async def columns(client: AsyncClient, collection: str) -> Response:
+    """The map as map.js reads it. Raises ServiceError."""
+    map = await client.map(collection=collection)
+    arrays = {name: base64.b64encode(getattr(map, name)).decode() for name in ("x", "y", "group", "label")}
+    return Response(orjson.dumps(arrays | {"ids": map.ids, "labels": map.labels}), media_type="application/json")
 
 
-async def gathered(client, wanted: Choice) -> str:
-    """The first SHOWN of what was chosen, and how many there are. raises ServiceError"""
-    ids = wanted.of(await client.map(collection=wanted.collection))
+async def choice_html(client: AsyncClient, choice: Choice) -> str:
+    """The first MOST_SHOWN of the chosen pictures, and how many there are. Raises ServiceError."""
+    ids = choice.ids(await client.map(collection=choice.collection))
     if not ids:
-        return notice("No picture lies there. Draw around some, or choose labels beside the map.")
-    found = await items(client, ids[:SHOWN], wanted.collection)
-    count = "1 picture" if len(ids) == 1 else f"{len(ids):,} pictures"
-    part = f"The first {SHOWN} are shown. " if len(ids) > SHOWN else ""
-    told = escape(json.dumps(asdict(wanted)))
-    words = f'{part}Choose one to find others like it. <button type="button" class="link" data-choice="{told}">'
-    heading = f'<div class="heading"><h2>{count} chosen</h2><p>{words}List all as CSV</button></p></div>'
-    return heading + grid_html(found, wanted.collection)
+        return notice("No picture lies there. Draw around some, or choose labels next to the map.")
+    items = await selection.items_of(client, ids[:MOST_SHOWN], SearchSettings(collection=choice.collection))
+    part = f"The first {MOST_SHOWN} are shown. " if len(ids) > MOST_SHOWN else ""
+    data = escape(json.dumps(asdict(choice)))
+    words = f'{part}Choose one to find others like it. <button type="button" class="link" data-choice="{data}">'
+    heading = f'<div class="heading"><h2>{counted(len(ids))} chosen</h2><p>{words}List all as CSV</button></p></div>'
+    return heading + grid_html(items, choice.collection)
 
 
-async def items(client, ids: Sequence[str], collection: str) -> list[Item]:
-    """Those that are still there. raises ServiceError"""
-    told = {"chosen": [(id, None) for id in ids]}
-    rows = await selection.selected(client, told, Settings(collection=collection), lambda done, of: None)
-    return [item for item, _ in rows]
+def plain(map: Map) -> dict:
+    """For programs: columns of numbers, and the progress of the next map."""
+    names = ("state", "stage", "share", "problem", "count", "new", "gone")
+    numbers = {name: np.asarray(getattr(map, name)).tolist() for name in ("x", "y", "group")}
+    labels = [map.labels[number] if number >= 0 else None for number in map.label]
+    return {name: getattr(map, name) for name in names} | {"ids": map.ids, "label": labels} | numbers
 
 
-def plain(found: Map) -> dict:
-    """For programs: columns of numbers, and how far the next map is."""
-    labels = [found.labels[number] if number >= 0 else None for number in found.label]
-    numbers = {name: np.asarray(getattr(found, name)).tolist() for name in ("x", "y", "group")}
-    told = {name: getattr(found, name) for name in ("state", "stage", "share", "problem", "count", "new", "gone")}
-    return told | {"ids": found.ids, "label": labels} | numbers
+class MapTab(Tab):
+    """It asks for the map's state when it is selected, and again and again while a map is computed."""
 
+    title = "Map"
 
-def tab(client, trail: gr.State, collection: gr.Dropdown, tabs: gr.Tabs) -> None:
-    """Build the tab. It asks how its map is when it comes in sight, and while one is made."""
+    def build(self) -> None:
+        with gr.Row(elem_classes="computing"):
+            self.status = raw_html(elem_id="map-status")
+            self.make = gr.Button("Make the map", size="sm", elem_id="make-map", visible=False)
+        self.stage = raw_html(None, ["tabs/map"], [self.places], html_template=TOOLS, elem_id="map")
+        self.choice = raw_html("", ["save", "tabs/choice"], [self.listed], elem_id="map-choice")
+        self.timer = gr.Timer(computing.POLL_S, active=False)
 
-    async def places(collection: str) -> Response | None:
+    def connect(self) -> None:
+        outputs = [self.status, self.make, self.stage, self.timer]
+        looking = {"fn": self.look, "inputs": [self.in_sight, self.collection], "outputs": outputs, **QUIET}
+        self.tabs.select(self.is_selected, None, self.in_sight, **QUIET).then(**looking)
+        self.make.click(self.start, self.collection, None, **QUIET).then(**looking)
+        self.timer.tick(**looking)
+        self.collection.change(**looking).then(lambda: "", None, self.choice, **QUIET)
+        self.stage.gather(self.gather, None, self.choice, trigger_mode="always_last", **QUIET)
+        self.stage.seek(self.seek, [self.trail, self.collection], [self.trail, self.tabs], **QUIET)
+        self.choice.click(self.click, self.trail, [self.trail, self.tabs], **QUIET)
+        publish(self.map, "map")
+
+    async def places(self, collection: str) -> Response | None:
         try:
-            return await columns(client, collection)
+            return await columns(self.client, collection)
         except ServiceError:
-            return None  # the next look says why
+            return None  # the next `look` says why
 
-    async def listed(told: dict) -> str | None:
+    async def listed(self, data: dict) -> str | None:
+        """The chosen pictures as CSV; None if that fails."""
         try:
-            wanted = Choice.parse(told)
-            ids = wanted.of(await client.map(collection=wanted.collection))
-            return selection.as_csv([(item, None) for item in await items(client, ids, wanted.collection)])
+            choice = Choice.parse(data)
+            ids = choice.ids(await self.client.map(collection=choice.collection))
+            items = await selection.items_of(self.client, ids, SearchSettings(collection=choice.collection))
+            return selection.as_csv([(item, None) for item in items])
         except (ServiceError, ValueError):
             return None
 
-    with gr.Row(elem_classes="computing"):
-        status = gr.HTML(apply_default_css=False, elem_id="map-status")
-        make = gr.Button("Make the map", size="sm", elem_id="make-map", visible=False)
-    stage = gr.HTML(
-        None,
-        html_template=TOOLS,
-        js_on_load=JS,
-        apply_default_css=False,
-        elem_id="map",
-        server_functions=[places],
-    )
-    gathering = gr.HTML(js_on_load=CHOICE_JS, apply_default_css=False, elem_id="map-choice", server_functions=[listed])
-    timer = gr.Timer(computing.POLL_S, active=False)
-    in_sight = gr.State(False)
-
-    async def look(in_sight: bool, collection: str):
+    async def look(self, in_sight: bool, collection: str) -> tuple[Any, ...]:
         if not in_sight:
             return gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False)
         try:
-            found = await client.map(places=False, collection=collection)
+            map = await self.client.map(places=False, collection=collection)
         except ServiceError as error:
             words = EMPTY if error.status == 404 else str(error)
             return notice(words), gr.update(visible=False), None, gr.Timer(active=False)
-        shown = {"collection": collection, "made": found.made, "new": found.new, "gone": found.gone}
-        words = computing.told(found, "The map", NONE, EXPLANATION)
-        button = computing.button(found, "Make the map", "Make it anew")
-        return words, button, shown if found.made else None, computing.ticking(found)
+        shown = {"collection": collection, "made": map.made, "new": map.new, "gone": map.gone}
+        return (
+            computing.status_html(map, "The map", NONE, EXPLANATION),
+            computing.start_button(map, "Make the map", "Make it again"),
+            shown if map.made else None,
+            computing.timer(map),
+        )
 
-    async def start(collection: str) -> None:
+    async def start(self, collection: str) -> None:
         try:
-            await client.compute_map(collection=collection)
+            await self.client.compute_map(collection=collection)
         except ServiceError as error:
             warn(error)
 
-    async def gather(event: gr.EventData) -> str:
+    async def gather(self, event: gr.EventData) -> str:
         try:
-            return await gathered(client, Choice.parse(event._data or {}))
+            return await choice_html(self.client, Choice.parse(event._data or {}))
         except (ServiceError, ValueError) as error:
             return notice(str(error))
 
-    async def seek(trail: tuple[Query, ...], collection: str, event: gr.EventData):
-        """Search from a point. Its name is not among the columns."""
+    async def seek(self, trail: Trail, collection: str, event: gr.EventData) -> Any:
+        """Search from a point of the map. The browser knows its id only."""
         try:
-            item = await client.item(str((event._data or {}).get("id")), collection=collection)
+            item = await self.client.item(str((event._data or {}).get("id")), collection=collection)
         except ServiceError as error:
             warn(error)
             return gr.skip()
-        return (*trail, Query((Chosen(item.name, item.label, item.id, collection=collection),))), to_similar()
+        return (*trail, Query((Picture(item.name, item.label, item.id, collection=collection),))), to_similar()
 
-    def click(trail: tuple[Query, ...], event: gr.EventData):
+    def click(self, trail: Trail, event: gr.EventData) -> tuple[Trail, gr.Tabs]:
         return (*trail, Query((clicked(event),))), to_similar()
 
-    def came(event: gr.SelectData) -> bool:
-        return event.value == TITLE
-
-    async def map_(collection: str = COLLECTION) -> dict:
-        return plain(await client.map(collection=collection))
-
-    silent = {"show_progress": "hidden", "api_visibility": "private"}
-    looking = {"fn": look, "inputs": [in_sight, collection], "outputs": [status, make, stage, timer]} | silent
-    tabs.select(came, None, in_sight, **silent).then(**looking)
-    make.click(start, collection, None, **silent).then(**looking)
-    timer.tick(**looking)
-    collection.change(**looking).then(lambda: "", None, gathering, **silent)
-    stage.gather(gather, None, gathering, trigger_mode="always_last", **silent)
-    stage.seek(seek, [trail, collection], [trail, tabs], **silent)
-    gathering.click(click, trail, [trail, tabs], **silent)
-    publish(map_, "map")
-
-
-def to_similar() -> gr.Tabs:
-    return gr.Tabs(selected="similar")
+    async def map(self, collection: str = COLLECTION) -> dict:
+        return plain(await self.client.map(collection=collection))

@@ -1,159 +1,205 @@
-"""A curve for each of several runs as SVG: sharp at any size, in the page's own colours, and nothing to load.
+"""Line charts as SVG, in the page's own colours: the curves of training runs, and how far h moves.
 
-Its numbers go along in `data-curves`, so that the page can tell them where the pointer is (CHART_JS): in pixels of the
-SVG's own frame, W x H.
+The values of a run's chart are also in `data-lines`, so that chart.js can show those at the pointer.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-W, H = 380, 200
-LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 24  # around the plot
-MOST_COLOURS = 6  # .c0 to .c5 in the CSS
+from serving.client import Curve, Invariance
 
-CHART_JS = """
-const readOut = (svg, x) => {
-    const curves = JSON.parse(svg.dataset.curves);
-    const epochs = [...new Set(curves.flatMap((curve) => curve.points.map((point) => point[0])))];
-    if (!epochs.length) return;
-    const place = (epoch) => Number(svg.dataset.x0) + epoch * Number(svg.dataset.scale);
-    const nearest = epochs.reduce((a, b) => (Math.abs(place(b) - x) < Math.abs(place(a) - x) ? b : a));
-    const line = svg.querySelector(".cursor");
-    line.setAttribute("x1", place(nearest));
-    line.setAttribute("x2", place(nearest));
-    svg.classList.add("read");
-    svg.dataset.at = nearest;
-    const told = curves.flatMap(({ name, points }) => {
-        const point = points.find((one) => one[0] === nearest);
-        return point ? [curves.length > 1 ? `${name} ${point[1]}` : point[1]] : [];
-    });
-    svg.parentElement.querySelector(".reading").textContent = `epoch ${nearest}: ${told.join(", ")}`;
-};
-const leave = (svg) => {
-    svg.classList.remove("read");
-    delete svg.dataset.at;
-    svg.parentElement.querySelector(".reading").textContent = "";
-};
-element.addEventListener("pointermove", (event) => {
-    const svg = event.target.closest("svg[data-curves]");
-    if (!svg) return;
-    const box = svg.getBoundingClientRect();
-    readOut(svg, ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width);
-});
-element.addEventListener("pointerout", (event) => {
-    const svg = event.target.closest("svg[data-curves]");
-    if (svg && !svg.contains(event.relatedTarget)) leave(svg);
-});
-element.addEventListener("keydown", (event) => {
-    const svg = event.target.closest("svg[data-curves]");
-    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!svg || !step) return;
-    event.preventDefault();
-    const points = JSON.parse(svg.dataset.curves).flatMap((curve) => curve.points.map((point) => point[0]));
-    const epochs = [...new Set(points)].sort((a, b) => a - b);
-    const now = epochs.indexOf(Number(svg.dataset.at));
-    const next = now < 0 ? epochs.length - 1 : Math.min(epochs.length - 1, Math.max(0, now + step));
-    readOut(svg, Number(svg.dataset.x0) + epochs[next] * Number(svg.dataset.scale));
-});
-element.addEventListener("focusout", (event) => {
-    const svg = event.target.closest("svg[data-curves]");
-    if (svg) leave(svg);
-});
-"""
-
-CSS = """
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(310px, 100%), 1fr)); gap: 22px 28px; }
-.chart { margin: 0; min-width: 0; }
-.chart figcaption { display: flex; gap: 10px; justify-content: space-between; font-size: 13px; min-height: 20px; }
-.chart figcaption b { font-weight: 600; white-space: nowrap; }
-.chart .reading {
-  color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; text-align: right; min-width: 0;
-}
-.chart svg { display: block; width: 100%; height: auto; border-radius: 8px; overflow: visible; }
-.chart svg:focus-visible { outline: 2px solid var(--primary-500); outline-offset: 4px; }
-.chart text { font-size: 11px; fill: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
-.chart .rule { stroke: var(--border-color-primary); stroke-width: 1; }
-.chart .chance { stroke: var(--body-text-color-subdued); stroke-width: 1; stroke-dasharray: 3 4; }
-.chart .cursor { stroke: var(--body-text-color-subdued); stroke-width: 1; visibility: hidden; }
-.chart .read .cursor { visibility: visible; }
-.chart .curve { fill: none; stroke: var(--curve); stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
-.chart circle { fill: var(--curve); }
-.c0 { --curve: #0f766e; } .c1 { --curve: #b45309; } .c2 { --curve: #4f46e5; }
-.c3 { --curve: #be185d; } .c4 { --curve: #4d7c0f; } .c5 { --curve: #57534e; }
-.dark .c0 { --curve: #2dd4bf; } .dark .c1 { --curve: #fbbf24; } .dark .c2 { --curve: #a5b4fc; }
-.dark .c3 { --curve: #f9a8d4; } .dark .c4 { --curve: #bef264; } .dark .c5 { --curve: #d6d3d1; }
-"""
+MOST_COLOURS = 6  # classes .c0 to .c5 of chart.css
+MOST_DOTS = 12  # a line of more points has no dots
 
 
 @dataclass(frozen=True)
-class Curve:
+class Line:
+    """A curve of a chart of runs."""
+
     name: str
     colour: int
-    """Of the classes .c0 to .c5."""
+    """Number of the class .c0 to .c5."""
     points: Sequence[tuple[float, float]]
-    """Epoch, value; finite, by rising epoch."""
+    """(epoch, value), finite, by rising epoch."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Places values in an SVG of width x height pixels; the edges around the plot have room for the axes' texts."""
+
+    end: float
+    """Greatest x; the least is 0."""
+    low: float
+    high: float
+    width: int = 380
+    height: int = 200
+    left: int = 44
+    right: int = 10
+    top: int = 10
+    bottom: int = 24
+
+    @property
+    def scale(self) -> float:
+        """Pixels per unit of x."""
+        return (self.width - self.left - self.right) / self.end
+
+    def x(self, value: float) -> float:
+        return round(self.left + value * self.scale, 1)
+
+    def y(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.height - self.bottom - share * (self.height - self.top - self.bottom), 1)
+
+    def level(self, value: float, css: str) -> str:
+        """A horizontal line."""
+        y = self.y(value)
+        return f'<line class="{css}" x1="{self.left}" x2="{self.width - self.right}" y1="{y}" y2="{y}"/>'
+
+    def polyline(self, points: Iterable[tuple[float, float]], css: str) -> str:
+        path = " ".join(f"{self.x(x)},{self.y(y)}" for x, y in points)
+        return f'<polyline class="{css}" points="{path}"/>'
+
+    def text(self, x: float, y: float, text: str, anchor: str = "middle") -> str:
+        return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
+
+    def svg(self, parts: Iterable[str], label: str, attributes: str = "") -> str:
+        frame = f'viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(label)}"'
+        return f"<svg {frame}{attributes}>{''.join(parts)}</svg>"
+
+
+# Training runs --------------------------------------------------------------------------------------------------------
 
 
 def chart(
-    title: str, curves: Sequence[Curve], last: float, say: Callable[[float], str], chance: float | None = None
+    title: str, lines: Sequence[Line], last: float, say: Callable[[float], str], chance: float | None = None
 ) -> str:
     """A <figure>.
 
-    curves  of which one at least has a point
+    lines   at least one of them has a point
     last    epoch at which the axis ends; it begins with 0
-    say     a value in words
-    chance  a level that is drawn dashed
+    say     formats a value
+    chance  a level that is drawn dashed, if known
     """
-    curves = [curve for curve in curves if curve.points]
-    values = [value for curve in curves for _, value in curve.points] + ([chance] if chance is not None else [])
+    lines = [line for line in lines if line.points]
+    values = [value for line in lines for _, value in line.points] + ([] if chance is None else [chance])
     marks = _marks(min(values), max(values))
-    low, high = min(marks[0], *values), max(marks[-1], *values)
-    scale = (W - LEFT - RIGHT) / max(last, 1)
-
-    def x(epoch: float) -> float:
-        return round(LEFT + epoch * scale, 1)
-
-    def y(value: float) -> float:
-        return round(H - BOTTOM - (value - low) / (high - low) * (H - TOP - BOTTOM), 1)
-
-    parts = [
-        f'<line class="rule" x1="{LEFT}" x2="{W - RIGHT}" y1="{y(mark)}" y2="{y(mark)}"/>'
-        f'<text x="{LEFT - 8}" y="{y(mark) + 4}" text-anchor="end">{escape(say(mark))}</text>'
-        for mark in marks
-    ]
+    plot = Plot(max(last, 1), min(marks[0], *values), max(marks[-1], *values))
+    parts = [plot.level(mark, "rule") + plot.text(plot.left - 8, plot.y(mark) + 4, say(mark), "end") for mark in marks]
     for mark in _marks(0, max(last, 1), 5):
         if mark == int(mark) and mark <= last:
-            parts.append(f'<text x="{x(mark)}" y="{H - 6}" text-anchor="middle">{mark:g}</text>')
+            parts.append(plot.text(plot.x(mark), plot.height - 6, f"{mark:g}"))
     if chance is not None:
-        parts.append(f'<line class="chance" x1="{LEFT}" x2="{W - RIGHT}" y1="{y(chance)}" y2="{y(chance)}"/>')
-        parts.append(
-            f'<text x="{W - RIGHT}" y="{y(chance) + 13}" text-anchor="end">chance {escape(say(chance))}</text>'
-        )
-    parts.append(f'<line class="cursor" y1="{TOP}" y2="{H - BOTTOM}"/>')
-    for curve in curves:
-        path = " ".join(f"{x(epoch)},{y(value)}" for epoch, value in curve.points)
-        dots = curve.points if len(curve.points) <= 12 else ()
-        parts.append(f'<g class="c{curve.colour % MOST_COLOURS}"><polyline class="curve" points="{path}"/>')
-        parts += [f'<circle cx="{x(epoch)}" cy="{y(value)}" r="3"/>' for epoch, value in dots]
-        parts.append("</g>")
-    told = [{"name": curve.name, "points": [[epoch, say(value)] for epoch, value in curve.points]} for curve in curves]
-    ends = "; ".join(f"{curve.name} ends at {say(curve.points[-1][1])}" for curve in curves)
+        text = plot.text(plot.width - plot.right, plot.y(chance) + 13, f"chance {say(chance)}", "end")
+        parts += [plot.level(chance, "chance"), text]
+    parts.append(f'<line class="cursor" y1="{plot.top}" y2="{plot.height - plot.bottom}"/>')
+    for line in lines:
+        dots = line.points if len(line.points) <= MOST_DOTS else ()
+        circles = "".join(f'<circle cx="{plot.x(epoch)}" cy="{plot.y(value)}" r="3"/>' for epoch, value in dots)
+        parts.append(f'<g class="c{line.colour % MOST_COLOURS}">{plot.polyline(line.points, "curve")}{circles}</g>')
+    data = [{"name": line.name, "points": [[epoch, say(value)] for epoch, value in line.points]} for line in lines]
+    ends = "; ".join(f"{line.name} ends at {say(line.points[-1][1])}" for line in lines)
+    attributes = (
+        f' tabindex="0" data-x0="{plot.left}" data-scale="{plot.scale:.5f}" data-lines="{escape(json.dumps(data))}"'
+    )
     return (
         f'<figure class="chart"><figcaption><b>{escape(title)}</b><span class="reading" aria-live="polite"></span>'
-        f'</figcaption><svg viewBox="0 0 {W} {H}" role="img" tabindex="0" data-x0="{LEFT}" '
-        f'data-scale="{scale:.5f}" data-curves="{escape(json.dumps(told))}" '
-        f'aria-label="{escape(f"{title} by epoch: {ends}")}">{"".join(parts)}</svg></figure>'
+        f"</figcaption>{plot.svg(parts, f'{title} by epoch: {ends}', attributes)}</figure>"
     )
 
 
 def _marks(low: float, high: float, most: int = 4) -> list[float]:
-    """Round numbers from below low to above high, about `most` steps."""
+    """Round numbers from below low to above high, in about `most` steps."""
     if not high > low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * times for times in (1, 2, 5, 10) if power * times >= rough * 0.999)
     return [round(i * step, 10) for i in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+
+
+# Invariance -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Lines of one kind of pictures, one for each augmentation."""
+
+    css: str
+    legend: str
+    curves: Sequence[Curve]
+
+
+def panels_html(invariance: Invariance, own: str | None) -> str:
+    """A panel for each augmentation: how far h moves, and the followed picture at each strength; then a table.
+
+    own  name of a picture that has lines of its own
+    """
+    trained = invariance.trained
+    kinds = [Kind("line-trained", f"This encoder, mean of {trained.pictures} pictures", trained.curves)]
+    if invariance.untrained:
+        kinds.append(Kind("line-untrained", "The same before training", invariance.untrained.curves))
+    if own is not None:
+        kinds.append(Kind("line-own", f"This encoder, {own.rpartition('/')[2]} alone", invariance.picture.curves))
+    highest = max(1.0, *(value for kind in kinds for curve in kind.curves for value in curve.moved))
+    panels = "".join(
+        f'<figure class="panel"><h3>{escape(curve.augmentation)}</h3>'
+        f"{_panel_svg({kind.css: kind.curves[i] for kind in kinds}, highest)}"
+        f'<ul class="strip">{_strip(curve, invariance)}</ul></figure>'
+        for i, curve in enumerate(trained.curves)
+    )
+    legend = "".join(
+        f'<li><svg viewBox="0 0 26 8" aria-hidden="true"><line class="{kind.css}" x1="0" x2="26" y1="4" y2="4"/></svg>'
+        f"{escape(kind.legend)}</li>"
+        for kind in kinds
+    )
+    return f'<ul class="legend">{legend}</ul><div class="panels">{panels}</div>{_table(kinds)}'
+
+
+def _strip(curve: Curve, invariance: Invariance) -> str:
+    picture = invariance.picture
+    sources = (picture.pixels, *picture.strips[curve.augmentation])
+    alts = ("as it is", *(f"{curve.augmentation} {strength:g}" for strength in curve.strengths))
+    return "".join(
+        f'<li><img src="{escape(source)}" alt="{escape(alt)}">{strength:g}</li>'
+        for strength, source, alt in zip((0, *curve.strengths), sources, alts, strict=True)
+    )
+
+
+def _panel_svg(curves: Mapping[str, Curve], highest: float) -> str:
+    """One augmentation. curves: by CSS class, the first is drawn on top; highest: top of the scale, at least 1."""
+    first = next(iter(curves.values()))
+    end = first.strengths[-1]
+    plot = Plot(end, 0, highest, width=240, height=160, left=34, bottom=34)
+    bottom, right = plot.height - plot.bottom, plot.width - plot.right
+    parts = []
+    for level, text in ((0, "0"), (0.5, "50%"), (1, "100%")):
+        parts.append(plot.level(level, "whole" if level == 1 else "axis"))
+        parts.append(plot.text(plot.left - 6, plot.y(level) + 3.5, text, "end"))
+    parts += [plot.text(plot.x(strength), bottom + 14, f"{strength:g}") for strength in (0, *first.strengths)]
+    parts.append(plot.text((plot.left + right) / 2, plot.height - 4, first.unit))
+    for css, curve in reversed(curves.items()):
+        moved = [max(0.0, value) for value in curve.moved]
+        parts.append(plot.polyline([(0, 0), *zip(curve.strengths, moved, strict=True)], css))
+        for strength, y, value, cosine in zip(curve.strengths, moved, curve.moved, curve.cosines, strict=True):
+            title = f"<title>{strength:g}: {value:.0%} of the way to another picture, cosine {cosine:.3f}</title>"
+            circle = f'<circle class="{css}" cx="{plot.x(strength)}" cy="{plot.y(y)}" r="3.2">'
+            parts.append(f"{circle}{title}</circle>")
+    moved_last = f"h goes {first.moved[-1]:.0%} of the way to another picture at {end:g}"
+    return plot.svg(parts, f"{first.augmentation}, {first.unit}: {moved_last}")
+
+
+def _table(kinds: Sequence[Kind]) -> str:
+    head = "".join(f'<th scope="col">{escape(kind.legend)}</th>' for kind in kinds)
+    rows = ""
+    for curves in zip(*(kind.curves for kind in kinds), strict=True):  # of one augmentation
+        for j, strength in enumerate(curves[0].strengths):
+            cells = "".join(f"<td>{curve.moved[j]:.0%} ({curve.cosines[j]:.3f})</td>" for curve in curves)
+            rows += f'<tr><th scope="row">{escape(curves[0].augmentation)}</th><td>{strength:g}</td>{cells}</tr>'
+    return (
+        '<details class="numbers"><summary>The numbers: how far of the way to another picture, and the cosine</summary>'
+        f'<table><thead><tr><th scope="col">Augmentation</th><th scope="col">Strength</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></details>"
+    )

@@ -1,0 +1,82 @@
+// Selects pictures. A selection outlives the tiles: it keeps what was selected in other searches of the collection, and
+// after "Select all" it stands for the whole collection without the pictures that were taken out again.
+
+let all = false;
+const chosen = new Map(); // id -> similarity of the selected pictures; after "Select all", of those taken out again
+let last = null; // the tile that was selected last
+let view = null; // names what is shown; its first line is the collection
+const tiles = () => [...element.querySelectorAll(".tile")];
+const isSelected = (tile) => all !== chosen.has(tile.dataset.id);
+
+function select(tile, selected) {
+  if (selected === isSelected(tile)) return;
+  if (selected === all) chosen.delete(tile.dataset.id);
+  else chosen.set(tile.dataset.id, tile.dataset.similarity ?? null);
+}
+
+function paint() {
+  for (const tile of tiles()) {
+    const item = tile.closest("li");
+    item.classList.toggle("picked", isSelected(tile));
+    item.querySelector(".pick").checked = isSelected(tile);
+  }
+  const bar = element.querySelector(".selection");
+  if (!bar) return;
+  const count = all ? bar.dataset.total - chosen.size : chosen.size;
+  bar.classList.toggle("some", count > 0);
+  bar.querySelector(".count").textContent = count ? `${count.toLocaleString("en")} selected` : "";
+}
+
+function showNewTiles() {
+  const now = element.querySelector(".selection")?.dataset.view;
+  if (now === undefined || now === view) return paint();
+  const collection = (name) => name?.split("\n")[0];
+  if (all || collection(now) !== collection(view)) {
+    all = false;
+    chosen.clear();
+  }
+  view = now;
+  last = null;
+  window.scrollTo({ top: 0, behavior: "smooth" });
+  paint();
+}
+
+function selectAllOrNone(which) {
+  const total = Number(element.querySelector(".selection").dataset.total);
+  chosen.clear();
+  all = which === "all" && total > tiles().length;
+  if (which === "all" && !all) for (const tile of tiles()) select(tile, true);
+}
+
+/** Select this tile or deselect it; with Shift, all from the last one to it. */
+function pick(tile, shift) {
+  const selected = !isSelected(tile);
+  const every = tiles();
+  const at = every.indexOf(tile);
+  const anchor = shift && every.includes(last) ? every.indexOf(last) : at;
+  for (const one of every.slice(Math.min(anchor, at), Math.max(anchor, at) + 1)) select(one, selected);
+  last = tile;
+}
+
+watch("value", showNewTiles);
+
+element.addEventListener("click", (event) => {
+  const clicked = (what) => event.target.closest(what);
+  const tile = clicked("li")?.querySelector(".tile");
+  const format = clicked("[data-export]")?.dataset.export;
+  if (clicked("[data-select]")) selectAllOrNone(clicked("[data-select]").dataset.select);
+  else if (format) trigger("export", { format, all, chosen: [...chosen] });
+  else if (tile && clicked(".sign[value=like]")) trigger("like", { ...tile.dataset });
+  else if (tile && clicked(".sign")) trigger("unlike", { ...tile.dataset });
+  else if (tile && (clicked(".pick") || event.shiftKey)) pick(tile, event.shiftKey);
+  else if (clicked(".tile")) trigger("click", { ...tile.dataset });
+  paint();
+});
+
+element.addEventListener("keydown", (event) => {
+  const item = event.target.matches(".tile") && event.target.closest("li"); // of the tile that has the focus
+  const button = { "+": ".sign[value=like]", "-": ".sign[value=unlike]", x: ".pick" }[event.key];
+  if (!item || !button || event.ctrlKey || event.metaKey || event.altKey) return;
+  event.preventDefault();
+  item.querySelector(button).click();
+});
