@@ -4,21 +4,24 @@ import dataclasses
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from training.augment import AugmentSettings
+from training.loss import LOSSES, LossName
+from training.optimizers import OPTIMIZERS, OptimizerName
 
 RUNS = Path("runs")
-SEEDS = 2**24  # with a step's number behind it, a seed fits into 64 bits
+SEEDS = 2**24  # so that a seed and a step's number fit into 64 bits together
 T = TypeVar("T")
+Names = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """Everything that decides a run. A checkpoint holds it, so that a run can be repeated or continued."""
+    """All settings of a run. Its checkpoint holds them, so that the run can be repeated or continued."""
 
     preset: Literal["tiny", "cifar", "cifar-fast", "photos", "imagenet"] = "tiny"
-    """Where the other defaults come from; see the list above."""
+    """The recipe that gives the other defaults; see the list above."""
     data: str = "shapes"
     """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), a torchvision name (cifar10, cifar100,
     stl10, ...), or shapes: the built-in set. Labels are not needed; with them, kNN accuracy is shown."""
@@ -28,76 +31,71 @@ class PretrainSettings:
     """Continue runs/NAME from its last checkpoint (a finished run is left as it is)."""
 
     init: str = ""
-    """What f starts from, and g where it fits: a run or checkpoint, an exported encoder's folder, a ResNet of
-    torchvision (resnet18, resnet50:IMAGENET1K_V1, resnet50:FILE.pth). Architecture, width and size are then its own
-    unless they are given. By default nothing."""
+    """Initial weights of f, and of g where its layers fit: a run or checkpoint, an exported encoder's folder, or a
+    ResNet of torchvision (resnet18, resnet50:IMAGENET1K_V1, resnet50:FILE.pth). Architecture, width and size are then
+    those of the weights unless given. By default random weights."""
     encoder: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "tiny"
     """Architecture of f."""
     width: Literal[1, 2, 4] = 1
-    """Multiplies every channel count of f."""
+    """Factor on every channel count of f."""
     size_px: int = 48
-    """Side of the square that the encoder sees. Up to 32 the stem is the one for CIFAR."""
+    """Side of the encoder's square input, in pixels. Up to 32 f has the small first layer used for CIFAR."""
     head_layers: Literal[0, 1, 2, 3] = 3
     """Layers of the projection head g: 2 in SimCLR v1, 3 in v2, 1 for a linear head, 0 for none."""
     head_dimension: int = 128
     """Length of z."""
+    loss: LossName = "nt_xent"
+    """Contrastive loss: nt_xent as in the paper, or dcl, whose denominator leaves the positive out."""
     temperature: float = 0.2
-    """tau of NT-Xent; 0.1 in the paper on ImageNet, 0.5 on CIFAR-10."""
+    """tau of the loss; 0.1 in the paper on ImageNet, 0.5 on CIFAR-10."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     stream: bool | None = None
-    """Decode pictures anew in every epoch, while the step before runs, instead of once onto the disk. By default where
+    """Decode the pictures in every epoch, ahead of the training step, instead of once onto the disk. By default only if
     the decoded set would take more than half of the disk's free space."""
 
     epochs: int = 100
     """Passes over the images."""
     minutes: float | None = None
-    """Instead of --epochs: as many epochs as fit in this time, by the speed of the first steps."""
+    """Instead of --epochs: as many epochs as fit in this time, estimated from the speed of a few steps."""
     max_steps: int | None = None
-    """Stop after so many steps, to try something out; the schedule stays that of the whole run."""
+    """Stop after this many steps, for a trial; the learning rate schedule stays that of the whole run."""
     batch_size: int = 256
-    """Images (not views) per step, over all devices together."""
+    """Images (not views) per step, over all devices together; at most all images."""
     chunk_size: int = 0
-    """Images encoded at once on each device, for batches that do not fit into its memory; each is encoded twice, and
-    batch norm sees a chunk at a time. 0 for the whole batch."""
-    optimizer: Literal["lars", "sgd", "adamw"] = "lars"
-    """LARS as in google-research/simclr; plain momentum SGD; AdamW."""
+    """Images encoded at once on each device, for batches that do not fit into its memory. Each image is encoded twice,
+    and batch norm takes its statistics from one chunk. 0: the whole batch at once."""
+    optimizer: OptimizerName = "lars"
+    """lars is LARS as in google-research/simclr; sgd has momentum, without Nesterov's."""
     lr: float = 0.075
     """Learning rate before scaling with the batch size."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "sqrt"
     """linear: lr * batch / 256; sqrt: lr * sqrt(batch); none: lr."""
     warmup: float = 0.1
-    """Share of the steps in which the learning rate rises from 0; a cosine to 0 follows."""
+    """Share of the steps in which the learning rate rises from 0. It then falls to 0 along a cosine."""
     momentum: float = 0.9
-    """Of LARS and SGD."""
+    """Momentum of LARS and SGD."""
     weight_decay: float = 1e-4
-    """On matrices and kernels only; biases and batch norm never decay."""
+    """Weight decay of matrices and kernels; biases and batch norm have none."""
     seed: int = 0
-    """Of weights, order, and augmentation."""
+    """Seed of the initial weights, the order of the images and the augmentation."""
     knn_epochs: int = 10
-    """Epochs between two measurements of kNN accuracy (of views matched, without labels)."""
+    """Epochs between two measurements of kNN accuracy (without labels: of the share of views matched)."""
     compile: bool | None = None
-    """Use torch.compile, which needs a C++ compiler. By default: on a GPU, and for long runs on a CPU."""
+    """Use torch.compile, which needs a C++ compiler. By default on a GPU, and for long runs on a CPU."""
     devices: int = 0
-    """Processes on this machine, one a GPU; 0 for all that there are."""
+    """Processes on this machine, one for each GPU; 0: as many as there are GPUs."""
 
     def __post_init__(self):
         positive = ("size_px", "head_dimension", "temperature", "epochs", "minutes", "max_steps", "lr", "knn_epochs")
-        check_settings(self, positive)
+        check_settings(self, positive, ("weight_decay", "chunk_size", "devices"), ("warmup", "momentum"))
+        for name, choices in (("loss", LOSSES), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
         if not self.batch_size >= 2:
             raise ValueError(
                 f"--batch-size must be at least 2 (a negative needs a second image), not {self.batch_size}"
             )
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"--warmup is a share of the steps in [0, 1), not {self.warmup}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"--momentum must be in [0, 1), not {self.momentum}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"--weight-decay must be at least 0, not {self.weight_decay}")
-        if not self.chunk_size >= 0:
-            raise ValueError(f"--chunk-size must be at least 0, not {self.chunk_size}")
-        if not self.devices >= 0:
-            raise ValueError(f"--devices must be at least 0, not {self.devices}")
 
     @property
     def architecture(self) -> str:
@@ -114,16 +112,34 @@ class PretrainSettings:
         return cls(augment=AugmentSettings(**augment), **facts)
 
 
-def check_settings(settings, positive: tuple[str, ...]) -> None:
-    """What all commands that train ask of theirs: `seed`, `name`, and those numbers, where given, above 0."""
+class RunSettings(Protocol):
+    """The settings that all training commands have."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def check_settings(settings: RunSettings, positive: Names, not_negative: Names = (), below_one: Names = ()) -> None:
+    """Check `seed`, `name` and the ranges of numbers. Raises ValueError.
+
+    positive      settings that must be above 0, or None
+    not_negative  at least 0
+    below_one     in [0, 1)
+    """
     if not 0 <= settings.seed < SEEDS:
         raise ValueError(f"--seed must be at least 0 and below {SEEDS:,}, not {settings.seed}")
     if any(part in ("..", "") for part in settings.name.split("/")) and settings.name:
         raise ValueError(f"--name must be a folder name below runs/, not {settings.name!r}")
-    for name in positive:
-        value = getattr(settings, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    for name in (*positive, *not_negative, *below_one):
+        flag, value = f"--{name.replace('_', '-')}", getattr(settings, name)
+        if name in positive and value is not None and not value > 0:
+            raise ValueError(f"{flag} must be above 0, not {value}")
+        if name in not_negative and not value >= 0:
+            raise ValueError(f"{flag} must be at least 0, not {value}")
+        if name in below_one and not 0 <= value < 1:
+            raise ValueError(f"{flag} must be in [0, 1), not {value}")
 
 
 CIFAR = PretrainSettings(
@@ -140,7 +156,7 @@ CIFAR = PretrainSettings(
     temperature=0.5,
 )
 
-# What each is for, and what it should reach, stands beside it: the command line's help prints it.
+# For each preset its purpose and what it should reach, which the command line's help prints, and its settings.
 PRESETS: dict[str, tuple[str, PretrainSettings]] = {
     "tiny": (
         "a 0.3 M parameter encoder at 48 px, for a machine without a GPU: on shapes 70 % kNN in two minutes, two cores",
@@ -156,8 +172,8 @@ PRESETS: dict[str, tuple[str, PretrainSettings]] = {
         CIFAR,
     ),
     "cifar-fast": (
-        "the same in 300 epochs, with tau and learning rate for short runs: aims at 90 % kNN in a quarter of an hour "
-        "on an H200, not measured yet",
+        "cifar in 300 epochs, with a temperature and learning rate for short runs: aims at 90 % kNN in 15 minutes on an "
+        "H200, not measured yet",
         replace(CIFAR, preset="cifar-fast", epochs=300, temperature=0.2, lr=0.2, lr_scaling="sqrt", warmup=0.03),
     ),
     "photos": (
@@ -186,15 +202,17 @@ PRESETS: dict[str, tuple[str, PretrainSettings]] = {
 
 
 def parse(arguments: list[str] | None = None) -> PretrainSettings:
-    """The command line over the preset that it names."""
+    """Settings from the command line; defaults are those of the preset that it names."""
     title = "Pretrain an encoder on unlabelled images with SimCLR, into runs/NAME."
     return over_preset(PretrainSettings, PRESETS, title, arguments)
 
 
 def over_preset(kind: type[T], presets: dict[str, tuple[str, T]], title: str, arguments: list[str] | None) -> T:
-    """Settings by the command line: the defaults are those of the preset that it names, or of the class's own.
+    """Settings of class `kind` from the command line; defaults are those of the preset that it names.
 
-    presets  by name: what each is for, which the help prints, and its settings
+    presets    name -> purpose, which the help prints, and settings
+    title      first line of the help
+    arguments  of the command line; None: sys.argv
     """
     import tyro
 
@@ -205,7 +223,7 @@ def over_preset(kind: type[T], presets: dict[str, tuple[str, T]], title: str, ar
             preset = argument.partition("=")[2]
         elif argument == "--preset" and i + 1 < len(arguments):
             preset = arguments[i + 1]
-    default = presets.get(preset, presets[kind.preset])[1]  # an unknown one is tyro's to refuse
+    default = presets.get(preset, presets[kind.preset])[1]  # tyro refuses an unknown one
     lines = [f"  {name}: {purpose}" for name, (purpose, _) in presets.items()]
     description = "\n".join([f"{title} Presets:\n", *lines])
     return tyro.cli(kind, default=default, args=arguments, description=description)

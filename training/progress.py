@@ -1,4 +1,4 @@
-"""One progress bar over a whole run, with its speed and the share of the time that it waited for data."""
+"""The progress bar of a run, with its speed and the share of time spent waiting for data."""
 
 import time
 
@@ -9,7 +9,7 @@ REDRAW_S = 0.5
 
 
 class RunBar(ProgressBar):
-    """Also keeps `images_per_s` and `wait_share` of the epoch that has just ended, for the log."""
+    """Also measures `images_per_s` and `wait_share` of each epoch, for metrics.csv."""
 
     def __init__(self, total_steps: int, batch_size: int):
         super().__init__()
@@ -45,14 +45,14 @@ class RunBar(ProgressBar):
         self.images_per_s = self.steps * self.batch_size / elapsed
         self.wait_share = self.waited / elapsed
         self.bar.update()
-        if self.ended - self.drawn_at > REDRAW_S:  # reading the loss waits for the device: seldom
+        if self.ended - self.drawn_at > REDRAW_S:  # not at every step: reading the loss waits for the device
             self.drawn_at = self.ended
             shown = {
                 "epoch": trainer.current_epoch + 1,
                 "img/s": f"{self.images_per_s:.0f}",
                 "wait": f"{self.wait_share:.0%}",
                 "loss": f"{outputs['loss'].item():.3f}",
-                **module.last_figure(),
+                **module.latest_figure(),
             }
             self.bar.set_postfix(shown, refresh=False)
 
@@ -64,7 +64,7 @@ class RunBar(ProgressBar):
             self.bar.close()
 
     def disable(self):
-        """Lightning's word to all processes but the first, whose bar is switched off above."""
+        """Lightning calls this in all processes but the first; on_train_start has disabled their bars already."""
 
     def print(self, *args, **kwargs):
         tqdm.write(" ".join(map(str, args)))

@@ -1,24 +1,31 @@
-"""A run on one page: its curves, some pairs of views, some pictures with their nearest neighbours."""
+"""A run's report.png: its curves, some pairs of views, and some pictures with their nearest neighbours."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from training.augment import augment
 from training.encoders import embed
+from training.loss import LOSSES
+
+if TYPE_CHECKING:
+    from training.pretrain import SimCLR
 
 PAIRS, QUERIES, NEIGHBOURS = 6, 6, 7
-BANK = 5000
+BANK = 5000  # most pictures among which neighbours are searched
 
 
-def write(path: Path, module) -> None:
-    """module: a SimCLR after training."""
+def write(path: Path, module: "SimCLR") -> None:
+    """Write the report of a trained module."""
     settings, pixels = module.settings, module.train_store.pixels
     figure = plt.figure(figsize=(13, 11), layout="constrained")
     curves, pairs, neighbours = figure.subfigures(3, 1, height_ratios=[1.1, 1.3, 2.6])
@@ -28,8 +35,8 @@ def write(path: Path, module) -> None:
     chosen = np.random.default_rng(settings.seed).permutation(len(pixels))[:BANK]
     bank = torch.from_numpy(pixels[chosen])  # (M, S, S, 3)
     generator = torch.Generator().manual_seed(settings.seed)
-    some = bank[:PAIRS].repeat(2, 1, 1, 1)
-    views = augment(some, settings.augment, generator, settings.size_px)  # (2 PAIRS, 3, S, S)
+    doubled = bank[:PAIRS].repeat(2, 1, 1, 1)
+    views = augment(doubled, settings.augment, generator, settings.size_px)  # (2 PAIRS, 3, S, S)
     similarity = F.cosine_similarity(*embed(module.encoder, views).chunk(2))  # (PAIRS,)
     pictures = views.permute(0, 2, 3, 1).numpy()
     pairs.suptitle("pairs of views and the cosine of their h")
@@ -53,13 +60,13 @@ def write(path: Path, module) -> None:
     plt.close(figure)
 
 
-def _curves(figure, module) -> None:
-    history = module.history
+def _curves(figure: SubFigure, module: "SimCLR") -> None:
+    history, contrastive = module.history, LOSSES[module.settings.loss]
     loss, rate, quality = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in history]
     loss.plot(epochs, [row["loss"] for row in history])
-    loss.axhline(np.log(2 * module.settings.batch_size - 1), color="grey", linestyle=":", label="chance")
-    loss.set(title="NT-Xent, nats", xlabel="epoch")
+    loss.axhline(contrastive.chance(module.settings.batch_size), color="grey", linestyle=":", label="chance")
+    loss.set(title=f"{contrastive.title}, nats", xlabel="epoch")
     loss.legend()
     rate.plot(epochs, [row["lr"] for row in history])
     rate.set(title="learning rate", xlabel="epoch")
@@ -69,7 +76,7 @@ def _curves(figure, module) -> None:
     quality.set(title={"knn": "kNN accuracy", "views_matched": "views matched"}[name], xlabel="epoch", ylim=(0, 1))
 
 
-def _show(axis, picture, title: str = "") -> None:
+def _show(axis: Axes, picture: np.ndarray, title: str = "") -> None:
     axis.imshow(picture)
     axis.set_title(title, fontsize=9)
     axis.axis("off")

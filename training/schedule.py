@@ -1,10 +1,13 @@
-"""The learning rate per step: scaling with the batch, linear warm-up, cosine to 0 (arXiv:2002.05709, App. B.6-B.9)."""
+"""The learning rate: scaling with the batch size, linear warm-up, cosine to 0 (arXiv:2002.05709, App. B.6-B.9)."""
 
 import math
 
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
 
 def scaled_lr(lr: float, batch_size: int, scaling: str) -> float:
-    """The peak learning rate. batch_size counts images, not views.
+    """The peak learning rate. batch_size counts images, not views. Raises ValueError for another scaling.
 
     linear  lr * batch_size / 256        (lr 0.3 in the paper)
     sqrt    lr * sqrt(batch_size)        (lr 0.075: better for small batches and short training)
@@ -14,6 +17,12 @@ def scaled_lr(lr: float, batch_size: int, scaling: str) -> float:
     if scaling not in scales:
         raise ValueError(f"scaling must be one of {', '.join(scales)}, not {scaling!r}")
     return lr * scales[scaling]
+
+
+def cosine_schedule(optimizer: Optimizer, warmup: float, total_steps: int) -> LambdaLR:
+    """warmup_cosine on an optimizer built with the peak learning rate. warmup: share of the steps, in [0, 1)."""
+    warmup_steps = round(warmup * total_steps)
+    return LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps))
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:

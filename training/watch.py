@@ -1,20 +1,23 @@
-"""Says early of a run that it cannot work: numbers that are none, a loss at chance, collapse, a learning rate that is
-far off."""
+"""Warns during a run that cannot work: a loss at chance, collapse, an unusual learning rate. A loss of NaN ends it."""
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
+from training.config import PretrainSettings
+from training.loss import LOSSES
+from training.optimizers import OPTIMIZERS
 from training.schedule import scaled_lr
 
-FIRST_LOOK, EVERY = 10, 100  # steps; a look waits for the device
-PATIENCE = 200  # steps after the warm-up before a loss at chance is reported
-AT_CHANCE = 0.02  # of log(2N - 1)
-COLLAPSED = 0.1  # of the spread that rows of independent directions have
+if TYPE_CHECKING:
+    from training.pretrain import SimCLR
 
-# Peak learning rates between which runs have been seen to learn. LARS moves every kernel by lr * trust / (1 - momentum)
-# of its length a step, here a hundredth of lr, whatever the batch.
-SENSIBLE_LR = {"lars": (0.05, 15.0), "sgd": (1e-3, 5.0), "adamw": (1e-5, 2e-2)}
+FIRST_CHECK, CHECK_EVERY = 10, 100  # steps; reading the loss waits for the device
+PATIENCE = 200  # steps after the warm-up before a loss at chance is reported
+AT_CHANCE = 0.02  # a loss within this share of its chance level has learnt nothing
+COLLAPSED = 0.1  # spread, where 1 is that of independent directions
 
 
 class RunProblem(ValueError):
@@ -22,26 +25,28 @@ class RunProblem(ValueError):
 
 
 class Watch(pl.Callback):
-    """Looks at `module.loss_value` and `module.spread`, tensors () on the device, from time to time."""
+    """Checks `module.loss_value` and `module.spread`, tensors () on the device, at some steps and after each epoch."""
 
     def __init__(self, warmup_steps: int):
         self.warmup_steps = warmup_steps
-        self.said: set[str] = set()
+        self.warned: set[str] = set()
 
-    def on_train_start(self, trainer, module):
-        if said := lr_sentence(module.settings):
-            self._say("lr", trainer, said)
+    def on_train_start(self, trainer: pl.Trainer, module: "SimCLR") -> None:
+        if warning := lr_warning(module.settings):
+            self._warn("lr", trainer, warning)
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index):
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: "SimCLR", outputs: Any, batch: Tensor, batch_index: int
+    ) -> None:
         step = trainer.global_step
-        if step == FIRST_LOOK or step % EVERY == 0:
-            self.look(trainer, module)
+        if step == FIRST_CHECK or step % CHECK_EVERY == 0:
+            self.check(trainer, module)
 
-    def on_train_epoch_end(self, trainer, module):
-        self.look(trainer, module)  # before the checkpoint of this epoch is written
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: "SimCLR") -> None:
+        self.check(trainer, module)  # before the checkpoint of this epoch is written
 
-    def look(self, trainer, module) -> None:
-        """raises RunProblem where the loss is not finite."""
+    def check(self, trainer: pl.Trainer, module: "SimCLR") -> None:
+        """raises RunProblem if the loss is not finite."""
         step, loss, spread = trainer.global_step, module.loss_value.item(), module.spread.item()
         settings = module.settings
         if not math.isfinite(loss):
@@ -49,35 +54,35 @@ class Watch(pl.Callback):
                 f"the loss is {loss} at step {step:,}, so the run was ended; its last checkpoint is from before. "
                 f"Try a lower --lr than {settings.lr:g}, a longer --warmup, or a higher --temperature."
             )
-        chance = math.log(2 * settings.batch_size - 1)
+        chance = LOSSES[settings.loss].chance(settings.batch_size)
         if spread < COLLAPSED:
-            self._say(
+            self._warn(
                 "collapse",
                 trainer,
                 f"the projections of all pictures point the same way (spread {spread:.3f} of 1 at step {step:,}): the "
                 f"encoder is collapsing. Try a lower --lr, or a --head-layers of 2 or 3, whose batch norm prevents it.",
             )
         elif step > self.warmup_steps + PATIENCE and loss > (1 - AT_CHANCE) * chance:
-            self._say(
+            self._warn(
                 "chance",
                 trainer,
-                f"the loss, {loss:.3f} at step {step:,}, is still at its chance level log(2N - 1) = {chance:.3f}: "
-                f"nothing is being learnt. Are the pictures all alike, or the views too different? Try a gentler "
-                f"augmentation, another --lr, or a lower --temperature.",
+                f"the loss, {loss:.3f} at step {step:,}, is still at its chance level {chance:.3f}: nothing is being "
+                f"learnt. Are the pictures all alike, or the views too different? Try a gentler augmentation, another "
+                f"--lr, or a lower --temperature.",
             )
 
-    def _say(self, what: str, trainer, sentence: str) -> None:
-        """Once a run."""
-        if what not in self.said:
-            self.said.add(what)
+    def _warn(self, topic: str, trainer: pl.Trainer, warning: str) -> None:
+        """Print a warning, once per topic."""
+        if topic not in self.warned:
+            self.warned.add(topic)
             if trainer.is_global_zero:
-                trainer.progress_bar_callback.print(f"warning: {sentence}")
+                trainer.progress_bar_callback.print(f"warning: {warning}")
 
 
-def lr_sentence(settings) -> str | None:
-    """Of a peak learning rate that is out of range; None for one within."""
+def lr_warning(settings: PretrainSettings) -> str | None:
+    """Warns of a peak learning rate outside the range in which the optimizer was seen to learn; None within it."""
     peak = scaled_lr(settings.lr, settings.batch_size, settings.lr_scaling)
-    low, high = SENSIBLE_LR[settings.optimizer]
+    low, high = OPTIMIZERS[settings.optimizer].sensible_lr
     if low <= peak <= high:
         return None
     return (

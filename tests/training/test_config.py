@@ -1,4 +1,4 @@
-"""Settings: what is refused, what a preset changes, what a checkpoint gives back."""
+"""Settings: values that are refused, presets, and the settings in checkpoints."""
 
 import dataclasses
 import json
@@ -7,6 +7,8 @@ import pytest
 
 from training.augment import AugmentSettings
 from training.config import PRESETS, PretrainSettings, parse
+from training.loss import LOSSES
+from training.optimizers import OPTIMIZERS
 
 
 def test_no_argument_gives_the_tiny_preset():
@@ -14,14 +16,14 @@ def test_no_argument_gives_the_tiny_preset():
 
 
 @pytest.mark.parametrize("spelling", [["--preset", "cifar"], ["--preset=cifar"]])
-def test_the_command_line_goes_over_the_preset_that_it_names(spelling):
+def test_the_command_line_overrides_the_preset_that_it_names(spelling):
     settings = parse([*spelling, "--epochs", "7", "--augment.grey", "0.3"])
     expected = PRESETS["cifar"][1]
     augment = dataclasses.replace(expected.augment, grey=0.3)
     assert settings == dataclasses.replace(expected, epochs=7, augment=augment)
 
 
-def test_every_preset_is_of_its_own_name_and_stands_in_the_help(capsys):
+def test_every_preset_has_its_own_name_and_is_in_the_help(capsys):
     with pytest.raises(SystemExit) as stopped:
         parse(["--help"])
     assert stopped.value.code == 0
@@ -37,6 +39,23 @@ def test_settings_survive_json():
         assert PretrainSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
+def test_settings_from_before_there_was_a_choice_of_loss_are_of_nt_xent():
+    old = PretrainSettings(loss="dcl").to_dict()
+    del old["loss"]
+    assert PretrainSettings.from_dict(old).loss == "nt_xent"
+
+
+@pytest.mark.parametrize(("field", "table"), [("loss", LOSSES), ("optimizer", OPTIMIZERS)])
+def test_the_command_line_takes_every_row_of_a_table_and_nothing_else(field, table, capsys):
+    for name in table:
+        assert getattr(parse([f"--{field}", name]), field) == name
+    with pytest.raises(SystemExit):
+        parse([f"--{field}", "another"])
+    assert "Invalid choice" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"--{field} must be one of {', '.join(table)}, not 'another'"):
+        PretrainSettings(**{field: "another"})
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -45,16 +64,18 @@ def test_settings_survive_json():
         ({"temperature": float("nan")}, "--temperature must be above 0, not nan"),
         ({"epochs": 0}, "--epochs must be above 0, not 0"),
         ({"minutes": -1.0}, "--minutes must be above 0, not -1.0"),
-        ({"warmup": 1.0}, "--warmup is a share of the steps"),
+        ({"warmup": 1.0}, "--warmup must be in"),
         ({"momentum": 1.0}, "--momentum must be in"),
         ({"weight_decay": -1e-4}, "--weight-decay must be at least 0"),
+        ({"chunk_size": -1}, "--chunk-size must be at least 0"),
+        ({"devices": -1}, "--devices must be at least 0"),
         ({"seed": 20251125}, "--seed must be at least 0 and below 16,777,216, not 20251125"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"name": "../elsewhere"}, "--name must be a folder name below runs/"),
         ({"name": "/elsewhere"}, "--name must be a folder name below runs/"),
     ],
 )
-def test_what_cannot_be_is_refused_by_its_flag(change, words):
+def test_impossible_values_are_refused_by_their_flag(change, words):
     with pytest.raises(ValueError, match=words):
         PretrainSettings(**change)
 

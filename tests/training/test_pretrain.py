@@ -1,8 +1,9 @@
-"""Whole runs, small: what they leave behind, going on after a kill, and what is refused."""
+"""Small whole runs: the files they write, resuming after a kill, and settings that are refused."""
 
 import csv
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,10 +23,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from training import checkpoint
 from training.augment import render
 from training.checkpoint import CheckpointError
-from training.config import PretrainSettings
+from training.config import PretrainSettings, parse
 from training.data.sources import DataError
 from training.encoders import Encoder, to_input
 from training.initial import Initial, begin_from, initial, statistics_off
+from training.loss import LOSSES
+from training.optimizers import OPTIMIZERS
 from training.pretrain import SimCLR, epochs_in, pretrain, starting_point
 
 ROOT = Path(__file__).parents[2]
@@ -52,13 +55,14 @@ def start(settings: PretrainSettings, folder: Path, **options) -> subprocess.Pop
     return subprocess.Popen(command, cwd=folder, env=environment, **options)
 
 
-def test_a_run_leaves_its_settings_its_figures_a_checkpoint_and_a_picture(small_settings, capsys):
+def test_a_run_writes_its_settings_its_metrics_a_checkpoint_and_a_report(small_settings, capsys):
     run = pretrain(small_settings(knn_epochs=2))
     assert json.loads((run / "config.json").read_text())["epochs"] == 3
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [bool(row["knn"]) for row in rows] == [False, True, True]
     assert all(float(row["loss"]) > 0 and float(row["images_per_s"]) > 0 for row in rows)
+    assert {float(row["chance"]) for row in rows} == {math.log(63)}
     saved = checkpoint.load(checkpoint.find(run))
     assert saved["facts"]["images"] == 64
     assert saved["facts"]["after"]["knn"] == float(rows[-1]["knn"])
@@ -70,7 +74,7 @@ def test_a_run_leaves_its_settings_its_figures_a_checkpoint_and_a_picture(small_
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_and_continued_ends_as_if_it_had_never_stopped(small_settings, tmp_path):
+def test_a_run_killed_at_any_moment_and_resumed_ends_as_if_it_had_never_stopped(small_settings, tmp_path):
     settings = small_settings(epochs=6, resume=True)
     assert start(settings, tmp_path / "whole", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait() == 0
     broken = tmp_path / "broken"
@@ -116,7 +120,7 @@ def test_ctrl_c_ends_the_run_after_the_epoch_with_a_checkpoint(small_shapes, tmp
     assert "Stopping at the end of this epoch" in said
     assert "Traceback" not in said
     epochs = len(metrics.read_text().splitlines()) - 1
-    assert f"Stopped after {epochs} of 2000 epochs. The same command with --resume goes on." in printed
+    assert f"Stopped after {epochs} of 2000 epochs. Run the same command with --resume to continue." in printed
     saved = checkpoint.load(tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt")
     assert (saved["epoch"], saved["global_step"]) == (epochs - 1, 2 * epochs)
 
@@ -129,7 +133,7 @@ def test_a_finished_run_is_left_as_it_is(small_settings, capsys):
     assert (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == written
     with pytest.raises(CheckpointError, match=r"runs/small holds a run already: continue it with --resume"):
         pretrain(small_settings(epochs=1))
-    with pytest.raises(CheckpointError, match=r"was begun with --epochs 1, not 2"):
+    with pytest.raises(CheckpointError, match=r"was started with --epochs 1, not 2"):
         pretrain(small_settings(epochs=2, resume=True))
 
 
@@ -176,8 +180,8 @@ def test_broken_files_are_listed_in_the_run_and_the_rest_is_trained_on(small_set
     assert checkpoint.load(checkpoint.find(run))["facts"]["images"] == 7
 
 
-def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(small_settings, monkeypatch):
-    """os.fsync stands for every call that can find the disk full."""
+def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(small_settings, monkeypatch):
+    """os.fsync represents every call that can fail on a full disk."""
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     calls = []
     fsync = os.fsync
@@ -199,7 +203,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(small_settings, mon
     assert checkpoint.load(folder / "last.ckpt")["epoch"] == 1
 
 
-def test_a_file_that_is_no_checkpoint_is_named(small_settings, tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_named(small_settings, tmp_path):
     for content in (b"", b"not a checkpoint", b"PK\x03\x04 half a zip"):
         path = tmp_path / "last.ckpt"
         path.write_bytes(content)
@@ -212,7 +216,7 @@ def test_a_file_that_is_no_checkpoint_is_named(small_settings, tmp_path):
         checkpoint.find(Path("nowhere"))
 
 
-class PixelStore:
+class RandomPictures:
     source = "pixels"
 
     def __init__(self, n: int):
@@ -220,7 +224,7 @@ class PixelStore:
         self.labels = np.full(n, -1)
 
 
-def test_a_run_begins_from_an_earlier_ones_encoder_and_head_and_goes_on_without_it(small_settings, monkeypatch):
+def test_a_run_starts_from_an_earlier_ones_encoder_and_head_and_resumes_without_it(small_settings, monkeypatch):
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     earlier = pretrain(small_settings(name="earlier", epochs=1))
     before, begun, begins = checkpoint.load(checkpoint.find(earlier)), [], SimCLR.on_train_start
@@ -235,35 +239,35 @@ def test_a_run_begins_from_an_earlier_ones_encoder_and_head_and_goes_on_without_
     saved = checkpoint.load(checkpoint.find(run))
     assert saved["facts"]["origin"] == "earlier"
     assert saved["facts"]["before"] == before["facts"]["after"]
-    shutil.rmtree(earlier)  # a run that is on its way needs it no more
+    shutil.rmtree(earlier)  # a run that has started does not need it any more
     pretrain(small_settings(init=str(earlier), epochs=3, resume=True))
     assert checkpoint.load(checkpoint.find(run))["global_step"] == 6
 
 
-def test_pictures_much_smaller_than_what_a_run_starts_from_are_remarked_upon(small_settings, capsys):
+def test_a_note_says_that_pictures_are_much_smaller_than_those_of_the_weights(small_settings, capsys):
     pretrain(small_settings(name="earlier", size_px=64, epochs=1))
     pretrain(small_settings(init="runs/earlier", size_px=64, epochs=1))
     assert "note: runs/earlier sees 64 px and these pictures have 24: enlarged" in capsys.readouterr().out
 
 
-def test_a_head_of_other_layers_starts_anew_and_the_encoder_does_not(small_settings, capsys):
+def test_a_head_of_other_layers_starts_at_random_and_the_encoder_does_not(small_settings, capsys):
     earlier = pretrain(small_settings(name="earlier", epochs=1, head_layers=2))
     start = initial(str(earlier), None, None, None, 0)
-    module = SimCLR(small_settings(), PixelStore(8), None, start)
-    fresh = SimCLR(small_settings(), PixelStore(8), None)
+    module = SimCLR(small_settings(), RandomPictures(8), None, start)
+    fresh = SimCLR(small_settings(), RandomPictures(8), None)
     assert torch.equal(module.encoder.conv1.weight, start.encoder.conv1.weight)
     assert torch.equal(module.projector[0].weight, fresh.projector[0].weight)
     assert "note: the head of earlier has other layers than --head-layers" in capsys.readouterr().out
 
 
-def test_torchvisions_weights_are_begun_from_with_their_own_architecture_and_size(tmp_path, capsys):
+def test_a_run_from_torchvisions_weights_has_their_architecture_and_size(tmp_path, capsys):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.pth")
     init = f"resnet18:{tmp_path / 'theirs.pth'}"
     settings, start = starting_point(PretrainSettings(init=init))
     assert (settings.encoder, settings.width, settings.size_px) == ("resnet18", 1, 224)
     assert f"{init} is resnet18 at 224 px, and so is this run" in capsys.readouterr().out
     assert starting_point(PretrainSettings(init=init, size_px=128))[0].size_px == 128
-    module = SimCLR(settings, PixelStore(8), None, start)
+    module = SimCLR(settings, RandomPictures(8), None, start)
     assert torch.equal(module.encoder.layer4[1].conv2.weight, start.encoder.layer4[1].conv2.weight)
 
 
@@ -292,8 +296,8 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_decoded(small_s
     assert not Path("data").exists() and not Path("runs").exists()
 
 
-def test_weights_of_another_normalisation_are_told_by_their_first_batch_norm(capsys):
-    pixels, (encoder, own) = PixelStore(64).pixels, (Encoder("tiny", 1, 16) for _ in range(2))
+def test_weights_of_another_normalisation_are_recognised_by_their_first_batch_norm(capsys):
+    pixels, (encoder, own) = RandomPictures(64).pixels, (Encoder("tiny", 1, 16) for _ in range(2))
     encoder.train()
     for _ in range(40):
         encoder(to_input(torch.from_numpy(pixels)))
@@ -305,8 +309,27 @@ def test_weights_of_another_normalisation_are_told_by_their_first_batch_norm(cap
     assert "note: theirs was trained on other pictures, or normalised otherwise" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_of_a_step_is_that_of_the_setting(small_settings, name):
+    module = SimCLR(small_settings(loss=name), RandomPictures(8), None)
+    images = torch.from_numpy(module.train_store.pixels)
+    z_a, z_b = module.pairs(images, module.draws(images, 3))
+    losses = {other: row.function(z_a, z_b, 0.2).item() for other, row in LOSSES.items()}
+    assert len(set(losses.values())) == len(LOSSES)
+    assert module.loss(images, 3).item() == losses[name]
+
+
+def test_a_run_with_dcl_has_its_chance_level_and_its_name_in_the_report(small_settings, monkeypatch):
+    titles = []
+    monkeypatch.setattr("training.report._curves", lambda figure, module: titles.append(LOSSES[module.settings.loss]))
+    run = pretrain(small_settings(loss="dcl", epochs=1))
+    (row,) = csv.DictReader((run / "metrics.csv").read_text().splitlines())
+    assert float(row["chance"]) == math.log(62)
+    assert checkpoint.settings_of(checkpoint.load(checkpoint.find(run))).loss == "dcl"
+
+
 def test_minutes_become_epochs_by_the_speed_of_the_first_steps(small_settings):
-    settings, store = small_settings(), PixelStore(64)
+    settings, store = small_settings(), RandomPictures(64)
     short, long = (epochs_in(minutes, settings, store) for minutes in (0.05, 1.0))
     assert short >= 1
     assert 4 < long / short < 100  # twentyfold, by a noisy clock
@@ -314,7 +337,7 @@ def test_minutes_become_epochs_by_the_speed_of_the_first_steps(small_settings):
 
 
 def test_every_step_has_views_of_its_own_and_the_same_ones_every_time(small_settings):
-    module = SimCLR(small_settings(), PixelStore(8), None)
+    module = SimCLR(small_settings(), RandomPictures(8), None)
     images = torch.from_numpy(module.train_store.pixels)
     first, again, next_step = (render(images.repeat(2, 1, 1, 1), module.draws(images, step), 16) for step in (0, 0, 1))
     assert torch.equal(first, again)
@@ -325,9 +348,9 @@ def test_every_step_has_views_of_its_own_and_the_same_ones_every_time(small_sett
 
 def test_a_batch_in_chunks_of_its_own_size_has_the_loss_of_the_whole(small_settings):
     """And smaller chunks, whose batch norms see less, have the loss of another draw of the same kind."""
-    images = torch.from_numpy(PixelStore(8).pixels)
+    images = torch.from_numpy(RandomPictures(8).pixels)
     whole, one, two = (
-        SimCLR(small_settings(chunk_size=size), PixelStore(8), None).loss(images, 3).item() for size in (0, 8, 4)
+        SimCLR(small_settings(chunk_size=size), RandomPictures(8), None).loss(images, 3).item() for size in (0, 8, 4)
     )
     assert whole == one != two
     assert abs(whole - two) < 0.5
@@ -335,7 +358,7 @@ def test_a_batch_in_chunks_of_its_own_size_has_the_loss_of_the_whole(small_setti
 
 @pytest.mark.slow
 def test_the_augmentation_compiles_whole_and_gives_the_same_views(small_settings):
-    module = SimCLR(small_settings(), PixelStore(8), None)
+    module = SimCLR(small_settings(), RandomPictures(8), None)
     images = torch.from_numpy(module.train_store.pixels)
     module.compile_parts(images)
     assert module.render is not render, "torch.compile failed"
@@ -345,11 +368,11 @@ def test_the_augmentation_compiles_whole_and_gives_the_same_views(small_settings
 
 @pytest.mark.slow
 def test_what_was_compiled_before_the_first_step_is_what_mixed_precision_runs(small_settings, monkeypatch):
-    """bfloat16 on the CPU stands for a GPU's."""
+    """bfloat16 on the CPU represents a GPU's."""
     trainers = MixedPrecision("bf16-mixed", "cpu")
     monkeypatch.setattr("training.pretrain.mixed_precision", lambda on: trainers.autocast_context_manager())
     monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
-    module = SimCLR(small_settings(), PixelStore(8), None)
+    module = SimCLR(small_settings(), RandomPictures(8), None)
     images = torch.from_numpy(module.train_store.pixels)
     module.compile_parts(images)
     with trainers.forward_context():
@@ -358,10 +381,10 @@ def test_what_was_compiled_before_the_first_step_is_what_mixed_precision_runs(sm
 
 @pytest.mark.parametrize(("chunk_size", "dense_rows"), [(0, 8192), (0, 0), (8, 8192)])
 def test_a_step_reads_no_value_so_that_on_a_gpu_nothing_waits(chunk_size, dense_rows, small_settings, monkeypatch):
-    """Tensors of shape and type alone stand for a device's: whoever asks them for a value gets an error."""
+    """Fake tensors, which have a shape and a type only, replace a device's: reading a value raises."""
     monkeypatch.setattr("training.loss.DENSE_ROWS", dense_rows)
     settings = small_settings(batch_size=16, chunk_size=chunk_size)
-    module = SimCLR(settings, PixelStore(16), None)
+    module = SimCLR(settings, RandomPictures(16), None)
     with FakeTensorMode(allow_non_fake_inputs=True):
         module.to_empty(device="cpu")
         optimizer = module.configure_optimizers()["optimizer"]
@@ -374,7 +397,7 @@ def test_a_step_reads_no_value_so_that_on_a_gpu_nothing_waits(chunk_size, dense_
             loss.item()
 
 
-def test_where_nothing_compiles_the_run_goes_on_and_says_so(small_settings, monkeypatch, capsys):
+def test_a_run_trains_uncompiled_where_nothing_compiles_and_says_so(small_settings, monkeypatch, capsys):
     def fails(*arguments, **options):
         def call(*arguments):
             raise RuntimeError("no C++ compiler\nand more")
@@ -383,12 +406,30 @@ def test_where_nothing_compiles_the_run_goes_on_and_says_so(small_settings, monk
 
     monkeypatch.setattr("training.pretrain.torch.compile", fails)
     pretrain(small_settings(epochs=1, compile=True))
-    assert "going on without torch.compile, which speeds training up: no C++ compiler\n" in capsys.readouterr().out
+    assert "training without torch.compile, which would be faster: no C++ compiler\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
-def test_the_learning_rate_starts_at_nought_and_batch_norm_never_decays(small_settings, optimizer):
-    module = SimCLR(small_settings(optimizer=optimizer, warmup=0.5), PixelStore(64), None)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_of_the_table_can_be_given_trains_and_has_sensible_learning_rates(small_settings, name):
+    assert parse(["--optimizer", name]).optimizer == name
+    low, high = OPTIMIZERS[name].sensible_lr
+    assert 0 < low < high
+    module = SimCLR(small_settings(optimizer=name, lr=low, lr_scaling="none", momentum=0.5), RandomPictures(64), None)
+    optimizer = module.configure_optimizers()["optimizer"]
+    for group in optimizer.param_groups:
+        assert group["lr"] == 0.0
+        assert group["initial_lr"] == low
+        assert group.get("momentum", 0.5) == 0.5
+        group["lr"] = low
+    before = module.encoder.conv1.weight.clone()
+    module.loss(torch.from_numpy(module.train_store.pixels), 0).backward()
+    optimizer.step()
+    assert module.encoder.conv1.weight.isfinite().all() and not torch.equal(module.encoder.conv1.weight, before)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_learning_rate_starts_at_0_and_batch_norm_never_decays(small_settings, optimizer):
+    module = SimCLR(small_settings(optimizer=optimizer, warmup=0.5), RandomPictures(64), None)
     chosen = module.configure_optimizers()
     matrices, vectors = chosen["optimizer"].param_groups
     assert matrices["lr"] == 0.0

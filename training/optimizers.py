@@ -1,0 +1,28 @@
+"""The optimizers of pretraining, a row each: how it is built, and the learning rates at which it was seen to learn."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from torch.optim import SGD, AdamW, Optimizer
+
+from training.lars import LARS
+
+
+class OptimizerRow(NamedTuple):
+    build: Callable[[list[dict], float, float], Optimizer]
+    """(groups of lars_groups, learning rate, momentum). torch's own optimizers ignore a group's `adapt`."""
+    sensible_lr: tuple[float, float]
+    """Least and greatest peak learning rate that has been seen to learn; outside, a run is warned."""
+
+
+# The ranges were measured on shapes (training/RECORDS.md). LARS moves every kernel by lr * trust / (1 - momentum) of its
+# length a step, here a hundredth of lr, whatever the batch.
+OPTIMIZERS = {
+    "lars": OptimizerRow(lambda groups, lr, momentum: LARS(groups, lr=lr, momentum=momentum), (0.05, 15.0)),
+    "sgd": OptimizerRow(lambda groups, lr, momentum: SGD(groups, lr=lr, momentum=momentum), (1e-3, 5.0)),
+    "adamw": OptimizerRow(lambda groups, lr, momentum: AdamW(groups, lr=lr), (1e-5, 2e-2)),
+}
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]  # the command line's choices
