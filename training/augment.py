@@ -1,19 +1,20 @@
-r"""SimCLR's augmentation of a whole batch, each image with its own draws (Chen et al. 2020, arXiv:2002.05709, App. A).
+r"""SimCLR's augmentation of a batch, each image with its own draws (Chen et al. 2020, arXiv:2002.05709, App. A).
 
-Two halves: `draw` makes all random numbers, `render` is a pure function of images and draws. `augment` is both.
+`draw` makes all random numbers, `render` is a pure function of images and these numbers, `augment` does both.
 
     crop    resample the crop [start, start + length) to size_px with an antialiased bicubic filter. Per axis this is
             a matrix, so a batch of different crops is two batched matrix products, on any device.
-    flip    in the same matrix
+    flip    part of the same matrix
     jitter  brightness, contrast, saturation, hue in random order, clipped to [0, 1] after each
     grey    three equal channels
-    blur    Gaussian, borders reflected; again a matrix per axis
+    blur    Gaussian, borders reflected; also a matrix per axis
 
 The operations are torchvision's (contrast blends with the mean grey, saturation with the pixel's grey: the PyTorch
 listing of App. A), brightness multiplies (v2). No mean/std normalisation: the encoder's input is in [0, 1].
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 CROP_ASPECT = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
-TENSORFLOW_LEAST_AREA = 0.1  # its min_object_covered, effective whatever the area range says
+TENSORFLOW_LEAST_AREA = 0.1  # its min_object_covered, which limits crop_area too
 BLUR_SIGMA = (0.1, 2.0)
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision rounds them
 BICUBIC = -0.5  # Keys' a, as in Pillow and in torch's antialiased resize
@@ -30,23 +31,23 @@ BICUBIC = -0.5  # Keys' a, as in Pillow and in torch's antialiased resize
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """What the views of a picture differ in. The defaults are the paper's for photographs."""
+    """Random changes that make a view of a picture. The defaults are the paper's for photographs."""
 
     crop_area: tuple[float, float] = (0.08, 1.0)
-    """Least and greatest share of the picture's area that a crop takes."""
+    """Smallest and largest share of the picture's area in a crop."""
     crop_sampling: Literal["torchvision", "tensorflow"] = "torchvision"
-    """torchvision draws area uniformly and aspect log-uniformly; tensorflow (google-research/simclr) draws side
-    and aspect uniformly, which gives larger crops."""
+    """torchvision draws area uniformly and aspect ratio log-uniformly; tensorflow (google-research/simclr) draws height
+    and aspect ratio uniformly, which gives larger crops."""
     flip: float = 0.5
-    """Probability of a left-right flip. Set 0 where mirror images mean different things."""
+    """Probability of a left-right flip. Use 0 where mirror images have different meanings."""
     jitter: float = 0.8
     """Probability of colour jitter."""
     strength: float = 1.0
-    """The paper's s: brightness, contrast, saturation vary by 0.8 s, hue by 0.2 s of the circle."""
+    """Strength s of the jitter: brightness, contrast and saturation vary by 0.8 s, hue by 0.2 s of the circle."""
     grey: float = 0.2
-    """Probability of grey."""
+    """Probability of conversion to grey."""
     blur: float = 0.5
-    """Probability of Gaussian blur, sigma 0.1 to 2 pixels, kernel a tenth of the size, made odd."""
+    """Probability of a Gaussian blur of sigma 0.1 to 2 pixels, with an odd kernel of about a tenth of the size."""
 
     def __post_init__(self):
         low, high = self.crop_area
@@ -58,7 +59,7 @@ class AugmentSettings:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability in [0, 1], not {getattr(self, name)}")
         if not 0 <= self.strength <= 2.5:
-            raise ValueError(f"strength must be in [0, 2.5], not {self.strength}")  # 0.2 s is at most half a circle
+            raise ValueError(f"strength must be in [0, 2.5], not {self.strength}")  # hue: at most half a circle
 
 
 class Draws(NamedTuple):
@@ -83,7 +84,7 @@ def augment(images: Tensor, settings: AugmentSettings, generator: torch.Generato
     """One view of each image.
 
     images     (N, H, W, 3) uint8 RGB, on the generator's device
-    generator  the only source of randomness: same state, same views
+    generator  the only source of random numbers: same state, same views
     returns    (N, 3, size_px, size_px) float32 in [0, 1]
     """
     n, height, width, _ = images.shape
@@ -122,7 +123,7 @@ def draw(n: int, height: int, width: int, settings: AugmentSettings, generator: 
 
 
 def render(images: Tensor, draws: Draws, size_px: int) -> Tensor:
-    """Apply the draws. images (N, H, W, 3) uint8 -> (N, 3, size_px, size_px) float32 in [0, 1], autocast or not."""
+    """Apply the draws: images (N, H, W, 3) uint8 -> (N, 3, size_px, size_px) float32 in [0, 1], also under autocast."""
     with torch.autocast(images.device.type, enabled=False):
         return _render(images, draws, size_px)
 
@@ -140,23 +141,25 @@ def _render(images: Tensor, draws: Draws, size_px: int) -> Tensor:
 
 
 def _both_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """A matrix along each axis of each image: (N, 3, H, W), (N, S, H), (N, S, W) -> (N, 3, S, S)."""
+    """Apply a matrix to each axis of each image: (N, 3, H, W), (N, S, H), (N, S, W) -> (N, 3, S, S)."""
     n, channels, height, width = x.shape
     x = (x.reshape(n, channels * height, width) @ columns.mT).view(n, channels, height, -1)  # (N, 3, H, S)
     x = rows @ x.transpose(1, 2).reshape(n, height, -1)  # (N, S, 3S)
     return x.view(n, x.shape[1], channels, -1).transpose(1, 2)
 
 
-def _draw_crop(uniform, height: int, width: int, settings: AugmentSettings) -> tuple[Tensor, ...]:
-    """top, left, height, width (N,): the first of CROP_ATTEMPTS that fits, otherwise each library's way out."""
+def _draw_crop(
+    uniform: Callable[..., Tensor], height: int, width: int, settings: AugmentSettings
+) -> tuple[Tensor, ...]:
+    """top, left, height, width (N,): the first of CROP_ATTEMPTS that fits, else the fallback of that library."""
     least, greatest = (share * height * width for share in settings.crop_area)
     if settings.crop_sampling == "torchvision":
         area = uniform(least, greatest, CROP_ATTEMPTS)
         aspect = uniform(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1]), CROP_ATTEMPTS).exp()
         h, w = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
         fits = (h >= 1) & (w >= 1) & (h <= height) & (w <= width)
-        # otherwise the largest crop of an aspect in range, in the middle
-        instead = min(height, round(width / CROP_ASPECT[0])), min(width, round(height * CROP_ASPECT[1]))
+        # the largest central crop with an aspect ratio in range
+        fallback = min(height, round(width / CROP_ASPECT[0])), min(width, round(height * CROP_ASPECT[1]))
     else:
         aspect = uniform(*CROP_ASPECT, CROP_ATTEMPTS)
         widest = ((width + 0.5 - 1e-7) / aspect).floor()  # the greatest height whose rounded width fits
@@ -164,18 +167,18 @@ def _draw_crop(uniform, height: int, width: int, settings: AugmentSettings) -> t
         shortest = (least / aspect).sqrt().round().minimum(tallest)
         h = shortest + (uniform(0, 1, CROP_ATTEMPTS) * (tallest - shortest + 1)).floor()
         area = h * (h * aspect).round()
-        h = h + (area < least).float() - (area > greatest).float()  # rounding had led out of the range
+        h = h + (area < least).float() - (area > greatest).float()  # where rounding left the range
         w = (h * aspect).round()
         area = h * w
         covers = area >= TENSORFLOW_LEAST_AREA * height * width
         fits = (h <= height) & (w <= width) & (area >= least) & (area <= greatest) & covers
-        instead = height, width
+        fallback = height, width
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)  # (N, 1)
-    found = fits.any(dim=1)
-    h = torch.where(found, h.gather(1, first)[:, 0], instead[0])
-    w = torch.where(found, w.gather(1, first)[:, 0], instead[1])
-    top = torch.where(found, (uniform() * (height - h + 1)).floor(), (height - instead[0]) // 2)
-    left = torch.where(found, (uniform() * (width - w + 1)).floor(), (width - instead[1]) // 2)
+    any_fits = fits.any(dim=1)
+    h = torch.where(any_fits, h.gather(1, first)[:, 0], fallback[0])
+    w = torch.where(any_fits, w.gather(1, first)[:, 0], fallback[1])
+    top = torch.where(any_fits, (uniform() * (height - h + 1)).floor(), (height - fallback[0]) // 2)
+    left = torch.where(any_fits, (uniform() * (width - w + 1)).floor(), (width - fallback[1]) // 2)
     return top, left, h, w
 
 
@@ -185,7 +188,7 @@ def _resampling(start: Tensor, length: Tensor, old_px: int, new_px: int) -> Tens
     new = torch.arange(new_px, device=start.device)[None, :, None]  # (1, new, 1)
     start, length = start[:, None, None], length[:, None, None]
     scale = length / new_px
-    t = (old + 0.5 - start - (new + 0.5) * scale) / scale.clamp(min=1)  # wider filter when shrinking
+    t = (old + 0.5 - start - (new + 0.5) * scale) / scale.clamp(min=1)  # the filter widens when shrinking
     t = t.abs()
     near = ((BICUBIC + 2) * t - (BICUBIC + 3)) * t * t + 1
     far = BICUBIC * (((t - 5) * t + 8) * t - 4)
@@ -197,13 +200,13 @@ def _resampling(start: Tensor, length: Tensor, old_px: int, new_px: int) -> Tens
 def _blurring(sigma: Tensor, size_px: int) -> Tensor:
     """Matrices (N, size_px, size_px) of a Gaussian blur with reflected borders; the identity where sigma is 0.
 
-    Each is a weighted sum of the same few matrices, which shift by -radius to radius pixels.
+    Each is a weighted sum of the same matrices, which shift by -radius to radius pixels.
     """
     radius, last = (size_px // 10) // 2, size_px - 1
     offset = torch.arange(-radius, radius + 1, device=sigma.device)
     i = torch.arange(size_px, device=sigma.device)
     source = i + offset[:, None]  # (2r + 1, S)
-    source = last - (last - source.abs()).abs()  # mirrored at either border, which repeats no border pixel
+    source = last - (last - source.abs()).abs()  # mirrored at the borders without repeating the border pixel
     shifts = (source[:, :, None] == i).float()  # (2r + 1, S, S)
     weights = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)  # (N, 2r + 1)
     weights = weights / weights.sum(dim=1, keepdim=True)
@@ -211,8 +214,10 @@ def _blurring(sigma: Tensor, size_px: int) -> Tensor:
 
 
 def _jitter(x: Tensor, draws: Draws) -> Tensor:
-    """The blends that come before the hue, the hue, and those after it: nothing depends on a value of the draws, so
-    that nothing waits for the device and the whole compiles into few kernels."""
+    """Blends before the hue shift, the hue shift, blends after it.
+
+    No branch depends on a value of the draws, so nothing waits for the device and all compiles into few kernels.
+    """
     factors = torch.stack([draws.brightness, draws.contrast, draws.saturation], dim=1)  # (N, 3)
     factors = factors.gather(1, draws.blend_order)
     for place in range(3):
@@ -224,7 +229,7 @@ def _jitter(x: Tensor, draws: Draws) -> Tensor:
 
 
 def _blend(x: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
-    """Away from black (kind 0), the mean luminance (1) or the pixel's luminance (2), by (N,) factors."""
+    """Scale the distance from black (kind 0), the mean luminance (1) or the pixel's luminance (2) by (N,) factors."""
     kind, factor = (values[:, None, None, None] for values in (kind, factor))
     luminance = _luminance(x)
     mean = luminance.mean(dim=(2, 3), keepdim=True)

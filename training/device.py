@@ -1,4 +1,4 @@
-"""The device that trains, and how it computes: a GPU in bfloat16 where there is one, or the CPU in float32."""
+"""The device that trains and its precision: a GPU in bfloat16 if there is one, otherwise the CPU in float32."""
 
 import ctypes
 import sys
@@ -13,18 +13,17 @@ def training_device() -> torch.device:
 
 
 def mixed_precision(on: torch.device) -> torch.autocast:
-    """What a step's forward runs in: bfloat16 on a GPU, nothing else than usual on a CPU."""
-    return torch.autocast(
-        on.type, torch.bfloat16, enabled=on.type == "cuda", cache_enabled=False
-    )  # as the trainer does
+    """The autocast context of a forward pass: bfloat16 on a GPU, off on a CPU."""
+    # Lightning's trainer switches the cache off too.
+    return torch.autocast(on.type, torch.bfloat16, enabled=on.type == "cuda", cache_enabled=False)
 
 
 def prepare() -> None:
     """Set the process up for training.
 
-    GPU  float32 products in TF32, and of cuDNN's kernels the fastest, found by trying.
-    CPU  Every step wants the same tensors, and fetching zeroed pages for them from the system, each time anew, takes a
-         fifth of a step and more: glibc is told to keep what is freed. Elsewhere nothing happens.
+    GPU  Float32 products use TF32, and cuDNN tries its kernels to find the fastest.
+    CPU  glibc keeps freed memory (on Linux): every step allocates the same tensors, and getting zeroed pages for them
+         from the system takes a fifth of a step and more.
     """
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True

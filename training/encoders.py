@@ -1,15 +1,26 @@
 """The encoder f and the projection head g (arXiv:2002.05709, Sec. 2.1; google-research/simclr, tf2/resnet.py).
 
-Encoders are torchvision's residual blocks with torchvision's parameter names. What differs from torchvision's ResNet:
-every channel count times `width`; a 3x3 stem without pooling for images of up to 32 px (App. B.9); the published
+Encoders use torchvision's residual blocks and parameter names. They differ from torchvision's ResNet in three things:
+every channel count times `width`, a 3x3 stem without pooling for images of up to 32 px (App. B.9), and the published
 initialisation. `f(x)` is h, the pooled features; there is no classifier.
 """
 
+from typing import Protocol
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 SMALL_IMAGE_PX = 32
+
+
+class Images(Protocol):
+    """An array or tensor of images, or an object that makes slices of one on demand."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: slice) -> np.ndarray | Tensor: ...
+
 
 # name: block, blocks in each of the four stages, channels of the first stage
 ARCHITECTURES = {
@@ -27,7 +38,7 @@ class Encoder(nn.Module):
 
     architecture  a key of ARCHITECTURES
     width         1, 2 or 4: multiplies every channel count, the stem's included (the paper's 1x, 2x, 4x)
-    size_px       of the images it is meant for; chooses the stem
+    size_px       side of the images it is built for; decides the stem
     """
 
     def __init__(self, architecture: str, width: int, size_px: int):
@@ -62,11 +73,11 @@ class Encoder(nn.Module):
         return x.mean(dim=(2, 3))  # (N, d)
 
     def _initialise(self) -> None:
-        """Kernels: truncated normal of variance 1 / fan_in. The last gain of each block 0: blocks start as identity."""
+        """Kernels: truncated normal of variance 1 / fan_in. Last gain of each block: 0, so blocks start as identity."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_in = module.weight[0].numel()
-                std = fan_in**-0.5 / 0.8796  # what is cut beyond two deviations narrows the distribution by .8796
+                std = fan_in**-0.5 / 0.8796  # cutting at two deviations multiplies the deviation by .8796
                 nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
             elif isinstance(module, BasicBlock):
                 nn.init.zeros_(module.bn2.weight)
@@ -74,7 +85,7 @@ class Encoder(nn.Module):
                 nn.init.zeros_(module.bn3.weight)
 
 
-def _block(block, before: int, planes: int, stride: int) -> nn.Module:
+def _block(block: type[BasicBlock | Bottleneck], before: int, planes: int, stride: int) -> nn.Module:
     after = planes * block.expansion
     downsample = None
     if stride != 1 or before != after:
@@ -86,8 +97,8 @@ def projection_head(dimension: int, layers: int, output: int) -> nn.Module:
     """g: h (N, dimension) -> z (N, output), in the official layout.
 
     layers - 1 times [Linear, BN, ReLU] of the features' width, then Linear and a BN with gain but without bias.
-    Linears have no bias of their own. 3 is SimCLR v2's and the repository's default, 2 is v1's "non-linear", 1 is
-    "linear", 0 is no head: z is h and `output` is not used.
+    Linear layers have no bias. 3 layers: SimCLR v2 and the official default; 2: v1's "non-linear"; 1: "linear"; 0: no
+    head, where z is h and `output` is not used. Raises ValueError for other values.
     """
     if layers not in range(4):
         raise ValueError(f"head_layers must be 0 to 3, not {layers}")
@@ -107,11 +118,11 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
     return linear
 
 
-def embed(encoder: nn.Module, images, batch_size: int = 512) -> Tensor:
-    """h of many images, in evaluation mode and float32: (N, d) float32 on the CPU.
+def embed(encoder: nn.Module, images: Images, batch_size: int = 512) -> Tensor:
+    """h of many images, computed in evaluation mode and float32: (N, d) float32 on the CPU.
 
     images  uint8 (N, H, W, 3) array or tensor as stored, or float (N, 3, H, W) views in [0, 1]
-    The encoder's mode is put back afterwards.
+    The encoder's mode is restored afterwards.
     """
     device = next(encoder.parameters()).device
     training = encoder.training
@@ -127,5 +138,5 @@ def embed(encoder: nn.Module, images, batch_size: int = 512) -> Tensor:
 
 
 def to_input(pixels: Tensor) -> Tensor:
-    """The normalisation of SimCLR, which is only a scale: uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [0, 1]."""
+    """SimCLR's normalisation, a scaling to [0, 1]: uint8 (N, H, W, 3) -> float32 (N, 3, H, W)."""
     return pixels.permute(0, 3, 1, 2).float() / 255

@@ -7,9 +7,12 @@ For each weight w with gradient g, per step:
     v     = momentum v + lr trust g            the learning rate inside the buffer: classic momentum
     w     = w - v
 
-Which of the four in the wild it is not: the denominator is the norm of the decayed gradient, not |g| + wd |w| (timm,
-apex); nothing is clipped (LARC); no Nesterov; and a weight decay of 0 does not switch the adaptation off.
+It differs from other published versions: the denominator is the norm of the decayed gradient, not |g| + wd |w| (timm,
+apex); nothing is clipped (LARC); there is no Nesterov momentum; and a weight decay of 0 does not switch the adaptation
+off.
 """
+
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +22,24 @@ from torch.optim import Optimizer
 class LARS(Optimizer):
     """Layer-wise adaptive SGD.
 
-    params        parameters, or groups; a group's `adapt: False` makes it plain momentum SGD at the full learning
-                  rate (weight_decay still applies: give 0). `lars_groups` makes the usual two.
+    params        parameters or groups. `adapt: False` makes a group plain momentum SGD at the full learning rate, with
+                  the group's weight decay. `lars_groups` makes the two groups of the paper.
     lr            >= 0; scale it with the batch, see training.schedule
     momentum      in [0, 1)
     weight_decay  >= 0
     trust         > 0, the paper's eta
 
-    Runs as `_foreach` kernels over all parameters and never waits for the device.
+    Runs as `_foreach` kernels over all parameters and never waits for the device. Raises ValueError.
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 1e-4, trust: float = 1e-3):
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        trust: float = 1e-3,
+    ):
         if not lr >= 0:
             raise ValueError(f"lr must be at least 0, not {lr}")
         if not 0 <= momentum < 1:
@@ -43,7 +53,7 @@ class LARS(Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -72,9 +82,9 @@ class LARS(Optimizer):
 
 
 def lars_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices and kernels adapt and decay; everything of rank 1 or less (biases, batch norm) does neither.
+    """Two groups: matrices and kernels are adapted and decayed; biases and batch norm, of rank 1 or less, are not.
 
-    By rank, not by name, so that `downsample.1` and the head's batch norms are found too.
+    Chosen by rank and not by name, which also catches `downsample.1` and the head's batch norms.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     return [

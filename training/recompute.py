@@ -1,25 +1,25 @@
-"""A batch too large for the memory, encoded in chunks: only z is kept, and backward encodes each chunk again.
+"""Batches too large for the memory: encoded in chunks of which only z is kept; backward encodes each chunk again.
 
-GradCache (Gao et al. 2021, arXiv:2101.06983) in torch's own terms: a checkpoint around each chunk. The loss sees the z
-of the whole batch, so the gradient is that of one pass, with one difference that no such scheme escapes: batch norm
-takes its statistics from a chunk (both views of it together), as it takes them from a GPU's share without SyncBN.
-Where batch norm is in evaluation mode or absent, the gradients are equal.
+GradCache (Gao et al. 2021, arXiv:2101.06983), by torch's activation checkpointing of each chunk. The loss gets the z
+of the whole batch, so the gradient is that of one pass, except for batch norm: its statistics come from one chunk (both
+views together), as without SyncBN they come from one GPU's share. Without batch norm, or with it in evaluation mode,
+the gradients are equal.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(function: Callable[..., tuple[Tensor, ...]], module: nn.Module, *inputs) -> tuple[Tensor, ...]:
-    """function(*inputs), without keeping what its backward needs: backward calls it a second time.
+def recomputed(function: Callable[..., tuple[Tensor, ...]], module: nn.Module, *inputs: Any) -> tuple[Tensor, ...]:
+    """function(*inputs) without stored activations: the backward pass calls the function a second time.
 
-    module  owns the batch norms that `function` runs through; their running statistics are updated by the first call
-            only
-    The function must give the same values twice: whatever it draws at random has to be among the inputs.
+    module  owns the batch norms used by `function`; only the first call updates their running statistics
+    The function must return the same values twice: random numbers must be among its inputs.
     """
     return checkpoint(
         function,

@@ -1,9 +1,9 @@
-"""torchvision's classifiers by name, with weights of theirs, from a file, or none.
+"""torchvision's classifiers by name, with published weights, weights from a file, or random ones.
 
-resnet50                    its newest weights, downloaded once by torchvision
+resnet50                    the newest weights, downloaded once by torchvision
 resnet50:IMAGENET1K_V1      weights by torchvision's name
 resnet50:FILE.pth           a state dict of that architecture
-resnet50:random             untrained, drawn from a seed
+resnet50:random             untrained, from a seed
 """
 
 import pickle
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import nn
+from torchvision.models import WeightsEnum
 
 from export.artifact import Preprocessing
 
@@ -20,18 +21,18 @@ RANDOM = "random"
 
 
 class ZooError(ValueError):
-    """A model that torchvision does not have, or weights that do not fit it. The message names what was given."""
+    """Unknown model, or weights that do not fit it. The message names the model."""
 
 
 @dataclass(frozen=True)
-class Model:
+class ZooModel:
     network: nn.Module
     """The classifier, in evaluation mode."""
     preprocessing: Preprocessing
-    """What torchvision recommends: resize and centre crop, as one box."""
+    """torchvision's recommended resize and centre crop, as one box."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """(3,) each: the network wants (x - mean) / std of x in [0, 1]."""
+    """(3,) each: the network's input is (x - mean) / std, for x in [0, 1]."""
 
 
 def architectures() -> list[str]:
@@ -42,8 +43,8 @@ def known(name: str) -> bool:
     return name.partition(":")[0] in architectures()
 
 
-def load(name: str, seed: int = 0) -> Model:
-    """raises ZooError."""
+def load(name: str, seed: int = 0) -> ZooModel:
+    """Load a model as described above. raises ZooError."""
     architecture, _, chosen = name.partition(":")
     if not known(name):
         raise ZooError(f"torchvision has no architecture {architecture!r}; it has {', '.join(architectures())}")
@@ -69,20 +70,20 @@ def load(name: str, seed: int = 0) -> Model:
     transforms = published.transforms()
     crop, resize = transforms.crop_size[0], transforms.resize_size[0]
     preprocessing = Preprocessing(crop, min(1.0, crop / resize), transforms.interpolation.value)
-    return Model(network.eval(), preprocessing, tuple(transforms.mean), tuple(transforms.std))
+    return ZooModel(network.eval(), preprocessing, tuple(transforms.mean), tuple(transforms.std))
 
 
 def _silent(architecture: str) -> dict:
-    """Two architectures warn unless told how to begin."""
+    """Two architectures warn unless `init_weights` is given."""
     return {"init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
 
 
-def _download(name: str, weights) -> dict:
+def _download(name: str, weights: WeightsEnum) -> dict:
     try:
         return weights.get_state_dict(progress=True)
     except (RuntimeError, OSError) as error:
         raise ZooError(
-            f"{name}: the weights cannot be downloaded; is there a network? A file serves too: "
+            f"{name}: the weights cannot be downloaded; is there a network? You can also give a file: "
             f"{name.partition(':')[0]}:FILE.pth ({_line(error)})"
         ) from error
 

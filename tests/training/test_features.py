@@ -118,7 +118,9 @@ def test_files_that_are_no_encoders_are_named(tmp_path, monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
-    with pytest.raises(ZooError, match=r"cannot be downloaded; is there a network\? A file serves too: resnet18:FILE"):
+    with pytest.raises(
+        ZooError, match=r"cannot be downloaded; is there a network\? You can also give a file: resnet18:FILE"
+    ):
         zoo.load("resnet18")
 
 
