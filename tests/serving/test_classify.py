@@ -1,4 +1,4 @@
-"""POST /classify, by a bundle whose logits are known: a matrix times the 48 mean colours of conftest's encoder."""
+"""POST /classify with a bundle whose logits are known: a matrix times the 48 mean colours of conftest's encoder."""
 
 import asyncio
 import dataclasses
@@ -41,7 +41,7 @@ def http(serve, classifier):
 
 @pytest.fixture
 def expected(bundle, means, picture):
-    """Of picture(seed): {class: probability}, in float64."""
+    """expected(seed) -> {class: probability} of picture(seed), in float64."""
 
     def probabilities(seed: int) -> dict[str, float]:
         logits = means(read_pixels(picture(seed), bundle.card.preprocessing)[None])[0] @ WEIGHT.astype(np.float64)

@@ -13,14 +13,14 @@ from PIL import Image
 from serving.access import Access
 from serving.client import COLLECTION
 from serving.collection.index import DEFAULT, Index, content_id
-from serving.library import aim
+from serving.library import search_direction
 from serving.limits import Limits
 
 ITEMS, SEARCH = "/collections/pictures/items", "/collections/pictures/search"
 
 
 def cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """In float64; (n, d) and (d,)."""
+    """Cosines (n,) in float64 of vectors (n, d) and a query (d,)."""
     vectors, query = np.float64(vectors), np.float64(query)
     return vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
 
@@ -42,7 +42,7 @@ def filled(serve, fill, picture):
     return http, items, np.array(http.post("/embed", files=files(*map(picture, range(30)))).json()["embeddings"])
 
 
-# What is put in -------------------------------------------------------------------------------------------------------
+# Adding items ---------------------------------------------------------------------------------------------------------
 
 
 def test_added_pictures_are_embedded_stored_and_found(http, bundle, picture):
@@ -127,7 +127,7 @@ def test_items_added_concurrently_are_all_stored(http, picture, bundle):
     assert (facts["count"], facts["encoder"], facts["dimension"]) == (60, bundle.card.id, 48)
 
 
-# What is taken out ----------------------------------------------------------------------------------------------------
+# Deleting items -------------------------------------------------------------------------------------------------------
 
 
 def test_deleted_items_are_no_longer_found(filled):
@@ -144,7 +144,7 @@ def test_deleted_items_are_no_longer_found(filled):
     assert http.get(ITEMS).json()["count"] == 26
 
 
-# What is in it --------------------------------------------------------------------------------------------------------
+# Reading items --------------------------------------------------------------------------------------------------------
 
 
 def test_pages_contain_every_item_once(filled):
@@ -234,7 +234,7 @@ def test_an_emptied_collection_still_exists(http, picture):
     assert http.post(SEARCH, files={"image": ("q", picture(0))}).json()["results"] == []
 
 
-# What is alike --------------------------------------------------------------------------------------------------------
+# Searching ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_picture_finds_itself_first_and_the_rest_by_cosine(filled, bundle, picture):
@@ -267,7 +267,7 @@ def test_an_item_finds_its_neighbours_but_not_itself(filled):
 
 
 def test_a_search_combines_examples_and_does_not_return_them(filled, picture):
-    """Of items, vectors and pictures, each by its direction; by the formula written out in float64."""
+    """Items, vectors and pictures count by their direction: checked with the formula in float64."""
     http, items, vectors = filled
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -290,8 +290,8 @@ def test_a_search_combines_examples_and_does_not_return_them(filled, picture):
 
 def test_many_examples_on_one_side_weigh_no_more_than_one_on_the_other():
     positive, negative = np.array([1.0, 0.0]), np.array([0.0, 2.0])
-    np.testing.assert_allclose(aim([positive] * 9, [negative]), [1, -1])
-    np.testing.assert_allclose(aim([positive, [0, 3]]), [0.5**0.5, 0.5**0.5], rtol=1e-6)
+    np.testing.assert_allclose(search_direction([positive] * 9, [negative]), [1, -1])
+    np.testing.assert_allclose(search_direction([positive, [0, 3]]), [0.5**0.5, 0.5**0.5], rtol=1e-6)
 
 
 def test_results_below_the_threshold_are_left_out(filled):
@@ -333,7 +333,7 @@ def test_a_second_encoder_has_its_own_collections(serve, make_bundle, bundle, pi
     assert http.get("/collections/b", params={"model": "nobody"}).json()["error"]["param"] == "model"
 
 
-# What is refused ------------------------------------------------------------------------------------------------------
+# Refused requests -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ def test_collections_need_a_key(serve, picture):
     assert http.put(ITEMS, content=picture(0), headers={"Authorization": "Bearer k"}).status_code == 200
 
 
-# What goes wrong beneath ----------------------------------------------------------------------------------------------
+# Errors of the index --------------------------------------------------------------------------------------------------
 
 
 def test_a_damaged_index_is_named_and_does_not_stop_the_encoder(serve, fill, picture, tmp_path):
@@ -482,7 +482,7 @@ def test_client_and_service_have_the_same_default_collection():
     assert COLLECTION == DEFAULT
 
 
-# What it can be filtered by -------------------------------------------------------------------------------------------
+# Keys -----------------------------------------------------------------------------------------------------------------
 
 
 def test_keys_have_their_most_common_values_and_numbers_their_range(http, picture):

@@ -26,7 +26,7 @@ def clusters(n: int, seed: int = 0, d: int = D) -> np.ndarray:
 
 
 def all_pairs(vectors: np.ndarray, threshold: float) -> set[tuple[int, int]]:
-    """By plain loops over float64, which share nothing with the code."""
+    """An independent reference: plain loops in float64."""
     found = set()
     for i, row in enumerate(np.float64(vectors)):
         found |= {(j, i) for j in np.flatnonzero(vectors[:i] @ row >= threshold).tolist()}
@@ -47,7 +47,7 @@ def found_by(vectors: np.ndarray, threshold: float) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("all_at_once", [0, 10_000])
 def test_every_near_pair_is_found_once_and_no_other(monkeypatch, threshold, all_at_once):
     monkeypatch.setattr(pairs, "ALL_AT_ONCE", all_at_once)
-    monkeypatch.setattr(pairs, "BLOCK", 100)  # so that all pieces have borders
+    monkeypatch.setattr(pairs, "BLOCK", 100)  # so that there are several blocks
     vectors = clusters(1500)
     expected = all_pairs(vectors, threshold)
     assert len(expected) > 50
@@ -58,7 +58,7 @@ def test_all_pairs_are_found_where_clusters_touch_or_no_direction_dominates(monk
     monkeypatch.setattr(pairs, "ALL_AT_ONCE", 0)
     rng = np.random.default_rng(1)
     around = unit(rng.standard_normal((600, 3)) @ rng.standard_normal((3, D)))  # dense on a sphere of few dimensions
-    flat = unit(rng.standard_normal((600, D)))  # in no direction more than in another
+    flat = unit(rng.standard_normal((600, D)))  # the same variance in every direction
     for vectors, threshold in ((around, 0.97), (flat, 0.5)):
         expected = all_pairs(vectors, threshold)
         assert expected
@@ -96,7 +96,7 @@ def on_circle(*degrees: float) -> np.ndarray:
 
 @pytest.fixture
 def put(tmp_path):
-    """put(vectors, widths, ids) -> the index that holds them"""
+    """put(vectors, widths, ids) -> an index with these items"""
 
     def fill(vectors, widths=None, ids=None) -> Index:
         index = Index(tmp_path / "index", "means-1", D)
@@ -132,7 +132,7 @@ def test_the_largest_group_comes_first_and_deleted_pictures_are_regrouped(put):
 
 
 def test_a_chain_of_small_steps_is_not_one_group(put):
-    """Each is near the next, and the ends are not alike."""
+    """Each picture is near the next, but the ends are not similar."""
     index = put(on_circle(0, 10, 20, 30, 40), widths=[10, 9, 8, 7, 6])
     assert groups_of(index, np.cos(np.radians(11))) == [(["0.jpg"], ["1.jpg"]), (["2.jpg"], ["3.jpg"])]
 
@@ -223,7 +223,7 @@ def test_a_failed_computation_says_why_and_keeps_the_last_result(put, monkeypatc
         derived.compute(threshold=0.8)
     progress = derived.progress()
     assert progress.state == "failed"
-    assert "choose a higher one" in progress.problem
+    assert "choose a higher threshold" in progress.problem
     assert derived.result().settings == {"threshold": 0.9}
 
 
@@ -236,7 +236,7 @@ def test_a_computation_without_a_heartbeat_has_failed(put, monkeypatch):
     assert derived.progress().state == "computing"
     monkeypatch.setattr("serving.derived.task.SILENT_S", 0.0)
     assert derived.progress().state == "failed"
-    assert "ended without a word" in derived.progress().problem
+    assert "ended unexpectedly" in derived.progress().problem
 
 
 def test_a_new_version_with_the_same_pictures_is_not_stale(put):

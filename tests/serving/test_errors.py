@@ -1,4 +1,4 @@
-"""Every way to be refused, and the one shape of it."""
+"""Every kind of error, and the shape they share."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ ITEMS, SEARCH = "/collections/pictures/items", "/collections/pictures/search"
 
 @pytest.fixture
 def refused(serve, picture):
-    """refused(status, method, path, **options) -> the error, its shape checked."""
+    """refused(status, method, path, **options) -> the error, after checking its shape."""
     http = serve(limits=SMALL)
 
     def ask(status: int, method: str, path: str, **options) -> dict:
@@ -114,7 +114,7 @@ def test_every_error_has_the_same_shape_and_names_the_item(refused, picture):
     assert refused(413, "POST", "/v1/embeddings", json={"input": uri(blank(101, 100))})["param"] == "input[0]"
     assert "MiB" in refused(413, "POST", "/embed", files={"images": (PNG, b"x" * 200_000)})["message"]
     refused(413, "POST", SEARCH, files={"image": (PNG, b"x" * 200_000)})
-    chunks = (b"x" * 50_000 for _ in range(5))  # of no announced length
+    chunks = (b"x" * 50_000 for _ in range(5))  # without a Content-Length
     refused(413, "POST", SEARCH, content=chunks, headers={"content-type": "application/json"})
     large = refused(413, "POST", "/embed", files=[("images", good), ("images", ("wide.png", blank(101, 100)))])
     assert large["param"] == "images[1]"
@@ -211,7 +211,7 @@ def _paths(serve) -> dict:
 
 
 def embedding(image: bytes) -> dict[str, dict]:
-    """A request to every route that embeds."""
+    """For every route that embeds, a valid request."""
     form = {"files": {"image": (PNG, image)}}
     return {
         "/embed": {"content": image},
@@ -269,11 +269,11 @@ def test_without_an_encoder_the_service_runs_and_says_how_to_make_one(serve, tmp
         message = shape(answer)["message"]
         assert str(tmp_path / "nowhere") in message
         assert "python training/pretrain.py" in message and "python export/to_onnx.py" in message
-        assert "This service looks for one every 2 s." in message
+        assert "This service tries again every 2 s." in message
 
 
 def test_an_encoder_exported_later_is_loaded(serve, bundle, tmp_path, picture, no_store, monkeypatch, wait_until):
-    monkeypatch.setattr("serving.app.LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr("serving.app.RETRY_S", 0.05)
     http = serve(encoder=tmp_path / "later")
     image = {"files": {"images": (PNG, picture(1))}}
     assert http.post("/embed", **image).status_code == 503

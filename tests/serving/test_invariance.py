@@ -28,7 +28,7 @@ def test_curves_are_those_of_training_evaluate_on_the_collections_pictures(http,
     pixels = np.stack([read_pixels(file, bundle.card.preprocessing) for file in files])
     expected = sensitivity(lambda x: torch.tensor(means(x), dtype=torch.float32), pixels)
     assert found.trained.pictures == 6 and found.trained.others == pytest.approx(expected.others, abs=1e-4)
-    for name in ("grey", "brightness"):  # flips and cuts are drawn anew in another order of the pictures
+    for name in ("grey", "brightness"):  # flips and crops differ with the order of the pictures
         strongest = next(curve for curve in expected.curves if curve.augmentation == name).moved[-1]
         assert moved(found.trained.curves)[name][-1] == pytest.approx(strongest, abs=0.2)
     assert moved(found.trained.curves)["grey"] == pytest.approx(moved(expected.curves)["grey"], abs=1e-4)
@@ -89,7 +89,7 @@ def test_a_missing_or_too_small_collection_is_named(http, fill, picture, connect
 @sync
 def test_a_request_that_takes_too_long_is_cancelled_and_the_next_is_answered(http, fill, monkeypatch, connect):
     fill(4)
-    place = http.app.state.engine._models._places[0]
+    place = http.app.state.engine._encoders._slots[0]
     model = place.model
 
     async def never(images):
@@ -101,18 +101,18 @@ def test_a_request_that_takes_too_long_is_cancelled_and_the_next_is_answered(htt
         with pytest.raises(ServiceError, match=r"^count: 4 pictures take this encoder longer than 0.05 s") as slow:
             connect(http).invariance(count=4)
     assert (slow.value.status, slow.value.param) == (413, "count")
-    assert http.app.state.engine._gate.inside == 0
+    assert http.app.state.engine._gate.in_flight == 0
     assert connect(http).invariance(count=4).trained.pictures == 4
 
 
 @pytest.mark.parametrize("slow", ["encoding", "drawing"])
 def test_the_work_is_cancelled_when_the_client_disconnects(http, fill, slow, monkeypatch):
-    """Whichever the thread is at."""
+    """Both while the thread encodes and while it draws."""
     from training.evaluation import sensitivity
 
     fill(4)
     engine = http.app.state.engine
-    place = engine._models._places[0]
+    place = engine._encoders._slots[0]
     model, render, compare, encoded = place.model, sensitivity.render, analysis.compare_encoders, []
     begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
@@ -151,7 +151,7 @@ def test_the_work_is_cancelled_when_the_client_disconnects(http, fill, slow, mon
     http.portal.call(go_away)
     assert ended.wait(60)
     assert len(encoded) == 1
-    assert engine._gate.inside == 0
+    assert engine._gate.in_flight == 0
 
 
 @sync

@@ -13,7 +13,7 @@ D = 16
 
 
 def arranged(vectors: np.ndarray, seed: int, before: np.ndarray | None, report) -> np.ndarray:
-    """In place of PaCMAP, which takes seconds to load: the components, or where they were."""
+    """Replaces PaCMAP, which takes seconds to load: principal components, or the previous positions."""
     return map._components(vectors) if before is None else before
 
 
@@ -63,7 +63,7 @@ def test_a_new_picture_is_placed_among_its_neighbours_and_a_deleted_one_is_remov
     new = [item(100, "shoe"), item(101, None)]
     index.upsert(new, two_kinds(42)[40:])
     index.delete([f"{0:032x}"])
-    columns = map.today(index, kept.result())
+    columns = map.current(index, kept.result())
     after = places(columns)
     assert set(after) == index.ids()
     assert columns["unplaced"] == 0
@@ -91,7 +91,7 @@ def test_a_new_picture_joins_the_group_of_its_nearest_neighbour(index, quick):
     result = kept.compute(seed=0)
     result.arrays["group"][:] = np.char.decode(result.arrays["ids"]).astype(object) == f"{3:032x}"
     index.upsert([item(100, None)], index.get(f"{3:032x}")[1][None])
-    columns = map.today(index, task.Result(result.arrays, {}, new=1, gone=0))
+    columns = map.current(index, task.Result(result.arrays, {}, new=1, gone=0))
     assert columns["group"][columns["ids"].tolist().index(b"%032x" % 100)] == 1
 
 
@@ -102,7 +102,7 @@ def test_new_pictures_with_only_new_neighbours_are_placed_among_the_neighbours_o
     here, far = two_kinds(1)[0], unit(np.eye(D)[2:3])[0]
     bridge = [unit((1 - t) * here[None] + t * far[None])[0] for t in np.linspace(0.05, 1, 12)]
     index.upsert([item(100 + i, None) for i in range(12)], np.stack(bridge))
-    columns = map.today(index, kept.result())
+    columns = map.current(index, kept.result())
     assert columns["unplaced"] == 0
     evens = np.array([before[f"{i:032x}"] for i in range(0, 40, 2)])
     last = places(columns)[f"{111:032x}"]
@@ -114,7 +114,7 @@ def test_new_pictures_beyond_the_limit_are_counted(index, quick, monkeypatch):
     kept.compute(seed=0)
     monkeypatch.setattr("serving.derived.map.PLACED", 2)
     index.upsert([item(i, None) for i in range(100, 105)], two_kinds(5))
-    columns = map.today(index, kept.result())
+    columns = map.current(index, kept.result())
     assert (len(columns["ids"]), columns["unplaced"]) == (42, 3)
 
 

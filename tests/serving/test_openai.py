@@ -1,4 +1,4 @@
-"""The official client, unchanged, over a real socket."""
+"""OpenAI's own client, unchanged, over a real socket."""
 
 import asyncio
 import base64
@@ -85,7 +85,7 @@ def test_a_refusal_is_an_error_of_the_openai_client(client, picture):
 @pytest.mark.parametrize(
     ("changes", "param", "words"),
     [
-        ({"input": "https://example.org/cat.jpg"}, "input[0]", "is a URL, and nothing is fetched"),
+        ({"input": "https://example.org/cat.jpg"}, "input[0]", "is a URL, which the service does not fetch"),
         ({"input": ["", "file:///etc/passwd"]}, "input[1]", "is a URL"),
         ({"input": "a cat"}, "input[0]", "is neither a data URI nor base64"),
         ({"input": "data:image/png,abc"}, "input[0]", "is a data URI without base64"),
@@ -129,7 +129,7 @@ def test_a_key_of_the_service_is_an_api_key_for_openais_client(listen, picture):
 
 
 def test_openais_client_retries_while_the_service_is_busy(monkeypatch):
-    """Retry-After as this service gives it is understood by the client."""
+    """The client understands the Retry-After of this service."""
     waits = []
     busy = httpx.Response(429, headers={"Retry-After": "1"}, json={"error": {"message": "come back"}})
     good = {"object": "list", "data": [], "model": "m", "usage": {"prompt_tokens": 0, "total_tokens": 0}}

@@ -106,9 +106,9 @@ def test_no_answer_contains_a_path(http, make, place):
     ("age_s", "metrics", "state"),
     [
         (5, CURVES, "training"),
-        (100, CURVES, "training"),  # an epoch is 26 steps of 128 at 200 a second: 17 s, and three may pass and a minute
+        (100, CURVES, "training"),  # an epoch takes 26 * 128 / 200 = 17 s; the limit is three epochs and a minute
         (120, CURVES, "stopped"),
-        (500, "", "training"),  # in its first epoch
+        (500, "", "training"),  # still in its first epoch
         (700, "", "stopped"),
         (5, CURVES + "4,104,4.4,0.0,200,0.5\n", "finished"),
     ],

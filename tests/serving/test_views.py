@@ -22,7 +22,7 @@ def pixels(uri: str) -> np.ndarray:
 
 @pytest.fixture
 def projector(bundle, make_bundle, tmp_path):
-    """g of a run, whose checkpoint lies beside a bundle of `bundle`'s encoder in tmp_path/run/encoder."""
+    """g of a run. Writes its checkpoint, and in tmp_path/run/encoder a bundle of the same encoder as `bundle`."""
     from training.encoders import projection_head
 
     torch.manual_seed(0)
@@ -30,7 +30,7 @@ def projector(bundle, make_bundle, tmp_path):
     for module in g.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight.data.uniform_(-1, 1)
-        if isinstance(module, torch.nn.BatchNorm1d):  # as if it had been trained
+        if isinstance(module, torch.nn.BatchNorm1d):  # statistics as after training
             for values in (module.running_mean, module.running_var, module.weight, module.bias):
                 values.data.uniform_(0.5, 1.5)
     checkpoint = tmp_path / "run/checkpoints/last.ckpt"
@@ -101,7 +101,7 @@ def test_without_torch_views_answer_501(http, picture, monkeypatch):
 
 
 def unit_h(views: np.ndarray) -> np.ndarray:
-    """(n, 32, 32, 3) -> (n, 48), the bundle's h in another order, of unit length."""
+    """(n, 32, 32, 3) -> (n, 48): the bundle's h of unit length, with its dimensions in another order."""
     h = views.reshape(-1, 4, 8, 4, 8, 3).mean(axis=(2, 4)).reshape(-1, 48)
     return h / np.linalg.norm(h, axis=1, keepdims=True)
 
@@ -121,7 +121,7 @@ def test_z_is_computed_by_the_projection_head_of_the_run(serve, tmp_path, pictur
 
 @sync
 def test_without_its_run_an_encoder_has_no_z(serve, tmp_path, picture, projector, connect):
-    """A checkpoint beside it that it was not exported from is another run's."""
+    """A checkpoint in the expected place is ignored if the encoder was not exported from it."""
     checkpoint = tmp_path / "run/checkpoints/last.ckpt"
     saved = torch.load(checkpoint)
     torch.save(saved | {"epoch": 1}, checkpoint)
