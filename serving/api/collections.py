@@ -16,7 +16,7 @@ from serving.api.request import JSON, URLENCODED, CancelOnDisconnect, Ready, bin
 from serving.api.response import json_response
 from serving.api.upload import FORM, media_type, read_file, read_images
 from serving.collection.index import WrongEncoder
-from serving.collection.table import BadItem, IndexProblem, UnknownKey
+from serving.collection.problems import BadItem, IndexProblem, UnknownKey
 from serving.errors import DiskFull, Malformed, NotFound, NotReady, Refusal, TooLarge, UnsupportedType, documented
 from serving.inference.decode import Upload
 from serving.protocol import queries
@@ -121,7 +121,7 @@ async def put_items(request: Request, name: Name, engine: Ready) -> Response:
         facts = await _read_facts(request, query, uploads)
         async with CancelOnDisconnect(request):
             stored = await library.put(name, uploads, facts, requested_encoder(query.model))
-        request.app.state.metrics.embedded(len(uploads), stored.times)
+        request.app.state.metrics.record_embedding(len(uploads), stored.times)
     request.state.facts = {"items": len(stored.ids), "model": stored.model}
     items = [PutItem(id, new) for id, new in zip(stored.ids, stored.new, strict=True)]
     return json_response(Put(stored.model, items))

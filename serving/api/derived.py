@@ -129,7 +129,7 @@ def _map(index: Index, places: bool) -> dict[str, Any]:
     derived = Derived(index, "map")
     progress = derived.progress()
     result = derived.result(progress)
-    columns = _places(index, result, (progress.made, version)) if result and places else map.NOTHING
+    columns = _places(index, result, (progress.made, version)) if result and places else map.EMPTY
     encoded = {name: base64.b64encode(columns[name].astype(kind).tobytes()).decode() for name, kind in COLUMNS.items()}
     texts = {"ids": columns["ids"].astype("U").tolist(), "labels": columns["labels"].tolist()}
     return vars(_common(index, progress, result)) | texts | encoded | {"unplaced": columns["unplaced"]}
@@ -141,7 +141,7 @@ _latest: dict[tuple[str, int], dict[str, Any]] = {}
 def _places(index: Index, result: Result, key: tuple[str, int]) -> dict[str, Any]:
     """Cached for the newest map and version of the table, because each new picture takes a search to place."""
     if (columns := _latest.get(key)) is None:
-        columns = map.today(index, result)
+        columns = map.current(index, result)
         _latest.clear()
         _latest[key] = columns
     return columns

@@ -1,14 +1,14 @@
-"""A collection in one Parquet file: what `twinview index export` and `twinview embed` write, and `index import` reads.
+"""A collection as one Parquet file: `twinview index export` and `twinview embed` write it, `index import` reads it.
 
-    id, name      string         an item's, as in the index
-    label, path   string         null where there is none
+    id, name      string         as in the index
+    label, path   string         null if the item has none
     width, height int32          pixels, upright
-    bytes         int64          size of the original
+    bytes         int64          size of the original file
     vector        float32[d]     FixedSizeList
-    ...                          metadata: a column a key, string, int64, double or bool, null where an item lacks it;
-                                 meta_KEY for a key that is called as one of these columns or begins with meta_
+    ...                          metadata: one column for each key; string, int64, double or bool; null if the item has
+                                 no value; named meta_KEY if the key has the name of a column above or starts with meta_
 
-The schema's metadata names encoder and collection. Thumbnails are not in it.
+The schema's metadata names the encoder and the collection. The file has no thumbnails.
 """
 
 import os
@@ -21,13 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from serving.collection.index import Item
+from serving.collection.items import TYPES, Item
 from serving.collection.store import fsync
-from serving.collection.table import TYPES
 from serving.protocol.filters import KEY
 
 ENCODER, COLLECTION = b"twinview.encoder", b"twinview.collection"
-ROWS_AT_ONCE = 4096  # a row group
+ROWS_AT_ONCE = 4096  # in one row group
 FACTS = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -51,57 +50,58 @@ class FileProblem(ValueError):
 
 @dataclass(frozen=True)
 class Contents:
-    """Of such a file, before its rows are read."""
+    """What a file contains, without its rows."""
 
     path: Path
     encoder: str
     dimension: int
     collection: str | None
-    """None where the rows come from none."""
+    """None if the rows are not from a collection."""
     count: int
 
     def rows(self) -> Iterator[tuple[list[Item], np.ndarray]]:
-        """Items and their vectors (n, d), n <= ROWS_AT_ONCE; of an id that comes twice the first. raises FileProblem"""
+        """Yields items and their vectors (n, d), n <= ROWS_AT_ONCE. If an id occurs twice, the first is kept. Raises
+        FileProblem."""
         seen: set[str] = set()
         with _readable(self.path), pyarrow.parquet.ParquetFile(self.path) as file:
             for batch in file.iter_batches(ROWS_AT_ONCE):
                 if batch["id"].null_count or batch["name"].null_count:
-                    raise FileProblem(f"{self.path} has a row without id or name")
+                    raise FileProblem(f"{self.path} has a row without an id or a name")
                 vectors = _vectors(batch["vector"], self.dimension)
                 items = [_item(row) for row in batch.drop_columns(["vector"]).to_pylist()]
                 new = [i for i, item in enumerate(items) if item.id not in seen and not seen.add(item.id)]
                 sound = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
                 if not sound.all():
-                    raise FileProblem(f"{self.path}: the vector of {items[sound.argmin()].id} points nowhere")
+                    raise FileProblem(f"{self.path}: the vector of {items[sound.argmin()].id} is zero or not finite")
                 yield [items[i] for i in new], vectors[new]
 
 
 def contents(path: Path) -> Contents:
-    """raises FileProblem for a file that is none of ours"""
+    """Returns what the file contains. Raises FileProblem if it is not in this format."""
     with _readable(path), pyarrow.parquet.ParquetFile(path) as file:
         schema, count = file.schema_arrow, file.metadata.num_rows
     notes = schema.metadata or {}
     if missing := [name for name in ("id", "name", "vector") if name not in schema.names]:
         raise FileProblem(f"{path} has no column {missing[0]}; its columns are {', '.join(schema.names)}")
     if ENCODER not in notes:
-        raise FileProblem(f"{path} does not say which encoder has made its vectors, as files of twinview do")
+        raise FileProblem(f"{path} does not name the encoder of its vectors, as `twinview index export` does")
     vector = schema.field("vector").type
     if not (pa.types.is_fixed_size_list(vector) and pa.types.is_floating(vector.value_type)):
-        raise FileProblem(f"{path}: the column vector holds {vector}, not a FixedSizeList of numbers")
+        raise FileProblem(f"{path}: the column vector has the type {vector}, not a FixedSizeList of numbers")
     for field in schema:
         wanted = PLAIN
         if field.name in FACTS.names:
             wanted = (*(WHOLE if field.name in SIZES else TEXT), pa.types.is_null)
         if field.name != "vector" and not any(test(field.type) for test in wanted):
-            raise FileProblem(f"{path}: the column {field.name} holds {field.type}, which it cannot")
+            raise FileProblem(f"{path}: the column {field.name} has the type {field.type}, which is not allowed")
         if field.name not in OWN and not KEY.fullmatch(_key(field.name)):
-            raise FileProblem(f"{path}: {field.name!r} is no name of metadata: letters, digits and _, at most 64")
+            raise FileProblem(f"{path}: {field.name!r} is not a metadata key: letters, digits and _, at most 64")
     collection = notes[COLLECTION].decode() if COLLECTION in notes else None
     return Contents(path, notes[ENCODER].decode(), vector.list_size, collection, count)
 
 
-class Writer:
-    """Of such a file, batch by batch. It takes its name, and the place of one that has it, when it is whole."""
+class ParquetWriter:
+    """Writes a file batch by batch, under a temporary name; it replaces the old file when it is complete."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Writer:
         collection: str | None = None,
         metadata: Mapping[str, type] | None = None,
     ):
-        """metadata  keys that items may have, and the types of their values. raises FileProblem"""
+        """metadata  keys that items may have, and the types of their values"""
         self._path, self._part = path, path.with_name(path.name + ".part")
         vector = pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False)
         columns = [*FACTS, *(pa.field(_column(key), TYPES[kind]) for key, kind in (metadata or {}).items()), vector]
@@ -119,15 +119,15 @@ class Writer:
         self._schema = pa.schema(columns, notes)
         self._keys = list(metadata or {})
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "ParquetWriter":
         with writable(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            options = {"compression": "zstd", "use_dictionary": ["label"]}  # others hardly repeat
+            options = {"compression": "zstd", "use_dictionary": ["label"]}  # other columns hardly repeat values
             self._file = pyarrow.parquet.ParquetWriter(self._part, self._schema, **options)
         return self
 
     def write(self, items: Sequence[Item], vectors: np.ndarray) -> None:
-        """vectors (n, d), n >= 1. raises FileProblem"""
+        """Append items and vectors (n, d), n >= 1. Raises FileProblem."""
         columns = [[getattr(item, name) for item in items] for name in FACTS.names]
         columns += [[item.metadata.get(key) for item in items] for key in self._keys]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=False)]
@@ -150,7 +150,7 @@ class Writer:
 
 @contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """raises FileProblem for what the system says against writing it"""
+    """Turn the system's errors on writing into FileProblem."""
     try:
         yield
     except OSError as error:
@@ -167,7 +167,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _vectors(column: pa.Array, dimension: int) -> np.ndarray:
-    """(n, d) float32; zeros where there is none."""
+    """Returns the vectors (n, d) float32; zeros for null."""
     flat = column.fill_null(pa.scalar([0.0] * dimension, column.type)).flatten()
     return flat.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, dimension)
 

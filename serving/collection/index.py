@@ -1,12 +1,12 @@
-"""A collection: vectors and facts of pictures in LanceDB, thumbnails as files beside.
+"""A collection: vectors and metadata of pictures in LanceDB, thumbnails in files.
 
-    INDEX/<name>.<encoder id>.lance/       a table an encoder, so that vectors of two encoders never meet
-    INDEX/thumbnails/<name>/ab/<id>.jpg    by the first two letters of the id; written before the row that names it
-    INDEX/deleted/<name>/<id>.jpg          of items deleted in the last hour, for `undo`
+    INDEX/<name>.<encoder id>.lance/       one table for each encoder: vectors of two encoders are never compared
+    INDEX/thumbnails/<name>/ab/<id>.jpg    in folders by the first two letters of the id; written before the row
+    INDEX/deleted/<name>/<id>.jpg          thumbnails of items deleted in the last hour, for `undo`
 
-INDEX is a folder or s3://bucket/prefix. A picture's id is the hash of its file's bytes, unless it was given another:
-indexing it again changes nothing. Any number of processes may read and write at once. What `upsert` has returned from
-survives a crash.
+INDEX is a folder or s3://bucket/prefix. A picture's id is the hash of its file's bytes by default, so indexing it again
+changes nothing. Any number of processes may read and write at the same time. When `upsert` returns, the items survive
+a crash.
 """
 
 import re
@@ -16,37 +16,31 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.collection import items as rows
-from serving.collection import manifest
-from serving.collection.items import Item, content_id, matrix, possible, selected, to_item, unit
-from serving.collection.store import Store
+from serving.collection.items import Item, checked_vectors, content_id, is_id, matrix, metadata_types, unit
+from serving.collection.problems import IndexProblem, WrongEncoder
+from serving.collection.store import FileStore
 from serving.collection.summary import ROWS, summary
-from serving.collection.table import OLD_VERSIONS_KEPT, IndexProblem, Table, explained
+from serving.collection.table import OLD_VERSIONS_KEPT, LanceTable, table_names
 from serving.collection.verify import verify
 from serving.protocol import replies
-from serving.protocol.filters import Filter, literal
+from serving.protocol.filters import Filter
 
 __all__ = ["DEFAULT", "Index", "IndexProblem", "Item", "WrongEncoder", "collections", "content_id", "unit"]
 
 DEFAULT = "pictures"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-AT_ONCE = 1000  # ids of one condition
-
-
-class WrongEncoder(IndexProblem):
-    """The collection holds vectors of another encoder."""
 
 
 class Index:
     """The pictures of collection `name` that one encoder has embedded. All methods block, may be called from any
-    thread, and raise IndexProblem. Reads of a collection that is not there are empty; of one that only another encoder
-    has embedded they raise WrongEncoder."""
+    thread, and raise IndexProblem. If the collection does not exist, reads return nothing; if only another encoder has
+    embedded it, they raise WrongEncoder."""
 
     def __init__(self, uri: str | Path, encoder_id: str, dimension: int, name: str = DEFAULT):
         if not NAME.fullmatch(name):
-            raise IndexProblem(f"{name!r} is no name of a collection: letters, digits, _ and -, at most 64.")
-        self.store, self.name, self.encoder_id, self.dimension = Store(uri), name, encoder_id, dimension
-        self._table = Table(self.store, f"{name}.{encoder_id}", dimension)
+            raise IndexProblem(f"{name!r} is not a collection's name: letters, digits, _ and -, at most 64.")
+        self.store, self.name, self.encoder_id, self.dimension = FileStore(uri), name, encoder_id, dimension
+        self._table = LanceTable(self.store, f"{name}.{encoder_id}", dimension)
 
     # Writing
 
@@ -55,34 +49,34 @@ class Index:
         items: Sequence[Item],
         vectors: np.ndarray,
         thumbnails: Mapping[str, bytes] = {},
-        beside: bool = False,
+        allow_other_encoder: bool = False,
     ) -> None:
-        """Add or replace, all or none, durable when it returns. `vectors` (n, d), of any length but 0; ids differ;
-        `thumbnails` JPEG files by id. `beside`: make this encoder's table though another's is there."""
+        """Add or replace all items or none; durable when it returns.
+
+        items                distinct ids
+        vectors              (n, d), any length but 0
+        thumbnails           JPEG files by id
+        allow_other_encoder  create this encoder's table even if another encoder has embedded the collection
+        """
         if not len(items):
             return
-        vectors, kinds = rows.checked(items, vectors, self.dimension), rows.kinds(items)
+        vectors, types = checked_vectors(items, vectors, self.dimension), metadata_types(items)
         with self._table.explained("written"):
-            if self._table.open() is None and not beside:
-                self._refuse_other()
+            if not (self._table.exists() or allow_other_encoder):
+                self._refuse_other_encoder()
             self.store.write_many({self.thumbnail_path(id): jpeg for id, jpeg in thumbnails.items()})
-
-            def merge(table) -> None:
-                self._table.add_columns(table, kinds)
-                new = rows.to_rows(items, vectors, self._table.columns(table), table.schema)
-                table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(new)
-
-            self._table.commit(merge, create=True)
+            self._table.upsert(items, vectors, types)
 
     def delete(self, ids: Iterable[str]) -> int:
-        """How many were there. Their thumbnails go too, but those that another encoder's table names."""
-        ids = [id for id in dict.fromkeys(ids) if possible(id)]
+        """Delete the items and return how many existed. Their thumbnails are deleted too, unless another encoder's
+        table still has the item."""
+        ids = [id for id in dict.fromkeys(ids) if is_id(id)]
         with self._table.explained("written"):
-            if not ids or self._opened() is None:
+            if not ids or not self._exists():
                 return 0
-            gone = self._table.commit(lambda table: table.delete(_among(ids)).num_deleted_rows)
+            deleted = self._table.delete(ids)
             self._put_aside(ids)
-            return gone
+            return deleted
 
     # Reading
 
@@ -94,251 +88,201 @@ class Index:
         without: Collection[str] = (),
         threshold: float | None = None,
     ) -> list[tuple[Item, float]]:
-        """The k nearest to `vector` (d,), with their cosine, nearest first. `without` are ids to leave out; below the
-        cosine `threshold` nothing is returned."""
-        found = self.search_many(np.asarray(vector)[None], k, where, without)[0]
-        return [(item, cosine) for item, cosine in found if threshold is None or cosine >= threshold]
+        """Returns the k items nearest to `vector` (d,) with their cosine, nearest first.
+
+        without    ids to leave out
+        threshold  lowest cosine to return
+        """
+        results = self.search_many(np.asarray(vector)[None], k, where, without)[0]
+        return [(item, cosine) for item, cosine in results if threshold is None or cosine >= threshold]
 
     def search_many(
         self, vectors: np.ndarray, k: int, where: Filter | None = None, without: Collection[str] = ()
     ) -> list[list[tuple[Item, float]]]:
-        """`search` of each of `vectors` (n, d), in one pass."""
+        """Returns the results of `search` for each of `vectors` (n, d), in one pass."""
         vectors = np.asarray(vectors, np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension or not np.isfinite(vectors).all():
-            raise IndexProblem(f"Searching {self.name} wants vectors of {self.dimension} finite numbers.")
+            raise IndexProblem(f"Searching {self.name} needs vectors of {self.dimension} finite numbers.")
         without = {without} if isinstance(without, str) else set(without)
         with self._table.explained("read"):
-            if k < 1 or not len(vectors) or (table := self._opened()) is None:
+            if k < 1 or not len(vectors) or not self._exists():
                 return [[] for _ in vectors]
-            found = self._nearest(table, unit(vectors), k + len(without), self._table.where(table, where))
-        return [[(item, cosine) for item, cosine in some if item.id not in without][:k] for some in found]
+            results = self._table.nearest(unit(vectors), k + len(without), where)
+        return [[(item, cosine) for item, cosine in result if item.id not in without][:k] for result in results]
 
     def get(self, id: str) -> tuple[Item, np.ndarray] | None:
-        """The item and its unit vector (d,)."""
+        """Returns the item and its unit vector (d,), None if it does not exist."""
         return self.get_many([id]).get(id)
 
     def get_many(self, ids: Iterable[str]) -> dict[str, tuple[Item, np.ndarray]]:
-        """Those that are there."""
-        found = {}
+        """Returns items and unit vectors (d,) by id, for those of `ids` that exist."""
         with self._table.explained("read"):
-            if (table := self._opened()) is not None:
-                for some in _chunks([id for id in dict.fromkeys(ids) if possible(id)]):
-                    for items, vectors in self._scan(table, _among(some), AT_ONCE):
-                        found |= {item.id: (item, vector) for item, vector in zip(items, vectors, strict=True)}
-        return found
+            return self._table.get(ids) if self._exists() else {}
 
     def known(self, ids: Iterable[str]) -> set[str]:
-        """Those of `ids` that are there."""
+        """Returns those of `ids` that exist."""
         with self._table.explained("read"):
-            return set() if (table := self._opened()) is None else _known(table, ids)
+            return self._table.known(ids) if self._exists() else set()
 
     def ids(self) -> set[str]:
         with self._table.explained("read"):
-            if (table := self._opened()) is None:
-                return set()
-            return _ids(table)
+            return self._table.ids() if self._exists() else set()
 
     def page(self, limit: int, offset: int = 0, where: Filter | None = None) -> list[Item]:
         with self._table.explained("read"):
-            if limit < 1 or (table := self._opened()) is None:
-                return []
-            columns = self._table.columns(table)
-            query = table.search().select(selected(columns))
-            if (condition := self._table.where(table, where)) is not None:
-                query = query.where(condition)
-            return [to_item(row, columns) for row in query.offset(offset).limit(limit).to_arrow().to_pylist()]
+            return self._table.page(limit, offset, where) if limit >= 1 and self._exists() else []
 
     def count(self, where: Filter | None = None) -> int:
         with self._table.explained("read"):
-            if (table := self._opened()) is None:
-                return 0
-            return table.count_rows(self._table.where(table, where))
+            return self._table.count(where) if self._exists() else 0
 
     def scan(self, where: Filter | None = None, batch: int = 4096) -> Iterator[tuple[list[Item], np.ndarray]]:
-        """All items with their unit vectors (n, d), `batch` at a time, in the order of the table, of one version."""
+        """Yields all items with their unit vectors (n, d), n <= batch, of one version, in the order of the table."""
         with self._table.explained("read"):
-            if (table := self._opened()) is not None:
-                yield from self._scan(table, self._table.where(table, where), batch)
+            if self._exists():
+                yield from self._table.scan(where, batch)
 
     def vectors(self) -> tuple[list[str], np.ndarray]:
-        """Ids and vectors (n, d) float32 of all."""
+        """Returns ids and unit vectors (n, d) float32 of all items."""
         with self._table.explained("read"):
-            if (table := self._opened()) is None:
+            if not self._exists():
                 return [], np.empty((0, self.dimension), np.float32)
-            whole = table.search().select(["id", "vector"]).to_arrow()
-            return whole["id"].to_pylist(), matrix(whole["vector"], self.dimension)
+            rows = self._table.read(["id", "vector"])
+            return rows["id"].to_pylist(), matrix(rows["vector"], self.dimension)
 
     def keys(self) -> dict[str, type]:
-        """Metadata keys, and the types of their values."""
+        """Returns the metadata keys and the types of their values."""
         with self._table.explained("read"):
-            if (table := self._opened()) is None:
-                return {}
-            return {key: kind for key, (_, kind) in self._table.columns(table).items()}
+            return {key: column.kind for key, column in self._table.columns().items()} if self._exists() else {}
 
     def summary(self) -> list[replies.Key]:
-        """What its items can be filtered by beside name, path and size."""
+        """Returns the keys to filter by, with their commonest values and ranges: `label` and the metadata."""
         with self._table.explained("read"):
-            if (table := self._opened()) is None:
+            if not self._exists():
                 return []
-            columns = {"label": ("label", str), **self._table.columns(table)}
-            rows = table.search().select([name for name, _ in columns.values()]).limit(ROWS).to_arrow()
+            columns = {"label": ("label", str), **self._table.columns()}
+            rows = self._table.read([name for name, _ in columns.values()], limit=ROWS)
         return summary(rows, columns)
 
     def thumbnail_path(self, id: str) -> str:
-        """Its place in the store, whether or not it is there."""
-        if not possible(id):
-            raise IndexProblem(f"{id!r} is no id: letters, digits, _, - and ., at most 128.")
+        """Returns where the store has this item's thumbnail, whether or not it exists."""
+        if not is_id(id):
+            raise IndexProblem(f"{id!r} is not an id: letters, digits, _, - and ., at most 128.")
         return f"thumbnails/{self.name}/{id[:2]}/{id}.jpg"
 
     def read_thumbnail(self, id: str) -> bytes | None:
-        """The JPEG file."""
+        """Returns the thumbnail's JPEG file, None if there is none."""
         with self._table.explained("read"):
-            return self.store.read(self.thumbnail_path(id)) if possible(id) else None
+            return self.store.read(self.thumbnail_path(id)) if is_id(id) else None
 
-    # Looking after
+    # Maintenance
 
     def facts(self) -> replies.Collection:
         with self._table.explained("read"):
-            table = self._opened()
-            index = None if table is None else self._table.index_facts(table)
+            exists = self._exists()
             return replies.Collection(
                 name=self.name,
                 encoder=self.encoder_id,
-                others=self._others(),
+                others=self._other_encoders(),
                 dimension=self.dimension,
-                count=table.count_rows() if table is not None else 0,
-                bytes=self.store.size(self._table.root) if table is not None else 0,
-                index=index.index_type if index else "none",
-                version=table.version if table is not None else 0,
+                count=self._table.count() if exists else 0,
+                bytes=self.store.size(self._table.root) if exists else 0,
+                index=self._table.index_type() if exists else "none",
+                version=self._table.version if exists else 0,
             )
 
     def verify(self) -> list[str]:
-        """Sentences about what is wrong; [] is sound. Reads everything."""
-        return verify(self)
+        """Returns sentences about everything that is damaged, [] if nothing is. Reads the whole collection."""
+        try:
+            with self._table.explained("read"):
+                return verify(self._table, self._thumbnails) if self._exists() else []
+        except IndexProblem as problem:
+            return [str(problem)]
 
     def maintain(self) -> bool:
-        """Join what many small upserts have left in pieces, forget old versions, build the index that searching wants.
-        False where another process is at it. Searches go on."""
+        """Join the small files that small upserts leave, delete old versions, and build the index for searching.
+        Returns False if another process is doing it. Searches continue meanwhile."""
         with self._table.explained("written"):
-            if self._opened() is None:
+            if not self._exists():
                 return True
             with self.store.lease(f"maintain.{self._table.name}") as held:
                 if held:
-                    self._table.commit(self._table.maintain)
+                    self._table.maintain()
                     self.store.sweep(f"deleted/{self.name}", OLD_VERSIONS_KEPT.total_seconds())
                 return held
 
     def versions(self) -> list[tuple[int, datetime, int]]:
-        """(version, when, how many pictures) after each change, oldest first, as far back as they are kept."""
+        """Returns (version, time, number of items) after each change, oldest first; old versions are deleted."""
         with self._table.explained("read"):
-            return [] if (table := self._opened()) is None else self._table.history(table)
+            return self._table.history() if self._exists() else []
 
     def undo(self) -> int:
-        """Take back the last change: the version before is restored as a new one, whose number is returned. Undoing
-        again takes back the undoing."""
+        """Take back the last change: restore the version before it as a new version, and return the new number.
+        A second undo takes back the first."""
         with self._table.explained("written"):
-            if (table := self._opened()) is None:
-                raise IndexProblem(f"The collection {self.name} is not there; nothing can be undone.")
-            before = _ids(table)
-            version = self._table.commit(self._table.undo)
-            after = _ids(self._table.open())
+            if not self._exists():
+                raise IndexProblem(f"The collection {self.name} does not exist; there is nothing to undo.")
+            before = self._table.ids()
+            version = self._table.undo()
+            after = self._table.ids()
             self._put_aside(before - after)
             self.store.move({self._aside(id): self.thumbnail_path(id) for id in after - before})
             return version
 
-    def _put_aside(self, ids: Collection[str]) -> None:
-        """Thumbnails of items that are gone, for as long as `undo` may want them; but not those that another encoder's
-        table names."""
-        kept: set[str] = set()
-        for encoder in self._others():
-            kept |= _known(self.store.connect().open_table(f"{self.name}.{encoder}"), ids)
-        self.store.move({self.thumbnail_path(id): self._aside(id) for id in set(ids) - kept})
+    def _exists(self) -> bool:
+        if self._table.exists():
+            return True
+        self._refuse_other_encoder()
+        return False
 
-    def _aside(self, id: str) -> str:
-        return f"deleted/{self.name}/{id}.jpg"
-
-    def _opened(self):
-        """LanceDB's table, None where the collection is not there."""
-        if (table := self._table.open()) is None:
-            self._refuse_other()
-        return table
-
-    def _others(self) -> list[str]:
-        return sorted(
-            encoder for name, encoder in _tables(self.store) if name == self.name and encoder != self.encoder_id
-        )
-
-    def _refuse_other(self) -> None:
-        if others := self._others():
+    def _refuse_other_encoder(self) -> None:
+        if others := self._other_encoders():
             raise WrongEncoder(
                 f"{self.name} holds vectors of {others[0]}, and this is {self.encoder_id}; "
                 f"re-embed it: twinview index reembed --collection {self.name}"
             )
 
-    def _nearest(self, table, vectors: np.ndarray, k: int, condition: str | None) -> list[list[tuple[Item, float]]]:
-        """The k nearest to each of the unit `vectors` (n, d), with their exact cosine."""
-        columns = self._table.columns(table)
-        if (snapshot := self._table.snapshot(table)) is not None:
-            nearest = snapshot.search(vectors, k, condition)
-            rows = snapshot.rows({key for keys, _ in nearest for key in keys}, selected(columns))
-            items = {key: to_item(row, columns) for key, row in rows.items()}
-            return [[(items[key], min(1.0, cosine)) for key, cosine in zip(*some, strict=True)] for some in nearest]
-        query = self._table.query(table, vectors, k, condition).select(selected(columns, "_distance"))
-        found: list[list[tuple[Item, float]]] = [[] for _ in vectors]
-        for row in query.to_arrow().to_pylist():
-            found[row.get("query_index", 0)].append((to_item(row, columns), min(1.0, 1.0 - row["_distance"])))
-        return found
+    def _other_encoders(self) -> list[str]:
+        tables = _tables(self.store)
+        return sorted(encoder for name, encoder in tables if name == self.name and encoder != self.encoder_id)
 
-    def _scan(self, table, condition: str | None, batch: int) -> Iterator[tuple[list[Item], np.ndarray]]:
-        columns = self._table.columns(table)
-        query = table.search().select(selected(columns, "vector"))
-        if condition is not None:
-            query = query.where(condition)
-        for some in query.to_batches(batch_size=batch):
-            items = [to_item(row, columns) for row in some.drop_columns("vector").to_pylist()]
-            yield items, matrix(some["vector"], self.dimension)
+    def _put_aside(self, ids: Collection[str]) -> None:
+        """Move thumbnails of deleted items to where `undo` finds them, except those that other tables use."""
+        used: set[str] = set()
+        for encoder in self._other_encoders():
+            used |= LanceTable.existing(self.store, f"{self.name}.{encoder}").known(ids)
+        self.store.move({self.thumbnail_path(id): self._aside(id) for id in set(ids) - used})
+
+    def _aside(self, id: str) -> str:
+        return f"deleted/{self.name}/{id}.jpg"
+
+    def _thumbnails(self) -> set[str]:
+        """Returns the ids that have a thumbnail."""
+        return {path.rpartition("/")[2].removesuffix(".jpg") for path in self.store.list(f"thumbnails/{self.name}")}
 
 
 def collections(uri: str | Path) -> list[replies.Collection]:
-    """Of all tables of all collections."""
-    store = Store(uri)
-    found = []
-    with explained(store, "read"):
+    """Returns the facts of every table: one for each collection and encoder."""
+    store = FileStore(uri)
+    facts = []
+    with store.explained("read"):
         for name, encoder in _tables(store):
-            manifest.recover(store, f"{name}.{encoder}.lance")
-            dimension = store.connect().open_table(f"{name}.{encoder}").schema.field("vector").type.list_size
-            found.append(Index(uri, encoder, dimension, name).facts())
-    return found
+            dimension = LanceTable.existing(store, f"{name}.{encoder}").dimension
+            facts.append(Index(uri, encoder, dimension, name).facts())
+    return facts
 
 
-def _tables(store: Store) -> list[tuple[str, str]]:
-    """(collection, encoder) of each table."""
-    if not store.exists():
-        return []
-    names, token = [], None
-    while True:
-        page = store.connect().list_tables(page_token=token)
-        names += page.tables
-        if (token := page.page_token) is None:
-            break
-    parts = (name.partition(".") for name in sorted(names))
+def existing_collections(uri: str | Path, name: str | None = None) -> list[replies.Collection]:
+    """Like `collections`, or only those of that name. Raises IndexProblem if there are none."""
+    everything = collections(uri)
+    chosen = [facts for facts in everything if name in (None, facts.name)]
+    if not chosen:
+        names = ", ".join(sorted({facts.name for facts in everything}))
+        raise IndexProblem(f"{uri} holds no collection{f' {name}; it has {names}' if everything else ''}")
+    return chosen
+
+
+def _tables(store: FileStore) -> list[tuple[str, str]]:
+    """Returns (collection, encoder) of each table."""
+    parts = (name.partition(".") for name in table_names(store))
     return [(name, encoder) for name, dot, encoder in parts if dot and NAME.fullmatch(name)]
-
-
-def _ids(table) -> set[str]:
-    return set(table.search().select(["id"]).to_arrow()["id"].to_pylist())
-
-
-def _known(table, ids: Iterable[str]) -> set[str]:
-    found = set()
-    for some in _chunks([id for id in dict.fromkeys(ids) if possible(id)]):
-        found |= set(table.search().where(_among(some)).select(["id"]).limit(len(some)).to_arrow()["id"].to_pylist())
-    return found
-
-
-def _among(ids: Sequence[str]) -> str:
-    return f"id IN ({', '.join(map(literal, ids))})"
-
-
-def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (ids[at : at + AT_ONCE] for at in range(0, len(ids), AT_ONCE))

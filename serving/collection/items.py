@@ -1,74 +1,87 @@
-"""An item of a collection, and how it stands in a row of the table."""
+"""Items of a collection: which ones are valid, and how they are stored as rows of the table."""
 
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from serving.collection.table import TYPES, BadItem
+from serving.collection.problems import BadItem
 from serving.protocol.filters import BASE, KEY
 from serving.protocol.replies import Item
 
 ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
+TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+class Column(NamedTuple):
+    """The column of the table that stores one key of the metadata."""
+
+    name: str
+    kind: type
+
+
+Columns = Mapping[str, Column]  # by key
 
 
 def content_id(data: bytes) -> str:
+    """Returns the id of a picture's file: a hash of its bytes."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def possible(id: str) -> bool:
-    """Whether this could be an id; nothing else may reach a path or a filter."""
+def is_id(id: str) -> bool:
+    """Whether the text is a valid id. Only valid ids may be used in paths and conditions."""
     return ID.fullmatch(id) is not None
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of (n, d) at length 1, float32."""
+    """Returns the rows of `vectors` (n, d) scaled to length 1, float32."""
     vectors = np.asarray(vectors, np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def checked(items: Sequence[Item], vectors: np.ndarray, dimension: int) -> np.ndarray:
-    """Unit vectors of `items` from `vectors` (n, dimension). raises BadItem, which names the item"""
+def checked_vectors(items: Sequence[Item], vectors: np.ndarray, dimension: int) -> np.ndarray:
+    """Returns the unit vectors of `items` from `vectors` (n, dimension). Raises BadItem, which names the item."""
     vectors = np.asarray(vectors, np.float32)
     if vectors.shape != (len(items), dimension):
-        raise BadItem(f"{len(items)} items want vectors ({len(items)}, {dimension}), not {vectors.shape}.")
+        raise BadItem(f"{len(items)} items need vectors ({len(items)}, {dimension}), not {vectors.shape}.")
     if len({item.id for item in items}) < len(items):
         raise BadItem("Two items of one upsert have the same id.")
     good = np.isfinite(vectors).all(axis=1) & (vectors != 0).any(axis=1)
     for item, fine in zip(items, good, strict=True):
-        if not possible(item.id):
-            raise BadItem(f"{item.name}: {item.id!r} is no id: letters, digits, _, - and ., at most 128.")
+        if not is_id(item.id):
+            raise BadItem(f"{item.name}: {item.id!r} is not an id: letters, digits, _, - and ., at most 128.")
         if not fine:
             raise BadItem(f"{item.name}: its vector is zero or not finite.")
     return unit(vectors)
 
 
-def kinds(items: Sequence[Item]) -> dict[str, type]:
-    """Types of the metadata keys of `items`. raises BadItem, which names the item and the key"""
-    found: dict[str, type] = {}
+def metadata_types(items: Sequence[Item]) -> dict[str, type]:
+    """Returns the type of each metadata key of `items`. Raises BadItem, which names the item and the key."""
+    types: dict[str, type] = {}
     for item in items:
         for key, value in item.metadata.items():
-            if not isinstance(key, str) or not KEY.fullmatch(key) or key in BASE:
-                taken = "is a name of ours" if key in BASE else "is no key: letters, digits and _, at most 64"
-                raise BadItem(f"{item.name}: the metadata {key!r} {taken}.")
+            metadata = f"{item.name}: the metadata"
+            if key in BASE:
+                raise BadItem(f"{metadata} {key!r} has the name of a field that every item has.")
+            if not isinstance(key, str) or not KEY.fullmatch(key):
+                raise BadItem(f"{metadata} {key!r} is not a key: letters, digits and _, at most 64.")
             if type(value) not in TYPES or (type(value) is float and not np.isfinite(value)):
-                raise BadItem(f"{item.name}: the metadata {key} is {value!r}; text, numbers, true and false are kept.")
+                raise BadItem(f"{metadata} {key} is {value!r}; only text, finite numbers, true and false are allowed.")
             if type(value) is int and not abs(value) < 2**63:
-                raise BadItem(f"{item.name}: the metadata {key} is {value}, which is more than 64 bits.")
-            kind = found.setdefault(key, type(value))
+                raise BadItem(f"{metadata} {key} is {value}, which does not fit in 64 bits.")
+            kind = types.setdefault(key, type(value))
             if {kind, type(value)} == {int, float}:
-                found[key] = float
+                types[key] = float
             elif kind is not type(value):
-                raise BadItem(f"{item.name}: the metadata {key} is {value!r}, and of another type in other items.")
-    return found
+                raise BadItem(f"{metadata} {key} is {value!r}, and has another type in other items.")
+    return types
 
 
-def to_rows(
-    items: Sequence[Item], vectors: np.ndarray, columns: Mapping[str, tuple[str, type]], schema: pa.Schema
-) -> pa.Table:
-    """`columns`: the table's column and the type of each key of metadata."""
+def to_rows(items: Sequence[Item], vectors: np.ndarray, columns: Columns, schema: pa.Schema) -> pa.Table:
+    """Returns items and vectors (n, d) as rows for a table with these metadata columns and this schema."""
     arrays = {name: [getattr(item, name) for item in items] for name in BASE}
     for key, (name, kind) in columns.items():
         values = (item.metadata.get(key) for item in items)
@@ -77,18 +90,18 @@ def to_rows(
     return pa.table(arrays, schema=pa.schema([field for field in schema if field.name in arrays]))
 
 
-def selected(columns: Mapping[str, tuple[str, type]], *more: str) -> list[str]:
-    """Names of the columns that `to_item` wants, and of `more`."""
-    return [*BASE, *(name for name, _ in columns.values()), *more]
+def item_columns(columns: Columns) -> list[str]:
+    """Returns the names of the columns that `to_item` reads."""
+    return [*BASE, *(column.name for column in columns.values())]
 
 
-def to_item(row: Mapping, columns: Mapping[str, tuple[str, type]]) -> Item:
+def to_item(row: Mapping, columns: Columns) -> Item:
     metadata = {key: row[name] for key, (name, _) in columns.items() if row[name] is not None}
     return Item(*(row[name] for name in BASE), metadata)
 
 
 def matrix(column: pa.Array | pa.ChunkedArray, dimension: int) -> np.ndarray:
-    """An Arrow column of vectors as (n, dimension)."""
+    """Returns an Arrow column of vectors as an array (n, dimension)."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)

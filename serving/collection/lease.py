@@ -1,8 +1,9 @@
-"""One holder at a time over all processes: a context that yields True to it, and False at once to the others.
+"""Leases: locks with one holder at a time over all processes. A context yields True to the holder, and False to the
+others without waiting.
 
-In a folder it is a lock of the system, which lets go when the process dies. In an object store it is an object
-`.leases/<name>` that says until when it is held; it is renewed while the holder lives, and each change of it is on
-condition that it is the one last seen, so that of two who find it expired one gets it.
+In a folder it is a file lock of the operating system, which is released when the process dies. In an object store it is
+an object `.leases/<name>` that contains when the lease expires. The holder renews it; every change is conditional on
+the object that was last seen, so if two processes find an expired lease, only one of them gets it.
 """
 
 import secrets
@@ -11,12 +12,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-LEASE_S = 60  # in an object store a holder that died is waited for this long
+LEASE_S = 60  # in an object store, the lease of a dead holder expires after this time
 
 
 @contextmanager
-def of_folder(folder: Path, name: str) -> Iterator[bool]:
+def lease_in_folder(folder: Path, name: str) -> Iterator[bool]:
     from filelock import FileLock, Timeout
 
     (folder / ".leases").mkdir(parents=True, exist_ok=True)
@@ -33,9 +35,9 @@ def of_folder(folder: Path, name: str) -> Iterator[bool]:
 
 
 @contextmanager
-def of_objects(objects, name: str) -> Iterator[bool]:
-    """`objects`: obstore's store."""
-    claim = _Claim(objects, f".leases/{name}")
+def lease_in_objects(objects: Any, name: str) -> Iterator[bool]:
+    """`objects`: an obstore store."""
+    claim = _LeaseClaim(objects, f".leases/{name}")
     if not claim.take():
         yield False
         return
@@ -52,13 +54,13 @@ def of_objects(objects, name: str) -> Iterator[bool]:
     finally:
         done.set()
         thread.join()
-        claim.renew(expires=0)
+        claim.release()
 
 
-class _Claim:
-    def __init__(self, objects, path: str):
+class _LeaseClaim:
+    def __init__(self, objects: Any, path: str):
         self._objects, self._path = objects, path
-        self._mark = secrets.token_hex(8)  # so that no two holders' objects are the same
+        self._mark = secrets.token_hex(8)  # makes the objects of two holders different
         self._seen: dict | None = None
 
     def take(self) -> bool:
@@ -67,21 +69,25 @@ class _Claim:
             try:
                 old = self._objects.get(self._path)
             except FileNotFoundError:
-                return False  # its holder has just gone: the next one who asks will have it
+                return False  # just released; the next caller gets it
             if float(bytes(old.bytes()).split()[0]) < time.time():
                 self._seen = self._put(_condition(old.meta), time.time() + LEASE_S)
         return self._seen is not None
 
-    def renew(self, expires: float | None = None) -> None:
-        """Or give it up, with 0."""
+    def renew(self) -> None:
+        self._extend(time.time() + LEASE_S)
+
+    def release(self) -> None:
+        self._extend(0)
+
+    def _extend(self, expires: float) -> None:
         try:
-            until = time.time() + LEASE_S if expires is None else expires
-            self._seen = self._put(_condition(self._seen), until) or self._seen
-        except Exception:  # the store may answer again at the next turn; else it expires
+            self._seen = self._put(_condition(self._seen), expires) or self._seen
+        except Exception:  # the next renewal may succeed; otherwise the lease expires
             return
 
-    def _put(self, mode, expires: float) -> dict | None:
-        """None where it is not as `mode` wants it."""
+    def _put(self, mode: Any, expires: float) -> dict | None:
+        """Write the object; return None if its state is not the one that `mode` requires."""
         from obstore.exceptions import AlreadyExistsError, NotFoundError, PreconditionError
 
         try:
@@ -90,5 +96,5 @@ class _Claim:
             return None
 
 
-def _condition(seen) -> dict:
+def _condition(seen: Any) -> dict:
     return {key: seen[key] for key in ("e_tag", "version") if seen.get(key)}

@@ -1,7 +1,11 @@
-"""What Lance's manifests say that LanceDB does not: a version's files, and what kind of change made it.
+"""Reads Lance's manifests: the files of a version, and the kind of change that made it.
 
-Lance's format (lance.org/format, protos/table.proto and transaction.proto): a table's version is a file in `_versions`,
-named by the largest 64-bit number less the version, which ends with the place of its message and the letters LANC.
+LanceDB's own API (0.40) gives neither: `list_versions` and `stats` have counts only, and `to_lance` needs pylance,
+which is not a dependency. We need them to recover from a power cut, to name damaged files, and to undo changes of rows
+but not maintenance. So this file has the smallest parser that is enough: a walk over the fields of a protobuf message.
+
+Lance's format (lance.org/format, protos/table.proto and transaction.proto): a version is a file in `_versions`, named
+by the largest 64-bit number minus the version. It ends with the position of its message and the letters LANC.
 """
 
 import struct
@@ -10,41 +14,44 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.collection.store import Store
+from serving.collection.store import FileStore
 
 LARGEST = 2**64 - 1
 MAGIC = b"LANC"
-UNFLUSHED_S = 60  # commits this long before the newest may not have been flushed when the power went
-MOST_TORN = 16  # one a writer
+UNFLUSHED_S = 60  # commits up to this long before the newest may not have been flushed when the power failed
+MOST_TORN = 16  # one for each writer
 
-# Operations of a transaction that change rows, by their field: append, delete, overwrite, restore, update, data
-# replacement. The others index, compact, and add columns.
+# Fields of a transaction whose operations change rows: append, delete, overwrite, restore, update, data replacement.
+# Other operations build indices, compact, and add columns.
 DATA_CHANGES = {100, 101, 102, 106, 108, 111}
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Rows that were written together. `files` below the table's folder; `rows` with deleted ones."""
+    """Rows that were written together."""
 
     number: int
     files: tuple[str, ...]
+    """Paths below the table's folder."""
     rows: int
+    """Including deleted ones."""
 
 
 @dataclass(frozen=True)
 class Manifest:
     fragments: tuple[Fragment, ...]
     transaction: str
+    """Name of its file in `_transactions`."""
 
 
-def read(store: Store, root: str, version: int) -> Manifest:
-    """Of `version` of the table in the folder `root`. raises ValueError where it is damaged or gone"""
-    return parsed(store.read(f"{root}/_versions/{LARGEST - version:020}.manifest") or b"")
+def read(store: FileStore, root: str, version: int) -> Manifest:
+    """Returns the manifest of a version of the table in `root`. Raises ValueError if it is damaged or missing."""
+    return parse(store.read(f"{root}/_versions/{LARGEST - version:020}.manifest") or b"")
 
 
-def parsed(content: bytes) -> Manifest:
+def parse(content: bytes) -> Manifest:
     if len(content) < 20 or content[-4:] != MAGIC:
-        raise ValueError("a manifest without its end")
+        raise ValueError("the manifest is not complete")
     (start,) = struct.unpack("<Q", content[-16:-8])
     (length,) = struct.unpack_from("<I", content, start)
     fragments, transaction = [], ""
@@ -56,8 +63,8 @@ def parsed(content: bytes) -> Manifest:
     return Manifest(tuple(fragments), transaction)
 
 
-def changes_rows(store: Store, root: str, version: int) -> bool:
-    """Whether the version changed rows; True where it cannot be told."""
+def changes_rows(store: FileStore, root: str, version: int) -> bool:
+    """Whether the version changed rows; True if that cannot be read."""
     try:
         transaction = store.read(f"{root}/_transactions/{read(store, root, version).transaction}")
         return not transaction or any(field in DATA_CHANGES for field, _ in _fields(transaction))
@@ -65,13 +72,13 @@ def changes_rows(store: Store, root: str, version: int) -> bool:
         return True
 
 
-def recover(store: Store, root: str) -> None:
-    """After a power cut the newest commits may be files without content, or name such files: put them aside, so that
-    the commit before is the newest. Commits that were acknowledged are flushed and never of this kind."""
+def recover(store: FileStore, root: str) -> None:
+    """Rename newest manifests to .torn if a power cut left them empty, or left files empty that they list. Then the
+    commit before them is the newest. Acknowledged commits are flushed, so they are never affected."""
     if store.local is None:
         return
     while torn(store.local / root):
-        with store.lease(f"recover.{root}") as held:  # or one could be put aside that another has just written anew
+        with store.lease(f"recover.{root}") as held:  # or a manifest just rewritten by another process could be renamed
             if held:
                 for path in torn(store.local / root):
                     path.replace(path.with_suffix(".torn"))
@@ -80,31 +87,32 @@ def recover(store: Store, root: str) -> None:
 
 
 def torn(root: Path) -> list[Path]:
-    """Manifests newer than the newest sound one. None where that is old: then it is not a power cut that did it."""
+    """Returns the manifests newer than the newest complete one. None of them if that one is old: then the damage has
+    another cause than a power cut."""
     manifests = sorted(path for path in root.glob("_versions/*.manifest") if path.stem.isdigit())  # newest first
-    found: list[Path] = []
+    damaged: list[Path] = []
     empty = None
     for path in manifests:
-        if len(found) == MOST_TORN or path.stat().st_mtime < manifests[0].stat().st_mtime - UNFLUSHED_S:
+        if len(damaged) == MOST_TORN or path.stat().st_mtime < manifests[0].stat().st_mtime - UNFLUSHED_S:
             return []
         try:
-            manifest = parsed(path.read_bytes())
+            manifest = parse(path.read_bytes())
         except (ValueError, struct.error):
-            found.append(path)
+            damaged.append(path)
             continue
         if empty is None:
             files = (file for folder in ("data", "_deletions") for file in root.glob(f"{folder}/*"))
             empty = {f"{file.parent.name}/{file.name}" for file in files if file.stat().st_size == 0}
-        cut = path.stat().st_mtime < booted_at()  # else it is damage, and to be said
+        cut = path.stat().st_mtime < booted_at()  # otherwise it is damage, and must be reported
         if not (cut and any(file in empty for fragment in manifest.fragments for file in fragment.files)):
-            return found
-        found.append(path)
+            return damaged
+        damaged.append(path)
     return []
 
 
 def booted_at() -> float:
-    """When this machine was started, s."""
-    clock = getattr(time, "CLOCK_BOOTTIME", None)  # Linux's, which counts sleep
+    """Returns when this machine was started, in Unix seconds."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)  # on Linux; includes the time asleep
     return time.time() - (time.monotonic() if clock is None else time.clock_gettime(clock))
 
 
@@ -129,7 +137,7 @@ _DELETED = {1: "kind", 2: "version", 3: "id"}  # the fields of DeletionFile
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field, value) of a protobuf message. raises ValueError"""
+    """Yields (field, value) of a protobuf message. Raises ValueError if it is not one."""
     at = 0
 
     def varint() -> int:
@@ -140,7 +148,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
             if byte < 128:
                 return value
-        raise ValueError("a message without its end")
+        raise ValueError("the message is not complete")
 
     while at < len(message):
         field, wire = divmod(varint(), 8)
@@ -149,7 +157,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             continue
         length = {1: lambda: 8, 2: varint, 5: lambda: 4}.get(wire)
         if length is None:
-            raise ValueError("not a message")
+            raise ValueError("this is not a protobuf message")
         size = length()
         yield field, message[at : at + size]
         at += size

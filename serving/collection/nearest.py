@@ -1,9 +1,9 @@
-"""The nearest of many unit vectors in memory: as good as exact, for a small part of the cost.
+"""Nearest-neighbour search among unit vectors in memory: almost exact, at a fraction of the cost.
 
-A full comparison reads all n x d numbers, and memory is the limit. So each vector has a head beside it: its coordinates
-in the m directions that hold most of a sample, m = d / 8 or 32. The FIRST best by heads are compared in full, then the
-best four times as many, and so on, until more has changed nothing; where heads say little (noise without neighbours)
-that ends with comparing all.
+A full comparison reads all n x d numbers and is limited by memory bandwidth. So each vector also has a head: its
+coordinates in the m directions of highest variance in a sample, m = d / 8, at least 32. The FIRST best by heads are
+compared in full, then four times as many, and so on, until the result no longer changes. If heads say little (noise
+without neighbours), all vectors are compared in the end.
 """
 
 from collections.abc import Iterable
@@ -13,26 +13,26 @@ from functools import cached_property
 import numpy as np
 
 LEAST_HEAD = 32
-FIRST, PART = 128, 1024  # or 1/1024 of all
+FIRST, PART = 128, 1024  # at least 128, or 1/1024 of all
 GROWTH = 4
 MOST = 16  # beyond 1/16 of all, comparing all is no slower
-STRIPES = 8  # scores are read eight stripes in parallel; the best of each eight give the bound above which FIRST are
-HEADS_FROM = 4096  # rows; fewer are all compared
-FITTED_ANEW = 4  # times as many rows as the directions were found with
+STRIPES = 8  # the best score of every eight rows gives the bound that about FIRST rows exceed
+HEADS_FROM = 4096  # rows; fewer are all compared in full
+FITTED_ANEW = 4  # the directions are computed again when there are so many times more rows
 SAMPLE = 2048
 ITERATIONS = 3
-TOGETHER = 64  # queries
+TOGETHER = 64  # queries in one product
 SCORES_AT_ONCE = 8_000_000  # 32 MB of inner products
-ONE_CORE = 2**18  # multiply-adds: of more OpenBLAS makes parts for all cores, and where these are busy waits for each
-WORTH_GATHERING = 16  # a filter that keeps less than 1/16: those are compared, and nothing else
+ONE_CORE = 2**18  # multiply-adds; OpenBLAS splits larger products over all cores, and waits for busy ones
+WORTH_GATHERING = 16  # if a filter matches less than 1/16 of the rows, only those are compared
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """n vectors, never changed: `added` and `removed` give another, which shares the memory.
+    """n vectors. Immutable: `added` and `removed` return another object, which shares the memory.
 
     keys   (capacity,) uint64, each once     rows (capacity, d) float32     heads (capacity, m) float32
-    alive  (n,) bool, None when all are
+    alive  (n,) bool, False for removed rows; None if there are none
     """
 
     n: int
@@ -40,18 +40,18 @@ class Nearest:
     rows: np.ndarray
     heads: np.ndarray
     basis: np.ndarray  # (d, m)
-    fitted: int = 0  # rows that `basis` was found with
+    fitted: int = 0  # number of rows when `basis` was computed
     alive: np.ndarray | None = None
 
     @classmethod
     def empty(cls, dimension: int, capacity: int) -> "Nearest":
         m = min(dimension, max(LEAST_HEAD, dimension // 8))
-        rows, heads = (np.empty((capacity, width), np.float32) for width in (dimension, m))  # takes memory when written
+        rows, heads = (np.empty((capacity, width), np.float32) for width in (dimension, m))  # uses memory when written
         return cls(0, np.empty(capacity, np.uint64), rows, heads, np.empty((dimension, m), np.float32))
 
     @classmethod
     def of(cls, parts: Iterable[tuple[np.ndarray, np.ndarray]], dimension: int, capacity: int) -> "Nearest":
-        """Of keys (a,) and unit vectors (a, d), part by part; `capacity` is how many there may ever be."""
+        """Returns the object for parts of keys (a,) and unit vectors (a, d). capacity: most rows that can be stored."""
         made = cls.empty(dimension, capacity)
         for keys, vectors in parts:
             made = made._with(keys, vectors)
@@ -62,7 +62,7 @@ class Nearest:
         return self.n if self.alive is None else int(self.alive.sum())
 
     def added(self, keys: np.ndarray, vectors: np.ndarray) -> "Nearest":
-        """With `vectors` (a, d) of `keys` (a,). To be asked of the last one made, and no other."""
+        """Returns it with `vectors` (a, d) of `keys` (a,) added. Call it only on the newest object."""
         grown = self._with(keys, vectors)
         if self.fitted:
             _product(vectors, self.basis, grown.heads[grown.n - len(keys) : grown.n])
@@ -70,14 +70,14 @@ class Nearest:
 
     def _with(self, keys: np.ndarray, vectors: np.ndarray) -> "Nearest":
         n = self.n + len(keys)
-        if n > len(self.keys):  # struck out ones take room too
+        if n > len(self.keys):  # removed rows take room too
             return self._moved()._with(keys, vectors)
         self.keys[self.n : n], self.rows[self.n : n] = keys, vectors
         alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(keys), bool)])
         return replace(self, n=n, alive=alive)
 
     def removed(self, keys: np.ndarray) -> "Nearest":
-        """Without those of `keys`."""
+        """Returns it without the rows of `keys`."""
         alive = np.ones(self.n, bool) if self.alive is None else self.alive.copy()
         alive[self.positions(keys)] = False
         left = replace(self, alive=alive)
@@ -85,12 +85,12 @@ class Nearest:
 
     @cached_property
     def _order(self) -> np.ndarray | None:
-        """Positions by their keys; None where that is how they lie."""
+        """The positions sorted by key; None if they are sorted already."""
         keys = self.keys[: self.n]
         return None if (keys[1:] > keys[:-1]).all() else np.argsort(keys, kind="stable")
 
     def positions(self, keys: np.ndarray) -> np.ndarray:
-        """Where `keys` are, ascending, without those that are not."""
+        """Returns the ascending positions of those of `keys` that exist."""
         at = np.searchsorted(self.keys[: self.n], keys, sorter=self._order)
         at, keys = at[at < self.n], keys[at < self.n]
         at = at if self._order is None else self._order[at]
@@ -99,7 +99,8 @@ class Nearest:
     def search(
         self, queries: np.ndarray, k: int, among: np.ndarray | None = None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Keys (k,) and cosines (k,), nearest first, of each unit row of `queries` (q, d). `among`: positions."""
+        """Returns keys (k,) and cosines (k,), nearest first, for each unit row of `queries` (q, d). among: positions to
+        search, None for all."""
         barred = None if self.alive is None else ~self.alive
         if among is not None:
             if self.alive is not None:
@@ -117,7 +118,7 @@ class Nearest:
         ]
 
     def _scores(self, queries: np.ndarray) -> np.ndarray:
-        """(q, n): what heads say, or the cosines where there are none."""
+        """Returns scores (q, n): inner products of heads, or cosines if there are no heads."""
         side = (self.heads if self.fitted else self.rows)[: self.n]
         known = np.einsum("qi,im->qm", queries, self.basis) if self.fitted else queries
         if len(queries) == 1:
@@ -156,19 +157,19 @@ class Nearest:
         return self.keys[at[there]], cosines[there]
 
     def _fitted(self) -> "Nearest":
-        """With heads for these rows: the strongest directions by subspace iteration."""
+        """Returns it with new heads: the directions of highest variance, by subspace iteration."""
         if self.n < HEADS_FROM:
             return self
         sample = self.rows[: self.n : max(1, self.n // SAMPLE)].copy()
         basis = np.random.default_rng(0).standard_normal(self.basis.shape, dtype=np.float32)
         for _ in range(ITERATIONS):
             basis = _orthonormal(_product(sample.T, _product(sample, basis)))
-        heads = np.empty_like(self.heads)  # others still read the old one
+        heads = np.empty_like(self.heads)  # other threads still read the old ones
         _product(self.rows[: self.n], basis, heads[: self.n])
         return replace(self, basis=basis, heads=heads, fitted=self.n)
 
     def _moved(self) -> "Nearest":
-        """Those alive, in memory of their own."""
+        """Returns a copy without removed rows, in new memory."""
         kept = np.flatnonzero(self.alive)
         moved = Nearest.empty(self.rows.shape[1], len(self.keys))
         for new, old in ((moved.keys, self.keys), (moved.rows, self.rows), (moved.heads, self.heads)):
@@ -177,20 +178,20 @@ class Nearest:
 
 
 def _dots(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """rows @ query, on one core, as fast as memory is read."""
+    """Returns rows @ query on one core, limited by memory bandwidth."""
     return np.einsum("ij,j->i", rows, query)
 
 
 def _orthonormal(columns: np.ndarray) -> np.ndarray:
-    """A basis (d, m) of what the columns span; where they are fewer than m directions, with columns of 0. LAPACK's QR
-    makes thousands of small calls, each for all cores."""
+    """Returns an orthonormal basis (d, m) of the columns' span, with columns of 0 if its dimension is less than m.
+    LAPACK's QR would make thousands of small calls on all cores."""
     strengths, mixed = np.linalg.eigh(_product(columns.T, columns).astype(np.float64))
     scales = np.where(strengths > 1e-6 * strengths[-1], np.maximum(strengths, 1e-300) ** -0.5, 0)
     return _product(columns, (mixed * scales).astype(np.float32))
 
 
 def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """a @ b, on one core."""
+    """Returns a @ b, computed on one core."""
     out = np.empty((len(a), b.shape[1]), np.float32) if out is None else out
     step = max(1, ONE_CORE // b.size)
     for at in range(0, len(a), step):
@@ -199,7 +200,7 @@ def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.
 
 
 def _top(at: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest, largest first."""
+    """Returns the k largest, largest first."""
     if k < len(scores):
         most = np.argpartition(scores, -k)[-k:]
         at, scores = at[most], scores[most]

@@ -1,8 +1,8 @@
-"""The vectors of a table in this process's memory, following its commits.
+"""Keeps the vectors of a table in this process's memory, up to date with its commits.
 
-LanceDB's row id says fragment and row, and a fragment's vectors never change: a commit adds fragments and strikes out
-rows. So following reads the new fragments, and the list of row ids only when rows are gone. Rows, filters and vectors
-are of one version, whatever others commit meanwhile.
+LanceDB's row id consists of fragment and row, and a fragment's vectors never change: a commit adds fragments and deletes
+rows. So an update reads the new fragments, and the list of row ids only if rows were deleted. Rows, filters and vectors
+are of one version, even if other processes commit meanwhile.
 """
 
 import threading
@@ -13,32 +13,32 @@ import numpy as np
 
 from serving.collection.nearest import Nearest
 
-MOST_BYTES = 2**30  # of vectors; a larger table is searched where it lies
-BATCH_BYTES = 2**25  # read at once: of what is smaller, the allocator keeps much when it is freed
+MOST_BYTES = 2**30  # of vectors; a larger table is searched by LanceDB
+BATCH_BYTES = 2**25  # to read together; with smaller batches the allocator keeps much of the memory that is freed
 REMEMBERED = 16  # filters
 
 
 class Snapshot:
-    """A table at one version. `reader` is LanceDB's handle of it."""
+    """A table at one version. `reader` is LanceDB's table object."""
 
     def __init__(self, reader, version: int, nearest: Nearest):
         self.reader, self.version, self.nearest = reader, version, nearest
         self._among: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def search(self, vectors: np.ndarray, k: int, where: str | None) -> list[tuple[list[int], list[float]]]:
-        """Row ids and cosines of the k nearest to each of the unit `vectors` (n, d), nearest first."""
+        """Returns row ids and cosines of the k nearest to each of the unit `vectors` (n, d), nearest first."""
         found = self.nearest.search(vectors, k, None if where is None else self._kept(where))
         return [(keys.tolist(), cosines.tolist()) for keys, cosines in found]
 
     def rows(self, keys: Collection[int], columns: Sequence[str]) -> dict[int, dict]:
-        """`columns` of the rows `keys`, by key."""
+        """Returns these columns of the rows with these row ids, by row id."""
         if not keys:
             return {}
         rows = self.reader.take_row_ids(list(keys)).select([*columns, "_rowid"]).to_arrow()
         return {row.pop("_rowid"): row for row in rows.to_pylist()}
 
     def _kept(self, where: str) -> np.ndarray:
-        """Positions of the rows that the filter keeps."""
+        """Returns the positions of the rows that match the filter."""
         if (kept := self._among.get(where)) is None:
             kept = self.nearest.positions(_keys(self.reader.search().where(where).select(["_rowid"]).to_arrow()))
             self._among[where] = kept
@@ -48,7 +48,7 @@ class Snapshot:
 
 
 class Resident:
-    """The newest snapshot of a table. Any thread may ask."""
+    """The newest snapshot of a table. Thread-safe."""
 
     def __init__(self, dimension: int):
         self.dimension = dimension
@@ -57,7 +57,8 @@ class Resident:
         self._last: Snapshot | None = None
 
     def snapshot(self, table, reopen: Callable) -> Snapshot | None:
-        """Of LanceDB's `table` as it is now; None where it is too large. reopen() gives another handle of it."""
+        """Returns the snapshot of LanceDB's `table` as it is now; None if it is too large. reopen() returns another table
+        object of it."""
         with self._lock:
             version = table.version
             if self._last is not None and version == self._last.version:
@@ -69,7 +70,7 @@ class Resident:
                 return None
             nearest = None
             if self._last is not None and (nearest := self._followed(self._last.nearest, reader)) is None:
-                self._last = None  # whose memory is free before the new one is filled
+                self._last = None  # frees its memory before the new one is filled
             self._last = Snapshot(reader, version, nearest or self._loaded(reader))
             return self._last
 
@@ -78,7 +79,7 @@ class Resident:
             self._last = None
 
     def _followed(self, nearest: Nearest, reader) -> Nearest | None:
-        """`nearest` with what has changed since; None where most has, or where it is another table of that name."""
+        """Returns `nearest` with the changes since; None if most has changed, or if it is another table of that name."""
         if not nearest.count:
             return None
         fragment = int(nearest.keys[: nearest.n].max()) >> 32
@@ -87,7 +88,7 @@ class Resident:
         if nearest.count != count:
             there = _keys(reader.search().select(["_rowid"]).to_arrow())
             nearest = nearest.removed(np.setdiff1d(nearest.keys[: nearest.n], there))
-        # Compaction has rewritten most; or what was gone has been restored; or it is another table.
+        # Compaction has rewritten most rows, or deleted rows have been restored, or it is another table.
         if count <= len(new) or nearest.count != count or not self._is_same(nearest, reader):
             return None
         for batch in new.to_batches():
@@ -95,7 +96,7 @@ class Resident:
         return nearest
 
     def _is_same(self, nearest: Nearest, reader) -> bool:
-        """Whether the last row that is known is what the table holds."""
+        """Whether the last row in memory is the one in the table."""
         at = nearest.n - 1 if nearest.alive is None else int(np.flatnonzero(nearest.alive)[-1])
         rows = reader.take_row_ids([int(nearest.keys[at])]).select(["vector"]).to_arrow().to_batches()
         return len(rows) == 1 and np.array_equal(self._matrix(rows[0]), nearest.rows[at : at + 1])

@@ -1,9 +1,9 @@
-"""The bytes beside the tables, one way for a folder and for an object store.
+"""The files of an index, with the same interface for a folder and for an object store.
 
-    Store("index")                  a folder: what `write` has returned from survives a crash of the machine
-    Store("s3://bucket/prefix")     an object store, by the usual AWS_* variables (AWS_ENDPOINT_URL and so on)
+    FileStore("index")                a folder: when `write` returns, the file survives a crash of the machine
+    FileStore("s3://bucket/prefix")   an object store, configured by the AWS_* variables (AWS_ENDPOINT_URL and so on)
 
-Paths are relative, with slashes. Everything raises StoreProblem, which names the place and says what to do.
+Paths are relative, with slashes. Methods raise IndexProblem, which names the folder or bucket and says what to do.
 """
 
 import errno
@@ -17,12 +17,14 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 
-from serving.collection.lease import of_folder, of_objects
+from serving.collection.lease import lease_in_folder, lease_in_objects
+from serving.collection.problems import IndexProblem
 
-THREADS = 16  # that write or delete at once: a disk joins their flushes, an object store answers each in its time
+THREADS = 16  # for writing and deleting: a disk combines their flushes, an object store's latencies overlap
 RETRIES = 5  # of a request to an object store
-STALE_S = 3600  # an unfinished file this old belongs to no one
-OBJECT_STORES = {  # what their errors mean, by a mark in them
+STALE_S = 3600  # an unfinished file this old was left by a killed writer
+FAILURES = (RuntimeError, ValueError, OSError)  # raised by the file system and LanceDB
+OBJECT_STORE_ERRORS = {  # the meaning of a text in an object store's error
     "NoSuchBucket": "there is no such bucket",
     "403 Forbidden": "the keys are refused",
     "SignatureDoesNotMatch": "the keys are refused",
@@ -32,12 +34,8 @@ OBJECT_STORES = {  # what their errors mean, by a mark in them
 }
 
 
-class StoreProblem(Exception):
-    """A place that cannot be read or written. The message names it and says what to do."""
-
-
-class Store:
-    """Files below `uri`. `local` is the folder, None for an object store. Thread-safe; opens nothing by itself."""
+class FileStore:
+    """Files below `uri`. `local` is the folder, None for an object store. Thread-safe. Only writing creates folders."""
 
     def __init__(self, uri: str | Path):
         scheme, mark, rest = str(uri).partition("://")
@@ -46,7 +44,7 @@ class Store:
         self._flushed: set[Path] = set()
 
     def read(self, path: str) -> bytes | None:
-        """None where there is none."""
+        """Returns the file's bytes, None if it does not exist."""
         with self.explained("read"):
             if self.local is not None:
                 try:
@@ -59,11 +57,11 @@ class Store:
                 return None
 
     def write(self, path: str, data: bytes) -> None:
-        """The whole file or nothing of it, in place of what was there."""
+        """Write or replace a file. After a crash it is either the old one or the new one, never a part."""
         self.write_many({path: data})
 
     def write_many(self, files: Mapping[str, bytes]) -> None:
-        """Each as `write` does it; after an error some may be there."""
+        """Write each file like `write`. After an error some of them may be written."""
         if not files:
             return
         with self.explained("written"):
@@ -73,7 +71,7 @@ class Store:
                 _each(fsync, sorted(folder for folder in folders if folder.is_relative_to(self.local)))
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Those that are there."""
+        """Delete those of the files that exist."""
         with self.explained("written"):
             if self.local is not None:
                 for path in paths:
@@ -82,22 +80,22 @@ class Store:
                 _each(self._remove, paths)
 
     def move(self, paths: Mapping[str, str]) -> None:
-        """From each key to its value, in place of what was there; those that are not there are left out."""
+        """Move files from each key to its value, replacing what is there. Files that do not exist are skipped."""
         with self.explained("written"):
             _each(self._move, paths.items())
             if self.local is not None:
                 _each(fsync, {(self.local / path).parent for path in [*paths, *paths.values()]})
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Paths of all files in the folder `prefix`, however deep."""
+        """Yields the paths of all files below the folder `prefix`."""
         return (path for path, _, _ in self.entries(prefix))
 
     def size(self, prefix: str) -> int:
-        """Bytes of all files in the folder `prefix`."""
+        """Returns the size in bytes of all files below the folder `prefix`."""
         return sum(size for _, size, _ in self.entries(prefix))
 
     def entries(self, prefix: str) -> Iterator[tuple[str, int, float]]:
-        """(path, bytes, time of its last change in s) of all files in the folder `prefix`."""
+        """Yields (path, bytes, time of the last change in s) of all files below the folder `prefix`."""
         with self.explained("read"):
             if self.local is None:
                 for page in self._objects.list(prefix.rstrip("/") or None):
@@ -108,23 +106,23 @@ class Store:
                     path = Path(folder, name)
                     try:
                         facts = path.stat()
-                    except FileNotFoundError:  # another process's clean-up was faster
+                    except FileNotFoundError:  # another process has just deleted it
                         continue
                     yield path.relative_to(self.local).as_posix(), facts.st_size, facts.st_mtime
 
     def sweep(self, prefix: str, older_s: float) -> None:
-        """Remove the files of the folder `prefix` that are older, and what killed writers have left."""
+        """Delete files of the folder `prefix` older than `older_s`, and unfinished files of killed writers."""
         now = time.time()
         self.delete([path for path, _, at in self.entries(prefix) if at < now - older_s])
         self.delete([path for path, _, at in self.entries(".writing") if at < now - STALE_S])
 
     def connect(self):
-        """LanceDB's connection, the same at every call. Every read of its tables looks for the newest commit."""
+        """Returns the LanceDB connection, the same at every call. Reads through it see the newest commit."""
         with self.explained("read"):
             return self._connection
 
     def exists(self) -> bool:
-        """False for a folder that is not there: connecting would make it."""
+        """Whether the folder exists; connecting would create it. An object store counts as existing."""
         return self.local is None or self.local.is_dir()
 
     def flush(self, prefix: str) -> None:
@@ -142,35 +140,36 @@ class Store:
 
     @contextmanager
     def lease(self, name: str) -> Iterator[bool]:
-        """True for one holder at a time over all processes; False at once where another holds it."""
+        """Yields True to one holder at a time over all processes; False, without waiting, if another holds it."""
         with ExitStack() as stack:
             with self.explained("written"):
-                lease = of_objects(self._objects, name) if self.local is None else of_folder(self.local, name)
+                objects = self.local is None
+                lease = lease_in_objects(self._objects, name) if objects else lease_in_folder(self.local, name)
                 held = stack.enter_context(lease)
             yield held
 
     @contextmanager
     def explained(self, done: str) -> Iterator[None]:
-        """Turn what the system, LanceDB and the object store raise into StoreProblem. `done`: "read" or "written"."""
+        """Turn errors of the system, LanceDB and the object store into IndexProblem. `done`: "read" or "written"."""
         try:
             yield
-        except StoreProblem:
+        except IndexProblem:
             raise
         except Exception as error:
-            if not (isinstance(error, (RuntimeError, ValueError, OSError)) or _of_store(error)):
+            if not (isinstance(error, FAILURES) or _of_store(error)):
                 raise
-            raise StoreProblem(self._sentence(error, done)) from error
+            raise IndexProblem(self._sentence(error, done)) from error
 
     def _sentence(self, error: Exception, done: str) -> str:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            return f"The disk of {self.uri} is full. Nothing was changed; free some space and do it again."
+            return f"The disk of {self.uri} is full. Nothing was changed; free some space and try again."
         if self.local is not None:
-            hint = "If it is damaged, `twinview index verify` says where."
+            hint = "`twinview index verify` finds damaged files."
             return f"{self.uri} cannot be {done} ({first_line(error)}). {hint}"
-        reason = next((words for mark, words in OBJECT_STORES.items() if mark in str(error)), first_line(error))
+        reason = next((words for mark, words in OBJECT_STORE_ERRORS.items() if mark in str(error)), first_line(error))
         return (
-            f"{self.uri} cannot be {done} ({reason}). Are the bucket's name and AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
-            f"AWS_SECRET_ACCESS_KEY and AWS_REGION right?"
+            f"{self.uri} cannot be {done} ({reason}). Check the bucket's name and AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
+            f"AWS_SECRET_ACCESS_KEY and AWS_REGION."
         )
 
     def _put(self, entry: tuple[str, bytes]) -> None:
@@ -202,11 +201,11 @@ class Store:
                 return
             (self.local / new).parent.mkdir(parents=True, exist_ok=True)
             (self.local / old).replace(self.local / new)
-            os.utime(self.local / new)  # when it came here, as an object store has it
+            os.utime(self.local / new)  # the time of the move, as in an object store
 
     @cached_property
     def _connection(self):
-        import lancedb  # seconds, and the supervisor of `bentoml serve` loads this module too
+        import lancedb  # takes seconds, and the supervisor of `bentoml serve` imports this module too
 
         options = {} if self.local is not None else {"allow_http": _allow_http(), "client_retry_timeout": "30"}
         return lancedb.connect(self.uri, read_consistency_interval=timedelta(0), storage_options=options or None)
@@ -222,17 +221,17 @@ class Store:
         )
 
     def __getstate__(self) -> dict:
-        return {"uri": self.uri, "local": self.local, "_flushed": set()}  # connections stay in their process
+        return {"uri": self.uri, "local": self.local, "_flushed": set()}  # connections do not cross processes
 
 
 def first_line(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error)
-    return text.partition(", /")[0].partition("\n")[0].rstrip(" .")[:300]  # without the place in Lance's sources
+    return text.partition(", /")[0].partition("\n")[0].rstrip(" .")[:300]  # without the position in Lance's sources
 
 
 def fsync(path: Path) -> None:
-    """Flush a file or folder. One that another process's clean-up has just removed needs none."""
-    if os.name == "nt":  # has no such call for folders, nor for files opened to read
+    """Flush a file or folder to disk; nothing if another process has just deleted it."""
+    if os.name == "nt":  # Windows can flush neither folders nor files opened for reading
         return
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -253,7 +252,7 @@ def _of_store(error: Exception) -> bool:
 
 
 def _each(function, entries: Iterable) -> None:
-    """`function` of each, many at once where there are many."""
+    """Call function(entry) for each entry, in threads if there are several."""
     entries = list(entries)
     if len(entries) < 2:
         for entry in entries:

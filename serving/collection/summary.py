@@ -1,4 +1,4 @@
-"""What the items of a collection can be filtered by: the keys, and their commonest values."""
+"""The keys that the items of a collection can be filtered by, with their commonest values."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,13 @@ import pyarrow.compute as pc
 
 from serving.protocol.replies import Key, KeyType
 
-COMMONEST = 20  # values of each key
-ROWS = 1_000_000  # of a larger collection, the first are looked at
+COMMONEST = 20  # values to list for each key
+ROWS = 1_000_000  # to read; a larger collection is judged by its first rows
 KINDS: dict[type, KeyType] = {str: "text", bool: "truth", int: "whole", float: "number"}
 
 
 def summary(rows: pa.Table, columns: Mapping[str, tuple[str, type]]) -> list[Key]:
-    """Of the keys that any row has. columns: the table's column and the type of each key."""
+    """Returns the keys that at least one row has. columns: (column of the table, type of its values) by key."""
     found = []
     for key, (name, kind) in columns.items():
         values = rows[name].drop_null()

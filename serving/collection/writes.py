@@ -1,15 +1,15 @@
-"""Small writes of concurrent requests are committed together: each commit costs some milliseconds of the disk, and
-leaves a piece that every search looks into.
+"""Commits small writes of concurrent requests together: each commit costs some milliseconds of disk time, and leaves a
+small file that every search has to read.
 
-There is no timer: what comes while a commit of its collection runs gathers, and the next one takes it. Whoever wrote
-hears of it when it is durable. What a write does wrong is told to its request alone: a commit that fails is made again,
-a write at a time.
+There is no timer: writes that arrive while a commit of their collection runs wait, and the next commit takes them all.
+A request is answered when its write is durable. If a commit fails, its writes are tried one by one, so that only the
+request with the invalid write gets the error.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,12 +25,12 @@ log = logging.getLogger("twinview")
 
 COMMITS_AT_ONCE = 4  # of different collections
 MOST_ROWS = 4096  # in one commit, unless a single write has more
-MAINTAIN_COMMITS = 64  # after so many small ones searches are slower by half
-MAINTAIN_S = 60.0  # after the first commit since the last time, however few follow
+MAINTAIN_COMMITS = 64  # after so many small commits searches are slower by half
+MAINTAIN_S = 60.0  # after the first commit since the last maintenance, even if few follow
 
 
 @dataclass(frozen=True)
-class _Put:
+class _Upsert:
     items: Sequence[Item]
     vectors: np.ndarray
     """float32 (n, d)"""
@@ -48,26 +48,26 @@ class _Deletion:
         return len(self.ids)
 
 
-Write = _Put | _Deletion
+Write = _Upsert | _Deletion
 
 
 @dataclass
 class _Queue:
-    """Of one collection."""
+    """The writes of one collection and encoder."""
 
     index: Index
     waiting: deque[tuple[Write, asyncio.Future]] = field(default_factory=deque)
     working: asyncio.Task | None = None
     commits: int = 0
-    """Since the last maintenance."""
+    """Number since the last maintenance."""
     alarm: asyncio.TimerHandle | None = None
 
 
-class Writer:
-    """All methods are for the event loop's thread."""
+class CommitQueue:
+    """Call all methods in the event loop's thread."""
 
     def __init__(self, rows_at_once: int):
-        """how many may wait, or be written, at once"""
+        """rows_at_once  most rows that wait or are being written"""
         self._gate = Gate(rows_at_once, "rows to write")
         self._queues: dict[tuple[str, str], _Queue] = {}
         self._commits = ThreadPoolExecutor(COMMITS_AT_ONCE, "commits")
@@ -75,26 +75,30 @@ class Writer:
 
     @contextmanager
     def room(self, rows: int) -> Iterator[None]:
-        """For what is to be written, from before it is made. raises Busy."""
+        """Reserve room for rows to write; enter it before they are computed. Raises Busy."""
         with self._gate.admit(rows):
             yield
 
     async def upsert(
         self, index: Index, items: Sequence[Item], vectors: np.ndarray, thumbnails: Mapping[str, bytes]
     ) -> list[bool]:
-        """Of each item whether it is new; durable when this returns. vectors (n, d), of any length but 0. Of items of
-        one id the last stays. raises IndexProblem: then none of them is there."""
-        return await self._enqueue(index, _Put(items, vectors, thumbnails))
+        """Returns for each item whether it is new; durable when this returns. If an id occurs twice, the last item is
+        kept.
+
+        vectors  (n, d), any length but 0
+        raises   IndexProblem; then none of the items is written
+        """
+        return await self._enqueue(index, _Upsert(items, vectors, thumbnails))
 
     async def delete(self, index: Index, ids: Sequence[str]) -> list[str]:
-        """Those that were there, each once. raises IndexProblem."""
+        """Returns those of `ids` that existed, each once; durable when this returns. Raises IndexProblem."""
         return await self._enqueue(index, _Deletion(ids))
 
     def close(self) -> None:
         for queue in self._queues.values():
             if queue.alarm:
                 queue.alarm.cancel()
-        self._commits.shutdown(wait=False)  # what is under way goes to its end
+        self._commits.shutdown(wait=False)  # running commits finish
         self._maintenance.shutdown(wait=False, cancel_futures=True)
 
     async def _enqueue(self, index: Index, write: Write) -> Any:
@@ -106,13 +110,13 @@ class Writer:
         return await done
 
     async def _work(self, queue: _Queue) -> None:
-        """Until nothing waits."""
+        """Commit until nothing waits."""
         loop, batch = asyncio.get_running_loop(), []
         try:
             while batch := _next(queue.waiting):
                 answers = await loop.run_in_executor(self._commits, _commit, queue.index, [write for write, _ in batch])
                 for (_, done), answer in zip(batch, answers, strict=True):
-                    if done.done():  # its request has gone
+                    if done.done():  # its request was cancelled
                         continue
                     if isinstance(answer, Exception):
                         done.set_exception(answer)
@@ -121,7 +125,7 @@ class Writer:
                 self._count(queue)
         finally:
             queue.working = None
-            for _, done in (*batch, *queue.waiting):  # of those not yet told, when the service ends
+            for _, done in (*batch, *queue.waiting):  # not yet answered, when the service stops
                 done.cancel()
 
     def _count(self, queue: _Queue) -> None:
@@ -138,7 +142,7 @@ class Writer:
 
 
 def _next(waiting: deque[tuple[Write, asyncio.Future]]) -> list[tuple[Write, asyncio.Future]]:
-    """The oldest that fit together, without those whose request has gone."""
+    """Take the oldest writes that fit in one commit, skipping those whose request was cancelled."""
     batch, rows = [], 0
     while waiting and (not batch or rows + len(waiting[0][0]) <= MOST_ROWS):
         write, done = waiting.popleft()
@@ -149,10 +153,10 @@ def _next(waiting: deque[tuple[Write, asyncio.Future]]) -> list[tuple[Write, asy
 
 
 def _commit(index: Index, writes: list[Write]) -> list[list | Exception]:
-    """In their order, those of one kind together. The answer of each."""
+    """Commit in order, consecutive writes of one kind together. Returns the answer, or the error, of each."""
     answers = []
     for kind, run in groupby(writes, type):
-        group, together = list(run), _put if kind is _Put else _delete
+        group, together = list(run), _upsert if kind is _Upsert else _delete
         try:
             answers += together(index, group)
         except Exception as error:
@@ -160,25 +164,25 @@ def _commit(index: Index, writes: list[Write]) -> list[list | Exception]:
     return answers
 
 
-def _alone(together, index: Index, write: Write) -> list | Exception:
+def _alone(together: Callable, index: Index, write: Write) -> list | Exception:
     try:
         return together(index, [write])[0]
-    except Exception as error:  # whatever it is, its request must hear of it
+    except Exception as error:  # any error must reach the request
         return error
 
 
-def _put(index: Index, puts: list[_Put]) -> list[list[bool]]:
+def _upsert(index: Index, upserts: list[_Upsert]) -> list[list[bool]]:
     rows, thumbnails = {}, {}
-    for put in puts:
-        rows |= {item.id: (item, vector) for item, vector in zip(put.items, put.vectors, strict=True)}
-        thumbnails |= put.thumbnails
+    for upsert in upserts:
+        rows |= {item.id: (item, vector) for item, vector in zip(upsert.items, upsert.vectors, strict=True)}
+        thumbnails |= upsert.thumbnails
     seen = set(index.known(list(rows)))
     items, vectors = zip(*rows.values(), strict=True)
     index.upsert(items, np.stack(vectors), thumbnails)
     answers = []
-    for put in puts:
+    for upsert in upserts:
         answers.append([])
-        for item in put.items:
+        for item in upsert.items:
             answers[-1].append(item.id not in seen)
             seen.add(item.id)
     return answers
@@ -198,7 +202,7 @@ def _delete(index: Index, deletions: list[_Deletion]) -> list[list[str]]:
 def _maintain(index: Index) -> None:
     try:
         index.maintain()
-    except IndexProblem as error:  # it goes on without
-        log.warning("the collection %s could not be tidied up. %s", index.name, error)
+    except IndexProblem as error:  # writes work without maintenance
+        log.warning("maintenance of the collection %s failed: %s", index.name, error)
     except Exception:
-        log.exception("tidying up the collection %s failed", index.name)
+        log.exception("maintenance of the collection %s failed", index.name)

@@ -1,15 +1,15 @@
-"""Near-duplicates of a collection: groups of pictures of which one can stay for all.
+"""Near-duplicates of a collection: groups of pictures in which one picture can replace the others.
 
     twinview duplicates --collection pictures --threshold 0.95 --output groups.csv
 
-A group is a picture that stays, and pictures with a cosine to it from the threshold on. The one with the most pixels
-stays (then the largest file, then the lowest id), what is near it goes, and so on with the best that is left. So each
-picture that goes has one like it that stays, and of those that stay no two are near-duplicates. Connected components
-promise neither: at a threshold a little too low they chain half of a collection together by steps, and their ends are
-not alike.
+A group is a picture to keep and the pictures whose cosine to it is at least the threshold. The picture with the most
+pixels is kept (then the largest file, then the lowest id), those near it form its group, and so on with the best of the
+rest. So every picture in a group is like the one that is kept, and no two kept pictures are near-duplicates. Connected
+components guarantee neither: if the threshold is a little too low, they chain half of a collection together, and the
+ends of a chain are not alike.
 
-The same file twice is one item already, since an id is the hash of the content. What comes at a cosine of 1.0000 here
-are other files that show the encoder the same: another format, another size, other metadata.
+Copies of a file are one item already, since an id is the hash of the content. Pictures with a cosine of 1.0000 here are
+different files that look the same to the encoder: another format, another size, other metadata.
 """
 
 from collections.abc import Collection, Iterator
@@ -20,21 +20,22 @@ import numpy as np
 
 from serving.collection.index import Index, Item
 from serving.derived.pairs import TooManyPairs, near_pairs
-from serving.derived.task import DerivedProblem, Report, whole
+from serving.derived.task import DerivedProblem, Report, read_all
 
-LEAST = 0.9  # cosine of the pairs that are kept: any threshold from here on is answered from them at once
+LEAST = 0.9  # cosine of the pairs that are stored: any higher threshold is answered from them without computing
 
 
 @dataclass(frozen=True)
-class Group:
+class DuplicateGroup:
     keep: Item
     others: list[tuple[Item, float]]
-    """With their cosine to it, nearest first."""
+    """The other items with their cosine to `keep`, nearest first."""
 
 
 def compute(index: Index, report: Report, threshold: float) -> dict[str, np.ndarray]:
-    """ids (n,) bytes, best picture first; a, b (p,) int32 numbers of ids, a < b, sorted; cosine (p,) float32."""
-    columns, vectors = whole(index, report, ("id", "width", "height", "bytes"))
+    """Returns ids (n,) bytes, best picture first; pairs a, b (p,) int32, positions in ids, a < b, sorted; their cosine
+    (p,) float32."""
+    columns, vectors = read_all(index, report, ("id", "width", "height", "bytes"))
     ids = np.array([id.encode() for id in columns["id"]], "S")
     pixels = np.multiply(columns["width"], columns["height"], dtype=np.int64)
     order = np.lexsort((ids, -np.array(columns["bytes"], np.int64), -pixels))
@@ -52,15 +53,18 @@ def compute(index: Index, report: Report, threshold: float) -> dict[str, np.ndar
 def group(
     arrays: dict[str, np.ndarray], threshold: float, known: Collection[str] | None = None
 ) -> list[tuple[str, list[str]]]:
-    """Of what `compute` gives: id that stays, and ids that go, the largest group first. `threshold`: at least the one
-    it was computed with. known: the ids that there still are, where some are gone."""
+    """Returns groups of ids (keep, others), the largest first, from the arrays of `compute`.
+
+    threshold  not lower than the one of `compute`
+    known      the ids that still exist, if some were deleted
+    """
     kept = arrays["cosine"] >= threshold
     if known is not None:
         there = np.array([id.decode() in known for id in arrays["ids"].tolist()], bool)
         kept &= there[arrays["a"]] & there[arrays["b"]]
     a, b = arrays["a"][kept], arrays["b"][kept]
     taken = np.zeros(len(arrays["ids"]), bool)
-    edges = np.flatnonzero(np.diff(a, prepend=-1, append=-1))  # of the runs of one a
+    edges = np.flatnonzero(np.diff(a, prepend=-1, append=-1))  # where a changes
     found = []
     for start, end in pairwise(edges):
         if not taken[a[start]]:
@@ -74,8 +78,8 @@ def group(
     return [(ids[first].decode(), [id.decode() for id in ids[others]]) for first, others in found]
 
 
-def looked_up(index: Index, groups: list[tuple[str, list[str]]], threshold: float) -> Iterator[Group]:
-    """With the items as they are now: those that are gone, or are no longer near, are left out."""
+def looked_up(index: Index, groups: list[tuple[str, list[str]]], threshold: float) -> Iterator[DuplicateGroup]:
+    """Yields the groups with their items as they are now, without those that were deleted or are no longer near."""
     waiting = iter(groups)
     while some := list(islice(waiting, 256)):
         known = index.get_many(id for first, others in some for id in (first, *others))
@@ -86,4 +90,4 @@ def looked_up(index: Index, groups: list[tuple[str, list[str]]], threshold: floa
             near = [(known[id][0], min(1.0, float(known[id][1] @ vector))) for id in others if id in known]
             near = [(item, cosine) for item, cosine in near if cosine >= threshold - 1e-6]
             if near:
-                yield Group(keep, sorted(near, key=lambda one: -one[1]))
+                yield DuplicateGroup(keep, sorted(near, key=lambda one: -one[1]))

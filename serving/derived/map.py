@@ -1,13 +1,13 @@
-"""A map of a collection: a place in the plane for each picture, those that look alike close together.
+"""A map of a collection: a position in the plane for each picture, with similar pictures close together.
 
-PaCMAP (Wang et al. 2021, arXiv:2012.04456) of the unit vectors: of the well-known methods the one that keeps both
-neighbourhoods and the arrangement of the whole, in minutes for 100,000 pictures on two cores. A map that is made anew
-starts from the places of the one before, so that pictures stay about where they were.
+The positions are PaCMAP (Wang et al. 2021, arXiv:2012.04456) of the unit vectors: it preserves both neighbourhoods and
+the overall arrangement, and takes minutes for 100,000 pictures on two cores. A new map starts from the positions of the
+last one, so that pictures stay about where they were.
 
-Beside its place each picture has a group, by k-means of the vectors: a colour where there are no labels.
+Each picture also has a group, by k-means of the vectors, which gives it a colour if there are no labels.
 
-Pictures that have come since get, up to PLACED of them, the mean place of their nearest neighbours that have one, and
-the nearest one's group; the rest waits for the next map.
+Up to PLACED pictures added after the map was computed get the mean position of their nearest neighbours on the map, and
+the group of the nearest one. Others have no position until the next map.
 """
 
 import contextlib
@@ -15,20 +15,21 @@ import io
 import logging
 import re
 import warnings
+from typing import Any
 
 import numpy as np
 
 from serving.collection.index import Index
-from serving.derived.task import Derived, DerivedProblem, Report, Result, whole
+from serving.derived.task import Derived, DerivedProblem, Report, Result, read_all
 
-FEW = 64  # up to so many, the two principal components are the map, and one group
-GROUPS = 12  # as many as colours that can be told apart
-SAMPLE = 10_000  # vectors that their centres are found from
-STEPS = 450  # PaCMAP's
-NEIGHBOURS = 8  # that place a new one
-LOOKED_AT = 32  # to find so many that have a place
-PLACED = 500  # a search each
-NOTHING = {
+FEW = 64  # up to this number, the map is the two principal components, with one group
+GROUPS = 12  # as many as there are distinguishable colours
+SAMPLE = 10_000  # vectors to find the groups' centres
+STEPS = 450  # iterations of PaCMAP
+NEIGHBOURS = 8  # that determine a new picture's position
+SEARCHED = 32  # neighbours to search, since some have no position
+PLACED = 500  # new pictures; each costs a search
+EMPTY = {
     "ids": np.zeros(0, "S1"),
     "x": np.zeros(0, np.float32),
     "y": np.zeros(0, np.float32),
@@ -40,9 +41,9 @@ NOTHING = {
 
 
 def compute(index: Index, report: Report, seed: int) -> dict[str, np.ndarray]:
-    """ids (n,) bytes; x, y (n,) float32, -1 to 1, same scale; group (n,) int32, 0 the largest; label (n,) int32, a
-    number of labels or -1; labels."""
-    columns, vectors = whole(index, report, ("id", "label"))
+    """Returns ids (n,) bytes; x, y (n,) float32, -1 to 1, in the same scale; group (n,) int32, 0 the largest; labels;
+    label (n,) int32, position in labels or -1."""
+    columns, vectors = read_all(index, report, ("id", "label"))
     labels = sorted({label for label in columns["label"] if label is not None})
     number = {label: i for i, label in enumerate(labels)} | {None: -1}
     places = _normal(_pacmap(vectors, seed, _before(index, columns["id"]), report))
@@ -57,15 +58,15 @@ def compute(index: Index, report: Report, seed: int) -> dict[str, np.ndarray]:
 
 
 def _pacmap(vectors: np.ndarray, seed: int, before: np.ndarray | None, report: Report) -> np.ndarray:
-    """(n, 2). The same for the same vectors, seed and `before`."""
+    """Returns positions (n, 2), the same for the same vectors, seed and `before`."""
     if len(vectors) <= FEW:
         return _components(vectors)
     report("preparing", 0.0)
     try:
-        import pacmap  # 3 s
+        import pacmap  # takes 3 s
     except ImportError as error:
-        raise DerivedProblem("a map wants the package pacmap, which is not installed here") from error
-    logging.getLogger(pacmap.__name__).setLevel(logging.ERROR)  # it warns of every setting
+        raise DerivedProblem("a map needs the package pacmap, which is not installed: pip install pacmap") from error
+    logging.getLogger(pacmap.__name__).setLevel(logging.ERROR)  # it warns about every setting
     reducer = pacmap.PaCMAP(n_neighbors=10, apply_pca=vectors.shape[1] > 100, random_state=seed, verbose=True)
     report("finding neighbours", 0.0)
     with contextlib.redirect_stdout(_Steps(report)):
@@ -73,15 +74,15 @@ def _pacmap(vectors: np.ndarray, seed: int, before: np.ndarray | None, report: R
 
 
 def _groups(vectors: np.ndarray, seed: int, report: Report) -> np.ndarray:
-    """(n,) int32, numbered from the largest on."""
+    """Returns the group (n,) int32 of each vector, 0 the largest."""
     if len(vectors) <= FEW:
         return np.zeros(len(vectors), np.int32)
-    from scipy.cluster.vq import kmeans2  # PaCMAP wants the package too
+    from scipy.cluster.vq import kmeans2  # PaCMAP needs this package too
 
     report("grouping", 0.0)
     rng = np.random.default_rng(seed)
     sample = vectors[rng.choice(len(vectors), min(len(vectors), SAMPLE), replace=False)]
-    with warnings.catch_warnings(action="ignore"):  # of a group without members, which does no harm
+    with warnings.catch_warnings(action="ignore"):  # about a group without members, which is harmless
         centres, _ = kmeans2(sample, GROUPS, iter=20, minit="++", rng=rng)
     found = (vectors @ centres.T - (centres**2).sum(axis=1) / 2).argmax(axis=1)
     order = np.argsort(-np.bincount(found, minlength=GROUPS), kind="stable")
@@ -105,7 +106,8 @@ def _normal(places: np.ndarray) -> np.ndarray:
 
 
 def _before(index: Index, ids: list[str]) -> np.ndarray | None:
-    """(n, 2): where the last map has them, and the middle for those that it has not; None where it has under half."""
+    """Returns the positions (n, 2) on the last map, near the centre for ids it does not have; None if it has less than
+    half of them."""
     kept = Derived(index, "map").result()
     if kept is None:
         return None
@@ -118,7 +120,7 @@ def _before(index: Index, ids: list[str]) -> np.ndarray | None:
 
 
 class _Steps(io.TextIOBase):
-    """Where PaCMAP prints its steps."""
+    """Receives what PaCMAP prints, and reports its steps."""
 
     def __init__(self, report: Report):
         self._report = report
@@ -129,8 +131,9 @@ class _Steps(io.TextIOBase):
         return len(text)
 
 
-def today(index: Index, result: Result) -> dict:
-    """The map without what is gone, and with what is new: as `compute` gives it, and `unplaced`, how many are left."""
+def current(index: Index, result: Result) -> dict[str, Any]:
+    """Returns the arrays of `compute` without deleted pictures and with new ones, and `unplaced`: the number of new
+    pictures without a position."""
     arrays = dict(result.arrays)
     if not result.stale:
         return arrays | {"unplaced": 0}
@@ -141,7 +144,7 @@ def today(index: Index, result: Result) -> dict:
     for name in ("ids", "x", "y", "group", "label"):
         arrays[name] = arrays[name][stays]
     found = index.get_many(new[:PLACED])
-    hits = index.search_many(np.stack([v for _, v in found.values()]), LOOKED_AT) if found else []
+    hits = index.search_many(np.stack([v for _, v in found.values()]), SEARCHED) if found else []
     near = {
         id: [(one.id, max(cosine, 0.0) + 1e-6) for one, cosine in some] for id, some in zip(found, hits, strict=True)
     }
@@ -149,7 +152,7 @@ def today(index: Index, result: Result) -> dict:
     known_places = dict(zip(ids, zip(*columns, strict=True), strict=True))
     places = []
     while placed := [id for id in near if any(one in known_places for one, _ in near[id])]:
-        # Those whose neighbours are all new have a place once these have one.
+        # Pictures whose neighbours are all new get a position after those have theirs.
         for id in placed:
             some = [(*known_places[one], weight) for one, weight in near[id] if one in known_places][:NEIGHBOURS]
             x, y, groups, weights = zip(*some, strict=True)

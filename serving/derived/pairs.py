@@ -1,15 +1,15 @@
-r"""Every pair of a collection with a cosine from a threshold on: exact, for a small part of the cost of comparing all.
+r"""Finds every pair of vectors with a cosine of at least a threshold, at a fraction of the cost of comparing all.
 
-Three bounds leave out pairs that cannot reach the threshold t = cos theta. None leaves out one that does.
+Three bounds exclude pairs that cannot reach the threshold t = cos theta, and never one that does.
 
-cells   The vectors are shared out among centres, each to the one with which its inner product is largest. All of cell
-        B lie in the half-space y.b >= y.a, and x of cell A is at the angle arcsin(x.(a - b) / |a - b|) from it: beyond
+cells   Each vector belongs to the centre with which its inner product is largest. All vectors of cell B lie in the
+        half-space y.b >= y.a, and x of cell A has the angle arcsin(x.(a - b) / |a - b|) to it. If that is more than
         theta, x has no neighbour in B.
-heads   The first m coordinates in a basis whose first directions hold the most. With x = (x1, x2) in it,
+heads   The first m coordinates in a basis sorted by variance. With x = (x1, x2) in this basis,
         x.y <= x1.y1 + |x2| |y2| (Cauchy-Schwarz): an inner product of m + 1 numbers instead of d.
-cosines What is left is compared in full.
+cosines The remaining pairs are compared in full.
 
-The centres lie in the span of the heads, so cells too are found by m numbers. How many: what is cheapest on a sample.
+The centres lie in the span of the heads, so m numbers are enough to assign cells too. m is the cheapest on a sample.
 """
 
 import math
@@ -23,39 +23,45 @@ from threadpoolctl import threadpool_limits
 from serving.limits import cores
 
 MOST_PAIRS = 50_000_000  # 600 MB
-BLOCK = 4096  # a side: 64 MB of inner products
+BLOCK = 4096  # rows and columns: 64 MB of inner products
 CELLS_TOGETHER = 16
-ALL_AT_ONCE = 8192  # vectors: up to so many, bounds cost more than they save
-SLACK = 1e-5  # float32 rounding in a bound of unit vectors is some 1e-6
-FULL_COST = 40_000  # of a gathered pair's full cosine, in multiply-adds of a matrix product: measured
+ALL_AT_ONCE = 8192  # vectors: up to this number, the bounds cost more than they save
+SLACK = 1e-5  # float32 rounding errors of a bound of unit vectors are about 1e-6
+FULL_COST = 40_000  # of one full cosine, in multiply-adds of a matrix product; measured
 SAMPLE = 1024
 
 
 class TooManyPairs(ValueError):
-    pass
+    """More pairs than MOST_PAIRS. The message is a sentence for the user."""
 
 
-class Pairs(NamedTuple):
+class NearPairs(NamedTuple):
+    """Each pair once, by the numbers of its rows."""
+
     first: np.ndarray  # (p,) int32
-    second: np.ndarray  # (p,) int32, of the other in the pair: each pair stands once, `first` < `second`
+    second: np.ndarray  # (p,) int32, first < second
     cosine: np.ndarray  # (p,) float32
 
 
-def near_pairs(vectors: np.ndarray, threshold: float, report: Callable[[float], None] = lambda share: None) -> Pairs:
-    """vectors    (n, d) float32, rows of length 1
-    threshold  cosine, over 0 to 1
-    report     told the share that is done, now and then
-    raises TooManyPairs, a sentence, beyond MOST_PAIRS.
+def near_pairs(
+    vectors: np.ndarray, threshold: float, report: Callable[[float], None] = lambda share: None
+) -> NearPairs:
+    """Returns all pairs of rows with a cosine of at least `threshold`.
+
+    vectors    (n, d) float32, rows of length 1
+    threshold  cosine, above 0, at most 1
+    report     called with the share that is done
+    raises     TooManyPairs beyond MOST_PAIRS
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must be over 0 and at most 1, not {threshold:g}")
+        raise ValueError(f"threshold must be above 0 and at most 1, not {threshold:g}")
     n = len(vectors)
     if n < 2:
         return _joined([])
     rng = np.random.default_rng(0)
     d = vectors.shape[1]
     basis, m = _basis(vectors, threshold, rng) if n > ALL_AT_ONCE else (np.eye(d, dtype=np.float32), d)
-    heads = np.empty((n, m + 1), np.float32)  # the last is |x2|
+    heads = np.empty((n, m + 1), np.float32)  # the last column is |x2|
     for i in range(0, n, BLOCK):
         turned = vectors[i : i + BLOCK] @ basis
         heads[i : i + BLOCK, :m] = turned[:, :m]
@@ -66,26 +72,24 @@ def near_pairs(vectors: np.ndarray, threshold: float, report: Callable[[float], 
     heads, own = heads[order], own[order]
     cells = _Cells(vectors, heads, centres, own, order, threshold)
     found, count = [], 0
-    with (
-        threadpool_limits(1),
-        ThreadPoolExecutor(cores()) as pool,
-    ):  # BLAS's threads wait for each other at small products
+    with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:  # BLAS threads are slow at small products
         try:
             for end, pairs in pool.map(cells.pairs, range(0, len(centres), CELLS_TOGETHER)):
                 found.append(pairs)
                 count += len(pairs.first)
                 if count > MOST_PAIRS:
                     raise TooManyPairs(
-                        f"more than {MOST_PAIRS:,} pairs have a cosine of {threshold:g} or more; choose a higher one"
+                        f"more than {MOST_PAIRS:,} pairs have a cosine of {threshold:g} or more; "
+                        f"choose a higher threshold"
                     )
-                report(1 - (1 - end / n) ** 2)  # a cell is compared with itself and with those after it
+                report(1 - (1 - end / n) ** 2)  # each cell is compared with itself and later ones
         finally:
             pool.shutdown(cancel_futures=True)
     return _joined(found)
 
 
 class _Cells:
-    """Vectors sorted by their cell: row r is vectors[order[r]], has the head heads[r], and is in cell own[r]."""
+    """Vectors sorted by cell: row r is vectors[order[r]]; its head is heads[r], its cell own[r]."""
 
     def __init__(self, vectors, heads, centres, own, order, threshold: float):
         self.vectors, self.heads, self.centres, self.own, self.order = vectors, heads, centres, own, order
@@ -93,8 +97,8 @@ class _Cells:
         self.ends = np.searchsorted(own, np.arange(len(centres) + 1))
         self.score = np.einsum("ij,ij->i", heads[:, :-1], centres[own])
 
-    def pairs(self, first_cell: int) -> tuple[int, Pairs]:
-        """Of CELLS_TOGETHER cells, those of their own and those with later ones; and the row after their last."""
+    def pairs(self, first_cell: int) -> tuple[int, NearPairs]:
+        """Returns the row after CELLS_TOGETHER cells, and the pairs within them and with later cells."""
         cells = range(first_cell, min(first_cell + CELLS_TOGETHER, len(self.centres)))
         start, some = self.ends[first_cell], self.centres[cells.start : cells.stop]
         sine = math.sqrt(1 - self.threshold**2)
@@ -108,11 +112,11 @@ class _Cells:
                 a, b = self.order[a], self.order[b]
                 cosine = np.einsum("ij,ij->i", self.vectors[a], self.vectors[b])
                 kept = cosine >= self.threshold
-                found.append(Pairs(np.minimum(a, b)[kept], np.maximum(a, b)[kept], cosine[kept]))
+                found.append(NearPairs(np.minimum(a, b)[kept], np.maximum(a, b)[kept], cosine[kept]))
         return self.ends[cells.stop], _joined(found)
 
     def _candidates(self, rows: np.ndarray, start: int, end: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pairs of one of `rows` and an earlier one of start to end whose bound reaches the threshold, in pieces."""
+        """Yields pairs of one of `rows` and an earlier row of start to end whose bound reaches the threshold."""
         for i in range(0, len(rows), BLOCK):
             some = rows[i : i + BLOCK]
             left = self.heads[some]
@@ -125,13 +129,13 @@ class _Cells:
                     yield a[piece : piece + BLOCK], b[piece : piece + BLOCK]
 
 
-def _joined(found: list[Pairs]) -> Pairs:
-    none = Pairs(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
-    return Pairs(*(np.concatenate(parts) for parts in zip(none, *found, strict=True)))
+def _joined(found: list[NearPairs]) -> NearPairs:
+    none = NearPairs(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
+    return NearPairs(*(np.concatenate(parts) for parts in zip(none, *found, strict=True)))
 
 
 def _basis(vectors: np.ndarray, threshold: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """Orthonormal (d, d), the first directions holding the most of a sample; and how many of them make a head."""
+    """Returns an orthonormal basis (d, d), sorted by variance on a sample, and the number of coordinates in a head."""
     n, d = vectors.shape
     sample = vectors[rng.choice(n, min(n, 16 * SAMPLE), replace=False)]
     basis = np.linalg.eigh(sample.T @ sample)[1][:, ::-1]
@@ -148,7 +152,7 @@ def _basis(vectors: np.ndarray, threshold: float, rng: np.random.Generator) -> t
 
 
 def _centres(heads: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(c, m), of spherical k-means on a sample."""
+    """Returns centres (c, m) of spherical k-means on a sample."""
     cells = 1 if len(heads) <= ALL_AT_ONCE else int(4 * math.sqrt(len(heads)))
     sample = np.ascontiguousarray(heads[rng.choice(len(heads), min(len(heads), 32 * cells), replace=False)])
     centres = sample[:cells].copy()

@@ -1,10 +1,10 @@
-"""What is computed of a whole collection, once and in a process of its own, and kept beside it: map and duplicates.
+"""Results computed from a whole collection in a process of their own, and stored with it: map and duplicates.
 
     INDEX/derived/<collection>.<encoder id>/<kind>.npz     the newest result
-    INDEX/derived/<collection>.<encoder id>/<kind>.json    of what it was made; how far the next one is
+    INDEX/derived/<collection>.<encoder id>/<kind>.json    its settings and table version; progress of the next one
 
-A result stays until the next one is there. It tells for itself how much of the collection has changed since. One at a
-time is computed in an index, whatever asks for it.
+A result is used until the next one is complete, and reports how much of the collection has changed since. Only one
+computation runs at a time for each index, across all processes.
 """
 
 import importlib
@@ -20,25 +20,27 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from serving.collection.index import Index, IndexProblem
-from serving.collection.store import Store, StoreProblem
-from serving.limits import give_way
+from serving.collection.store import FileStore
+from serving.limits import lower_priority
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"duplicates": "serving.derived.duplicates", "map": "serving.derived.map"}
-SIGN_S = 2.0  # between two signs of life
-SILENT_S = 60.0  # without one, it is dead
-TOGETHER = 4096  # rows read at once
+HEARTBEAT_S = 2.0
+SILENT_S = 60.0  # a computation without a heartbeat for this long is considered dead
+READ_TOGETHER = 4096  # rows
+RESULTS_KEPT = 4  # in memory
+CHANGES_KEPT = 64  # counts of changes, one for each result and version of its table
 
-Report = Callable[[str, float], None]  # the stage, and its share that is done
+Report = Callable[[str, float], None]  # called with the stage and the share of it that is done, 0 to 1
 
 
 class DerivedProblem(IndexProblem):
-    """What cannot be computed. The message says why."""
+    """A result that cannot be computed. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +48,27 @@ class Progress:
     state: Literal["none", "computing", "done", "failed"] = "none"
     stage: str = ""
     share: float = 0.0
-    """0 to 1, of the stage."""
+    """Share of the stage that is done, 0 to 1."""
     problem: str | None = None
     at: float = 0.0
-    """Unix seconds of the last sign of life."""
+    """Time of the last heartbeat, Unix seconds."""
     made: str = ""
-    """Mark of the newest result; none where it is empty."""
+    """Mark of the newest result; empty if there is none."""
     version: int = 0
-    """Of the table, of the newest result."""
+    """Version of the table that the newest result was computed from."""
     settings: dict | None = None
-    """Of the newest result."""
+    """Settings of the newest result."""
 
 
 @dataclass(frozen=True)
 class Result:
     arrays: dict[str, np.ndarray]
-    """What the kind's `compute` has returned; "ids" (n,) bytes are the ids of the whole collection then."""
+    """The return value of the kind's `compute`; "ids" (n,) bytes are the ids of the whole collection at that time."""
     settings: dict
     new: int
-    """Items of today that it does not know."""
+    """Number of items added since."""
     gone: int
-    """Items that it knows and that are no more. Whether one was replaced under its id is not looked at."""
+    """Number of items deleted since. Items replaced under the same id are not counted."""
 
     @property
     def stale(self) -> bool:
@@ -74,36 +76,37 @@ class Result:
 
 
 class Derived:
-    """One kind of result, of one encoder's vectors of one collection. raises StoreProblem"""
+    """One kind of result for one encoder's table of a collection. Raises IndexProblem."""
 
     def __init__(self, index: Index, kind: str):
         self.index, self.kind = index, kind
         self._path = f"derived/{index.name}.{index.encoder_id}/{kind}"
 
     def progress(self) -> Progress:
-        with _of_index():
-            data = self.index.store.read(f"{self._path}.json")
+        data = self.index.store.read(f"{self._path}.json")
         progress = Progress(**json.loads(data)) if data else Progress()
         if progress.state == "computing" and time.time() - progress.at > SILENT_S:
-            return replace(progress, state="failed", problem="its process ended without a word; start it again")
+            return replace(progress, state="failed", problem="its process ended unexpectedly; start it again")
         return progress
 
     def result(self, progress: Progress | None = None) -> Result | None:
-        """The newest, None where there is none."""
+        """Returns the newest result, None if there is none."""
         progress = progress or self.progress()
         if not progress.made or (arrays := _arrays(self.index.store.uri, self._path, progress.made)) is None:
             return None
-        version = self.index.facts().version
-        new, gone = (0, 0) if version == progress.version else _changes(self.index, version, progress.made, arrays)
+        version, new, gone = self.index.facts().version, 0, 0
+        if version != progress.version:
+            table = (self.index.store.uri, self.index.encoder_id, self.index.dimension, self.index.name)
+            new, gone = _changes(table, version, self._path, progress.made)
         return Result(arrays, progress.settings or {}, new, gone)
 
-    def start(self, **settings) -> Progress:
-        """Have it computed by a process of its own, unless one is at it."""
+    def start(self, **settings: Any) -> Progress:
+        """Start the computation in a process of its own, unless one is running already."""
         progress = self.progress()
         if progress.state == "computing":
             return progress
         progress = replace(progress, state="computing", stage="starting", share=0.0, problem=None, at=time.time())
-        self._write(progress)
+        self.write(progress)
         store = self.index.store
         task = {
             "index": str(store.local.resolve()) if store.local else store.uri,
@@ -115,58 +118,58 @@ class Derived:
         }
         command = [sys.executable, "-m", "serving.derived.task", json.dumps(task)]
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        threading.Thread(target=process.wait, daemon=True).start()  # or it stays as a zombie
+        threading.Thread(target=process.wait, daemon=True).start()  # otherwise it stays as a zombie
         return progress
 
-    def compute(self, **settings) -> Result:
-        """Here and now. raises StoreProblem, DerivedProblem"""
+    def compute(self, **settings: Any) -> Result:
+        """Compute the result in this process and store it. Raises IndexProblem, DerivedProblem."""
         module = importlib.import_module(KINDS[self.kind])
-        with _of_index(), self._living() as report:
+        with self._heartbeat() as heartbeat:
             while True:
                 with self.index.store.lease("derived") as held:
                     if held:
                         version = self.index.facts().version
-                        arrays = module.compute(self.index, report, **settings)
+                        arrays = module.compute(self.index, heartbeat, **settings)
                         buffer = io.BytesIO()
                         np.savez(buffer, **arrays)
                         self.index.store.write(f"{self._path}.npz", buffer.getvalue())
                         made = secrets.token_hex(8)
                         done = Progress("done", at=time.time(), made=made, version=version, settings=settings)
-                        report.final = done
+                        heartbeat.final = done
                         return Result(arrays, settings, 0, 0)
-                report("waiting for another computation", 0.0)
+                heartbeat("waiting for another computation", 0.0)
                 time.sleep(1)
 
+    def write(self, progress: Progress) -> None:
+        self.index.store.write(f"{self._path}.json", json.dumps(asdict(progress)).encode())
+
     @contextmanager
-    def _living(self) -> Iterator["_Signs"]:
-        signs = _Signs(self)
+    def _heartbeat(self) -> Iterator["_Heartbeat"]:
+        heartbeat = _Heartbeat(self)
         try:
-            yield signs
-        except StoreProblem as error:
-            signs.fail(str(error))
+            yield heartbeat
+        except IndexProblem as error:
+            heartbeat.fail(str(error))
             raise
         except MemoryError as error:
-            signs.fail("the machine's memory is too small for a collection of this size")
-            raise DerivedProblem(signs.final.problem) from error
+            problem = "this machine has too little memory for a collection of this size"
+            heartbeat.fail(problem)
+            raise DerivedProblem(problem) from error
         except BaseException as error:
-            signs.fail(f"its process failed: {error or type(error).__name__}")
+            heartbeat.fail(f"its process failed: {error or type(error).__name__}")
             raise
         finally:
-            signs.end()
-
-    def _write(self, progress: Progress) -> None:
-        with _of_index():
-            self.index.store.write(f"{self._path}.json", json.dumps(asdict(progress)).encode())
+            heartbeat.end()
 
 
-class _Signs:
-    """Called with stage and share; writes them down every SIGN_S, also while nothing is reported."""
+class _Heartbeat:
+    """Writes the progress every HEARTBEAT_S in a thread. Call it with the stage and the share to change them."""
 
     def __init__(self, derived: Derived):
         self._derived = derived
         now = time.time()
         self._now = replace(derived.progress(), state="computing", stage="starting", share=0.0, problem=None, at=now)
-        derived._write(self._now)
+        derived.write(self._now)
         self.final: Progress | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -182,67 +185,53 @@ class _Signs:
         self._ended.set()
         self._thread.join()
         if self.final:
-            self._derived._write(replace(self.final, at=time.time()))
+            self._derived.write(replace(self.final, at=time.time()))
 
     def _run(self) -> None:
-        while not self._ended.wait(SIGN_S):
-            with suppress(StoreProblem):  # the next sign may come through
-                self._derived._write(replace(self._now, at=time.time()))
+        while not self._ended.wait(HEARTBEAT_S):
+            with suppress(IndexProblem):  # the next heartbeat may be written
+                self._derived.write(replace(self._now, at=time.time()))
 
 
-def whole(index: Index, report: Report, fields: tuple[str, ...]) -> tuple[dict[str, list], np.ndarray]:
-    """The given fields of all items, and their vectors (n, d), of one version."""
+def read_all(index: Index, report: Report, fields: tuple[str, ...]) -> tuple[dict[str, list], np.ndarray]:
+    """Returns these fields of all items and the vectors (n, d), of one version."""
     count, read = index.count(), 0
-    columns, vectors = {field: [] for field in fields}, []
-    for items, some in index.scan(batch=TOGETHER):
+    columns, parts = {field: [] for field in fields}, []
+    for items, vectors in index.scan(batch=READ_TOGETHER):
         for field, column in columns.items():
             column += [getattr(item, field) for item in items]
-        vectors.append(some)
+        parts.append(vectors)
         read += len(items)
         report("reading", read / max(read, count))
-    return columns, np.concatenate(vectors) if vectors else np.empty((0, index.dimension), np.float32)
+    return columns, np.concatenate(parts) if parts else np.empty((0, index.dimension), np.float32)
 
 
-@lru_cache(4)
+@lru_cache(RESULTS_KEPT)
 def _arrays(uri: str, path: str, made: str) -> dict[str, np.ndarray] | None:
-    with _of_index():
-        data = Store(uri).read(f"{path}.npz")
+    data = FileStore(uri).read(f"{path}.npz")
     if data is None:
         return None
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         return dict(file)
 
 
-@contextmanager
-def _of_index() -> Iterator[None]:
-    try:
-        yield
-    except StoreProblem as error:
-        raise error if isinstance(error, IndexProblem) else IndexProblem(str(error)) from error.__cause__
-
-
-_changed: dict[tuple, tuple[int, int]] = {}
-
-
-def _changes(index: Index, version: int, made: str, arrays: dict[str, np.ndarray]) -> tuple[int, int]:
-    """How many items are new since, and how many are gone."""
-    key = (made, version)
-    if key not in _changed:
-        today, then = index.ids(), {id.decode() for id in arrays["ids"].tolist()}
-        _changed.clear()
-        _changed[key] = len(today - then), len(then - today)
-    return _changed[key]
+@lru_cache(CHANGES_KEPT)
+def _changes(table: tuple[str, str, int, str], version: int, path: str, made: str) -> tuple[int, int]:
+    """Returns how many items were added and deleted since the result. table: arguments of Index; version: of it now."""
+    now = Index(*table).ids()
+    then = {id.decode() for id in _arrays(table[0], path, made)["ids"].tolist()}
+    return len(now - then), len(then - now)
 
 
 def main(task: str) -> int:
-    """What `start` starts."""
-    give_way()
-    given = json.loads(task)
-    index = Index(given["index"], given["encoder"], given["dimension"], given["name"])
+    """Run the computation that `Derived.start` describes."""
+    lower_priority()
+    query = json.loads(task)
+    index = Index(query["index"], query["encoder"], query["dimension"], query["name"])
     try:
-        Derived(index, given["kind"]).compute(**given["settings"])
-    except (StoreProblem, KeyboardInterrupt) as error:
-        print(f"error: {given['kind']} of {given['name']}: {error}", file=sys.stderr)
+        Derived(index, query["kind"]).compute(**query["settings"])
+    except (IndexProblem, KeyboardInterrupt) as error:
+        print(f"error: {query['kind']} of {query['name']}: {error}", file=sys.stderr)
         return 1
     return 0
 

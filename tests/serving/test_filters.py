@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.collection.index import Index, Item, content_id
-from serving.collection.table import UnknownKey
+from serving.collection.problems import UnknownKey
 from serving.protocol.filters import OPERATORS, Filter, FilterProblem, parse_conditions, parse_shell
 
 HOSTILE = ["", "'", "''", "red'; --", "`", '"', "\\", "\\'", "%", "_", "NULL", "true", "3", "ß", "日本", "🙂"]
@@ -130,11 +130,11 @@ def test_an_invalid_filter_is_refused_by_name(given, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"colour": "red"}, "No picture has the key colour; there are .*word"),
-        ({"vector": 1}, "No picture has the key vector"),
-        ({"few": "red"}, "The filter on few compares with 'red', and few is a whole number"),
-        ({"word": 3}, "The filter on word compares with 3, and word is text"),
-        ({"flag": 1}, "The filter on flag compares with 1, and flag is true or false"),
+        ({"colour": "red"}, "No item has the key colour; the keys are .*word"),
+        ({"vector": 1}, "No item has the key vector"),
+        ({"few": "red"}, "The filter on few compares with 'red', but few is a whole number"),
+        ({"word": 3}, "The filter on word compares with 3, but word is text"),
+        ({"flag": 1}, "The filter on flag compares with 1, but flag is true or false"),
         ({"few": {"in": [1, True]}}, "The filter on few compares with True"),
     ],
 )

@@ -70,7 +70,7 @@ def test_reading_what_is_not_there_is_empty_and_makes_nothing(either):
     assert (list(either.scan()), either.known(["0" * 32]), either.delete(["0" * 32])) == ([], set(), 0)
     assert (either.versions(), either.verify(), either.maintain(), either.facts().count) == ([], [], True, 0)
     assert either.vectors()[1].shape == (0, D)
-    with pytest.raises(IndexProblem, match="The collection pictures is not there"):
+    with pytest.raises(IndexProblem, match="The collection pictures does not exist"):
         either.undo()
     assert either.store.local is None or not either.store.local.exists()
 
@@ -141,7 +141,7 @@ def test_vectors_of_another_encoder_come_only_beside(either):
     for call in (other.count, lambda: other.search(np.ones(5), 1), lambda: other.upsert(*made([1], 5))):
         with pytest.raises(WrongEncoder, match=message):
             call()
-    other.upsert(*made([0, 1], 5), beside=True)
+    other.upsert(*made([0, 1], 5), allow_other_encoder=True)
     assert (other.count(), either.count()) == (2, 4)
     assert (other.facts().others, either.facts().others) == (["enc-1"], ["enc-2"])
     either.delete(ids([1, 2]))  # the other still shows the first of them
@@ -175,7 +175,7 @@ def test_a_fraction_widens_a_column_of_whole_numbers_and_whole_numbers_go_in_one
 
 def test_a_key_of_another_type_is_refused_by_name_and_nothing_changes(index):
     index.upsert(*made([1], colour=str))
-    message = "The metadata colour is a whole number here and text in the rows that are there"
+    message = "The metadata colour is a whole number here and text in the items of the collection"
     with pytest.raises(IndexProblem, match=message):
         index.upsert(*made([1, 2], colour=int, new=int))
     assert (index.count(), index.page(1)[0].metadata) == (1, {"colour": "1"})
@@ -184,12 +184,12 @@ def test_a_key_of_another_type_is_refused_by_name_and_nothing_changes(index):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"a b": 1}, "1.png: the metadata 'a b' is no key"),
-        ({"label": "x"}, "1.png: the metadata 'label' is a name of ours"),
-        ({"a": None}, "1.png: the metadata a is None; text, numbers, true and false are kept"),
+        ({"a b": 1}, "1.png: the metadata 'a b' is not a key"),
+        ({"label": "x"}, "1.png: the metadata 'label' has the name of a field that every item has"),
+        ({"a": None}, "1.png: the metadata a is None; only text, finite numbers, true and false are allowed"),
         ({"a": [1]}, r"1.png: the metadata a is \[1\]"),
         ({"a": float("nan")}, "1.png: the metadata a is nan"),
-        ({"a": 2**63}, "1.png: the metadata a is 9223372036854775808, which is more than 64 bits"),
+        ({"a": 2**63}, "1.png: the metadata a is 9223372036854775808, which does not fit in 64 bits"),
     ],
 )
 def test_metadata_that_cannot_be_kept_is_refused_by_name(index, metadata, message):
@@ -206,11 +206,11 @@ def test_an_item_that_cannot_be_kept_is_refused_by_name(index):
         (lambda: index.upsert(items, vectors * [[1], [0]]), "2.png: its vector is zero or not finite"),
         (lambda: index.upsert(items, vectors * [[1], [np.nan]]), "2.png: its vector is zero or not finite"),
         (lambda: index.upsert(items[:1] * 2, vectors), "the same id"),
-        (lambda: index.upsert(items, vectors[:, :5]), r"2 items want vectors \(2, 8\), not \(2, 5\)"),
-        (lambda: index.upsert([Item("../x", "x.png", None, None, 1, 1)], vectors[:1]), "x.png: '../x' is no id"),
-        (lambda: index.thumbnail_path("../x"), "'../x' is no id"),
-        (lambda: index.search(np.ones(5), 1), "Searching pictures wants vectors of 8 finite numbers"),
-        (lambda: Index("x", "enc", 8, "a/b"), "'a/b' is no name of a collection"),
+        (lambda: index.upsert(items, vectors[:, :5]), r"2 items need vectors \(2, 8\), not \(2, 5\)"),
+        (lambda: index.upsert([Item("../x", "x.png", None, None, 1, 1)], vectors[:1]), "x.png: '../x' is not an id"),
+        (lambda: index.thumbnail_path("../x"), "'../x' is not an id"),
+        (lambda: index.search(np.ones(5), 1), "Searching pictures needs vectors of 8 finite numbers"),
+        (lambda: Index("x", "enc", 8, "a/b"), "'a/b' is not a collection's name"),
     ]:
         with pytest.raises(IndexProblem, match=message):
             bad()
@@ -298,7 +298,7 @@ def test_the_index_is_built_anew_when_much_has_come_since_and_searches_go_on(ind
     done.set()
     thread.join()
     assert not failed
-    assert index._table.index_facts(index._table.open()).num_unindexed_rows == 0
+    assert index._table._index_facts(index._table._open()).num_unindexed_rows == 0
 
 
 # Durable and sound
@@ -322,7 +322,7 @@ def test_maintaining_joins_the_pieces_and_keeps_the_rows(either):
         either.upsert(items[i : i + 1], vectors[i : i + 1])
     assert either.maintain()
     assert either.ids() == ids(range(8))
-    assert either._table.open().stats()["fragment_stats"]["num_fragments"] == 1
+    assert either.store.connect().open_table("pictures.enc-1").stats()["fragment_stats"]["num_fragments"] == 1
 
 
 def test_one_maintains_at_a_time(either):
@@ -365,7 +365,7 @@ def test_there_is_nothing_to_undo_where_there_is_one_version(index):
     for path in (folder(index) / "_versions").glob("*.manifest"):
         if path != newest(index):
             path.unlink()
-    with pytest.raises(IndexProblem, match=r"Nothing of pictures.enc-1 can be undone"):
+    with pytest.raises(IndexProblem, match=r"pictures.enc-1 cannot be undone"):
         index.undo()
 
 
@@ -421,16 +421,17 @@ def test_verify_names_rows_that_are_not_what_they_should_be(index):
     items, vectors = made(range(4))
     index.upsert(items, vectors, {item.id: b"jpeg" for item in items[:3]})
     assert index.verify() == ["1 of the pictures have no thumbnail: 3.png"]
-    rows = index._table.open().search().to_arrow()
+    table = index.store.connect().open_table("pictures.enc-1")
+    rows = table.search().to_arrow()
     bent = rows["vector"].to_pylist()
     bent[:2] = [[2.0] * D, [0.0] * D]
     column = rows.schema.get_field_index("vector")
     rows = rows.set_column(column, rows.schema.field(column), pa.array(bent, rows.schema.field(column).type))
-    index._table.open().add(rows)
+    table.add(rows)
     said = " ".join(index.verify())
     assert "2 of the pictures have a vector whose length is not 1" in said
-    assert "4 of the pictures are there twice" in said
-    assert "8 pictures are counted and 4 different ones read" in said
+    assert "4 of the pictures exist twice" in said
+    assert "The table counts 8 pictures, but has 4 different ones" in said
 
 
 def test_a_full_disk_is_said_and_nothing_changes(index, monkeypatch):
@@ -448,7 +449,7 @@ def test_a_full_disk_is_said_and_nothing_changes(index, monkeypatch):
 
 def test_a_table_of_another_make_is_refused_by_name(index):
     index.upsert(*made(range(3)))
-    with pytest.raises(IndexProblem, match=r"index holds a table pictures.enc-1 that is not from here"):
+    with pytest.raises(IndexProblem, match=r"index has a table pictures.enc-1 that Twinview did not write"):
         Index(index.store.uri, "enc-1", 9).count()
 
 

@@ -105,8 +105,8 @@ def test_what_cannot_be_searched_for_is_named(refused, command, fill, picture, b
     assert "error: x.png is neither a file nor an item of pictures" in refused("search", "x.png", *named)
     assert "text.png is not an image" in refused("search", tmp_path / "text.png", *named)
     assert "holds no collection parts; it has pictures" in refused("search", "x", "--collection", "parts", *named)
-    assert "error: --k 0: at least 1" in refused("search", "x", "--k", 0)
-    assert "label is no condition" in refused("search", "x", "--where", "label")
+    assert "error: --k 0: must be at least 1" in refused("search", "x", "--k", 0)
+    assert "label is not a condition" in refused("search", "x", "--where", "label")
     (tmp_path / "query.png").write_bytes(picture(0))
     other = make_bundle(tmp_path / "other", scale=1 / 128)
     sentence = refused("search", tmp_path / "query.png", "--encoder", other.folder)
@@ -119,7 +119,7 @@ def test_items_are_removed_after_a_question(command, refused, fill, index, at_te
     assert refused("remove", items[0].id) == "nothing was changed" and index.count() == 6
     at_terminal("y")
     told = command("remove", items[0].id, items[1].id, "0" * 32)
-    assert f"1 of them is not there: {'0' * 32}" in told
+    assert f"not in pictures: 1 of the ids ({'0' * 32})" in told
     assert "Remove 2 of 6 items from pictures in " in told and "removed 2; pictures holds 4" in told
     assert index.ids() == {item.id for item in items[2:]}
 
@@ -133,8 +133,8 @@ def test_what_a_filter_names_is_removed_without_a_question_if_told_so(command, f
 
 def test_nobody_is_asked_where_nobody_is(refused, fill, index):
     items = fill(3)
-    assert "Nobody is here to ask; --yes answers it" in refused("remove", items[0].id)
-    assert "Nobody is here to ask" in refused("undo")
+    assert "to confirm, add --yes" in refused("remove", items[0].id)
+    assert "to confirm, add --yes" in refused("undo")
     assert "give the ids of the items to remove, or --where" in refused("remove", "--yes")
     assert "give the ids" in refused("remove", items[0].id, "--where", "label=a", "--yes")
     assert index.count() == 3
@@ -144,7 +144,7 @@ def test_an_item_is_removed_from_the_tables_of_all_encoders(command, fill, index
     items = fill(3)
     _, vector = index.get(items[0].id)
     beside = Index(place, "enc-b", DIMENSION)
-    beside.upsert(items[:1], vector[None], beside=True)
+    beside.upsert(items[:1], vector[None], allow_other_encoder=True)
     command("remove", items[0].id, "--yes")
     assert items[0].id not in index.ids() | beside.ids()
     assert index.read_thumbnail(items[0].id) is None
@@ -163,12 +163,12 @@ def test_collections_are_listed(command, fill, index, place):
 
 def test_a_sound_index_is_said_to_be_so_and_damage_ends_with_1(command, fill, index, capsys):
     items = fill(3)
-    assert command("verify") == f"pictures of {index.encoder_id}: 3 items, sound\n"
+    assert command("verify") == f"pictures of {index.encoder_id}: 3 items, no damage\n"
     index.store.delete([index.thumbnail_path(items[0].id)])
     with pytest.raises(SystemExit) as ended:
         command("verify", "--collection", "pictures")
     told = capsys.readouterr().out.splitlines()
-    assert ended.value.code == 1 and told[0].endswith("3 items, not sound")
+    assert ended.value.code == 1 and told[0].endswith("3 items, damaged")
     assert len(told) == 2 and items[0].name in told[1]
 
 
@@ -199,7 +199,7 @@ def test_a_collection_goes_into_a_file_and_comes_back(command, refused, fill, in
 
 def test_of_several_encoders_one_is_to_be_chosen(command, refused, fill, index, place, tmp_path):
     items = fill(3)
-    Index(place, "enc-b", 2).upsert(items[:1], [[1.0, 2.0]], beside=True)
+    Index(place, "enc-b", 2).upsert(items[:1], [[1.0, 2.0]], allow_other_encoder=True)
     sentence = refused("export", tmp_path / "v.parquet")
     assert "enc-b" in sentence and index.encoder_id in sentence and "choose one with --encoder" in sentence
     assert "1 items of pictures" in command("export", tmp_path / "v.parquet", "--encoder", "enc-b")

@@ -9,12 +9,13 @@ import pytest
 
 from serving.collection import lease
 from serving.collection import store as store_module
-from serving.collection.store import Store, StoreProblem
+from serving.collection.problems import IndexProblem
+from serving.collection.store import FileStore
 
 
 @pytest.fixture(params=["folder", "s3"])
-def store(request, tmp_path) -> Store:
-    return Store(tmp_path / "index" if request.param == "folder" else request.getfixturevalue("bucket"))
+def store(request, tmp_path) -> FileStore:
+    return FileStore(tmp_path / "index" if request.param == "folder" else request.getfixturevalue("bucket"))
 
 
 def test_what_was_written_is_read_listed_sized_and_deleted(store):
@@ -41,14 +42,14 @@ def test_moving_replaces_and_leaves_out_what_is_not_there(store):
 
 
 def test_a_lease_has_one_holder_and_is_free_after_it(store):
-    with store.lease("x") as first, Store(store.uri).lease("x") as second, store.lease("y") as other:
+    with store.lease("x") as first, FileStore(store.uri).lease("x") as second, store.lease("y") as other:
         assert (first, second, other) == (True, False, True)
     with store.lease("x") as again:
         assert again
 
 
 def hold(uri: str, held) -> None:
-    with Store(uri).lease("x"):
+    with FileStore(uri).lease("x"):
         held.set()
         time.sleep(60)
 
@@ -59,11 +60,11 @@ def test_a_lease_of_a_killed_process_is_free(tmp_path):
     other = spawn.Process(target=hold, args=(str(tmp_path), held))
     other.start()
     assert held.wait(30)
-    with Store(tmp_path).lease("x") as mine:
+    with FileStore(tmp_path).lease("x") as mine:
         assert not mine
     other.kill()
     other.join()
-    with Store(tmp_path).lease("x") as mine:
+    with FileStore(tmp_path).lease("x") as mine:
         assert mine
 
 
@@ -71,15 +72,15 @@ def test_a_lease_in_an_object_store_is_renewed_by_its_holder_and_runs_out_withou
     now = 1000.0
     monkeypatch.setattr(lease, "time", SimpleNamespace(time=lambda: now))
     monkeypatch.setattr(lease, "LEASE_S", 0.4)
-    store = Store(bucket)
+    store = FileStore(bucket)
 
-    def expires() -> float:
-        return float(store.read(".leases/x").split()[0])
+    def renewed() -> bool:
+        return float(store.read(".leases/x").split()[0]) == now + 0.4
 
     with store.lease("x") as first:
         for _ in range(3):
             now += 0.3
-            wait_until(lambda: expires() == now + 0.4, "the lease is not renewed")
+            wait_until(renewed, "the lease is not renewed")
         with store.lease("x") as second:
             assert (first, second) == (True, False)
     store.write(".leases/x", b"%f dead" % (now + 0.2))
@@ -93,14 +94,14 @@ def test_a_lease_in_an_object_store_is_renewed_by_its_holder_and_runs_out_withou
 def test_every_file_and_folder_is_flushed_before_writing_returns(tmp_path, monkeypatch):
     flushed = []
     monkeypatch.setattr(store_module, "fsync", lambda path: flushed.append(Path(path)))
-    store = Store(tmp_path / "index")
+    store = FileStore(tmp_path / "index")
     store.write("a/b/c", b"data")
     assert flushed[0].parent == store.local / ".writing"  # the file before it takes its name
     assert {store.local / "a" / "b", store.local / "a", store.local} <= set(flushed[1:])
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_piece(tmp_path, monkeypatch):
-    store = Store(tmp_path)
+    store = FileStore(tmp_path)
     store.write("a", b"old")
 
     def full(path):
@@ -108,14 +109,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_piece(tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "fsync", full)
-        with pytest.raises(StoreProblem, match=rf"The disk of {tmp_path} is full. Nothing was changed"):
+        with pytest.raises(IndexProblem, match=rf"The disk of {tmp_path} is full. Nothing was changed"):
             store.write("a", b"new")
     assert store.read("a") == b"old"
     assert list(store.list(".writing")) == []
 
 
 def test_who_reads_a_file_while_it_is_replaced_reads_the_old_one(tmp_path):
-    store = Store(tmp_path)
+    store = FileStore(tmp_path)
     store.write("a", b"old")
     with open(tmp_path / "a", "rb") as file:
         store.write("a", b"new")
@@ -123,7 +124,7 @@ def test_who_reads_a_file_while_it_is_replaced_reads_the_old_one(tmp_path):
 
 
 def test_what_was_moved_is_as_old_as_the_move(tmp_path):
-    store = Store(tmp_path)
+    store = FileStore(tmp_path)
     store.write("a", b"")
     os.utime(tmp_path / "a", (0, 0))
     store.move({"a": "x/a"})
@@ -132,7 +133,7 @@ def test_what_was_moved_is_as_old_as_the_move(tmp_path):
 
 
 def test_sweeping_removes_what_is_old(tmp_path):
-    store = Store(tmp_path)
+    store = FileStore(tmp_path)
     store.write_many({"x/new": b"", "x/old": b"", ".writing/old": b"", ".writing/new": b""})
     for name in ("x/old", ".writing/old"):
         os.utime(tmp_path / name, (0, 0))
@@ -142,19 +143,19 @@ def test_sweeping_removes_what_is_old(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreProblem, match=rf"{tmp_path / 'file'} cannot be written"):
-        Store(tmp_path / "file").write("a", b"")
+    with pytest.raises(IndexProblem, match=rf"{tmp_path / 'file'} cannot be written"):
+        FileStore(tmp_path / "file").write("a", b"")
 
 
 def test_a_bucket_that_is_not_there_and_a_server_that_does_not_answer_are_said(bucket, monkeypatch):
-    with pytest.raises(StoreProblem, match=r"s3://nowhere/x cannot be written \(there is no such bucket\)"):
-        Store("s3://nowhere/x").write("a", b"")
+    with pytest.raises(IndexProblem, match=r"s3://nowhere/x cannot be written \(there is no such bucket\)"):
+        FileStore("s3://nowhere/x").write("a", b"")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(store_module, "RETRIES", 0)
-    with pytest.raises(StoreProblem, match="it does not answer"):
-        Store(bucket).read("a")
+    with pytest.raises(IndexProblem, match="it does not answer"):
+        FileStore(bucket).read("a")
 
 
 def test_a_file_uri_is_a_folder(tmp_path):
-    Store(f"file://{tmp_path}").write("a", b"1")
+    FileStore(f"file://{tmp_path}").write("a", b"1")
     assert (tmp_path / "a").read_bytes() == b"1"

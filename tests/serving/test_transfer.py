@@ -136,7 +136,7 @@ def test_thumbnails_of_an_import_are_made_of_originals_that_are_still_what_they_
     ]
     (tmp_path / "there.png").write_bytes(files["there.png"])
     (tmp_path / "another.png").write_bytes(picture(9, size=(90, 90)))
-    with exchange.Writer(tmp_path / "v.parquet", "enc-a", 8) as file:
+    with exchange.ParquetWriter(tmp_path / "v.parquet", "enc-a", 8) as file:
         file.write(items, vectors_of(3))
     transfer.import_(exchange.contents(tmp_path / "v.parquet"), other)
     made = [other.read_thumbnail(item.id) for item in items]
@@ -148,7 +148,7 @@ def test_thumbnails_of_an_import_are_made_of_originals_that_are_still_what_they_
 
 def test_of_an_id_that_comes_twice_the_first_is_taken(other, tmp_path, small_portions):
     items = items_of(12)
-    with exchange.Writer(tmp_path / "v.parquet", "enc-a", 8) as file:
+    with exchange.ParquetWriter(tmp_path / "v.parquet", "enc-a", 8) as file:
         file.write([*items[:10], replace(items[2], name="again", metadata={})], vectors_of(11))
         file.write([replace(items[1], name="again", metadata={})], vectors_of(1))
     assert transfer.import_(exchange.contents(tmp_path / "v.parquet"), other).sent == 10
@@ -180,19 +180,19 @@ def table(**columns) -> pa.Table:
         (None, "no.parquet cannot be read as Parquet: No such file"),
         (b"some text", "no.parquet cannot be read as Parquet: Parquet magic bytes not found"),
         (table(name=None), "has no column name; its columns are id, vector"),
-        (table().replace_schema_metadata(None), "does not say which encoder has made its vectors"),
+        (table().replace_schema_metadata(None), "does not name the encoder of its vectors"),
         (table(vector=["a", "b"]), "the column vector holds string, not a FixedSizeList"),
         (table(when=pa.array([1, 2], pa.timestamp("s"))), r"the column when holds timestamp.*, which it cannot"),
         (table(id=[1, 2]), "the column id holds int64, which it cannot"),
-        (table(**{"a b": [1, 2]}), "'a b' is no name of metadata"),
+        (table(**{"a b": [1, 2]}), "'a b' is not a metadata key"),
         (table(id=["0" * 32, None]), "has a row without id or name"),
         (
             table(vector=pa.array([[1.0] * 4, None], pa.list_(pa.float32(), 4))),
-            f"the vector of {'1' * 32} points nowhere",
+            f"the vector of {'1' * 32} is zero or not finite",
         ),
         (
             table(vector=pa.array([[1.0] * 4, [np.nan] * 4], pa.list_(pa.float32(), 4))),
-            "the vector of 1+ points nowhere",
+            "the vector of 1+ is zero or not finite",
         ),
     ],
 )
@@ -221,12 +221,12 @@ def test_a_metadata_key_may_be_called_as_a_column(other, tmp_path):
     assert items == [item]
 
 
-def copy(source, target, collection=None) -> list[transfer.Sent]:
-    return [transfer.copy(*pair) for pair in transfer.pairs(str(source), str(target), collection)]
+def copy(source, target, collection=None) -> list[transfer.TransferCounts]:
+    return [transfer.copy(*pair) for pair in transfer.tables_to_copy(str(source), str(target), collection)]
 
 
 def test_a_copy_has_all_collections_and_encoders_and_thumbnails(index, tmp_path):
-    Index(tmp_path / "index", "enc-b", 4).upsert(items_of(50), vectors_of(50, 4), beside=True)
+    Index(tmp_path / "index", "enc-b", 4).upsert(items_of(50), vectors_of(50, 4), allow_other_encoder=True)
     Index(tmp_path / "index", "enc-a", 8, "parts").upsert(items_of(3), vectors_of(3))
     copy(tmp_path / "index", tmp_path / "other")
     assert {(f.name, f.encoder, f.count) for f in collections(tmp_path / "other")} == {
@@ -300,7 +300,7 @@ def send(self, *given):
         time.sleep(1000)  # until it is killed
 portions = itertools.count(1)
 Index.upsert = send
-((source, target),) = transfer.pairs({str(tmp_path / "index")!r}, {s3!r})
+((source, target),) = transfer.tables_to_copy({str(tmp_path / "index")!r}, {s3!r})
 transfer.copy(source, target)
 """
     command = [sys.executable, "-c", program]

@@ -9,7 +9,7 @@ import pytest
 
 from serving.collection import writes
 from serving.collection.index import IndexProblem, Item
-from serving.collection.writes import Writer
+from serving.collection.writes import CommitQueue
 from serving.errors import Busy
 
 
@@ -29,7 +29,7 @@ class Noted:
     def known(self, ids):
         return {id for id in ids if id in self.rows}
 
-    def upsert(self, items, vectors, thumbnails=None, beside=False):
+    def upsert(self, items, vectors, thumbnails=None, allow_other_encoder=False):
         self._begin("put", [item.id for item in items])
         self.rows |= {item.id: vector for item, vector in zip(items, vectors, strict=True)}
 
@@ -56,7 +56,7 @@ def index():
 
 @pytest.fixture
 def writer():
-    made = Writer(1000)
+    made = CommitQueue(1000)
     yield made
     made.close()
 
@@ -142,11 +142,11 @@ def test_what_its_client_waits_for_no_longer_is_not_written(writer, index):
 
 
 def test_beyond_its_room_writes_are_turned_away_until_there_is_some(index):
-    writer = Writer(10)
+    writer = CommitQueue(10)
 
     async def ask():
         with writer.room(8):
-            with pytest.raises(Busy, match="10 rows to write; come back soon") as refused:
+            with pytest.raises(Busy, match="10 rows to write, the most it takes at once") as refused:
                 writer.room(3).__enter__()
             assert refused.value.headers == {"Retry-After": "1"}
         with writer.room(10):
@@ -194,7 +194,7 @@ def test_tidying_up_that_fails_is_logged_and_writing_goes_on(writer, index, monk
     index.maintain = fail
     assert asyncio.run(put(writer, index, "a")) == [True]
     writer._maintenance.submit(lambda: None).result()
-    assert caplog.messages == ["the collection pictures could not be tidied up. the disk is gone"]
+    assert caplog.messages == ["maintenance of the collection pictures failed: the disk is gone"]
     assert asyncio.run(put(writer, index, "b")) == [True]
 
 
