@@ -28,7 +28,7 @@ from benchmarks.serving import Case, prepare
 from export.artifact import UnreadableImage, load_bundle
 from serving.collection.index import Index, Item, content_id
 from serving.inference.encoder import OnnxEncoder
-from serving.inference.thumbnail import read
+from serving.inference.thumbnail import read_picture
 from training.data.sources import open_source
 
 PICTURES = 256
@@ -57,7 +57,7 @@ def main(options: Options) -> None:
         files = (files * (count // len(files) + 1))[:count]
         bundle = load_bundle(options.encoder or folder / "encoder")
         encode = OnnxEncoder(bundle, threads=1)
-        decode_ms, decoded = timed(lambda file: read(file, bundle.card.preprocessing), files, rounds)
+        decode_ms, decoded = timed(lambda file: read_picture(file, bundle.card.preprocessing), files, rounds)
         batches = [np.stack([one.pixels for one in decoded[i : i + BATCH]]) for i in range(0, count, BATCH)]
         encode_ms, encoded = timed(encode, batches, rounds)
         encode_ms *= len(batches) / count

@@ -1,15 +1,16 @@
-"""Who is answered: whoever has a key; or, where there are no keys, whoever asks from this machine.
+"""Access control: the service answers requests with an API key or, without keys, those made on its own machine.
 
     TWINVIEW_API_KEYS        the keys, separated by commas
-    TWINVIEW_API_KEYS_FILE   a file with a key a line; empty lines and lines that begin with # are passed over
-    TWINVIEW_OPEN=1          without keys, answer everybody who can reach the service
+    TWINVIEW_API_KEYS_FILE   a file with one key per line; empty lines and lines that begin with # are ignored
+    TWINVIEW_OPEN=1          without keys, answer everyone who can reach the service
 
-A key comes as `Authorization: Bearer KEY`, or as the password of Basic with any user name: a browser asks its owner
-for that by itself, and so opens the page. /livez and /readyz are answered without one.
+Clients send a key as `Authorization: Bearer KEY`, or as the password of Basic authentication with any user name, which
+a browser asks its user for. /livez and /readyz need no key.
 
-Without keys a request is answered where it has come in at a loopback address, whatever the service listens on: from
-outside, or into a container, it has not. A website that a visitor of this machine has open could reach it there too, by
-letting its own name point to 127.0.0.1; so the name that was asked for must be an address or one without a dot.
+Without keys a request is answered if it arrived at a loopback address, whatever address the service listens on.
+Requests from other machines, or into a container, arrive at other addresses. A website open in a browser on this
+machine could point its own name to 127.0.0.1 and so reach the service, which is why the Host header must be an address,
+or a name without a dot.
 """
 
 import base64
@@ -29,12 +30,12 @@ from serving.errors import Closed, NoKey, Refusal
 
 OPEN_PATHS = ("/livez", "/readyz")
 CHALLENGES = ('Bearer realm="twinview"', 'Basic realm="twinview", charset="UTF-8"')
-HOW_TO_OPEN = "set TWINVIEW_API_KEYS or TWINVIEW_API_KEYS_FILE, or TWINVIEW_OPEN=1 to answer everybody"
-INSIDE = "twinview.inside"  # in the scope of a request that this process makes of itself
+HOW_TO_OPEN = "set TWINVIEW_API_KEYS or TWINVIEW_API_KEYS_FILE, or TWINVIEW_OPEN=1 to answer everyone"
+INTERNAL = "twinview.internal"  # a key in the scope of requests that this process makes to itself
 
 
 class KeyProblem(ValueError):
-    """Keys that cannot be used. The message names the variable, and no key."""
+    """The configured keys cannot be used. The message names the variable, never a key."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Access:
     digests: tuple[bytes, ...] = ()
     """SHA-256 of each key."""
     open: bool = False
-    """Whether everybody is answered where there are no keys."""
+    """Whether everyone is answered if there are no keys."""
 
     @classmethod
     def of_keys(cls, *keys: str) -> "Access":
@@ -50,7 +51,7 @@ class Access:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Access":
-        """raises KeyProblem, also where keys were announced and none is there"""
+        """Raises KeyProblem when a file cannot be read, or a variable is set and contains no key."""
         keys = [key.strip() for key in environment.get("TWINVIEW_API_KEYS", "").split(",")]
         if path := environment.get("TWINVIEW_API_KEYS_FILE"):
             try:
@@ -65,22 +66,22 @@ class Access:
         return cls(cls.of_keys(*keys).digests, environment.get("TWINVIEW_OPEN", "") == "1")
 
     def admits(self, key: bytes) -> bool:
-        """In the same time for every wrong key, however much of it is right."""
+        """Returns whether the key is valid, after the same time for every wrong key."""
         digest = hashlib.sha256(key).digest()
-        return sum(hmac.compare_digest(digest, known) for known in self.digests) > 0  # all are compared
+        return sum(hmac.compare_digest(digest, known) for known in self.digests) > 0  # compares all of them
 
     def refusal(self, scope: Scope) -> Refusal | None:
-        """Why the request is not answered, if it is not."""
+        """Returns why the request is refused; None if it is not."""
         headers = dict(scope["headers"])
         if not self.digests:
             if self.open:
                 return None
             address = (scope.get("server") or ("",))[0]
-            return _from_elsewhere(address, headers.get(b"host", b"").decode("latin-1"))
-        given = _key(headers.get(b"authorization", b""))
-        if given is None:
-            return NoKey("this service wants a key, as Authorization: Bearer KEY or as the password of Basic")
-        return None if self.admits(given) else NoKey("this is none of the service's keys")
+            return _refuse_remote(address, headers.get(b"host", b"").decode("latin-1"))
+        key = _key(headers.get(b"authorization", b""))
+        if key is None:
+            return NoKey("this service requires an API key, as Authorization: Bearer KEY or as the password of Basic")
+        return None if self.admits(key) else NoKey("the API key is not one of this service's keys")
 
 
 def _key(authorization: bytes) -> bytes | None:
@@ -96,16 +97,17 @@ def _key(authorization: bytes) -> bytes | None:
 
 
 @lru_cache(256)
-def _from_elsewhere(address: str, host: str) -> Closed | None:
-    """Why a request without a key is not answered, by the address that it has come in at and its Host header.
+def _refuse_remote(address: str, host: str) -> Closed | None:
+    """Returns why a request to a service without keys is refused; None if it was made on this machine.
 
-    address  the socket's own; a path or a name where there is none, in which case nobody outside can have reached it
+    address  the address it arrived at; a path or name for other sockets, which other machines cannot reach
+    host     its Host header
     """
     if not _is_loopback(address):
-        return Closed(f"this service has no API keys, so it answers on its own machine only; {HOW_TO_OPEN}")
+        return Closed(f"this service has no API keys, so it answers requests from its own machine only; {HOW_TO_OPEN}")
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") else host
     if "." in name and not name.lower().endswith(".localhost") and _address(name) is None:
-        return Closed(f"this service has no API keys, so it is not known by the name {name[:100]}; {HOW_TO_OPEN}")
+        return Closed(f"this service has no API keys, so it refuses the host name {name[:100]}; {HOW_TO_OPEN}")
     return None
 
 
@@ -122,7 +124,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 class RequireAccess:
-    """ASGI middleware: 401 or 403 for whoever is not answered."""
+    """ASGI middleware: responds 401 or 403 to requests that `access` refuses."""
 
     def __init__(self, app: ASGIApp, access: Access):
         self.app = app
@@ -131,22 +133,22 @@ class RequireAccess:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_PATHS:
             return await self.app(scope, receive, send)
-        refusal = None if INSIDE in scope else self.access.refusal(scope)
+        refusal = None if INTERNAL in scope else self.access.refusal(scope)
         if refusal is None:
             return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
-            return await send({"type": "websocket.close", "code": 1008})  # before it was accepted: a plain 403
-        answer = errors.answer(refusal)
+            return await send({"type": "websocket.close", "code": 1008})  # not accepted, so the client sees 403
+        response = errors.response(refusal)
         if refusal.status == 401:
-            for challenge in CHALLENGES:  # a line each: not every browser finds the second in one line
-                answer.headers.append("WWW-Authenticate", challenge)
-        await answer(scope, receive, send)
+            for challenge in CHALLENGES:  # one header each: not every browser finds the second in a shared one
+                response.headers.append("WWW-Authenticate", challenge)
+        await response(scope, receive, send)
 
 
-def inside(app: ASGIApp) -> ASGIApp:
-    """The app for requests that this process makes of itself: they need no key. Nothing from outside sets a scope."""
+def internal(app: ASGIApp) -> ASGIApp:
+    """Wraps the app for requests that this process makes to itself, which need no key. Clients cannot set a scope."""
 
     async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
-        await app({**scope, INSIDE: True}, receive, send)
+        await app({**scope, INTERNAL: True}, receive, send)
 
     return asgi

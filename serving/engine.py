@@ -1,4 +1,4 @@
-"""What answers the requests: decoder, encoders and collections, put together."""
+"""The engine behind the routes: decoder, encoders, collections and views."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,83 +20,92 @@ from serving.views.analysis import ViewAnalysis
 
 @dataclass(frozen=True)
 class EmbeddedImages:
-    """What a request's images have become, and which encoder made it."""
+    """The embeddings of a request's images, and the encoder that made them."""
 
     model: str
-    """Its card's id."""
+    """Id of the encoder."""
     vectors: np.ndarray
     """h, float32 (n, d)."""
     times: dict[str, float]
-    """Seconds: decode (with the wait for a thread), queue (the wait for a batch), model."""
+    """Seconds in each stage: decode (including the wait for a thread), queue (the wait for a batch), model."""
     logits: np.ndarray
     """float32 (n, C)."""
     classes: list[str]
-    """The C classes' names; none of an encoder alone."""
+    """Names of the C classes; empty for an encoder that is no classifier."""
 
 
 class Engine:
     def __init__(self, encoders: str | None, index: str | Path, limits: Limits, metrics: Metrics):
-        """Load, warm up, open. encoders: as ServedEncoders' `chosen`. raises BundleError."""
+        """Load the encoders and warm them up.
+
+        encoders  as ServedEncoders' `names`
+        index     folder of the collections, or s3://bucket/prefix
+        raises    BundleError
+        """
         threads = limits.threads or cores()
         self._decode = Decoder(threads, limits.pixels)
-        self._models = ServedEncoders(encoders, index, threads, min(SMALL_PIXELS, limits.pixels), metrics.encoded)
+        small_px = min(SMALL_PIXELS, limits.pixels)
+        self._encoders = ServedEncoders(encoders, index, threads, small_px, metrics.record_run)
         self._gate = Gate(limits.images_at_once)
-        self.library = Library(self._models, self._gate, self._embed, limits, threads)
-        self.views = ViewAnalysis(self._models, self._gate, self._decode, self.library)
-        metrics.levels = lambda: (self._gate.inside, self._models.waiting)
+        self.library = Library(self._encoders, self._gate, self._embed, limits, threads)
+        self.views = ViewAnalysis(self._encoders, self._gate, self._decode, self.library)
+        metrics.levels = lambda: (self._gate.in_flight, self._encoders.waiting)
 
     @property
     def cards(self) -> list[ModelCard]:
-        """Of the encoders that are served, the default first."""
-        return self._models.cards
+        """Model cards of the encoders that are served, the default first."""
+        return self._encoders.cards
 
     @property
     def card(self) -> ModelCard:
-        """The default's."""
-        return self._models.default.card
+        """Model card of the default encoder."""
+        return self._encoders.default.card
 
     @property
     def providers(self) -> list[str]:
         """ONNX Runtime's execution providers of the default encoder, the preferred first."""
-        return [self._models.default.provider]
+        return [self._encoders.default.provider]
 
-    def named(self, model: str | None) -> ModelCard:
-        """Of the encoder of that id, or of the default. raises NotFound."""
-        return self._models.named(model).card
+    def card_of(self, model: str | None) -> ModelCard:
+        """Returns the model card of the encoder with this id, or of the default. Raises NotFound."""
+        return self._encoders.get(model).card
 
     def refuse_when_full(self) -> None:
-        """raises Busy where no image would be admitted."""
+        """Raises Busy when no further image would be admitted."""
         self._gate.check()
 
-    async def embed(self, files: list[Upload], model: str | None = None) -> EmbeddedImages:
-        """n >= 1 images by the encoder of that id, or by the default. raises NotFound, Busy, Undecodable, TooLarge."""
-        return await self._embed(files, self._models.named(model))
+    async def embed(self, uploads: list[Upload], model: str | None = None) -> EmbeddedImages:
+        """Embed n >= 1 images with the encoder of this id, or with the default.
+
+        Raises NotFound, Busy, Undecodable, TooLarge, and NotReady when the encoder cannot be restarted.
+        """
+        return await self._embed(uploads, self._encoders.get(model))
 
     def close(self) -> None:
         self.library.close()
-        self._models.close()
+        self._encoders.close()
         self._decode.close()
 
-    async def _embed(self, files: list[Upload], model: ServedEncoder) -> EmbeddedImages:
-        """To its end with one encoder, also when another takes its place meanwhile."""
-        with self._gate.admit(len(files)), _started():
+    async def _embed(self, uploads: list[Upload], encoder: ServedEncoder) -> EmbeddedImages:
+        """Embed with this encoder, even if another replaces it meanwhile."""
+        with self._gate.admit(len(uploads)), _restart_failure_as_not_ready():
             encoded = None
-            if model.reads_files and all(len(file.data) <= SMALL_BYTES for file in files):
+            if encoder.decodes_small_images and all(len(upload.data) <= SMALL_BYTES for upload in uploads):
                 with suppress(TooManyPixels):
-                    encoded = await model.batch(files)  # decoded where it is encoded: another thread would cost more
+                    encoded = await encoder.batch(uploads)  # decoded in the batch's process: a thread would cost more
                     decode_s = encoded.decode_s
             if encoded is None:
                 started = perf_counter()
-                pixels = await self._decode(files, model.card.preprocessing)
+                pixels = await self._decode(uploads, encoder.card.preprocessing)
                 decode_s = perf_counter() - started
-                encoded = await model.batch(pixels)
+                encoded = await encoder.batch(pixels)
         times = {"decode": decode_s, "queue": encoded.queue_s, "model": encoded.model_s}
-        return EmbeddedImages(model.card.id, encoded.vectors, times, encoded.logits, model.card.classes)
+        return EmbeddedImages(encoder.card.id, encoded.vectors, times, encoded.logits, encoder.card.classes)
 
 
 @contextmanager
-def _started() -> Iterator[None]:
-    """A lane that has to be started again may find another encoder in place of its own."""
+def _restart_failure_as_not_ready() -> Iterator[None]:
+    """A lane that has to be restarted fails if another bundle has replaced its own on disk."""
     try:
         yield
     except BundleError as error:

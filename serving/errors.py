@@ -1,11 +1,11 @@
-"""One error shape at every endpoint, for whatever is not answered:
+"""The one shape of error responses, at every endpoint:
 
     {"error": {"message", "type", "code", "param"}}
 
-message  a sentence for people, naming the item that they gave
-type     the kind of fault, for programs
+message  a sentence for people that names the item they gave
+type     the kind of error, for programs
 code     the reason, for programs; one per status, as in KINDS
-param    the field that is meant, or null
+param    the field at fault, or null
 """
 
 from collections.abc import Sequence
@@ -35,22 +35,22 @@ KINDS = {  # status: (type, code)
 }
 DESCRIPTIONS = {
     400: "The request is malformed; `param` names the field.",
-    401: "The service wants a key, and this is none of its keys.",
-    403: "The service has no keys, and so answers on its own machine only.",
+    401: "The service requires an API key, and the request has none or a wrong one.",
+    403: "The service has no API keys, so it accepts requests from its own machine only.",
     404: "There is no such model, collection or item.",
-    409: "The collection holds another encoder's vectors; the message says how to re-embed it.",
+    409: "The collection holds another encoder's vectors; the message says how to embed it again.",
     413: "The body, the number of images, or an image's number of pixels is too large.",
-    415: "The body is of a type that is not taken here.",
+    415: "This route does not accept the body's media type.",
     422: "An image cannot be decoded; `param` names it.",
-    429: "The service has as much work as it takes on. `Retry-After` says in how many seconds to come back.",
+    429: "The service is busy. Try again after the seconds in `Retry-After`.",
     501: "This service was built without the part that does this.",
     503: "There is no encoder to serve yet, or the collection cannot be read or written.",
-    507: "The disk of the collection is full; nothing of the request was written.",
+    507: "The disk of the collection is full; nothing in the request was written.",
 }
 
 
 class Refusal(HTTPException):
-    """An answer that is an error; the subclasses say which."""
+    """A request that the service refuses; each subclass has its status."""
 
     status = 500
 
@@ -108,10 +108,10 @@ class DiskFull(Refusal):
 
 
 class Fault(BaseModel):
-    message: str = Field(description="A sentence for people, naming the item that they gave.")
-    type: str = Field(description="The kind of fault, for programs.")
+    message: str = Field(description="A sentence for people that names the item they gave.")
+    type: str = Field(description="The kind of error, for programs.")
     code: str = Field(description="The reason, for programs.")
-    param: str | None = Field(description="The field that is meant, for instance images[3].")
+    param: str | None = Field(description="The field at fault, for instance images[3].")
 
 
 class ErrorAnswer(BaseModel):
@@ -119,49 +119,51 @@ class ErrorAnswer(BaseModel):
 
 
 def documented(*statuses: int) -> dict[int | str, dict]:
-    """What FastAPI's `responses` says of a route that may answer with these; any route may answer 401 and 403."""
+    """Returns FastAPI's `responses` for a route with these error statuses; every route may also respond 401 and 403."""
     responses = {
         status: {"model": ErrorAnswer, "description": DESCRIPTIONS[status]} for status in (401, 403, *statuses)
     }
-    return {**responses, "default": {"model": ErrorAnswer, "description": "Whatever else went wrong."}}
+    return {**responses, "default": {"model": ErrorAnswer, "description": "Any other error."}}
 
 
-def answer(error: HTTPException) -> Response:
+def response(error: HTTPException) -> Response:
     kind, code = KINDS.get(error.status_code, KINDS[400 if error.status_code < 500 else 500])
     content = {"message": error.detail, "type": kind, "code": code, "param": getattr(error, "param", None)}
     return Response(orjson.dumps({"error": content}), error.status_code, error.headers, "application/json")
 
 
-def failed() -> Response:
-    """For what nobody foresaw. It tells nothing of the insides."""
-    return answer(Refusal("the service failed; its log says why"))
+def internal_error() -> Response:
+    """Response to an unexpected exception. It reveals nothing about the exception; the log has it."""
+    return response(Refusal("the service failed; its log says why"))
 
 
-def malformed(errors: Sequence[dict], inside: int = 0) -> Malformed:
-    """The first of pydantic's errors. inside: how many parts of its place are not the user's."""
-    place = [part for part in errors[0]["loc"][inside:] if not str(part).startswith("~")]  # a union's tag
-    is_file = errors[0]["type"] == "value_error"  # FastAPI's words for a text where a file should be name its classes
+def malformed(errors: Sequence[dict], skip: int = 0) -> Malformed:
+    """Describe the first of pydantic's errors.
+
+    skip  leading parts of its location that the client did not write
+    """
+    location = [part for part in errors[0]["loc"][skip:] if not str(part).startswith("~")]  # tags of unions
+    is_file = errors[0]["type"] == "value_error"  # FastAPI's own message names its classes
     message = "must be a file" if is_file else errors[0]["msg"]
-    if not place:
+    if not location:
         return Malformed(message)
-    param = str(place[0]) + "".join(f"[{part}]" for part in place[1:])
+    param = str(location[0]) + "".join(f"[{part}]" for part in location[1:])
     return Malformed(f"{param}: {message}", param)
 
 
 def install(app: FastAPI) -> None:
-    """Give the shape to the errors of the app's router and of its validation. Those that nobody foresaw reach
-    envelope.py, which answers `failed`."""
+    """Give this shape to errors of the app's router and of FastAPI's validation. Envelope handles all others."""
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> Response:
         if not isinstance(error, Refusal):
             path = request.url.path
             if error.status_code == 404:
-                error.detail = f"there is nothing at {path}; /docs lists what there is"
+                error.detail = f"there is nothing at {path}; /docs lists the routes"
             elif error.status_code == 405:
-                error.detail = f"{path} does not take {request.method}"
-        return answer(error)
+                error.detail = f"{path} does not accept {request.method}"
+        return response(error)
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> Response:
-        return answer(malformed(error.errors(), inside=1))  # body, query or path
+        return response(malformed(error.errors(), skip=1))  # body, query or path

@@ -1,6 +1,6 @@
-"""The collections, as the service answers for them: what is put in, taken out and found.
+"""The collections as the service uses them: add, delete, search.
 
-Reading waits in threads of its own, and so does what is made of pictures that are put in: embedding goes on beside.
+Collections are read in their own threads, and pictures to be added are decoded in others: neither holds up embedding.
 """
 
 import asyncio
@@ -13,100 +13,102 @@ from typing import TypeVar
 import numpy as np
 
 from serving.collection.index import DEFAULT, Index, Item, collections, content_id, unit
-from serving.collection.writes import Writer
+from serving.collection.writes import CommitQueue
 from serving.errors import Malformed, NotFound
 from serving.inference.decode import Decoder, Upload
 from serving.inference.served import ServedEncoder, ServedEncoders
-from serving.inference.thumbnail import read
+from serving.inference.thumbnail import read_picture
 from serving.limits import Gate, Limits
 from serving.protocol import replies
 from serving.protocol.filters import Filter
-from serving.protocol.queries import ItemFacts, VectorRow, SearchQuery
+from serving.protocol.queries import ItemFacts, SearchQuery, VectorRow
 
-READERS = 8  # LanceDB has threads of its own behind each
+READERS = 8  # each uses further threads of LanceDB
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a request has put in."""
+    """The items that a request has stored."""
 
     model: str
+    """Id of the encoder."""
     ids: list[str]
     new: list[bool]
+    """False for an item that replaced one of the same id."""
     times: dict[str, float]
-    """Seconds, as engine.EmbeddedImages's; none of vectors that were ready."""
+    """Seconds, as in engine.EmbeddedImages; empty for vectors computed elsewhere."""
 
 
 class Library:
     def __init__(
         self,
-        models: ServedEncoders,
+        encoders: ServedEncoders,
         gate: Gate,
         embed: Callable[[list[Upload], ServedEncoder], Awaitable],
         limits: Limits,
         threads: int,
     ):
-        """gate   of the images that are embedded
-        embed  as Engine does: it gives an EmbeddedImages
+        """gate     admits images to be embedded
+        embed    embeds uploads with an encoder, behind the gate; returns an EmbeddedImages
+        threads  half as many decode pictures to be added
         """
-        self._models, self._gate, self._embed = models, gate, embed
+        self._encoders, self._gate, self._embed = encoders, gate, embed
         self._decode = Decoder(max(1, threads // 2), limits.pixels)
-        self._writer = Writer(limits.rows_at_once)
-        self._reading = Gate(limits.reads_at_once, what="reads of collections")
+        self._writer = CommitQueue(limits.rows_at_once)
+        self._reading = Gate(limits.reads_at_once, "reads of collections")
         self._readers = ThreadPoolExecutor(READERS, "reads")
 
     def index(self, name: str, model: str | None = None) -> Index:
-        """The collection of that name as an encoder that is served has embedded it, by default the default.
-        raises NotFound."""
-        return self._models.named(model).index(name)
+        """Returns the collection's index for the encoder with id `model`, or for the default. Raises NotFound."""
+        return self._encoders.get(model).index(name)
 
-    async def read(self, call: Callable[..., T], *arguments) -> T:
-        """In a thread. raises Busy, IndexProblem."""
+    async def read(self, call: Callable[..., T], *arguments: object) -> T:
+        """Call in a thread for reading. Raises Busy, IndexProblem."""
         with self._reading.admit(1):
             return await asyncio.get_running_loop().run_in_executor(self._readers, call, *arguments)
 
     async def all(self) -> list[replies.Collection]:
-        """Of all collections. raises as read."""
-        return await self.read(collections, self._models.default.index(DEFAULT).store.uri)
+        """Describe all collections. Raises as `read`."""
+        return await self.read(collections, self._encoders.default.index(DEFAULT).store.uri)
 
     async def about(self, index: Index) -> replies.Collection:
-        """raises NotFound where there is no such collection, and as read."""
+        """Describe a collection. Raises NotFound when it does not exist, and as `read`."""
         facts = await self.read(index.facts)
         if not facts.version and not facts.others:
-            raise NotFound(f"there is no collection {index.name}; it begins with the first items put into it", "name")
+            raise NotFound(f"there is no collection {index.name}; adding the first items creates it", "name")
         return facts
 
-    async def put(self, name: str, files: list[Upload], facts: list[ItemFacts], model: str | None = None) -> Stored:
-        """Embed n >= 1 pictures and keep them, with a thumbnail each. raises as Engine.embed, IndexProblem."""
-        chosen = self._models.named(model)
-        with self._writer.room(len(files)):
-            with self._gate.admit(len(files)):
+    async def put(self, name: str, uploads: list[Upload], facts: list[ItemFacts], model: str | None = None) -> Stored:
+        """Embed n >= 1 pictures and store them with their thumbnails. Raises as Engine.embed, and IndexProblem."""
+        encoder = self._encoders.get(model)
+        with self._writer.room(len(uploads)):
+            with self._gate.admit(len(uploads)):
                 started = perf_counter()
-                pictures = await self._decode.each(files, chosen.card.preprocessing, read)
+                pictures = await self._decode.each(uploads, encoder.card.preprocessing, read_picture)
                 decode_s = perf_counter() - started
-                encoded = await chosen.batch(np.stack([picture.pixels for picture in pictures]))
+                encoded = await encoder.batch(np.stack([picture.pixels for picture in pictures]))
             items = [
                 _item(fact, fact.id or content_id(file.data), file.name, picture.width, picture.height, len(file.data))
-                for file, fact, picture in zip(files, facts, pictures, strict=True)
+                for file, fact, picture in zip(uploads, facts, pictures, strict=True)
             ]
             thumbnails = {item.id: picture.thumbnail for item, picture in zip(items, pictures, strict=True)}
-            new = await self._writer.upsert(chosen.index(name), items, encoded.vectors, thumbnails)
+            new = await self._writer.upsert(encoder.index(name), items, encoded.vectors, thumbnails)
         times = {"decode": decode_s, "queue": encoded.queue_s, "model": encoded.model_s}
-        return Stored(chosen.card.id, [item.id for item in items], new, times)
+        return Stored(encoder.card.id, [item.id for item in items], new, times)
 
     async def put_rows(self, name: str, rows: Sequence[VectorRow], model: str) -> Stored:
-        """Keep vectors that this encoder has made elsewhere. raises Malformed, NotFound, Busy, IndexProblem."""
-        chosen = self._models.named(model)
-        vectors = [_vector(row.vector, chosen, f"items[{i}].vector") for i, row in enumerate(rows)]
+        """Store vectors that this encoder has computed elsewhere. Raises Malformed, NotFound, Busy, IndexProblem."""
+        encoder = self._encoders.get(model)
+        vectors = [_vector(row.vector, encoder, f"items[{i}].vector") for i, row in enumerate(rows)]
         items = [_item(row, row.id, "", 0, 0, 0) for row in rows]
         with self._writer.room(len(items)):
-            new = await self._writer.upsert(chosen.index(name), items, np.stack(vectors), {})
-        return Stored(chosen.card.id, [item.id for item in items], new, {})
+            new = await self._writer.upsert(encoder.index(name), items, np.stack(vectors), {})
+        return Stored(encoder.card.id, [item.id for item in items], new, {})
 
     async def delete(self, name: str, ids: Sequence[str], model: str | None = None) -> list[str]:
-        """Those that were there. raises NotFound, Busy, IndexProblem."""
+        """Returns the ids that existed. Raises NotFound, Busy, IndexProblem."""
         index = self.index(name, model)
         with self._writer.room(len(ids)):
             deleted = await self._writer.delete(index, ids)
@@ -117,38 +119,39 @@ class Library:
     async def search(
         self, name: str, query: SearchQuery, images: list[Upload], where: Filter | None, model: str | None
     ) -> tuple[str, list[tuple[Item, float]]]:
-        """The encoder's id, and the k nearest to what the query and its images aim at, with their cosine.
+        """Returns the encoder's id, and the k items nearest to the query's direction with their cosines.
 
-        raises as Engine.embed, Malformed, IndexProblem
+        images  count as positive examples
+        raises  Malformed, IndexProblem, and as Engine.embed
         """
-        chosen = self._models.named(model)
-        index = chosen.index(name)
-        given = [*query.positive, *query.negative]
+        encoder = self._encoders.get(model)
+        index = encoder.index(name)
         if not (query.positive or images):
             raise Malformed("positive: give at least one image, id or vector to search by", "positive")
-        ids = [one for one in given if isinstance(one, str)]
+        ids = [example for example in (*query.positive, *query.negative) if isinstance(example, str)]
         known = await self.read(index.get_many, ids) if ids else {}
         if ids and not known:
             await self.about(index)
 
-        def direction(one: str | list[float], field: str) -> np.ndarray:
-            if not isinstance(one, str):
-                return _vector(one, chosen, field)
-            if one not in known:
-                raise NotFound(f"no item {one} is in the collection {name}", field)
-            return known[one][1]
+        def vector(example: str | list[float], field: str) -> np.ndarray:
+            if not isinstance(example, str):
+                return _vector(example, encoder, field)
+            if example not in known:
+                raise NotFound(f"no item {example} is in the collection {name}", field)
+            return known[example][1]
 
-        positive = [direction(one, f"positive[{i}]") for i, one in enumerate(query.positive)]
-        negative = [direction(one, f"negative[{i}]") for i, one in enumerate(query.negative)]
+        positive = [vector(example, f"positive[{i}]") for i, example in enumerate(query.positive)]
+        negative = [vector(example, f"negative[{i}]") for i, example in enumerate(query.negative)]
         if images:
-            positive += list((await self._embed(images, chosen)).vectors)
-        aimed = aim(positive, negative)
-        if not np.linalg.norm(aimed) > 1e-6:
-            raise Malformed("what is given cancels out and points nowhere", "negative" if negative else "positive")
-        results = await self.read(index.search, aimed, query.k, where, ids, query.threshold)
+            positive += list((await self._embed(images, encoder)).vectors)
+        direction = search_direction(positive, negative)
+        if not np.linalg.norm(direction) > 1e-6:
+            field = "negative" if negative else "positive"
+            raise Malformed("the examples cancel out, so there is no direction to search in", field)
+        results = await self.read(index.search, direction, query.k, where, ids, query.threshold)
         if not results:
             await self.about(index)
-        return chosen.card.id, results
+        return encoder.card.id, results
 
     def close(self) -> None:
         self._writer.close()
@@ -156,29 +159,29 @@ class Library:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
 
-def aim(positive: Sequence[np.ndarray], negative: Sequence[np.ndarray] = ()) -> np.ndarray:
+def search_direction(positive: Sequence[np.ndarray], negative: Sequence[np.ndarray] = ()) -> np.ndarray:
     """The vector (d,) to search by (Rocchio 1971, Relevance Feedback in Information Retrieval, in: The SMART Retrieval
-    System, ed. Salton): mean of the relevant minus mean of the others, both at weight 1.
+    System, ed. Salton): mean of the relevant minus mean of the non-relevant, both with weight 1.
 
-    Every vector counts by its direction, and so does each of the two means: many examples on one side weigh no more
-    than a few on the other. There is no first query to add to; an image that is searched by is one of the positive.
+    Vectors and the two means are scaled to unit length: many examples on one side weigh no more than a few on the
+    other. There is no original query vector; images that are searched by are positive examples.
 
-    positive, negative  of (d,), positive at least one; of any length but 0
+    positive, negative  vectors (d,) of any length but 0; at least one positive
     """
-    aimed = unit(unit(np.stack(positive)).mean(axis=0)[None])[0]
+    direction = unit(unit(np.stack(positive)).mean(axis=0)[None])[0]
     if len(negative):
-        aimed = aimed - unit(unit(np.stack(negative)).mean(axis=0)[None])[0]
-    return aimed
+        direction = direction - unit(unit(np.stack(negative)).mean(axis=0)[None])[0]
+    return direction
 
 
-def _vector(numbers: list[float], model: ServedEncoder, field: str) -> np.ndarray:
-    """raises Malformed"""
-    if len(numbers) != model.card.dimension:
-        expected = f"{model.card.id} gives {model.card.dimension}"
-        raise Malformed(f"{field} has {len(numbers)} numbers; {expected}", field)
+def _vector(numbers: list[float], encoder: ServedEncoder, field: str) -> np.ndarray:
+    """Raises Malformed."""
+    if len(numbers) != encoder.card.dimension:
+        message = f"{field} has {len(numbers)} numbers; the vectors of {encoder.card.id} have {encoder.card.dimension}"
+        raise Malformed(message, field)
     vector = np.asarray(numbers, np.float32)
     if not np.linalg.norm(vector) > 0:
-        raise Malformed(f"{field} is zero and points nowhere", field)
+        raise Malformed(f"{field} is zero, which is no direction to search in", field)
     return vector
 
 

@@ -1,7 +1,7 @@
-"""What /metrics tells, in Prometheus's text format.
+"""The metrics that /metrics shows, in Prometheus's text format.
 
-Requests are counted by route, never by the path that was asked for: paths are the visitors' to invent. Under BentoML
-the counts are those of all workers together, whichever of them is asked; `process_` tells of that one.
+Requests are counted by route, never by path: clients can invent any number of paths. Under BentoML the counts are sums
+over all workers, whichever worker responds; the `process_` metrics are that worker's own.
 """
 
 import os
@@ -27,7 +27,7 @@ class Metrics:
         )
         self.seconds = Histogram(
             "twinview_request_seconds",
-            "From the first byte of a request to the last of its answer.",
+            "Time from the first byte of a request to the last byte of its response.",
             ["route"],
             buckets=SECONDS,
             registry=self.registry,
@@ -36,59 +36,59 @@ class Metrics:
             "twinview_batch_images", "Images per run of the encoder.", buckets=IMAGES, registry=self.registry
         )
         self.encoding = Counter("twinview_encoding_seconds", "Time in runs of the encoder.", registry=self.registry)
-        self.inside = Gauge(
-            "twinview_images_at_once", "Images being worked on.", registry=self.registry, multiprocess_mode="livesum"
+        self.in_flight = Gauge(
+            "twinview_images_at_once", "Images in flight.", registry=self.registry, multiprocess_mode="livesum"
         )
         self.waiting = Gauge(
             "twinview_images_waiting",
-            "Images that wait for a batch.",
+            "Images waiting for a batch.",
             registry=self.registry,
             multiprocess_mode="livesum",
         )
         self.levels: Callable[[], tuple[int, int]] = lambda: (0, 0)
-        """Gives what the two gauges are to show."""
+        """Returns the present values of the two gauges: images in flight, images waiting."""
         self.images = Counter("twinview_images", "Images embedded for requests.", registry=self.registry)
         stages = Histogram(
             "twinview_stage_seconds",
-            "Of a request that embeds: in decoding, waiting for a batch, and in runs of the encoder.",
+            "Time of an embedding request in each stage: decoding, waiting for a batch, runs of the encoder.",
             ["stage"],
             buckets=STAGE_SECONDS,
             registry=self.registry,
         )
         self.stages = {stage: stages.labels(stage) for stage in STAGES}
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        """route  as the router knows it, never a path that was asked for"""
+    def record_request(self, route: str, status: int, seconds: float) -> None:
+        """route  the router's pattern, never the path"""
         self.requests.labels(route, status).inc()
         self.seconds.labels(route).observe(seconds)
 
-    def embedded(self, images: int, times: dict[str, float]) -> None:
+    def record_embedding(self, images: int, times: dict[str, float]) -> None:
         """times  seconds by stage"""
         self.images.inc(images)
         for stage, seconds in times.items():
             self.stages[stage].observe(seconds)
 
-    def look(self) -> None:
-        """Read the gauges. Other workers see what the last look has read."""
-        inside, waiting = self.levels()
-        self.inside.set(inside)
+    def record_run(self, images: int, seconds: float) -> None:
+        """Count one run of the encoder."""
+        self.encoding.inc(seconds)
+        self.batch.observe(images)
+
+    def update_gauges(self) -> None:
+        """Read the gauges' values. Other workers see those of the latest update."""
+        in_flight, waiting = self.levels()
+        self.in_flight.set(in_flight)
         self.waiting.set(waiting)
 
     def text(self) -> bytes:
-        self.look()
+        self.update_gauges()
         folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         if not folder:
             return generate_latest(self.registry)
         for file in Path(folder).glob("gauge_live*.db"):
             pid = int(file.stem.rpartition("_")[2])
-            if not psutil.pid_exists(pid):  # a worker that was killed leaves its levels behind
+            if not psutil.pid_exists(pid):  # a killed worker leaves its gauges behind
                 mark_process_dead(pid)
-        everyone = CollectorRegistry()
-        ProcessCollector(registry=everyone)
-        MultiProcessCollector(everyone)
-        return generate_latest(everyone)
-
-    def encoded(self, images: int, seconds: float) -> None:
-        """A run of the encoder."""
-        self.encoding.inc(seconds)
-        self.batch.observe(images)
+        all_workers = CollectorRegistry()
+        ProcessCollector(registry=all_workers)
+        MultiProcessCollector(all_workers)
+        return generate_latest(all_workers)

@@ -1,12 +1,12 @@
-"""How BentoML starts the service: `bentoml serve` and `bentoml build` find this file through bentofile.yaml.
+"""The service as BentoML starts it: bentofile.yaml leads `bentoml serve` and `bentoml build` to this file.
 
-    TWINVIEW_ENCODER   encoder bundle's folder or tag of BentoML's model store, several with commas between, the first
-                       for whoever names none; the newest under runs/ by default
-    TWINVIEW_INDEX     folder of the collections, or s3://bucket/prefix; ./index by default
-    TWINVIEW_API_KEYS, TWINVIEW_API_KEYS_FILE, TWINVIEW_OPEN: see keys.py. TWINVIEW_LOG: see log.py
+    TWINVIEW_ENCODER   folder of an encoder bundle, or tag of BentoML's model store; several separated by commas, the
+                       first is the default encoder. By default the newest export in runs/
+    TWINVIEW_INDEX     folder of the collections, or s3://bucket/prefix; by default index/
+    TWINVIEW_API_KEYS, TWINVIEW_API_KEYS_FILE, TWINVIEW_OPEN: see access.py. TWINVIEW_LOG: see api/log.py
 
-BentoML supervises the process, builds images and keeps models. Its HTTP layer is not used: it answers for itself at
-/readyz and /metrics, in other shapes than ours, and costs more than our own part of a small request.
+BentoML supervises the process, builds images and stores models. Its HTTP layer is bypassed: it has its own /readyz and
+/metrics, in other shapes, and takes more time than our own part of a small request.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import signal
 import sys
 from dataclasses import replace
 
-# No reports to its makers. The command line asked about this before it imported us, and remembers.
+# Send no usage reports to BentoML. Its command line cached the answer to this question before it imported this file.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 with contextlib.suppress(ImportError, AttributeError):
     from bentoml._internal.utils.analytics.usage_stats import do_not_track
@@ -29,43 +29,42 @@ import bentoml
 import uvicorn
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.resource import system_resources
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.app import create_app
 from serving.limits import cores
 
-STOP_S = 10  # for requests under way, when the service is told to stop
+STOP_S = 10  # for running requests to finish after the signal to stop
 
 try:
     app = create_app(os.environ.get("TWINVIEW_ENCODER"), os.environ.get("TWINVIEW_INDEX") or "index")
-except ValueError as error:  # of the environment's variables, which the message names
+except ValueError as error:  # names the environment variable at fault
     sys.exit(f"error: {error}")
 
 
-class Direct(bentoml.Service):
-    """BentoML starts and stops; requests go straight to our app."""
+class DirectService(bentoml.Service):
+    """Starts and stops as every BentoML service, but passes requests straight to the app."""
 
-    def to_asgi(self, is_main: bool = True):
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
         lifecycle = super().to_asgi(is_main)
         app.state.limits = replace(app.state.limits, threads=max(1, cores() // workers()))
+        requests = traced(app)
 
-        served = traced(app)
-
-        async def asgi(scope, receive, send):
-            with contextlib.suppress(asyncio.CancelledError):  # cut off, STOP_S after the stop: no fault to report
-                await (lifecycle if scope["type"] == "lifespan" else served)(scope, receive, send)
+        async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
+            with contextlib.suppress(asyncio.CancelledError):  # a request that was cut off STOP_S after the signal
+                await (lifecycle if scope["type"] == "lifespan" else requests)(scope, receive, send)
 
         return asgi
 
 
 def workers() -> int:
-    """Processes that share the cores. BentoML tells each of them its number, but not how many there are."""
+    """Returns the number of processes that share the cores. BentoML gives a worker its own number only."""
     count = BentoMLContainer.config.get()["services"]["twinview"]["workers"]
     return int(system_resources()["cpu"]) if count == "cpu_count" else count or 1
 
 
 def traced(app: ASGIApp) -> ASGIApp:
-    """With a span of OpenTelemetry a request, where BentoML's configuration (`tracing`) asks for some."""
+    """Adds an OpenTelemetry span for each request if BentoML's configuration (`tracing`) enables tracing."""
     if not BentoMLContainer.tracing.sample_rate.get():
         return app
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
@@ -77,28 +76,28 @@ def traced(app: ASGIApp) -> ASGIApp:
     )
 
 
-# For this machine alone, unless --host says otherwise. A container has a network of its own.
+# Listen on this machine only, unless --host is given. A container has its own network.
 HOST = "0.0.0.0" if "BENTOML_CONTAINERIZED" in os.environ else "127.0.0.1"
 
 
-@bentoml.service(name="twinview", service_class=Direct, http={"host": HOST})
+@bentoml.service(name="twinview", service_class=DirectService, http={"host": HOST})
 @bentoml.asgi_app(app, path="/")
 class Twinview:
     def __init__(self):
-        _stop_in_time()
+        _limit_shutdown_time()
         logging.getLogger("twinview").setLevel(logging.INFO)
         if workers() > 1:
-            logging.getLogger("twinview").warning("the page is left out: it works with one worker only")
-        elif importlib.util.find_spec("ui"):  # a built bento may leave it out
+            logging.getLogger("twinview").warning("the page is left out, because it works with one worker only")
+        elif importlib.util.find_spec("ui"):  # a bento may be built without it
             from ui.app import mount
 
             mount(app)
 
 
-def _stop_in_time() -> None:
-    """Else one upload that stalls would hold up the end: uvicorn waits for it without limit, and BentoML for a day.
+def _limit_shutdown_time() -> None:
+    """Without this, one stalled upload delays shutdown: uvicorn waits for it without limit, and BentoML for a day.
 
-    BentoML leaves no other way to set this; the worker has uvicorn's server behind its signals.
+    BentoML has no setting for it, but uvicorn's server is the object behind the worker's signal handler.
     """
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if isinstance(server, uvicorn.Server) and server.config.timeout_graceful_shutdown is None:

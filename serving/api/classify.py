@@ -6,8 +6,9 @@ import numpy as np
 from fastapi import Query, Request
 from fastapi.responses import Response
 
+from serving.api.embed import embed_uploads
 from serving.api.openapi import images_body, new_router
-from serving.api.request import CancelOnDisconnect, Ready, requested_encoder
+from serving.api.request import Ready, requested_encoder
 from serving.api.response import json_response
 from serving.api.upload import read_images
 from serving.errors import NotFound, documented
@@ -35,14 +36,10 @@ async def classify(
     Send images in the same way as to /embed.
     """
     engine.refuse_when_full()
-    encoder = requested_encoder(model)
-    card = engine.named(encoder)
+    card = engine.card_of(requested_encoder(model))
     _check_classes(card.id, card.classes)  # before reading the body
     uploads = await read_images(request, request.app.state.limits.images)
-    async with CancelOnDisconnect(request):
-        embedded = await engine.embed(uploads, encoder)
-    request.app.state.metrics.embedded(len(uploads), embedded.times)
-    request.state.facts = {"images": len(uploads), "model": embedded.model}
+    embedded = await embed_uploads(request, engine, uploads, model)
     _check_classes(embedded.model, embedded.classes)  # a newer export may have replaced the model meanwhile
     return json_response(Classified(embedded.model, likeliest(embedded.logits, embedded.classes, k)))
 

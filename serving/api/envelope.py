@@ -1,9 +1,10 @@
-"""What is around every answer: the request's id, headers for the browser's safety, the count, the line in the log.
+"""What every response gets: a request id, security headers, a count in the metrics, a line in the log.
 
-X-Request-Id   the client's own, where it is one line of at most 128 letters, digits and ._:/+=- ; otherwise made
+X-Request-Id   the client's own if it is one line of at most 128 letters, digits and ._:/+=- ; otherwise a new one
 """
 
 import itertools
+import logging
 import os
 import re
 from time import perf_counter
@@ -15,20 +16,21 @@ from serving import errors
 from serving.api import log
 from serving.metrics import Metrics
 
-SAFETY = [
+SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
     (b"content-security-policy", b"frame-ancestors 'self'"),
-    (b"x-frame-options", b"SAMEORIGIN"),  # the same, for what is older
+    (b"x-frame-options", b"SAMEORIGIN"),  # the same, for older browsers
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
-SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-PROCESS, NUMBER = os.urandom(8).hex().encode(), itertools.count(1)  # urandom anew took 3 % of the CPU
-CLIENT_GONE = 499  # no answer; what nginx counts it as
+VALID_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+# The process and a counter make an id: random bytes for every request took 3 % of the CPU.
+PROCESS, COUNTER = os.urandom(8).hex().encode(), itertools.count(1)
+CLIENT_DISCONNECTED = 499  # for metrics and log, as nginx counts it; there is nobody left to answer
 
 
 class Envelope:
-    """ASGI middleware, around all others."""
+    """ASGI middleware, the outermost. Also answers the errors that reach it: those raised outside FastAPI's router."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics):
         self.app = app
@@ -40,30 +42,34 @@ class Envelope:
         started, status, request_id = perf_counter(), None, _request_id(scope)
         log.REQUEST_ID.set(request_id.decode())
 
-        async def sealed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", request_id), *SAFETY]
+                headers = [*message.get("headers", ()), (b"x-request-id", request_id), *SECURITY_HEADERS]
                 message = {**message, "headers": headers}
             await send(message)
 
         try:
-            await self.app(scope, receive, sealed)
+            await self.app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            status = CLIENT_GONE
-        except Exception:
-            log.requests.exception("%s %s failed", scope["method"], _route(scope))
-            if status is not None:  # too late for another answer: the server breaks off
-                raise
-            await errors.failed()(scope, receive, sealed)
+            status = CLIENT_DISCONNECTED
+        except Exception as error:
+            if status is None and isinstance(error, errors.Refusal):
+                response = errors.response(error)
+            else:
+                log.requests.exception("%s %s failed", scope["method"], _route(scope))
+                if status is not None:  # the response has begun: let the server close the connection
+                    raise
+                response = errors.internal_error()
+            await response(scope, receive, send_with_headers)
         finally:
-            self._told(scope, 500 if status is None else status, perf_counter() - started)
+            self._record(scope, 500 if status is None else status, perf_counter() - started)
 
-    def _told(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = _route(scope)
-        self.metrics.answered(route, status, seconds)
-        if log.requests.isEnabledFor(log.logging.INFO):
+        self.metrics.record_request(route, status, seconds)
+        if log.requests.isEnabledFor(logging.INFO):
             facts = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 6)}
             facts |= scope.get("state", {}).get("facts", {})
             log.requests.info("%s %s %s", scope["method"], route, status, extra={"facts": facts})
@@ -71,12 +77,12 @@ class Envelope:
 
 def _request_id(scope: Scope) -> bytes:
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and SANE_ID.fullmatch(value):
+        if name == b"x-request-id" and VALID_ID.fullmatch(value):
             return value
-    return b"%s%016x" % (PROCESS, next(NUMBER))
+    return b"%s%016x" % (PROCESS, next(COUNTER))
 
 
 def _route(scope: Scope) -> str:
-    """The pattern that the path has matched, never the path: paths are the visitors' to invent."""
+    """Returns the route's pattern, never the path: clients can invent any number of paths."""
     route = scope.get("route")
     return scope.get("root_path", "") + route.path if route else "other"

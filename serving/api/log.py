@@ -1,12 +1,12 @@
-"""What the service tells of its work, on standard error.
+"""The service's log, on standard error.
 
-    TWINVIEW_LOG=json   one JSON object a line: what the service has to say, and a line for every request
+    TWINVIEW_LOG=json   one JSON object per line: the service's messages, and a line for every request
 
     {"time": "2026-01-31T12:00:00.123+00:00", "level": "info", "message": "POST /embed 200", "request_id": "8c1f...",
      "route": "/embed", "status": 200, "seconds": 0.0041, "images": 1, "model": "resnet18-0a1b2c3d4e5f"}
 
-Otherwise it is text, and requests are left to /metrics. Neither has a request's key, its query, its pictures or their
-names.
+Otherwise the log is text and has no line per request; /metrics counts them. Neither form contains a request's key,
+query, pictures or file names.
 """
 
 import json
@@ -38,7 +38,7 @@ class JsonLines(logging.Formatter):
 
 
 def install(environment: Mapping[str, str]) -> None:
-    """raises ValueError for a form that there is not."""
+    """Set up logging as TWINVIEW_LOG says. Raises ValueError for a value other than text and json."""
     form = environment.get("TWINVIEW_LOG", "")
     if form not in ("", "text", "json"):
         raise ValueError(f"TWINVIEW_LOG is json or text, not {form!r}")

@@ -1,11 +1,13 @@
-"""Parts of the OpenAPI document that several routes share: names of operations, query parameters, request bodies."""
+"""The OpenAPI document, and the parts that several routes share: operation names, query parameters, request bodies."""
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from serving.access import OPEN_PATHS, Access
 from serving.api.request import binary
 from serving.api.upload import BYTES, FORM
 from serving.protocol import pack
@@ -13,13 +15,13 @@ from serving.protocol import pack
 FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
 
 
-def new_router(prefix: str = "", route_class: type[APIRoute] = APIRoute) -> APIRouter:
+def new_router(prefix: str = "") -> APIRouter:
     """A router whose operations, and so the methods of generated clients, have the names of the routes' functions."""
 
     def operation_id(route: APIRoute) -> str:
         return route.name
 
-    return APIRouter(prefix=prefix, route_class=route_class, generate_unique_id_function=operation_id)
+    return APIRouter(prefix=prefix, generate_unique_id_function=operation_id)
 
 
 def inline_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -54,3 +56,18 @@ def form(files: str, model: type[BaseModel] | None = None, required: bool = True
 def images_body(model: type[BaseModel] | None = None) -> dict[str, Any]:
     """The `content` of a body that upload.read_images reads; in a form with the fields of `model`."""
     return form("images", model) | binary("image/*", BYTES, pack.MEDIA_TYPE)
+
+
+def document(app: FastAPI, access: Access) -> dict[str, Any]:
+    """FastAPI's document of the app, with the ways to send an API key. Made once, at the first request for it."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schema["components"]["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            "password": {"type": "http", "scheme": "basic", "description": "The password is the API key."},
+        }
+        schema["security"] = [{"key": []}, {"password": []}] if access.digests else [{}, {"key": []}]
+        for path in OPEN_PATHS:
+            schema["paths"][path]["get"]["security"] = []
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,10 +1,10 @@
-"""From a request's body to files: a form, one image as it is, or a pack.
+"""Reads the images in a request's body: a form, one image file, or a pack.
 
     multipart/form-data                  any number of files in the field `images`
-    image/*, application/octet-stream    one image
-    application/x-twinview-pack          many; pack.py has the format
+    image/*, application/octet-stream    one image file
+    application/x-twinview-pack          many image files, in the format of serving/protocol/pack.py
 
-What is announced as none of these is refused; what an image really is shows when it is decoded.
+Other media types are refused. Decoding finds out what an image really is.
 """
 
 from itertools import islice
@@ -22,12 +22,12 @@ BYTES = "application/octet-stream"
 
 
 def media_type(request: Request) -> str:
-    """As the request announces it, without parameters; empty where it does not."""
+    """Returns the request's Content-Type without parameters; empty if it has none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def read_images(request: Request, most: int) -> list[Upload]:
-    """1 to `most` files, named images[i]. raises UnsupportedType, Malformed, TooLarge."""
+    """Returns 1 to `most` uploads, named images[i]. Raises UnsupportedType, Malformed, TooLarge."""
     kind = media_type(request)
     if kind == FORM:
         return await _read_form(request, most)
@@ -38,11 +38,11 @@ async def read_images(request: Request, most: int) -> list[Upload]:
         images = [body] if body else []
     else:
         raise UnsupportedType(
-            f"images come as {FORM}, image/*, {BYTES} or {pack.MEDIA_TYPE}, not as {kind[:100]}; base64 in JSON is "
-            "taken at /v1/embeddings"
+            f"images are sent as {FORM}, image/*, {BYTES} or {pack.MEDIA_TYPE}, not as {kind[:100]}; /v1/embeddings "
+            "accepts base64 in JSON"
         )
     if not images:
-        raise Malformed("images: there is none in the request", "images")
+        raise Malformed("images: the request has none", "images")
     return [Upload(f"images[{i}]", "", image) for i, image in enumerate(images)]
 
 
@@ -57,7 +57,7 @@ def _unpack(body: bytes, most: int) -> list[bytes]:
 
 
 def _too_many(most: int) -> TooLarge:
-    return TooLarge(f"more than {most} images in one request; no more are taken", "images")
+    return TooLarge(f"more than {most} images in one request; send fewer at a time", "images")
 
 
 async def _read_form(request: Request, most: int) -> list[Upload]:
@@ -68,15 +68,16 @@ async def _read_form(request: Request, most: int) -> list[Upload]:
             raise _too_many(most) from error
         raise Malformed(error.detail) from error
     try:
-        uploads = form.getlist("images")
-        if not uploads:
-            raise Malformed("images: there is none in the form", "images")
-        return [await read_file(f"images[{i}]", upload) for i, upload in enumerate(uploads)]
+        files = form.getlist("images")
+        if not files:
+            raise Malformed("images: the form has no such field", "images")
+        return [await read_file(f"images[{i}]", file) for i, file in enumerate(files)]
     finally:
         await form.close()
 
 
-async def read_file(field: str, upload: UploadFile | str) -> Upload:
-    if isinstance(upload, str):
+async def read_file(field: str, file: UploadFile | str) -> Upload:
+    """Raises Malformed when the form's field is text."""
+    if isinstance(file, str):
         raise Malformed(f"{field}: must be a file", field)
-    return Upload(field, upload.filename or "", await upload.read())
+    return Upload(field, file.filename or "", await file.read())

@@ -1,4 +1,4 @@
-"""From files to pixels: a broken file harms no request but its own."""
+"""Decodes uploads to pixels in threads. A broken file fails only its own request."""
 
 import asyncio
 import threading
@@ -11,91 +11,91 @@ import numpy as np
 from export.artifact import MAX_PIXELS, Preprocessing, TooManyPixels, UnreadableImage, read_pixels
 from serving.errors import Refusal, TooLarge, Undecodable
 
-# Handing one file to a thread and back costs as much as decoding one of 32 x 32 pixels: small ones go together.
-FILES_TOGETHER = 8
-BYTES_TOGETHER = 2**16
+# Passing one file to a thread and back costs as much as decoding a 32 x 32 one, so small files share a call.
+FILES_PER_CALL = 8
+BYTES_PER_CALL = 2**16
 
-# What is small takes milliseconds, so those who share a batch with it may wait for it. Few bytes can be many pixels.
+# Smaller images decode in milliseconds, so they may be decoded within a batch. Few bytes can still be many pixels.
 SMALL_BYTES, SMALL_PIXELS = 2**16, 2**20
 
-# An image takes up to 16 bytes a pixel while it is decoded. Of those larger than this there is one at a time.
+# Decoding takes up to 16 bytes of memory per pixel. Images larger than this are decoded one at a time.
 LARGE_PIXELS = 2**25
 
 T = TypeVar("T")
 
 
 class Upload(NamedTuple):
-    """An encoded image of a request."""
+    """An encoded image in a request."""
 
     field: str
-    """Where it stands, for instance images[3]."""
+    """Its place in the request, for instance images[3]."""
     name: str
-    """As its owner calls it; may be empty."""
+    """The client's name for it; may be empty."""
     data: bytes
 
 
+Read = Callable[[bytes, Preprocessing, int], T]
+"""Decodes an image file of at most so many pixels. Raises UnreadableImage."""
+
+
 class Decoder:
-    """Pillow lets go of the interpreter while it decodes, so threads fill the cores."""
+    """Threads use all cores for decoding, since Pillow releases Python's lock."""
 
     def __init__(self, threads: int, max_pixels: int = MAX_PIXELS):
         self.max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, "decode")
         self._large = threading.Lock()
 
-    async def __call__(self, files: Sequence[Upload], preprocessing: Preprocessing) -> np.ndarray:
-        """n >= 1 files -> uint8 (n, S, S, 3) RGB. raises as each."""
-        return np.stack(await self.each(files, preprocessing, read_pixels))
+    async def __call__(self, uploads: Sequence[Upload], preprocessing: Preprocessing) -> np.ndarray:
+        """n >= 1 uploads -> uint8 (n, S, S, 3) RGB. Raises as `each`."""
+        return np.stack(await self.each(uploads, preprocessing, read_pixels))
 
-    async def each(
-        self, files: Sequence[Upload], preprocessing: Preprocessing, read: Callable[[bytes, Preprocessing, int], T]
-    ) -> list[T]:
-        """What `read` makes of each file's bytes, given the most pixels that it may have; `read` raises
-        UnreadableImage. raises Undecodable or TooLarge, naming the first that fails.
+    async def each(self, uploads: Sequence[Upload], preprocessing: Preprocessing, read: Read[T]) -> list[T]:
+        """Apply `read` to each upload. Raises Undecodable or TooLarge, naming the first upload that fails.
 
-        Cancelled, or failed, it leaves undone what no thread has begun.
+        When cancelled, or after a failure, it drops what no thread has begun.
         """
         loop = asyncio.get_running_loop()
-        groups = list(_groups(files))
-        reading = [loop.run_in_executor(self._pool, self._read, group, preprocessing, read) for group in groups]
+        groups = list(_groups(uploads))
+        calls = [loop.run_in_executor(self._pool, self._read_group, group, preprocessing, read) for group in groups]
         try:
-            return [one for job in reading for one in await job]
+            return [result for call in calls for result in await call]
         finally:
-            for job in reading:
-                if not job.cancel() and not job.cancelled():
-                    job.exception()  # has been looked at, now
+            for call in calls:
+                if not call.cancel() and not call.cancelled():
+                    call.exception()  # so that asyncio does not report it as never retrieved
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, files: list[Upload], preprocessing: Preprocessing, read: Callable) -> list:
-        return [self._read_one(file, preprocessing, read) for file in files]
+    def _read_group(self, uploads: list[Upload], preprocessing: Preprocessing, read: Read[T]) -> list[T]:
+        return [self._read(upload, preprocessing, read) for upload in uploads]
 
-    def _read_one(
-        self, file: Upload, preprocessing: Preprocessing, read: Callable[[bytes, Preprocessing, int], T]
-    ) -> T:
+    def _read(self, upload: Upload, preprocessing: Preprocessing, read: Read[T]) -> T:
         try:
             try:
-                return read(file.data, preprocessing, min(LARGE_PIXELS, self.max_pixels))
-            except TooManyPixels:  # which the header has told
+                return read(upload.data, preprocessing, min(LARGE_PIXELS, self.max_pixels))
+            except TooManyPixels:  # known from the header
                 with self._large:
-                    return read(file.data, preprocessing, self.max_pixels)
+                    return read(upload.data, preprocessing, self.max_pixels)
         except UnreadableImage as problem:
-            raise refusal(file, problem) from problem
+            raise refusal(upload, problem) from problem
 
 
-def refusal(file: Upload, problem: UnreadableImage) -> Refusal:
-    """It names the file."""
+def refusal(upload: Upload, problem: UnreadableImage) -> Refusal:
+    """Returns the error response's exception, which names the upload."""
     kind = TooLarge if isinstance(problem, TooManyPixels) else Undecodable
-    return kind(f"{file.field} ({file.name}) {problem}" if file.name else f"{file.field} {problem}", param=file.field)
+    label = f"{upload.field} ({upload.name})" if upload.name else upload.field
+    return kind(f"{label} {problem}", param=upload.field)
 
 
-def _groups(files: Sequence[Upload]) -> Iterator[list[Upload]]:
-    """In order, each one file or several small ones."""
+def _groups(uploads: Sequence[Upload]) -> Iterator[list[Upload]]:
+    """Split into groups for one call each, in order: one large upload or several small ones."""
     group, size = [], 0
-    for file in files:
-        if group and (len(group) == FILES_TOGETHER or size + len(file.data) > BYTES_TOGETHER):
+    for upload in uploads:
+        if group and (len(group) == FILES_PER_CALL or size + len(upload.data) > BYTES_PER_CALL):
             yield group
             group, size = [], 0
-        group.append(file)
-        size += len(file.data)
+        group.append(upload)
+        size += len(upload.data)
     yield group

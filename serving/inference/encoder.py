@@ -1,4 +1,4 @@
-"""Which encoder is served, and running it in ONNX Runtime on the best that the machine has."""
+"""Finds the encoder to serve, and runs it in ONNX Runtime on the fastest hardware of the machine."""
 
 import contextlib
 import ctypes
@@ -15,9 +15,9 @@ from serving.limits import cores
 log = logging.getLogger("twinview")
 
 CPU = "CPUExecutionProvider"
-STORED = "twinview-encoder"  # an encoder's name in BentoML's model store
+STORED = "twinview-encoder"  # the encoder's name in BentoML's model store
 MAX_BATCH = 32
-# Greatest difference over the greatest value, by the card's precision; another processor's rounding stays far below it.
+# Largest difference over the largest value, by the card's precision. Rounding on other processors stays far below it.
 PROBE_LIMITS = {"fp32": 1e-3, "fp16": 5e-3, "int8": 2e-2}
 HOW_TO = "Make one with `python training/pretrain.py` and then `python export/to_onnx.py`"
 TENSORRT = "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10"
@@ -25,28 +25,28 @@ CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 class NoEncoder(BundleError):
-    """There is none to serve. The message says how to make one."""
+    """There is no encoder to serve. The message says how to make one."""
 
 
-def find_bundle(chosen: str | None = None, runs: Path = Path("runs")) -> Bundle:
-    """The encoder to serve, read and checked. Arguments and errors as `locate`'s; raises BundleError too."""
-    return load_bundle(locate(chosen, runs))
+def find_bundle(name: str | None = None, runs: Path = Path("runs")) -> Bundle:
+    """Load and check the encoder to serve. Arguments and errors as `locate`; raises BundleError too."""
+    return load_bundle(locate(name, runs))
 
 
-def locate(chosen: str | None = None, runs: Path = Path("runs")) -> Path:
-    """Folder of the encoder to serve: `chosen`, else the newest export below `runs`, else the model store's latest.
+def locate(name: str | None = None, runs: Path = Path("runs")) -> Path:
+    """Returns the folder of the encoder to serve: `name`, else the newest export in `runs`, else the model store's.
 
-    chosen  a bundle's folder, or a tag of BentoML's model store
+    name    a bundle's folder, or a tag of BentoML's model store
     raises  NoEncoder
     """
-    if chosen:
-        folder = Path(chosen).expanduser()
+    if name:
+        folder = Path(name).expanduser()
         if folder.exists():
             return folder
-        stored = _in_store(chosen)
+        stored = _in_store(name)
         if stored is None:
             raise NoEncoder(
-                f"{chosen} is neither an encoder bundle's folder nor a tag of BentoML's model store. {HOW_TO}."
+                f"{name} is neither an encoder bundle's folder nor a tag of BentoML's model store. {HOW_TO}."
             )
         return stored
     exports = sorted(runs.glob("*/encoder/model_card.json"), key=lambda card: card.stat().st_mtime)
@@ -57,22 +57,22 @@ def locate(chosen: str | None = None, runs: Path = Path("runs")) -> Path:
 
 
 def _in_store(tag: str) -> Path | None:
-    import bentoml  # takes a second, and whoever serves from a folder needs none of it
+    import bentoml  # takes a second, and an encoder in a folder does not need it
 
     try:
         return Path(bentoml.models.get(tag).path)
-    except (bentoml.exceptions.BentoMLException, ValueError):  # not there, or nothing that could be a tag
+    except (bentoml.exceptions.BentoMLException, ValueError):  # absent, or not a tag
         return None
 
 
 class OnnxEncoder:
-    """f in ONNX Runtime. On the CPU any number of threads may call at once, on a GPU one."""
+    """f in ONNX Runtime. On the CPU any number of threads may call it at once, on a GPU only one."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None):
-        """Load, warm up, and see that it gives what its card says.
+        """Load, warm up, and check that the output agrees with the model card.
 
-        threads  for a run on the CPU; by default as many as there are cores
-        raises   BundleError for a graph that does not run or is not the one that was exported
+        threads  for one run on the CPU; by default one per core
+        raises   BundleError when the graph does not run, or does not compute what it did at its export
         """
         self.card = bundle.card
         *better, last = _accelerations()
@@ -80,12 +80,12 @@ class OnnxEncoder:
             try:
                 return self._open(bundle, providers, threads)
             except BundleError as error:
-                log.warning("going on without %s: %s", _name(providers[0]), error)
+                log.warning("%s does not work here, so the next provider is tried: %s", _name(providers[0]), error)
         self._open(bundle, last, threads)
 
     @property
     def providers(self) -> list[str]:
-        """What runs the graph, the preferred first; the others take over the nodes that it cannot run."""
+        """ONNX Runtime's execution providers. The first runs the graph, the others the nodes that it cannot run."""
         return self._session.get_providers()
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ class OnnxEncoder:
         return self.rows(pixels)[:, : self.card.dimension]
 
     def rows(self, pixels: np.ndarray) -> np.ndarray:
-        """h and behind it the logits of a classifier: float32 (n, d + C)."""
+        """As a call, but with the logits of a classifier after h: float32 (n, d + C)."""
         if self._buckets is not None:
             return self._buckets(pixels)
         return _joined(self._session.run(None, {"pixels": pixels}))
@@ -102,22 +102,22 @@ class OnnxEncoder:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or cores()
         options.log_severity_level = 3
-        # A thread that waits for its share of a run by spinning takes the core that decodes the next pictures.
+        # Threads that spin while they wait for work would take the cores that decode the next images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         size, width = bundle.card.preprocessing.size_px, bundle.card.outputs
         try:
             self._session = ort.InferenceSession(bundle.graph, options, providers=providers)
-            wanted = _name(providers[0])
-            if self.providers[0] != wanted:
-                log.warning("ONNX Runtime could not use %s here; it runs on %s", wanted, self.providers[0])
+            preferred = _name(providers[0])
+            if self.providers[0] != preferred:
+                log.warning("ONNX Runtime could not use %s here; it runs on %s", preferred, self.providers[0])
             on_gpu = self.providers[0] != CPU
             self._buckets = Buckets(self._session, size, "cuda") if on_gpu else None
             sizes = Buckets.SIZES[:-1] if on_gpu else ()
             for n in (MAX_BATCH, *sizes):  # the largest first: it needs the most memory
                 shape = self.rows(np.zeros((n, size, size, 3), np.uint8)).shape
                 if shape != (n, width):
-                    given = " x ".join(map(str, shape[1:]))
-                    raise BundleError(f"{bundle.graph} gives {given} numbers; its card says {width}")
+                    actual = " x ".join(map(str, shape[1:]))
+                    raise BundleError(f"{bundle.graph} returns {actual} numbers per image; its card says {width}")
             difference = self._difference()
         except BundleError:
             raise
@@ -126,12 +126,12 @@ class OnnxEncoder:
         limit = PROBE_LIMITS[bundle.card.precision]
         if not difference <= limit:
             raise BundleError(
-                f"{bundle.graph} on {self.providers[0]} differs by {difference:.1e} from what it gave when it was "
-                f"exported (limit {limit})"
+                f"{bundle.graph} on {self.providers[0]} differs by {difference:.1e} from its output at the export "
+                f"(limit {limit})"
             )
 
     def _difference(self) -> float:
-        """From the values of the probe in the card, over the greatest of them; 0 where the card has none."""
+        """Largest difference from the card's probe values, over the largest of them; 0 if the card has none."""
         expected = np.asarray(self.card.probe)
         actual = probe_values(self(probe_pixels(self.card.preprocessing.size_px))[0])
         if not expected.size:
@@ -142,8 +142,10 @@ class OnnxEncoder:
 
 
 class Buckets:
-    """A session on a GPU, with a buffer there for each of a few batch sizes: cuDNN and TensorRT prepare themselves
-    anew for every size that they have not seen. A batch is filled up to the next size; the rows too many are dropped.
+    """A session on a GPU that runs a few batch sizes only, with a buffer in GPU memory for each.
+
+    cuDNN and TensorRT spend time on preparations for every new size. A batch is padded to the next size, and the extra
+    rows are dropped.
     """
 
     SIZES = (1, 2, 4, 8, 16, MAX_BATCH)
@@ -160,7 +162,7 @@ class Buckets:
             self._bound[n] = pixels, binding
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (n, S, S, 3) -> float32 (n, d), n <= MAX_BATCH; several outputs side by side."""
+        """uint8 (n, S, S, 3) -> float32 (n, d), n <= MAX_BATCH. Several outputs are joined along the columns."""
         rows = len(pixels)
         n = next(size for size in self.SIZES if size >= rows)
         buffer, binding = self._bound[n]
@@ -178,21 +180,21 @@ def _joined(outputs: list[np.ndarray]) -> np.ndarray:
 
 
 def _accelerations() -> list[list]:
-    """Lists of execution providers as ONNX Runtime takes them, the best first; the last one must do."""
+    """Lists of execution providers in ONNX Runtime's form, the fastest first. The last one has to work."""
     available = ort.get_available_providers()
     if "CUDAExecutionProvider" not in available or not _cuda_device():
         return [[CPU]]
     if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # finds CUDA and cuDNN where pip installed them
-    # Algorithms by rule instead of by trying all; sums as exact as on a CPU. Whoever wants speed exports fp16.
+        ort.preload_dlls()  # loads the CUDA and cuDNN that pip installed
+    # Choose algorithms by rule instead of trying all of them, and sum as precisely as a CPU: for speed, export fp16.
     cuda = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"})
     if "TensorrtExecutionProvider" not in available or not _library(TENSORRT):
         return [[cuda, CPU]]
-    cache = Path("~/.cache/twinview/tensorrt").expanduser()  # building takes minutes, and is for this GPU alone
+    cache = Path("~/.cache/twinview/tensorrt").expanduser()  # building takes minutes; usable on this GPU only
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-    kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache), "trt_timing_cache_enable": "1"}
-    return [[("TensorrtExecutionProvider", kept), cuda, CPU], [cuda, CPU]]
+    tensorrt = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache), "trt_timing_cache_enable": "1"}
+    return [[("TensorrtExecutionProvider", tensorrt), cuda, CPU], [cuda, CPU]]
 
 
 def _name(provider: str | tuple[str, dict]) -> str:
@@ -207,12 +209,12 @@ def _library(name: str) -> ctypes.CDLL | None:
 
 
 def has_accelerator() -> bool:
-    """Whether there is more than the CPU to try."""
+    """Returns whether there is anything faster than the CPU to try."""
     return _accelerations()[0][0] != CPU
 
 
 def _cuda_device() -> bool:
-    """Whether the driver knows a GPU. Asking ONNX Runtime instead prints its errors on machines without one."""
+    """Returns whether the CUDA driver finds a GPU. ONNX Runtime prints errors when asked on a machine without one."""
     driver, count = _library(CUDA_DRIVER), ctypes.c_int(0)
     if driver is None:
         return False

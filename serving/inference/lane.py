@@ -1,16 +1,16 @@
-"""Where batches run: each lane is a process of its own on the CPU, a thread on a GPU.
+"""Lanes run batches: on the CPU each lane is a process, on a GPU a thread.
 
-In threads of one process, decoding and the handling of requests wait for Python's lock in turns. A lane's process has
-a lock of its own. A picture that brings down a decoder brings down its lane: it is started again, and the pictures that
-were with that one get their answers.
+In threads of one process, decoding and request handling would wait for each other at Python's lock; a lane's process
+has its own lock. An image that crashes its decoder ends only the lane's process: the lane is restarted, and the other
+images of that batch are run again.
 
-Between the service and a lane there is a socket. Either side sends frames: the lengths of head and body (4 bytes each,
-big-endian), the head in JSON, the body as it is.
+The service and a lane's process exchange frames over a socket. A frame is the lengths of head and body (4 bytes each,
+big-endian), the head in JSON, and the body in bytes.
 
-    batch    head: of each part {"rows": n}, n pictures of (S, S, 3) uint8, or {"files": [lengths]}
-    answer   head: {"parts": [of each [decode_s], or [image, reason, too_many]], "model_s", "error"}
-             body: float32 (rows, d) of the parts that have no problem, one after the other; of a classifier
-             (rows, d + C), its logits last
+    batch    head: for each part {"rows": n}, n images (S, S, 3) uint8, or {"files": [lengths]}
+    result   head: {"parts": [for each part [decode_s], or [image, reason, too_many]], "model_s", "error"}
+             body: float32 (rows, d) of all parts without a problem, one after the other; from a classifier
+             (rows, d + C), the logits last
 """
 
 if __name__ == "__main__" and not __package__:
@@ -33,7 +33,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -41,7 +41,7 @@ import orjson
 from export.artifact import Bundle, BundleError, Preprocessing, TooManyPixels, UnreadableImage, load_bundle, read_pixels
 from serving.inference.encoder import CPU, OnnxEncoder, has_accelerator
 
-MOST = 16  # processes; of more cores each gets several
+MAX_PROCESSES = 16  # with more cores, each process has several
 LENGTHS = struct.Struct("!II")
 
 
@@ -49,17 +49,15 @@ class Problem(NamedTuple):
     """Why a part has no vectors."""
 
     image: int
-    """Of the part; the first that could not be read."""
+    """Index within the part of the first image that could not be decoded."""
     error: UnreadableImage
 
 
-class Ran(NamedTuple):
-    """What came of a batch."""
-
+class BatchResult(NamedTuple):
     parts: list[np.ndarray | Problem]
-    """float32 (n, d) of each"""
+    """For each part float32 (n, d)."""
     decode_s: list[float]
-    """Of each, where the lane read its files."""
+    """For each part the time for decoding, if the lane decoded it."""
     model_s: float
 
 
@@ -69,8 +67,8 @@ Part = np.ndarray | Sequence[bytes]  # uint8 (n, S, S, 3), or n encoded images
 class Lane(Protocol):
     """Runs one batch at a time."""
 
-    async def __call__(self, parts: list[Part]) -> Ran:
-        """raises whatever fails the batch as a whole"""
+    async def __call__(self, parts: list[Part]) -> BatchResult:
+        """Raises what makes the whole batch fail."""
 
     def close(self) -> None: ...
 
@@ -80,21 +78,21 @@ class ThreadLane:
         """encode  uint8 (n, S, S, 3) -> float32 (n, d)"""
         self._encode, self._threads = encode, threads
 
-    async def __call__(self, parts: list[np.ndarray]) -> Ran:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run, parts, self._encode)
+    async def __call__(self, parts: list[np.ndarray]) -> BatchResult:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run_batch, parts, self._encode)
 
     def close(self) -> None:
         pass
 
 
 class ProcessLane:
-    """Made in any thread; from then on of the event loop of its first batch."""
+    """Can be made in any thread; belongs to the event loop of its first batch."""
 
     def __init__(self, bundle: Bundle, threads: int, max_pixels: int):
-        """Start; `wait` for it.
+        """Start the process; `wait` until it is ready.
 
-        threads     of a run
-        max_pixels  of a file; of more it raises TooManyPixels
+        threads     for one run
+        max_pixels  largest image that it decodes; a larger one is a Problem with TooManyPixels
         """
         self._bundle, self._width = bundle, bundle.card.outputs
         self._command = [sys.executable, __file__, str(bundle.folder), bundle.card.id, str(threads), str(max_pixels)]
@@ -102,42 +100,47 @@ class ProcessLane:
         self._start()
 
     def wait(self) -> None:
-        """Until it can run. raises BundleError"""
+        """Wait until it can run batches. Raises BundleError."""
         with self._socket.makefile("rb") as file:
-            frame = receive(file)
+            frame = read_frame(file)
         if frame is None:
-            raise BundleError(f"{self._bundle.folder}: the process that was to run it has ended at once")
+            raise BundleError(f"{self._bundle.folder}: the process that should run it ended at its start")
         if problem := frame[0]["error"]:
             raise BundleError(problem)
 
-    async def __call__(self, parts: list[Part]) -> Ran:
+    async def __call__(self, parts: list[Part]) -> BatchResult:
         try:
             return await self._exchange(parts)
         except (OSError, EOFError):
-            await asyncio.to_thread(self._start_again)
-        ran = [await self._alone(part) for part in parts]
-        return Ran([one.parts[0] for one in ran], [one.decode_s[0] for one in ran], sum(one.model_s for one in ran))
+            await asyncio.to_thread(self._restart)
+        results = [await self._image_by_image(part) for part in parts]
+        return BatchResult(
+            [result.parts[0] for result in results],
+            [result.decode_s[0] for result in results],
+            sum(result.model_s for result in results),
+        )
 
     def close(self) -> None:
-        """In the event loop."""
+        """Call it in the event loop."""
         self._end()
         (self._connection.transport if self._connection else self._socket).close()
 
-    async def _alone(self, part: Part) -> Ran:
-        """Image by image, to find the one that ends the process."""
-        ran = []
+    async def _image_by_image(self, part: Part) -> BatchResult:
+        """Run the images one at a time, to find the one that ends the process."""
+        results = []
         for i in range(len(part)):
             try:
-                ran.append(await self._exchange([part[i : i + 1]]))
+                results.append(await self._exchange([part[i : i + 1]]))
             except (OSError, EOFError):
-                await asyncio.to_thread(self._start_again)
-                return Ran([Problem(i, UnreadableImage("brings its decoder down"))], [0.0], 0.0)
-            if isinstance(ran[-1].parts[0], Problem):
-                return Ran([ran[-1].parts[0]._replace(image=i)], [0.0], 0.0)
-        vectors = np.concatenate([one.parts[0] for one in ran])
-        return Ran([vectors], [sum(one.decode_s[0] for one in ran)], sum(one.model_s for one in ran))
+                await asyncio.to_thread(self._restart)
+                return BatchResult([Problem(i, UnreadableImage("crashes its decoder"))], [0.0], 0.0)
+            if isinstance(results[-1].parts[0], Problem):
+                return BatchResult([results[-1].parts[0]._replace(image=i)], [0.0], 0.0)
+        vectors = np.concatenate([result.parts[0] for result in results])
+        decode_s, model_s = sum(result.decode_s[0] for result in results), sum(result.model_s for result in results)
+        return BatchResult([vectors], [decode_s], model_s)
 
-    async def _exchange(self, parts: list[Part]) -> Ran:
+    async def _exchange(self, parts: list[Part]) -> BatchResult:
         if self._connection is None:
             loop = asyncio.get_running_loop()
             _, self._connection = await loop.create_connection(_Connection, sock=self._socket)
@@ -149,33 +152,33 @@ class ProcessLane:
             else:
                 heads.append({"files": [len(data) for data in part]})
                 body += part
-        head, body = await self._connection.ask(frame(heads, *body))
+        head, body = await self._connection.exchange(make_frame(heads, *body))
         vectors = np.frombuffer(body, np.float32).reshape(-1, self._width)
         if head["error"]:
             raise RuntimeError(head["error"])
-        answers, decode_s, start = [], [], 0
-        for part, told in zip(parts, head["parts"], strict=True):
-            if len(told) == 1:
-                answers.append(vectors[start : start + len(part)])
-                decode_s.append(told[0])
+        results, decode_s, start = [], [], 0
+        for part, fields in zip(parts, head["parts"], strict=True):
+            if len(fields) == 1:
+                results.append(vectors[start : start + len(part)])
+                decode_s.append(fields[0])
                 start += len(part)
             else:
-                image, reason, too_many = told
-                answers.append(Problem(image, (TooManyPixels if too_many else UnreadableImage)(reason)))
+                image, reason, too_many = fields
+                results.append(Problem(image, (TooManyPixels if too_many else UnreadableImage)(reason)))
                 decode_s.append(0.0)
-        return Ran(answers, decode_s, head["model_s"])
+        return BatchResult(results, decode_s, head["model_s"])
 
     def _start(self) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
             command = [*self._command, str(theirs.fileno())]
-            # It ends when it reads the end of the socket, which comes also when this process is killed.
+            # The process ends when the socket is closed, which also happens when this process is killed.
             environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
         self._connection: _Connection | None = None
         self._end = weakref.finalize(self, _end, self.process)
 
-    def _start_again(self) -> None:
+    def _restart(self) -> None:
         self._end()
         self._start()
         self.wait()
@@ -187,19 +190,19 @@ def _end(process: subprocess.Popen) -> None:
 
 
 class _Connection(asyncio.Protocol):
-    """One question at a time. Closes itself when the other side does."""
+    """Exchanges one frame at a time. Closes itself when the other side does."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         self._received = bytearray()
         self._answer: asyncio.Future | None = None
 
-    async def ask(self, question: bytes) -> tuple[list | dict, bytes]:
-        """Head and body. raises EOFError"""
+    async def exchange(self, frame: bytes) -> tuple[list | dict, bytes]:
+        """Send a frame, and return the head and body of the answer. Raises EOFError."""
         if self.transport.is_closing():
             raise EOFError
         self._answer = asyncio.get_running_loop().create_future()
-        self.transport.write(question)
+        self.transport.write(frame)
         return await self._answer
 
     def data_received(self, data: bytes) -> None:
@@ -219,42 +222,46 @@ class _Connection(asyncio.Protocol):
 
 
 def open_lanes(bundle: Bundle, cores: int, max_pixels: int, threads: Executor) -> tuple[list[Lane], str]:
-    """And ONNX Runtime's execution provider. raises BundleError"""
+    """Returns the lanes and their execution provider of ONNX Runtime. Raises BundleError."""
     if has_accelerator():
         encoder = OnnxEncoder(bundle, threads=1)
         if encoder.providers[0] != CPU:
             return [ThreadLane(encoder.rows, threads)], encoder.providers[0]
-    count = min(cores, MOST)
-    lanes = [ProcessLane(bundle, cores // count, max_pixels) for _ in range(count)]  # runs on a core each are fastest
+    count = min(cores, MAX_PROCESSES)
+    lanes = [ProcessLane(bundle, cores // count, max_pixels) for _ in range(count)]  # a run on one core loses least
     for lane in lanes:
         lane.wait()
     return lanes, CPU
 
 
-def run(
+def run_batch(
     parts: Sequence[Part],
     encode: Callable[[np.ndarray], np.ndarray],
     read: Callable[[bytes], np.ndarray] | None = None,
-) -> Ran:
-    """A batch, in the caller's thread. read: an encoded image -> uint8 (S, S, 3); raises UnreadableImage."""
-    answers: list = []
+) -> BatchResult:
+    """Decode and encode a batch in the caller's thread.
+
+    encode  uint8 (n, S, S, 3) -> float32 (n, d)
+    read    image file -> uint8 (S, S, 3); raises UnreadableImage
+    """
+    results: list[np.ndarray | Problem] = []
     decode_s = []
     for part in parts:
         started = perf_counter()
-        answers.append(part if isinstance(part, np.ndarray) else _read(part, read))
-        decode_s.append(perf_counter() - started if answers[-1] is not part else 0.0)
-    pixels = [answer for answer in answers if isinstance(answer, np.ndarray)]
+        results.append(part if isinstance(part, np.ndarray) else _read(part, read))
+        decode_s.append(perf_counter() - started if results[-1] is not part else 0.0)
+    pixels = [result for result in results if isinstance(result, np.ndarray)]
     if not pixels:
-        return Ran(answers, decode_s, 0.0)
+        return BatchResult(results, decode_s, 0.0)
     started = perf_counter()
     vectors = encode(pixels[0] if len(pixels) == 1 else np.concatenate(pixels))
     model_s = perf_counter() - started
     start = 0
-    for i, answer in enumerate(answers):
-        if isinstance(answer, np.ndarray):
-            answers[i] = vectors[start : start + len(answer)]
-            start += len(answer)
-    return Ran(answers, decode_s, model_s)
+    for i, result in enumerate(results):
+        if isinstance(result, np.ndarray):
+            results[i] = vectors[start : start + len(result)]
+            start += len(result)
+    return BatchResult(results, decode_s, model_s)
 
 
 def _read(files: Sequence[bytes], read: Callable[[bytes], np.ndarray]) -> np.ndarray | Problem:
@@ -271,22 +278,24 @@ def _read(files: Sequence[bytes], read: Callable[[bytes], np.ndarray]) -> np.nda
 
 
 def serve(folder: Path, id: str, threads: int, max_pixels: int, connection: socket.socket) -> None:
+    """Answer batches until the connection is closed."""
     with connection.makefile("rb", 2**20) as file:
         try:
             bundle = load_bundle(folder)
             if bundle.card.id != id:
-                raise BundleError(f"{folder} holds {bundle.card.id} now, not {id}")
+                raise BundleError(f"{folder} now holds {bundle.card.id} instead of {id}")
             encoder = OnnxEncoder(bundle, threads)
         except BundleError as error:
-            connection.sendall(frame({"error": str(error)}))
+            connection.sendall(make_frame({"error": str(error)}))
             return
-        connection.sendall(frame({"error": None}))
+        connection.sendall(make_frame({"error": None}))
         gc.freeze()
-        while batch := receive(file):
+        while batch := read_frame(file):
             connection.sendall(answer(*batch, encoder, bundle.card.preprocessing, max_pixels))
 
 
 def answer(heads: list, body: bytes, encoder: OnnxEncoder, preprocessing: Preprocessing, max_pixels: int) -> bytes:
+    """Returns the result's frame."""
     parts, start = [], 0
     shape = (preprocessing.size_px, preprocessing.size_px, 3)
     for head in heads:
@@ -301,26 +310,26 @@ def answer(heads: list, body: bytes, encoder: OnnxEncoder, preprocessing: Prepro
                 start += size
             parts.append(files)
     try:
-        ran = run(parts, encoder.rows, lambda data: read_pixels(data, preprocessing, max_pixels))
-    except Exception as error:  # ONNX Runtime has a class of exception for each of its states
-        return frame({"parts": [], "model_s": 0, "error": f"{type(error).__name__}: {error}"})
-    told = [
-        [answer.image, str(answer.error), isinstance(answer.error, TooManyPixels)]
-        if isinstance(answer, Problem)
+        batch = run_batch(parts, encoder.rows, lambda data: read_pixels(data, preprocessing, max_pixels))
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        return make_frame({"parts": [], "model_s": 0, "error": f"{type(error).__name__}: {error}"})
+    fields = [
+        [result.image, str(result.error), isinstance(result.error, TooManyPixels)]
+        if isinstance(result, Problem)
         else [decode_s]
-        for answer, decode_s in zip(ran.parts, ran.decode_s, strict=True)
+        for result, decode_s in zip(batch.parts, batch.decode_s, strict=True)
     ]
-    vectors = [answer.tobytes() for answer in ran.parts if not isinstance(answer, Problem)]
-    return frame({"parts": told, "model_s": ran.model_s, "error": None}, *vectors)
+    vectors = [result.tobytes() for result in batch.parts if not isinstance(result, Problem)]
+    return make_frame({"parts": fields, "model_s": batch.model_s, "error": None}, *vectors)
 
 
-def frame(head: list | dict, *body: bytes) -> bytes:
+def make_frame(head: list | dict, *body: bytes) -> bytes:
     head = orjson.dumps(head)
     return b"".join([LENGTHS.pack(len(head), sum(map(len, body))), head, *body])
 
 
-def receive(file) -> tuple[list | dict, bytes] | None:
-    """Head and body; None at the end."""
+def read_frame(file: BinaryIO) -> tuple[list | dict, bytes] | None:
+    """Returns head and body; None at the end."""
     lengths = file.read(LENGTHS.size)
     if len(lengths) < LENGTHS.size:
         return None
@@ -329,7 +338,7 @@ def receive(file) -> tuple[list | dict, bytes] | None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; who talks to us ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the service ends it
     folder, id, threads, max_pixels, fd = sys.argv[1:]
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # nobody waits for the answer any more
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the service has ended
         serve(Path(folder), id, int(threads), int(max_pixels), socket.socket(fileno=int(fd)))

@@ -1,4 +1,4 @@
-"""The encoders that are served, each replaced when another is put in its place."""
+"""The encoders that are served. Each is replaced while the service runs when a newer export takes its place."""
 
 import logging
 import threading
@@ -17,104 +17,106 @@ from serving.inference.lane import open_lanes
 
 log = logging.getLogger("twinview")
 
-LOOK_EVERY_S = 1.0
-KEPT_OPEN = 64  # collections, for each encoder
+CHECK_EVERY_S = 1.0
+OPEN_COLLECTIONS = 64  # per encoder
 
 
 @dataclass(frozen=True)
 class ServedEncoder:
-    """An encoder with its batches, and the collections as it has embedded them."""
+    """An encoder with its batches, and the collections that it has embedded."""
 
     card: ModelCard
     folder: Path
-    """Its bundle's."""
+    """Folder of its bundle."""
     provider: str
-    """ONNX Runtime's, that runs it."""
+    """ONNX Runtime's execution provider that runs it."""
     batch: Batcher
     index: Callable[[str], Index]
-    """The collection of a name; opens nothing yet."""
+    """Returns the collection of this name; does not open it yet."""
 
     @property
-    def reads_files(self) -> bool:
-        """Small ones, where its batches run."""
+    def decodes_small_images(self) -> bool:
+        """Whether `batch` accepts uploads."""
         return self.provider == CPU
 
 
 @dataclass
 class _Slot:
-    """What serves for one of the names that were chosen."""
+    """One of the configured names, and the encoder that serves for it now."""
 
-    chosen: str | None
-    model: ServedEncoder
+    name: str | None
+    encoder: ServedEncoder
     stamp: tuple
-    """Of the files that were last read for it, for better or worse."""
-    seen: tuple | None = None
-    """By the last look."""
+    """Stamp of the files that were last loaded, with or without success."""
+    last_seen: tuple | None = None
+    """Stamp at the last check."""
 
 
 class ServedEncoders:
-    """A request takes one ServedEncoder and keeps it to its end, so that a replacement disturbs nobody: it stands beside the
-    one that serves until it has shown that it works, and the old one goes with its last request."""
+    """The encoders by id.
+
+    A new encoder is loaded next to the old one and replaces it once it works. A request keeps the encoder it began
+    with, so the old one is freed after its last request.
+    """
 
     def __init__(
         self,
-        chosen: str | None,
+        names: str | None,
         index: str | Path,
         threads: int,
         max_pixels: int,
-        ran: Callable[[int, float], None] = lambda images, seconds: None,
+        record_run: Callable[[int, float], None] = lambda images, seconds: None,
     ):
-        """Load all, and look after them from then on.
+        """Load all encoders, and check for newer ones from then on.
 
-        chosen      what `locate` takes, or several of them with commas between; the first is the default
-        index       where the collections are
-        threads     of an encoder on the CPU
-        max_pixels  of a file that is read where the batches run
-        ran         is told of each run
+        names       one of `locate`'s names, or several separated by commas; the first is the default encoder
+        index       folder of the collections, or s3://bucket/prefix
+        threads     for each encoder on the CPU
+        max_pixels  largest image that a lane decodes
+        record_run  called after each run of an encoder, with its images and seconds
         raises      BundleError
         """
-        self._uri, self._cores, self._max_pixels, self._ran = index, threads, max_pixels, ran
+        self._uri, self._cores, self._max_pixels, self._record_run = index, threads, max_pixels, record_run
         self._thread = ThreadPoolExecutor(1, "encoder")
-        names = [name.strip() for name in (chosen or "").split(",") if name.strip()]
-        self._places = [self._take(name) for name in names or [None]]
+        listed = [name.strip() for name in (names or "").split(",") if name.strip()]
+        self._slots = [self._fill_slot(name) for name in listed or [None]]
         self._closing = threading.Event()
         threading.Thread(target=self._watch, name="newer encoders", daemon=True).start()
 
     @property
     def default(self) -> ServedEncoder:
-        return self._places[0].model
+        return self._slots[0].encoder
 
     @property
     def cards(self) -> list[ModelCard]:
-        """The default first, each once."""
-        return list({place.model.card.id: place.model.card for place in self._places}.values())
+        """Model cards without duplicates, the default first."""
+        return list({slot.encoder.card.id: slot.encoder.card for slot in self._slots}.values())
 
     @property
     def waiting(self) -> int:
-        """Images that are in no batch yet."""
-        return sum(place.model.batch.waiting for place in self._places)
+        """Number of images that are not in a batch yet."""
+        return sum(slot.encoder.batch.waiting for slot in self._slots)
 
-    def named(self, id: str | None) -> ServedEncoder:
-        """The default for None. raises NotFound."""
+    def get(self, id: str | None) -> ServedEncoder:
+        """Returns the encoder with this id; the default for None. Raises NotFound."""
         if id is None:
             return self.default
-        for place in self._places:
-            if place.model.card.id == id:
-                return place.model
-        served = ", ".join(card.id for card in self.cards)
-        raise NotFound(f"no encoder {id} is served here; there is {served}", "model")
+        for slot in self._slots:
+            if slot.encoder.card.id == id:
+                return slot.encoder
+        raise NotFound(f"no encoder {id} is served here, only {', '.join(card.id for card in self.cards)}", "model")
 
     def close(self) -> None:
         self._closing.set()
-        for place in self._places:
-            for lane in place.model.batch.lanes:
+        for slot in self._slots:
+            for lane in slot.encoder.batch.lanes:
                 lane.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _take(self, chosen: str | None) -> _Slot:
-        folder = locate(chosen)
+    def _fill_slot(self, name: str | None) -> _Slot:
+        folder = locate(name)
         stamp = _stamp(folder)
-        return _Slot(chosen, self._load(folder), stamp)
+        return _Slot(name, self._load(folder), stamp)
 
     def _load(self, folder: Path) -> ServedEncoder:
         bundle = load_bundle(folder)
@@ -122,45 +124,47 @@ class ServedEncoders:
         lanes, provider = open_lanes(bundle, self._cores, self._max_pixels, self._thread)
         facts = f"{card.preprocessing.size_px} px, {card.dimension} dimensions"
         log.info("loaded %s (%s; %s, batches at once: %d)", card.id, facts, provider, len(lanes))
-        index = lru_cache(KEPT_OPEN)(partial(Index, self._uri, card.id, card.dimension))
-        return ServedEncoder(card, folder, provider, Batcher(lanes, self._ran, dimension=card.dimension), index)
+        index = lru_cache(OPEN_COLLECTIONS)(partial(Index, self._uri, card.id, card.dimension))
+        return ServedEncoder(card, folder, provider, Batcher(lanes, self._record_run, dimension=card.dimension), index)
 
     def _watch(self) -> None:
-        while not self._closing.wait(LOOK_EVERY_S):
-            for place in self._places:
+        while not self._closing.wait(CHECK_EVERY_S):
+            for slot in self._slots:
                 try:
-                    self._look(place)
-                except Exception:  # whatever it is, the encoders that serve go on, and so does the looking
-                    log.exception("looking for a newer encoder in place of %s failed", place.model.card.id)
+                    self._check(slot)
+                except Exception:  # whatever it is, the served encoders and this thread keep running
+                    log.exception("the check for a newer encoder than %s failed", slot.encoder.card.id)
 
-    def _look(self, place: _Slot) -> None:
-        """Take up what has taken the place of the files that were read, once two looks have found it the same: an
-        export moves its files one after the other, and copying takes its time."""
-        old = place.model.card.id
+    def _check(self, slot: _Slot) -> None:
+        """Load the files that have replaced those of the slot, once two checks have found the same files.
+
+        An export moves its files one after the other, and a copy takes time.
+        """
+        old = slot.encoder.card.id
         try:
-            folder = locate(place.chosen)
+            folder = locate(slot.name)
             stamp = _stamp(folder)
-        except (BundleError, OSError):  # removed, or about to be replaced; what is in memory serves
+        except (BundleError, OSError):  # deleted, or being replaced; the loaded encoder serves on
             stamp = None
-        settled, place.seen = stamp == place.seen, stamp
-        if stamp is None or stamp == place.stamp or not settled:
+        settled, slot.last_seen = stamp == slot.last_seen, stamp
+        if stamp is None or stamp == slot.stamp or not settled:
             return
-        place.stamp = stamp
+        slot.stamp = stamp
         try:
-            model = self._load(folder)
+            encoder = self._load(folder)
         except (BundleError, OSError) as error:
-            log.warning("%s goes on serving; what stands in its place now is not fit to: %s", old, error)
+            log.warning("still serving %s, because the export that replaced it does not work: %s", old, error)
             return
-        place.model = model
-        index = model.index(DEFAULT)
+        slot.encoder = encoder
+        index = encoder.index(DEFAULT)
         try:
-            held = f"{index.count():,} pictures in {index.store.uri}"  # opens it, so that the first search need not
+            contents = f"{index.count():,} pictures in {index.store.uri}"  # opens it before the first search does
         except IndexProblem as error:
-            held = str(error)
-        log.info("serving %s in place of %s; %s", model.card.id, old, held)
+            contents = str(error)
+        log.info("serving %s instead of %s; %s", encoder.card.id, old, contents)
 
 
 def _stamp(folder: Path) -> tuple:
-    """Another for other files. raises OSError where they are not."""
-    facts = [(folder / name).stat() for name in (CARD, GRAPH)]
-    return (folder, *((fact.st_ino, fact.st_mtime_ns, fact.st_size) for fact in facts))
+    """Returns a value that changes with the bundle's files. Raises OSError when they do not exist."""
+    files = [(folder / name).stat() for name in (CARD, GRAPH)]
+    return (folder, *((file.st_ino, file.st_mtime_ns, file.st_size) for file in files))

@@ -64,7 +64,7 @@ def made(request, bundle, pictures, tmp_path_factory):
         return quantize(QuantizeSettings(bundle.folder, request.param, str(pictures)))
 
 
-def test_the_new_bundle_stands_beside_the_old_one_and_says_what_it_costs(made, bundle):
+def test_the_new_bundle_is_next_to_the_old_one_and_records_its_losses(made, bundle):
     card, found = load_bundle(made.folder).card, made.card.figures["quantized"]
     assert made.folder == bundle.folder.with_name(f"encoder-{card.precision}")
     assert card.id.startswith(f"tiny-{card.precision}-") and card.id != bundle.card.id
@@ -80,7 +80,7 @@ def test_the_new_bundle_stands_beside_the_old_one_and_says_what_it_costs(made, b
     assert "parity_error" not in card.figures and card.figures["after"] == {"held_out": 0.5}
 
 
-def test_the_service_takes_it_as_it_is_and_sees_nearly_the_same(made, bundle):
+def test_the_service_loads_it_and_gives_nearly_the_same_vectors(made, bundle):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), dtype=np.uint8)
     before, now = OnnxEncoder(bundle).rows(pixels), OnnxEncoder(made).rows(pixels)
     assert now.dtype == np.float32 and now.shape == before.shape == (5, 131)
@@ -89,7 +89,7 @@ def test_the_service_takes_it_as_it_is_and_sees_nearly_the_same(made, bundle):
         assert np.abs(now[:, some] - before[:, some]).max() < 0.1 * np.abs(before[:, some]).max()
 
 
-def test_int8_convolutions_read_bytes_and_the_head_does_not(bundle):
+def test_the_convolutions_are_int8_and_the_head_is_not(bundle):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 20, 20, 3), dtype=np.uint8)
     counts = []
     for in_float in ("none", *quantizing.FLOAT):
@@ -101,7 +101,7 @@ def test_int8_convolutions_read_bytes_and_the_head_does_not(bundle):
     assert counts == [12, 11, 8]
 
 
-def test_layers_get_their_float_back_until_the_loss_is_small_enough(bundle, monkeypatch, capsys):
+def test_layers_stay_float32_until_the_loss_is_small_enough(bundle, monkeypatch, capsys):
     monkeypatch.setattr(quantizing, "to_int8", lambda graph, pixels, in_float: in_float.encode())
     losses = {b"none": 0.02, b"first": 0.004, b"first and last stage": 0.0}
     found = quantizing.to_int8_within(b"", None, lambda made: {"knn_loss": losses[made]})
@@ -115,7 +115,7 @@ def test_layers_get_their_float_back_until_the_loss_is_small_enough(bundle, monk
     assert "60.0% are kept with these layers in float32: none" in capsys.readouterr().out
 
 
-def test_without_labels_the_neighbours_say_what_is_lost(bundle, pictures, tmp_path):
+def test_without_labels_the_loss_is_measured_by_neighbours(bundle, pictures, tmp_path):
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     for file in pictures.glob("*/*.png"):
@@ -126,7 +126,7 @@ def test_without_labels_the_neighbours_say_what_is_lost(bundle, pictures, tmp_pa
     assert found["pictures"] == 80 and found["neighbours_kept"] > 0.9 and "knn" not in found
 
 
-def test_what_is_asked_about_does_not_calibrate(bundle, pictures, tmp_path, monkeypatch):
+def test_the_knn_queries_do_not_calibrate(bundle, pictures, tmp_path, monkeypatch):
     seen = []
 
     def to_int8_within(graph, pixels, judge):
@@ -138,8 +138,8 @@ def test_what_is_asked_about_does_not_calibrate(bundle, pictures, tmp_path, monk
     assert seen == [set()]
 
 
-def test_what_is_quantised_already_is_refused(made, pictures):
-    with pytest.raises(BundleError, match=r"encoder-\w+ is (int8|fp16) already: give the bundle that it was made of"):
+def test_a_quantised_bundle_is_refused(made, pictures):
+    with pytest.raises(BundleError, match=r"encoder-\w+ is (int8|fp16) already: give the bundle that it was made from"):
         quantize(QuantizeSettings(made.folder, "int8", str(pictures)))
 
 
@@ -155,5 +155,5 @@ def test_an_int8_graph_that_saturates_is_not_served(made, tmp_path):
     """As by a processor without VNNI, whose sums overflow."""
     wrong = [1.1 * value for value in made.card.probe]
     copy = save_bundle(tmp_path / "encoder", made.graph.read_bytes(), dataclasses.replace(made.card, probe=wrong))
-    with pytest.raises(BundleError, match=r"differs by .* from what it gave when it was exported"):
+    with pytest.raises(BundleError, match=r"differs by .* from its output at the export"):
         OnnxEncoder(copy)

@@ -41,8 +41,8 @@ from serving.cli import main
 from serving.client import AsyncClient, Client
 from serving.collection.index import Index, Item, content_id
 from serving.inference.encoder import CPU, OnnxEncoder
-from serving.inference.lane import Part, Ran, run
-from serving.limits import USUAL, Limits
+from serving.inference.lane import BatchResult, Part, run_batch
+from serving.limits import DEFAULT_LIMITS, Limits
 
 ROOT = Path(__file__).parents[2]
 START_S = 180  # bentoml serve on a busy machine
@@ -119,11 +119,11 @@ class InThread:
         self.encode = OnnxEncoder(bundle, 1).rows
         self.preprocessing, self.max_pixels = bundle.card.preprocessing, max_pixels
 
-    async def __call__(self, parts: list[Part]) -> Ran:
+    async def __call__(self, parts: list[Part]) -> BatchResult:
         def read(data: bytes) -> np.ndarray:
             return read_pixels(data, self.preprocessing, self.max_pixels)
 
-        return await asyncio.to_thread(lambda: run(parts, lambda pixels: self.encode(pixels), read))
+        return await asyncio.to_thread(lambda: run_batch(parts, lambda pixels: self.encode(pixels), read))
 
     def close(self) -> None:
         pass
@@ -145,7 +145,7 @@ def serve(bundle, tmp_path):
     opened = []
 
     def start(
-        encoder=bundle.folder, index=tmp_path / "index", limits: Limits = USUAL, access: Access | None = None
+        encoder=bundle.folder, index=tmp_path / "index", limits: Limits = DEFAULT_LIMITS, access: Access | None = None
     ) -> TestClient:
         client = TestClient(create_app(str(encoder), index, limits, access), raise_server_exceptions=False)
         client.__enter__()
@@ -198,7 +198,9 @@ def listen(bundle, tmp_path, wait_until):
     """listen(host=..., access=...) -> (port, app) of a started app behind a real socket."""
     running = []
 
-    def start(host: str = "127.0.0.1", limits: Limits = USUAL, access: Access | None = None) -> tuple[int, FastAPI]:
+    def start(
+        host: str = "127.0.0.1", limits: Limits = DEFAULT_LIMITS, access: Access | None = None
+    ) -> tuple[int, FastAPI]:
         app = create_app(str(bundle.folder), tmp_path / "index", limits, access)
         listener = socket.socket()
         listener.bind((host, 0))
@@ -247,7 +249,7 @@ def twinview(monkeypatch):
 
     def call(*arguments) -> None:
         monkeypatch.setattr(sys, "argv", ["twinview", *map(str, arguments)])
-        monkeypatch.setattr("serving.bulk.give_way", lambda: None)  # the tests after this one would
+        monkeypatch.setattr("serving.bulk.lower_priority", lambda: None)  # the tests after this one would
         main.main()
 
     return call

@@ -7,7 +7,7 @@ from export.artifact import TooManyPixels, UnreadableImage
 from serving.errors import Undecodable
 from serving.inference.batcher import Batcher
 from serving.inference.decode import Upload
-from serving.inference.lane import Ran, run
+from serving.inference.lane import BatchResult, run_batch
 
 
 class Recorder:
@@ -18,7 +18,7 @@ class Recorder:
         if released:
             self.release.set()
 
-    async def __call__(self, parts) -> Ran:
+    async def __call__(self, parts) -> BatchResult:
         assert not self.busy
         self.busy = True
         self.sizes.append(sum(map(len, parts)))
@@ -27,7 +27,7 @@ class Recorder:
         self.busy = False
         if any(isinstance(part, np.ndarray) and (part == 255).all(axis=(1, 2, 3)).any() for part in parts):
             raise RuntimeError("white")
-        return run(parts, lambda pixels: pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None], read)
+        return run_batch(parts, lambda pixels: pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None], read)
 
     def close(self) -> None:
         pass
@@ -137,10 +137,10 @@ def test_a_request_alone_is_spread_over_the_lanes():
 def test_a_request_that_goes_while_its_batch_runs_takes_nothing_from_the_others():
     go_on, sizes = [asyncio.Event(), asyncio.Event()], []
 
-    async def lane(parts) -> Ran:
+    async def lane(parts) -> BatchResult:
         sizes.append(sum(map(len, parts)))
         await go_on[len(sizes) - 1].wait()
-        return run(parts, lambda pixels: pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None])
+        return run_batch(parts, lambda pixels: pixels.mean(axis=(1, 2, 3), dtype=np.float32)[:, None])
 
     async def ask():
         batch = Batcher([lane])
@@ -209,7 +209,9 @@ def test_the_time_in_the_queue_and_in_the_model_are_separate(size, monkeypatch):
         nonlocal now
         await go_on.wait()
         now += 1
-        return Ran([part.mean(axis=(1, 2, 3), dtype=np.float32)[:, None] for part in parts], [0.0] * len(parts), 1.0)
+        return BatchResult(
+            [part.mean(axis=(1, 2, 3), dtype=np.float32)[:, None] for part in parts], [0.0] * len(parts), 1.0
+        )
 
     batch = Batcher([lane], max_batch=1)
 
@@ -232,7 +234,7 @@ def test_the_time_in_decoding_is_separate_from_the_queue_and_the_model(monkeypat
     async def lane(parts):
         nonlocal now
         now += 5
-        return Ran([np.zeros((1, 1), np.float32)], [2.0], 1.0)
+        return BatchResult([np.zeros((1, 1), np.float32)], [2.0], 1.0)
 
     answer = asyncio.run(Batcher([lane])(files(1)))
     assert (answer.decode_s, answer.queue_s, answer.model_s) == (2, 2, 1)

@@ -155,7 +155,7 @@ def test_the_key_comes_from_the_environment_and_is_told_nobody(
 ):
     port, _ = listen(access=Access.of_keys("s3cr3t"))
     command = ("embed", pictures, "--service", f"http://127.0.0.1:{port}", "-o", tmp_path / "v.npy")
-    with pytest.raises(SystemExit, match=r"^error: this service wants a key"):
+    with pytest.raises(SystemExit, match=r"^error: this service requires an API key"):
         twinview(*command)
     monkeypatch.setenv("TWINVIEW_API_KEY", "s3cr3t")
     twinview(*command)
@@ -202,7 +202,7 @@ def test_the_command_explains_itself(twinview, capsys):
 
 
 def test_help_loads_nothing_that_takes_time():
-    program = "import sys; from serving import cli; sys.argv = ['twinview', '--help']; cli.main(); print(*sys.modules)"
+    program = "import sys; from serving.cli import main as cli; sys.argv = ['twinview', '--help']; cli.main(); print(*sys.modules)"
     told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"numpy", "torch", "lancedb", "pyarrow", "tyro", "httpx"} & set(told.splitlines()[-1].split())
 

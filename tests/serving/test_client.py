@@ -66,7 +66,7 @@ def test_one_picture_that_is_too_large_for_the_service_is_refused_in_its_words(s
 
 
 def test_no_picture_at_all_is_refused_by_the_service(client):
-    with pytest.raises(ServiceError, match="images: there is none in the request") as refused:
+    with pytest.raises(ServiceError, match="images: the request has none") as refused:
         client.embed([])
     assert refused.value.status == 400
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from export.artifact import Preprocessing, read_pixels
 from serving.errors import TooLarge, Undecodable
-from serving.inference.decode import BYTES_TOGETHER, FILES_TOGETHER, Decoder, Upload, _groups
+from serving.inference.decode import BYTES_PER_CALL, FILES_PER_CALL, Decoder, Upload, _groups
 
 SQUARE = Preprocessing(32)
 
@@ -38,15 +38,15 @@ def test_small_files_are_decoded_together_and_large_ones_alone():
     def sizes(*lengths):
         return [[len(file.data) for file in group] for group in _groups([Upload("", "", b"x" * n) for n in lengths])]
 
-    many = FILES_TOGETHER + 2
-    assert sizes(*[10] * many) == [[10] * FILES_TOGETHER, [10] * 2]
+    many = FILES_PER_CALL + 2
+    assert sizes(*[10] * many) == [[10] * FILES_PER_CALL, [10] * 2]
     assert sizes(5) == [[5]]
-    assert sizes(10, BYTES_TOGETHER, 10, 20) == [[10], [BYTES_TOGETHER], [10, 20]]
+    assert sizes(10, BYTES_PER_CALL, 10, 20) == [[10], [BYTES_PER_CALL], [10, 20]]
 
 
-@pytest.mark.parametrize("broken", [0, 5, FILES_TOGETHER, 2 * FILES_TOGETHER + 3])
+@pytest.mark.parametrize("broken", [0, 5, FILES_PER_CALL, 2 * FILES_PER_CALL + 3])
 def test_the_first_file_that_cannot_be_read_is_named(picture, broken):
-    files = [picture(1)] * (3 * FILES_TOGETHER)
+    files = [picture(1)] * (3 * FILES_PER_CALL)
     files[broken] = files[-1] = b"no picture"
     with pytest.raises(Undecodable) as refused:
         decode(*files)
@@ -103,7 +103,7 @@ def test_what_no_thread_has_begun_is_not_decoded_for_a_request_that_has_gone_awa
 
     monkeypatch.setattr("serving.inference.decode.read_pixels", read)
     decoder = Decoder(1)
-    large = b"x" * BYTES_TOGETHER  # each goes to a thread alone
+    large = b"x" * BYTES_PER_CALL  # each goes to a thread alone
 
     async def ask():
         gone = asyncio.create_task(decoder([Upload("", "", large + b"%d" % i) for i in range(4)], SQUARE))
@@ -136,6 +136,6 @@ def test_very_large_pictures_are_decoded_one_at_a_time(picture, monkeypatch):
         return pixels
 
     monkeypatch.setattr("serving.inference.decode.read_pixels", read)
-    monkeypatch.setattr("serving.inference.decode.FILES_TOGETHER", 1)
+    monkeypatch.setattr("serving.inference.decode.FILES_PER_CALL", 1)
     for data in (large, small):
         np.testing.assert_array_equal(decode(*[data] * 4), np.stack([read_pixels(data, SQUARE)] * 4))

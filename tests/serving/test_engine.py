@@ -17,7 +17,7 @@ from serving.collection.index import DEFAULT
 from serving.engine import Engine
 from serving.errors import Busy, NotFound, Undecodable
 from serving.inference.decode import SMALL_BYTES, Upload
-from serving.limits import USUAL, Limits
+from serving.limits import DEFAULT_LIMITS, Limits
 from serving.metrics import Metrics
 
 CPU = "CPUExecutionProvider"
@@ -28,7 +28,7 @@ def start(bundle, tmp_path):
     """start(encoders, limits) -> an Engine that is closed in the end."""
     opened = []
 
-    def engine(encoders: str = str(bundle.folder), limits: Limits = USUAL) -> Engine:
+    def engine(encoders: str = str(bundle.folder), limits: Limits = DEFAULT_LIMITS) -> Engine:
         opened.append(Engine(encoders, tmp_path / "index", limits, Metrics()))
         return opened[-1]
 
@@ -63,7 +63,7 @@ class Held:
         self.go_on = threading.Event()
         self.images = 0
         """Images whose batch has begun."""
-        for lane in engine._models.default.batch.lanes:
+        for lane in engine._encoders.default.batch.lanes:
             lane.encode = partial(self._encode, lane.encode)
 
     def _encode(self, encode, pixels: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ class Held:
 
 async def admitted(engine: Engine, images: int) -> None:
     """Returns once so many images are in the engine."""
-    while engine._gate.inside < images:
+    while engine._gate.in_flight < images:
         await asyncio.sleep(0)
 
 
@@ -125,7 +125,7 @@ def test_many_pixels_in_few_bytes_are_decoded_where_nobody_else_waits(start, bun
     file = Upload("images[0]", "", buffer.getvalue())
     assert len(file.data) < SMALL_BYTES
     with pytest.raises(TooManyPixels):
-        asyncio.run(engine._models.default.batch([file]))
+        asyncio.run(engine._encoders.default.batch([file]))
     expected = means(read_pixels(file.data, bundle.card.preprocessing)[None], 1 / 255)
     np.testing.assert_allclose(asyncio.run(engine.embed([file])).vectors, expected, atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_several_encoders_are_served_side_by_side_the_first_to_whoever_names_non
 
 
 def test_an_encoder_that_is_not_served_is_not_found(start, bundle, files):
-    with pytest.raises(NotFound, match=f"no encoder resnet is served here; there is {bundle.card.id}") as refused:
+    with pytest.raises(NotFound, match=f"no encoder resnet is served here, only {bundle.card.id}") as refused:
         asyncio.run(start().embed(files(1), "resnet"))
     assert refused.value.param == "model"
 
@@ -168,7 +168,7 @@ def test_one_that_cannot_be_served_among_several_is_named(start, bundle, tmp_pat
 @pytest.fixture
 def quick(monkeypatch):
     """Looks for newer encoders all the time."""
-    monkeypatch.setattr("serving.inference.served.LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("serving.inference.served.CHECK_EVERY_S", 0.02)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_a_newer_encoder_takes_over_and_requests_end_with_the_encoder_they_began
     async def ask():
         begun = asyncio.create_task(engine.embed(files(1, 2)))
         await asyncio.to_thread(wait_until, lambda: held.images == 2, "the first batch has not begun")
-        models = engine._models
+        models = engine._encoders
         waiting = asyncio.create_task(engine.embed(files(3)))
         await asyncio.to_thread(wait_until, lambda: held.images + models.waiting == 3, "the second does not wait")
         newer = await asyncio.to_thread(make_bundle, place.folder, 1 / 128)
@@ -197,7 +197,7 @@ def test_a_newer_encoder_takes_over_and_requests_end_with_the_encoder_they_began
 
     with caplog.at_level(logging.INFO, "twinview"):
         begun, waiting, after = asyncio.run(ask())
-        log = f"serving {engine.card.id} in place of {old}"
+        log = f"serving {engine.card.id} instead of {old}"
         wait_until(lambda: any(message.startswith(log) for message in caplog.messages), "the change is not logged")
     assert begun.model == waiting.model == old
     np.testing.assert_allclose(begun.vectors, expected(1, 2), atol=1e-5)
@@ -216,7 +216,7 @@ def test_the_newest_export_is_taken_up_where_none_was_chosen(
     make_bundle(tmp_path / "runs" / "a" / "encoder")
     engine = start("")
     asyncio.run(engine.embed(files(1)))
-    old = weakref.ref(engine._models.default.batch.lanes[0])
+    old = weakref.ref(engine._encoders.default.batch.lanes[0])
     gc.freeze()  # as the service does: from now on nobody looks for circles among what is there
     try:
         newer = make_bundle(tmp_path / "runs" / "b" / "encoder", 1 / 128)
@@ -229,7 +229,7 @@ def test_the_newest_export_is_taken_up_where_none_was_chosen(
 def test_an_unusable_encoder_is_refused_with_the_reason_and_the_old_one_serves_on(
     start, make_bundle, place, files, tmp_path, caplog, no_store, monkeypatch
 ):
-    monkeypatch.setattr("serving.inference.served.LOOK_EVERY_S", 3600)  # looks only when this test does
+    monkeypatch.setattr("serving.inference.served.CHECK_EVERY_S", 3600)  # looks only when this test does
     engine = start(str(place.folder))
     old = engine.card.id
     good = make_bundle(tmp_path / "good", 1 / 128)
@@ -245,12 +245,12 @@ def test_an_unusable_encoder_is_refused_with_the_reason_and_the_old_one_serves_o
 
     def look_four_times():
         for _ in range(4):
-            engine._models._look(engine._models._places[0])
+            engine._encoders._check(engine._encoders._slots[0])
 
     reasons = [
         (cut, "is not the file its card describes"),
         (lambda: (place.folder / "model_card.json").write_text("{"), "cannot be read as a model card"),
-        (damage(dimension=47), "gives 48 numbers; its card says 47"),
+        (damage(dimension=47), "returns 48 numbers per image; its card says 47"),
         (damage(probe=wrong), "differs by"),
         (lambda: shutil.rmtree(place.folder), None),
         (lambda: place.folder.mkdir(), None),
@@ -264,7 +264,9 @@ def test_an_unusable_encoder_is_refused_with_the_reason_and_the_old_one_serves_o
         assert asyncio.run(engine.embed(files(1))).model == old
         assert len(caplog.messages) == bool(reason)  # once, not at every look
         if reason:
-            assert caplog.messages[0].startswith(f"{old} goes on serving; what stands in its place now is not fit to:")
+            assert caplog.messages[0].startswith(
+                f"still serving {old}, because the export that replaced it does not work:"
+            )
             assert reason in caplog.messages[0]
     make_bundle(place.folder, 1 / 128)
     look_four_times()
@@ -272,13 +274,13 @@ def test_an_unusable_encoder_is_refused_with_the_reason_and_the_old_one_serves_o
 
 
 def test_an_encoder_that_arrives_in_pieces_is_waited_for(start, make_bundle, place, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("serving.inference.served.LOOK_EVERY_S", 3600)
+    monkeypatch.setattr("serving.inference.served.CHECK_EVERY_S", 3600)
     engine = start(str(place.folder))
     newer = make_bundle(tmp_path / "newer", 1 / 128)
     content, old = newer.graph.read_bytes(), engine.card.id
 
     def look() -> str:
-        engine._models._look(engine._models._places[0])
+        engine._encoders._check(engine._encoders._slots[0])
         return engine.card.id
 
     with caplog.at_level(logging.WARNING, "twinview"), open(place.graph, "wb", buffering=0) as file:
@@ -309,7 +311,7 @@ def test_beyond_its_room_the_engine_turns_away_at_once_and_afterwards_works_as_b
         refused, answered = asyncio.run(flood())
         assert all(isinstance(answer, Busy) and answer.headers["Retry-After"] == "1" for answer in refused)
         assert len(answered) == 4
-        assert engine._gate.inside == engine._models.waiting == 0
+        assert engine._gate.in_flight == engine._encoders.waiting == 0
         assert engine._decode._pool._work_queue.qsize() == 0
 
 

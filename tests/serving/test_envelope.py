@@ -152,8 +152,8 @@ def test_a_request_from_within_is_a_line_too(http, json_log):
 def test_who_is_answered_is_told_at_the_start(serve, caplog):
     caplog.set_level(logging.INFO, "twinview")
     for access, told in (
-        (Access(), "there are no API keys, so only this machine is answered"),
-        (Access(open=True), "there are no API keys, so everybody is answered"),
+        (Access(), "there are no API keys, so the service answers requests from this machine only"),
+        (Access(open=True), "there are no API keys, so the service answers everyone"),
     ):
         caplog.clear()
         serve(access=access)

@@ -282,11 +282,11 @@ def test_a_full_house_turns_requests_away_before_they_have_sent_their_images(lis
     for path in ("/embed", "/v1/embeddings"):
         head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-            gate.inside = 2
+            gate.in_flight = 2
             client.sendall(head.encode())
             answer = client.recv(2**16)
             assert answer.startswith(b"HTTP/1.1 429 ") and b"retry-after: 1\r\n" in answer
-            gate.inside = 0
+            gate.in_flight = 0
             client.sendall(body)  # which nobody waits for; the connection goes on
             client.sendall(f"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
             assert client.recv(2**16).startswith(b"HTTP/1.1 200 ")
@@ -302,7 +302,7 @@ def test_bodies_that_are_too_large_together_are_turned_away_while_they_arrive(li
         for _ in range(2):
             refused = httpx.post(f"http://127.0.0.1:{port}/embed", content=picture(1))
             assert refused.status_code == 429 and refused.headers["Retry-After"] == "1"
-            assert "1 MiB; come back soon" in refused.json()["error"]["message"]
+            assert "1 MiB, the most it takes at once" in refused.json()["error"]["message"]
         slow.sendall(body[-1:])
         assert slow.recv(2**16).startswith(b"HTTP/1.1 200 ")
     for _ in range(20):

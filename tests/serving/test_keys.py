@@ -220,12 +220,12 @@ def test_an_app_in_this_process_is_answered(serve):
 
 def test_a_request_that_the_process_makes_of_itself_needs_no_key_and_cannot_be_feigned(http):
     async def ask() -> int:
-        transport = httpx.ASGITransport(access.inside(http.app))
+        transport = httpx.ASGITransport(access.internal(http.app))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as within:
             return (await within.get("/collections")).status_code
 
     assert asyncio.run(ask()) == 200
-    assert http.get("/collections", headers={access.INSIDE: "True"}).status_code == 401
+    assert http.get("/collections", headers={access.INTERNAL: "True"}).status_code == 401
 
 
 # As a user starts it --------------------------------------------------------------------------------------------------

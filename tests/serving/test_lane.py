@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from export.artifact import BundleError, TooManyPixels, read_pixels
-from serving.inference.lane import Problem, ProcessLane, Ran, open_lanes
+from serving.inference.lane import BatchResult, Problem, ProcessLane, open_lanes
 
 PIXELS = 2**20
 
@@ -23,7 +23,7 @@ def start(bundle, max_pixels: int = PIXELS) -> ProcessLane:
     return one
 
 
-def ask(lane: ProcessLane, *batches) -> list[Ran]:
+def ask(lane: ProcessLane, *batches) -> list[BatchResult]:
     """One after the other; then it is closed."""
 
     async def asked():
@@ -99,7 +99,7 @@ def test_a_picture_that_brings_its_decoder_down_is_refused_and_those_beside_it_a
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     [ran] = ask(start(bundle), [[picture(1)], [picture(2), b"deadly"], [picture(3)]])
     np.testing.assert_allclose(np.concatenate([ran.parts[0], ran.parts[2]]), expected(1, 3), atol=1e-5)
-    assert str(ran.parts[1].error) == "brings its decoder down" and ran.parts[1].image == 1
+    assert str(ran.parts[1].error) == "crashes its decoder" and ran.parts[1].image == 1
 
 
 def test_a_process_ends_with_whoever_started_it(lane):
@@ -124,7 +124,7 @@ def test_a_bundle_that_has_been_replaced_is_not_run_in_place_of_the_first(make_b
     lane = start(first)
     second = make_bundle(tmp_path / "place", 1 / 128)
     lane.process.kill()
-    with pytest.raises(BundleError, match=f"holds {second.card.id} now, not {first.card.id}"):
+    with pytest.raises(BundleError, match=f"now holds {second.card.id} instead of {first.card.id}"):
         ask(lane, [[picture(1)]])
 
 

@@ -94,7 +94,7 @@ def test_a_refusal_is_an_error_of_the_openai_client(client, picture):
         ({"input": [[1, 2]]}, "input[0]", "valid string"),
         ({"input": None}, "input", "valid array"),
         ({"encoding_format": "int8"}, "encoding_format", "'float' or 'base64'"),
-        ({"dimensions": 24}, "dimensions", "gives 48"),
+        ({"dimensions": 24}, "dimensions", "has 48"),
         ({"dimensions": "many"}, "dimensions", "integer"),
         ({"modality": "text"}, "modality", "'image'"),
         ({"inputs": "x"}, "inputs", "not permitted"),

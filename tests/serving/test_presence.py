@@ -94,7 +94,7 @@ def test_a_client_that_goes_while_it_sends_is_no_fault_of_the_service(slow, capl
 def test_what_waits_for_a_batch_is_dropped_from_it(listen, picture, wait_until, counts_as_gone):
     """The encoder is held up with one picture; of the two that wait, one client goes: one of them is encoded."""
     port, app = listen(limits=Limits(threads=1))
-    batch = app.state.engine._models.default.batch
+    batch = app.state.engine._encoders.default.batch
     lane = batch.lanes[0]
     encode, sizes, go_on = lane.encode, [], threading.Event()
 

@@ -1,0 +1,211 @@
+"""POST /embed and POST /v1/embeddings: images to vectors. serving/engine.py does the work.
+
+/v1/embeddings has OpenAI's shape (https://platform.openai.com/docs/api-reference/embeddings), for images:
+
+    {"input": ["data:image/png;base64,...", ...], "model": "twinview", "encoding_format": "base64"}
+    {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": "..."}], "model": "...", "usage": ...}
+
+Each input is a data URI, or the base64 of an image file; never a URL, since the service fetches nothing. A vector in
+base64 is little-endian float32. Usage counts images, where OpenAI counts tokens.
+"""
+
+import base64
+import binascii
+import io
+from functools import lru_cache
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.api.openapi import images_body, new_router, query_parameters
+from serving.api.request import JSON, CancelOnDisconnect, binary, engine_of, requested_encoder, validated
+from serving.api.response import json_response
+from serving.api.upload import media_type, read_images
+from serving.collection.index import unit
+from serving.engine import EmbeddedImages, Engine
+from serving.errors import Malformed, TooLarge, UnsupportedType, documented
+from serving.inference.decode import Upload
+from serving.limits import DEFAULT_LIMITS
+from serving.protocol.queries import ALIAS, MODEL
+from serving.protocol.replies import EmbedReply, OpenAIEmbeddings
+
+NPY = "application/x-npy"
+TIMING = {"Server-Timing": {"description": "Milliseconds in decode, queue and model.", "schema": {"type": "string"}}}
+
+Encoding = Literal["float", "base64"]
+
+router = new_router()
+
+
+class EmbedQuery(BaseModel):
+    normalize: bool = Field(False, description="Scale the vectors to unit length.")
+    model: str = Field(ALIAS, description=MODEL)
+    encoding_format: Encoding = Field("float", description="base64 encodes little-endian float32.")
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class EmbeddingsQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    input: Annotated[
+        list[str],
+        BeforeValidator(_listed, json_schema_input_type=str | list[str]),
+        Field(min_length=1, description="Images: data URIs, or base64 of image files."),
+    ]
+    model: str = Field(ALIAS, description=MODEL)
+    encoding_format: Encoding = "float"
+    dimensions: int | None = Field(None, description="The encoder's dimension; other values are refused.")
+    user: str | None = Field(None, description="Ignored.")
+    modality: Literal["image"] = "image"
+    normalize: bool = Field(False, description="Scale the vectors to unit length. OpenAI has no such field.")
+
+
+@router.post(
+    "/embed",
+    openapi_extra={
+        "parameters": query_parameters(EmbedQuery),
+        "requestBody": {"required": True, "content": images_body()},
+    },
+    response_model=EmbedReply,
+    responses={200: {"content": binary(NPY), "headers": TIMING}, **documented(400, 404, 413, 415, 422, 429, 503)},
+)
+async def embed(request: Request) -> Response:
+    """Embed 1 to 256 images; the embeddings h are in the order of the images.
+
+    Send a form with the image files in its field `images`, or one image file as the body, or a pack: image files one
+    after the other, each after its length in 4 bytes, big-endian. With `Accept: application/x-npy` the response is a
+    float32 .npy file of shape (n, d), and its header `Twinview-Model` has the id of the encoder.
+    """
+    engine = engine_of(request)
+    engine.refuse_when_full()  # before reading the body
+    query = validated(EmbedQuery, dict(request.query_params)) if request.scope["query_string"] else EmbedQuery()
+    uploads = await read_images(request, request.app.state.limits.images)
+    embedded = await embed_uploads(request, engine, uploads, query.model)
+    vectors, headers = _vectors(embedded, query.normalize), _timing(embedded)
+    if NPY in request.headers.get("accept", ""):
+        content = _npy_header(vectors.shape) + vectors.tobytes()
+        return Response(content, media_type=NPY, headers={**headers, "Twinview-Model": embedded.model})
+    rows = _encode(vectors, query.encoding_format)
+    return json_response({"model": embedded.model, "dimension": vectors.shape[1], "embeddings": rows}, headers=headers)
+
+
+@router.post(
+    "/v1/embeddings",
+    openapi_extra={
+        "requestBody": {"required": True, "content": {JSON: {"schema": EmbeddingsQuery.model_json_schema()}}}
+    },
+    response_model=OpenAIEmbeddings,
+    responses={200: {"headers": TIMING}, **documented(400, 404, 413, 415, 422, 429, 503)},
+)
+async def create_embeddings(request: Request) -> Response:
+    """Embed images in OpenAI's shape, for its clients and compatible ones."""
+    engine = engine_of(request)
+    engine.refuse_when_full()  # before reading the body
+    if media_type(request) not in (JSON, ""):
+        raise UnsupportedType(f"/v1/embeddings accepts {JSON}, not {media_type(request)[:100]}")
+    query = validated(EmbeddingsQuery, await request.body())
+    card = engine.card_of(requested_encoder(query.model))
+    if query.dimensions not in (None, card.dimension):
+        raise Malformed(
+            f"dimensions: {card.id} has {card.dimension}, and its vectors are never shortened", "dimensions"
+        )
+    uploads = _read_inputs(query.input, request.app.state.limits.images)
+    embedded = await embed_uploads(request, engine, uploads, query.model)
+    rows = _encode(_vectors(embedded, query.normalize), query.encoding_format)
+    reply = {
+        "object": "list",
+        "data": [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)],
+        "model": embedded.model,
+        "usage": {"prompt_tokens": len(rows), "total_tokens": len(rows)},
+    }
+    return json_response(reply, headers=_timing(embedded))
+
+
+ROUTES = {route.path: route for route in router.routes}
+
+
+class EmbedShortcut:
+    """ASGI middleware, the innermost: answers the routes above, and passes all other requests on to FastAPI.
+
+    FastAPI's router and its layers take 0.05 ms, a fifth of what embedding a small image takes. So FastAPI documents
+    these routes, and refuses other methods, but never calls them. Envelope answers the errors they raise.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            route = ROUTES.get(scope["path"].removeprefix(scope.get("root_path", "")))
+        if route is None:
+            return await self.app(scope, receive, send)
+        scope["route"] = route  # for metrics and log
+        response = await route.endpoint(Request(scope, receive))
+        await response(scope, receive, send)
+
+
+async def embed_uploads(request: Request, engine: Engine, uploads: list[Upload], model: str) -> EmbeddedImages:
+    """Embed with the encoder that the request names, unless the client disconnects; count it in metrics and log.
+
+    Raises as Engine.embed, and ClientDisconnect.
+    """
+    async with CancelOnDisconnect(request):
+        embedded = await engine.embed(uploads, requested_encoder(model))
+    request.app.state.metrics.record_embedding(len(uploads), embedded.times)
+    request.state.facts = {"images": len(uploads), "model": embedded.model}
+    return embedded
+
+
+def _read_inputs(inputs: list[str], most: int) -> list[Upload]:
+    """Raises TooLarge, and Malformed for an input that is not base64; decoding checks that it is an image."""
+    if len(inputs) > most:
+        raise TooLarge(f"{len(inputs)} images in one request; the most is {most}", "input")
+    return [Upload(f"input[{i}]", "", _decode(text, f"input[{i}]")) for i, text in enumerate(inputs)]
+
+
+def _decode(text: str, field: str) -> bytes:
+    head, comma, data = text.partition(",")
+    if head[:5].lower() == "data:" and comma:
+        if not head.lower().endswith(";base64"):
+            raise Malformed(f"{field} is a data URI without base64; write data:image/png;base64,...", field)
+    elif "://" in text[:64]:
+        raise Malformed(f"{field} is a URL, which the service does not fetch; send a data URI or base64", field)
+    else:
+        data = text
+    for candidate in (data, "".join(data.splitlines())):  # some tools break it into lines
+        try:
+            return binascii.a2b_base64(candidate, strict_mode=True)
+        except ValueError:
+            continue
+    raise Malformed(f"{field} is neither a data URI nor base64", field)
+
+
+def _vectors(embedded: EmbeddedImages, normalize: bool) -> np.ndarray:
+    return unit(embedded.vectors) if normalize else embedded.vectors
+
+
+def _encode(vectors: np.ndarray, encoding: Encoding) -> list[np.ndarray] | list[str]:
+    """Returns each row of (n, d) float32, as orjson writes it."""
+    if encoding == "float":
+        return list(vectors)
+    return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]
+
+
+@lru_cache(DEFAULT_LIMITS.images)
+def _npy_header(shape: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+def _timing(embedded: EmbeddedImages) -> dict[str, str]:
+    stages = [f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in embedded.times.items()]
+    return {"Server-Timing": ", ".join(stages)}
