@@ -5,7 +5,6 @@ import math
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from training.config import PretrainSettings
 from training.data.sources import DataError, open_source
 from training.study import cell, factors
 from training.study.studies import STUDIES, Cell
-from training.study.verdict import Claim, RunRow, SeedGroup, halfwidth, judge, pooled, t_quantile
+from training.study.verdict import Claim, RunRow, SeedGroup, halfwidth, judge, pooled
 
 ROOT = Path(__file__).parents[2]
 torch.set_num_threads(1)  # the tensors are small
@@ -38,8 +37,8 @@ def in_this_process(monkeypatch):
     asked = []
 
     def run_all(grid, kinds):
-        asked.append([[cell.key(one) for one in seeds] for seeds in grid])
-        return [[cell.run(one, kinds) for one in seeds] for seeds in grid]
+        asked.append([[cell.cell_key(one) for one in seeds] for seeds in grid])
+        return [[cell.run_cell(one, kinds) for one in seeds] for seeds in grid]
 
     monkeypatch.setattr(ablate, "run_all", run_all)
     return asked
@@ -54,16 +53,11 @@ def over(more: str, less: str) -> Claim:
     return Claim("more is better", *groups)
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 6, 10, 30, 200])
-def test_t_is_students(freedom):
-    assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=5e-3)
-
-
 def test_the_pooled_deviation_is_of_each_value_from_its_own_rows_mean():
     rows = rows_of(a=(1.0, 3.0), b=(10.0, 10.0, 13.0))
     s, freedom = pooled(rows, "figure")
     assert (s, freedom) == (pytest.approx(math.sqrt((1 + 1 + 1 + 1 + 4) / 3)), 3)
-    assert halfwidth(rows, "figure", 2) == pytest.approx(t_quantile(3) * s / math.sqrt(2))
+    assert halfwidth(rows, "figure", 2) == pytest.approx(stats.t.ppf(0.975, 3) * s / math.sqrt(2))
     assert math.isnan(halfwidth(rows_of(a=(1.0,), b=(2.0,)), "figure", 1))
 
 
@@ -76,7 +70,7 @@ def test_a_claim_is_held_reversed_or_not_told_apart_by_its_interval():
     found = judge(over("a", "b"), noisy)
     assert found["held"] is None and "not told apart, +10.0 points (-" in found["sentence"]
     s, _ = pooled(noisy, "figure")
-    assert found["high"] - found["contrast"] == pytest.approx(t_quantile(5) * s)  # sqrt(1/2 + 1/2)
+    assert found["high"] - found["contrast"] == pytest.approx(stats.t.ppf(0.975, 5) * s)  # sqrt(1/2 + 1/2)
 
 
 def test_one_seed_gives_no_verdict():
@@ -132,13 +126,13 @@ def test_a_study_is_written_and_its_runs_are_not_run_again(
 
 def test_a_run_is_known_by_its_settings_and_pictures_and_not_by_its_name(small_settings, tmp_path):
     settings = small_settings()
-    assert cell.key(settings) == cell.key(replace(settings, name="other", knn_epochs=3))
+    assert cell.cell_key(settings) == cell.cell_key(replace(settings, name="other", knn_epochs=3))
     different = [replace(settings, **change) for change in ({"seed": 1}, {"temperature": 0.5}, {"epochs": 4})]
-    assert len({cell.key(one) for one in (settings, *different)}) == 4
+    assert len({cell.cell_key(one) for one in (settings, *different)}) == 4
 
 
 def test_what_is_said_of_a_run_is_what_its_checkpoint_gives(small_settings, tmp_path):
-    found = cell.run(small_settings(epochs=1, head_layers=0), ("quality", "histograms"))
+    found = cell.run_cell(small_settings(epochs=1, head_layers=0), ("quality", "histograms"))
     assert found["linear h"] == found["linear z"] and found["steps"] == 2  # without a head z is h
     assert 0 <= found["views matched by histogram"] <= 1 and found["cpu_s"] > 0
     (folder,) = Path("runs/studies").iterdir()
@@ -153,7 +147,7 @@ def test_histograms_tell_colours_apart_and_do_not_see_where_they_are():
     assert counts[0, 0, 0].round() == (pixels[0, 0] < 1 / cell.BINS).sum()
 
 
-class Bench:
+class ColourCell:
     """Shapes whose h is the mean colour, and whose z is its sum."""
 
     def __init__(self, folder: Path):
@@ -163,7 +157,7 @@ class Bench:
             side = picture.split == "test"
             self.names[side].append(picture.name)
             pictures[side].append(np.array(Image.open(picture.path)))
-        self.pixels, self.asked = (np.stack(of) for of in pictures)
+        self.pixels, self.queries = (np.stack(of) for of in pictures)
 
     def h_and_z(self, pixels):
         h = torch.from_numpy(pixels.astype(np.float32)).std(dim=3).mean(dim=(1, 2))[:, None]
@@ -172,7 +166,7 @@ class Bench:
 
 
 def test_whether_a_picture_was_made_grey_is_read_from_colour_and_not_from_brightness(small_shapes):
-    found = factors.measure(Bench(small_shapes))
+    found = factors.measure(ColourCell(small_shapes))
     assert found["made grey: linear h"] == 1.0
     assert found["made grey: linear z"] < 0.8
     assert found["made grey: chance"] == 0.5
@@ -185,8 +179,8 @@ def test_pictures_without_known_factors_are_refused(small_settings, tmp_path):
         (tmp_path / "own" / name).mkdir(parents=True)
         for i in range(4):
             Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / "own" / name / f"{i}.png")
-    with pytest.raises(DataError, match=r"own has no factors\.csv: this study wants shapes"):
-        cell.run(small_settings(data=str(tmp_path / "own"), batch_size=4, epochs=1), ("factors",))
+    with pytest.raises(DataError, match=r"own has no factors\.csv: this study needs shapes"):
+        cell.run_cell(small_settings(data=str(tmp_path / "own"), batch_size=4, epochs=1), ("factors",))
 
 
 @pytest.mark.slow
@@ -216,7 +210,7 @@ def test_factors_of_one_run_do_not_count_as_seeds():
 def test_what_a_study_cannot_use_is_said_before_anything_is_trained(small_shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablate, "run_all", lambda *_: pytest.fail("trained"))
     small = {"size_px": 16, "batch_size": 32, "epochs": 1, "out": tmp_path}
-    with pytest.raises(DataError, match=r"compares batches of up to 512 pictures, and \S*some shapes has 64 to learn"):
+    with pytest.raises(DataError, match=r"compares batches of up to 512 pictures, and \S*some shapes has 64 training"):
         ablate.ablate(AblateSettings("batch-size", data=str(small_shapes), **small))
     with pytest.raises(DataError, match=r"some shapes/train: .*factors\.csv has no picture \w+/\d+\.png"):
         ablate.ablate(AblateSettings("what-g-forgets", data=str(small_shapes / "train"), **small))
@@ -231,36 +225,38 @@ def test_what_a_study_cannot_use_is_said_before_anything_is_trained(small_shapes
         Image.new("RGB", (16, 16)).save(tmp_path / "foreign" / name)
     (tmp_path / "foreign" / "factors.csv").write_text("length,width\n1,2\n")
     with pytest.raises(DataError, match=r"foreign/factors\.csv is not of shapes"):
-        cell.check(PretrainSettings(data=str(tmp_path / "foreign"), size_px=16), ("factors",))
+        cell.check_pictures(PretrainSettings(data=str(tmp_path / "foreign"), size_px=16), ("factors",))
 
 
 def test_a_page_names_the_commits_of_its_runs(small_settings, monkeypatch):
     monkeypatch.setattr(cell, "commit", lambda: "abcdef0")
     settings = small_settings(epochs=1)
-    assert cell.run(settings, ("quality",))[cell.COMMIT] == "abcdef0"
+    assert cell.run_cell(settings, ("quality",))[cell.COMMIT] == "abcdef0"
     monkeypatch.setattr(cell, "commit", lambda: "1234567")
-    assert cell.run(settings, ("quality",))[cell.COMMIT] == "abcdef0"  # nothing was measured anew
+    assert cell.run_cell(settings, ("quality",))[cell.COMMIT] == "abcdef0"  # nothing was measured anew
 
 
 def test_a_run_on_few_pictures_is_measured_again_with_the_batch_size_it_was_asked_for(small_settings):
     settings = small_settings(epochs=1, batch_size=100)  # of 64 pictures
-    cell.run(settings, ("quality",))
-    assert "views matched by histogram" in cell.run(settings, ("quality", "histograms"))
+    cell.run_cell(settings, ("quality",))
+    assert "views matched by histogram" in cell.run_cell(settings, ("quality", "histograms"))
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_ends_a_study_at_once(small_shapes, tmp_path):
+def test_a_second_ctrl_c_ends_a_study_at_once(small_shapes, tmp_path, wait_until):
     command = [sys.executable, ROOT / "training" / "ablate.py", "colour", "--data", small_shapes]
     command += ["--size-px", "16", "--batch-size", "32", "--epochs", "100000", "--out", tmp_path]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
-    while not list(tmp_path.glob("runs/studies/*/config.json")) and time.monotonic() < end:
-        time.sleep(0.1)
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
+
+    def ends() -> bool:
+        process.send_signal(signal.SIGINT)  # two signals at once may arrive as one
+        return process.poll() is not None
+
     try:
-        process.communicate(timeout=20)
+        wait_until(lambda: list(tmp_path.glob("runs/studies/*/config.json")), "no run has begun", 120)
+        process.send_signal(signal.SIGINT)
+        wait_until(ends, "the study goes on after a second Ctrl-C")
+        process.communicate()
     finally:
         process.kill()
     assert process.returncode == 130

@@ -26,19 +26,27 @@ from training.checkpoint import CheckpointError
 from training.config import PretrainSettings, parse
 from training.data.sources import DataError
 from training.encoders import Encoder, to_input
-from training.initial import Initial, begin_from, initial, statistics_off
+from training.initial import Initial, apply_initial, initial, statistics_off
 from training.loss import LOSSES
 from training.optimizers import OPTIMIZERS
 from training.pretrain import SimCLR, epochs_in, pretrain, starting_point
 
 ROOT = Path(__file__).parents[2]
 
-# A run in a process of its own, with a checkpoint after every epoch however short.
+# A run in a process of its own, with a checkpoint after every epoch however short. With a class, a method and a number
+# behind the settings it is killed after that call of the method.
 SCRIPT = """
-import json, sys
+import itertools, json, os, signal, sys
 from training import checkpoint, pretrain
 from training.config import PretrainSettings
 checkpoint.EVERY_S = 0.0
+if sys.argv[2:]:
+    owner, name, last = getattr(pretrain, sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    method, calls = getattr(owner, name), itertools.count(1)
+    def then_killed(*arguments):
+        result = method(*arguments)
+        return result if next(calls) < last else os.kill(os.getpid(), signal.SIGKILL)
+    setattr(owner, name, then_killed)
 pretrain.pretrain(PretrainSettings.from_dict(json.loads(sys.argv[1])))
 """
 
@@ -48,11 +56,12 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def start(settings: PretrainSettings, folder: Path, **options) -> subprocess.Popen:
+def run_in_process(settings: PretrainSettings, folder: Path, *killed_after: str) -> int:
+    """Its exit status."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, json.dumps(settings.to_dict())]
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, json.dumps(settings.to_dict()), *killed_after]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=folder, env=environment, **options)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
 
 
 def test_a_run_writes_its_settings_its_metrics_a_checkpoint_and_a_report(small_settings, capsys):
@@ -76,20 +85,16 @@ def test_a_run_writes_its_settings_its_metrics_a_checkpoint_and_a_report(small_s
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_and_resumed_ends_as_if_it_had_never_stopped(small_settings, tmp_path):
     settings = small_settings(epochs=6, resume=True)
-    assert start(settings, tmp_path / "whole", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait() == 0
+    assert run_in_process(settings, tmp_path / "whole") == 0
     broken = tmp_path / "broken"
     last = broken / "runs" / "small" / "checkpoints" / "last.ckpt"
-    for delay_s in (0.0, 0.02):  # at once after a checkpoint, and somewhere in what follows
-        before = last.stat().st_mtime_ns if last.exists() else 0
-        process = start(settings, broken, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while (last.stat().st_mtime_ns if last.exists() else 0) == before:
-            assert process.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.001)
-        time.sleep(delay_s)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert checkpoint.load(last)["epoch"] < 5  # it really was interrupted
-    assert start(settings, broken, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait() == 0
+    for epoch, *killed_after in (
+        (1, "EveryEpoch", "on_train_epoch_end", "2"),  # at once after its second checkpoint
+        (2, "SimCLR", "loss", "3"),  # within the first step of its second epoch
+    ):
+        assert run_in_process(settings, broken, *killed_after) == -signal.SIGKILL
+        assert checkpoint.load(last)["epoch"] == epoch
+    assert run_in_process(settings, broken) == 0
 
     whole, pieces = (
         checkpoint.load(tmp_path / name / "runs" / "small" / "checkpoints" / "last.ckpt")
@@ -195,7 +200,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(small_settings, m
     pretrain(small_settings(name="decodes-the-pictures", epochs=1, max_steps=1))
     calls.clear()
     monkeypatch.setattr(checkpoint.os, "fsync", full)
-    words = r"runs/small/checkpoints/last.ckpt could not be written: No space left on device; the one before it is kept"
+    words = r"runs/small/checkpoints/last.ckpt could not be written: No space left on device; the previous one is kept"
     with pytest.raises(CheckpointError, match=words):
         pretrain(small_settings())
     folder = Path("runs/small/checkpoints")
@@ -274,7 +279,7 @@ def test_a_run_from_torchvisions_weights_has_their_architecture_and_size(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"init": "nowhere"}, "--init nowhere: there is no run, checkpoint or exported encoder of that name"),
+        ({"init": "nowhere"}, "--init nowhere: no run, checkpoint or exported encoder has this name"),
         ({"init": "earlier.ckpt", "encoder": "resnet18"}, "is of another architecture: --encoder tiny, not resnet18"),
         (
             {"init": "earlier.ckpt", "size_px": 64},
@@ -282,7 +287,7 @@ def test_a_run_from_torchvisions_weights_has_their_architecture_and_size(tmp_pat
         ),
         ({"init": "resnet18:earlier.ckpt"}, "resnet18:earlier.ckpt: these weights are of another architecture"),
         ({"init": "resnet18:RANDOM_V1"}, "RANDOM_V1 is neither a file nor weights of resnet18"),
-        ({"init": "vit_b_16"}, "of torchvision's, training can start from resnet18"),
+        ({"init": "vit_b_16"}, "of torchvision's models, training can start from resnet18"),
         ({"init": "notes.txt"}, "notes.txt is not a checkpoint"),
     ],
 )
@@ -302,10 +307,10 @@ def test_weights_of_another_normalisation_are_recognised_by_their_first_batch_no
     for _ in range(40):
         encoder(to_input(torch.from_numpy(pixels)))
     assert statistics_off(encoder, pixels) < 0.3
-    begin_from(Initial(encoder, None, PretrainSettings(), "theirs"), own, torch.nn.Identity(), pixels)
+    apply_initial(Initial(encoder, None, PretrainSettings(), "theirs"), own, torch.nn.Identity(), pixels)
     assert capsys.readouterr().out == ""
     encoder.bn1.running_mean -= 5 * encoder.bn1.running_var.sqrt()
-    begin_from(Initial(encoder, None, PretrainSettings(), "theirs"), own, torch.nn.Identity(), pixels)
+    apply_initial(Initial(encoder, None, PretrainSettings(), "theirs"), own, torch.nn.Identity(), pixels)
     assert "note: theirs was trained on other pictures, or normalised otherwise" in capsys.readouterr().out
 
 
