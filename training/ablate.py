@@ -2,10 +2,10 @@
 
     python training/ablate.py projection-head --data ~/Labelled --seeds 3
 
-Each cell of a study is a run of pretrain.py with one thing changed, two seeds or more, and as many runs at once as
-there are cores. A run that is done is kept under runs/studies, so a study that was stopped goes on where it was. The
-default scale is small, for two cores; on a GPU: --data cifar10 --encoder resnet18 --size-px 32 --epochs 100
---batch-size 512.
+Each cell of a study is a run of pretrain.py with one setting changed, repeated with two seeds or more; as many runs as
+there are cores work at once. Finished runs are kept under runs/studies and reused, so an interrupted study can be
+resumed by running it again. The default scale is small, for two cores; on a GPU: --data cifar10 --encoder resnet18
+--size-px 32 --epochs 100 --batch-size 512.
 
     OUT/STUDY.md  STUDY.json  STUDY.png
 """
@@ -34,6 +34,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
+from types import FrameType
 from typing import Literal
 
 import matplotlib
@@ -49,11 +50,11 @@ from training.config import PRESETS, PretrainSettings
 from training.data import store
 from training.data.sources import DataError, open_source
 from training.pretrain import Stopped
-from training.study import cell as cells_of
+from training.study.cell import COMMIT, cell_key, check_pictures, run_cell
 from training.study.studies import STUDIES, Study
 from training.study.verdict import RunRow, halfwidth, judge
 
-EVERY_EPOCH = 10**9  # kNN is measured at both ends of a run only
+NEVER = 10**9  # epochs between measurements of kNN, which is then measured only before and after training
 
 
 @dataclass(frozen=True)
@@ -63,28 +64,30 @@ class AblateSettings:
     study: tyro.conf.Positional[
         Literal["projection-head", "what-g-forgets", "augmentations", "batch-size", "temperature", "colour"]
     ]
-    """Which."""
+    """Name of the study."""
     data: str = "shapes"
-    """Labelled pictures: a folder, a .zip, shards, a torchvision name, or shapes (what-g-forgets wants those)."""
+    """Labelled pictures: a folder, a .zip, shards, a torchvision name, or shapes (required by what-g-forgets)."""
     out: Path = Path("docs/studies")
-    """Where the table and the figure are written."""
+    """Folder for the table and the figure."""
     seeds: int = 2
-    """Runs of each cell; the intervals are over these."""
+    """Runs of each cell with different seeds, over which the intervals are computed."""
     quick: bool = False
-    """One epoch and one seed, to see that it works; without spread there is no verdict."""
+    """One epoch and one seed, as a trial; a verdict needs at least two seeds."""
     encoder: Literal["tiny", "resnet18", "resnet34", "resnet50"] = "tiny"
+    """Architecture of f."""
     size_px: int = 36
-    """Above 32 the encoder shrinks pictures at once, which is faster."""
+    """Side of the encoder's square input. Above 32 the first layer reduces the pictures, which is faster."""
     epochs: int = 4
-    """Of each run (batch-size: of the middle ones)."""
+    """Epochs of each run (in batch-size: of the runs of middle length)."""
     batch_size: int = 64
+    """Images per step (batch-size has its own)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.seeds >= 1:
             raise ValueError(f"--seeds must be at least 1, not {self.seeds}")
 
     def base(self) -> PretrainSettings:
-        """What every cell has but for its own change. raises ValueError."""
+        """Settings of every cell before its own change. raises ValueError"""
         return replace(
             PRESETS["tiny"][1],
             data=os.path.abspath(self.data) if os.path.exists(self.data) else self.data,
@@ -92,40 +95,46 @@ class AblateSettings:
             size_px=self.size_px,
             epochs=1 if self.quick else self.epochs,
             batch_size=self.batch_size,
-            knn_epochs=EVERY_EPOCH,
+            knn_epochs=NEVER,
             compile=False,
             devices=1,
         )
 
 
 def ablate(settings: AblateSettings) -> dict:
-    """Run what is missing, write, and return what the JSON holds. raises DataError, CheckpointError, ValueError."""
+    """Run missing cells, write the results, and return the content of the JSON file.
+
+    raises  DataError, CheckpointError, ValueError
+    """
     study, base = STUDIES[settings.study], settings.base()
     source = open_source(base.data)
-    splits = {"train", *(picture.split for picture in source.pictures)}  # decoded here once, and not by every process
+    splits = {
+        "train",
+        *(picture.split for picture in source.pictures),
+    }  # decoded here, so that not every process does it
     n = len({split: store.load(source, Preprocessing(base.size_px), split) for split in splits}["train"])
     if n < base.batch_size:
-        print(f"batch size {base.batch_size} -> {n}: {settings.data} has no more pictures to learn from")
+        print(f"batch size {base.batch_size} -> {n}: {settings.data} has no more training pictures")
         base = replace(base, batch_size=n)
     cells = study.cells(base)
     if (largest := max(cell.settings.batch_size for cell in cells)) > n:
         raise DataError(
-            f"this study compares batches of up to {largest} pictures, and {settings.data} has {n} to learn from"
+            f"this study compares batches of up to {largest} pictures, and {settings.data} has {n} training pictures"
         )
-    cells_of.check(base, study.measures)
+    check_pictures(base, study.measures)
     seeds = 1 if settings.quick else settings.seeds
-    found = run_all([[replace(cell.settings, seed=seed) for seed in range(seeds)] for cell in cells], study.measures)
-    rows = study.rows(cells, found)
-    judged = study.judged(cells, found) if study.judged else rows
+    results = run_all([[replace(cell.settings, seed=seed) for seed in range(seeds)] for cell in cells], study.measures)
+    rows = study.rows(cells, results)
+    judged = study.judged(cells, results) if study.judged else rows
     verdicts = [judge(claim, judged) for claim in study.claims]
     facts = {
         "study": settings.study,
         "title": study.title,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": ", ".join(sorted({one.get(cells_of.COMMIT, "") for seeds in found for one in seeds} - {""})),
+        "commit": ", ".join(sorted({run.get(COMMIT, "") for seeds in results for run in seeds} - {""})),
         "command": shlex.join(["python", *sys.argv]),
         "hardware": hardware(),
-        "cpu_minutes": round(sum(one["cpu_s"] for seeds in found for one in seeds) / 60, 1),
+        "cpu_minutes": round(sum(run["cpu_s"] for seeds in results for run in seeds) / 60, 1),
         "data": source.name,
         "base": base.to_dict() | {"data": source.name},
         "seeds": seeds,
@@ -144,50 +153,50 @@ def ablate(settings: AblateSettings) -> dict:
 
 
 def run_all(grid: list[list[PretrainSettings]], kinds: tuple[str, ...]) -> list[list[dict]]:
-    """grid: of each cell, its settings once a seed -> the figures in the same places. The same settings run once."""
-    different = {cells_of.key(one): one for seeds in grid for one in seeds}
+    """The figures of each cell and seed. grid: their settings in the same places; equal settings are run once."""
+    different = {cell_key(settings): settings for seeds in grid for settings in seeds}
     at_once = processes(len(different))
     threads = max(1, (os.cpu_count() or 1) // at_once)
-    found: dict[str, dict] = {}
+    results: dict[str, dict] = {}
     began = time.monotonic()
-    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _quiet, (threads,)) as pool:
-        # Ctrl-C reaches all: workers, born to ignore it, end a run in training at its epoch's end
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _start_worker, (threads,)) as pool:
+        # Ctrl-C reaches all processes. Workers start with it ignored; a run in training stops at its epoch's end
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        waiting = {pool.submit(cells_of.run, one, kinds): key for key, one in different.items()}
+        waiting = {pool.submit(run_cell, settings, kinds): key for key, settings in different.items()}
         signal.signal(signal.SIGINT, before)
         try:
             for done in as_completed(waiting):
-                found[waiting[done]] = done.result()
+                results[waiting[done]] = done.result()
                 minutes = (time.monotonic() - began) / 60
-                print(f"{len(found)} of {len(different)} runs after {minutes:.1f} min", flush=True)
-        except BaseException:  # what has not begun is not begun; what runs ends by itself, and is kept
+                print(f"{len(results)} of {len(different)} runs after {minutes:.1f} min", flush=True)
+        except BaseException:  # start no more runs; those in training end by themselves and are kept
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [[found[cells_of.key(one)] for one in seeds] for seeds in grid]
+    return [[results[cell_key(settings)] for settings in seeds] for seeds in grid]
 
 
 def processes(runs: int) -> int:
-    """One a core; a GPU has one at a time."""
+    """How many runs at once: one per core, or one on a GPU."""
     if torch.cuda.is_available():
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, runs))
 
 
-def _quiet(threads: int) -> None:
+def _start_worker(threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """End with the parent process: if it was killed, this worker would wait for work forever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 def table(study: Study, rows: Sequence[RunRow]) -> str:
-    """Markdown. Figures are means in percent, with lowest and highest; +- is half of the interval of the mean."""
+    """Markdown: means in percent, with the lowest and the highest; after +- half of the interval of the mean."""
     shown = ["chance", *study.figures] if "chance" in rows[0].values else list(study.figures)
     labels = [name for name in rows[0].labels if name != "length"]
     lines = [[*labels, *shown], ["---"] * (len(labels) + len(shown))]
@@ -206,8 +215,9 @@ def _cell(values: list[float], half: float) -> str:
 
 
 def page(study: Study, rows: Sequence[RunRow], facts: dict) -> str:
+    """The Markdown page of a study."""
     base, seeds = facts["base"], range(facts["seeds"])
-    said = "\n".join(f"- {verdict['sentence']}" for verdict in facts["claims"])
+    sentences = "\n".join(f"- {verdict['sentence']}" for verdict in facts["claims"])
     return f"""# {study.title}
 
 `{facts["command"]}`
@@ -218,7 +228,7 @@ batches of {base["batch_size"]}, tau {base["temperature"]}, {base["optimizer"]},
 
 ![{study.title}]({facts["study"]}.png)
 
-{said}
+{sentences}
 
 Accuracies in %. After ± half of the 95 % interval of the mean over seeds, by one deviation pooled over the table's
 rows; in brackets the lowest and the highest seed.
@@ -246,8 +256,8 @@ def hardware() -> str:
     return f"{os.cpu_count()} cores of {platform.machine()}"
 
 
-def _stop(number, frame) -> None:
-    """The first Ctrl-C waits for the runs in training, which end with their epoch; a second one waits for nothing."""
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Stop after the first Ctrl-C at the end of the current epochs, after a second one at once."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the workers end with this process
     raise KeyboardInterrupt
 
@@ -259,9 +269,11 @@ def main() -> None:
     except (DataError, CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
     except BrokenProcessPool:
-        sys.exit("error: a run's process was ended, for want of memory most often. The same command goes on from there")
+        sys.exit(
+            "error: the process of a run was killed, usually for lack of memory. Run the same command again to continue"
+        )
     except (KeyboardInterrupt, Stopped):
-        print("\nStopped. The runs that are done are kept; the same command goes on from there.")
+        print("\nStopped. Finished runs are kept; run the same command again to continue.")
         sys.exit(130)
 
 

@@ -1,8 +1,10 @@
-"""What can be read from h and from z of the factors that shapes are drawn from (Chen et al. 2020, Table 3).
+"""How well the factors that shapes are drawn from can be read from h and from z (Chen et al. 2020, Table 3).
 
-A linear probe and an MLP of one hidden layer, on standardised features, as classification: numbers in 8 equally full
-bins, so that chance is 1/8. Only outlines that look different at each angle are asked for their orientation.
+A linear probe and an MLP with one hidden layer classify standardised features; numbers are put into 8 equally full
+bins, so that chance is 1/8. Orientation is read only of outlines that look different at each angle.
 """
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,8 +16,11 @@ from training.data import shapes
 from training.data.sources import DataError
 from training.evaluation import linear
 
+if TYPE_CHECKING:
+    from training.study.cell import StudyPictures, TrainedCell
+
 BINS = 8
-TURNING = ("arrow", "crescent", "heart")
+ORIENTED = ("arrow", "crescent", "heart")
 NUMBERS = ("hue", "saturation", "value", "orientation_deg", "scale", "x", "y")
 NAMES = ("class", "texture", "background")
 GREY = "made grey"
@@ -23,29 +28,29 @@ DECAY = 1e-3
 HIDDEN, EPOCHS, BATCH, LR = 256, 30, 128, 1e-3
 
 
-def measure(bench) -> dict[str, float]:
-    """'FACTOR: PROBE of H_OR_Z' -> accuracy in [0, 1], and 'FACTOR: chance'. bench: a Bench of cell.py on shapes.
+def measure(cell: "TrainedCell") -> dict[str, float]:
+    """Accuracies in [0, 1] named 'FACTOR: PROBE h' and 'FACTOR: PROBE z', and 'FACTOR: chance'.
 
-    raises  DataError where the pictures are not shapes
+    raises  DataError when the pictures are not shapes
     """
-    rows = table(bench)
-    known, asked = (np.array([rows["place"][name] for name in names]) for names in bench.names)
-    features = list(zip(bench.h_and_z(bench.pixels), bench.h_and_z(bench.asked), strict=True))  # of h, of z
-    found = {}
+    rows = table(cell)
+    bank, queries = (np.array([rows["place"][name] for name in names]) for names in cell.names)
+    features = list(zip(cell.h_and_z(cell.pixels), cell.h_and_z(cell.queries), strict=True))  # of h, of z
+    figures = {}
     for factor in (*NAMES, *NUMBERS):
         values = rows[factor]
-        use = np.isin(rows["class"], TURNING) if factor == "orientation_deg" else np.ones(len(values), bool)
-        a, b = use[known], use[asked]
-        labels = _binned(values[known[a]], values[asked[b]])
-        read = [(of_known[torch.from_numpy(a)], of_asked[torch.from_numpy(b)]) for of_known, of_asked in features]
-        found |= _read(factor.removesuffix("_deg"), read, *labels, bench.settings.seed)
-    grey = [_half_grey(pixels) for pixels in (bench.pixels, bench.asked)]
-    read = list(zip(*(bench.h_and_z(pixels) for pixels, _ in grey), strict=True))
-    return found | _read(GREY, read, grey[0][1], grey[1][1], bench.settings.seed)
+        used = np.isin(rows["class"], ORIENTED) if factor == "orientation_deg" else np.ones(len(values), bool)
+        a, b = used[bank], used[queries]
+        labels = _classes(values[bank[a]], values[queries[b]])
+        both = [(x[torch.from_numpy(a)], x_queries[torch.from_numpy(b)]) for x, x_queries in features]
+        figures |= _probe(factor.removesuffix("_deg"), both, *labels, cell.settings.seed)
+    (pixels, grey), (query_pixels, query_grey) = (_half_grey(pixels) for pixels in (cell.pixels, cell.queries))
+    both = list(zip(cell.h_and_z(pixels), cell.h_and_z(query_pixels), strict=True))
+    return figures | _probe(GREY, both, grey, query_grey, cell.settings.seed)
 
 
 def mlp(x: Tensor, labels: Tensor, seed: int) -> nn.Module:
-    """Fit to standardised features: x (N, d) float32, labels (N,) int64."""
+    """An MLP fitted to standardised features: x (N, d) float32, labels (N,) int64."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
@@ -60,53 +65,50 @@ def mlp(x: Tensor, labels: Tensor, seed: int) -> nn.Module:
     return network.eval()
 
 
-def _read(factor: str, rows: list, labels: Tensor, asked_labels: Tensor, seed: int) -> dict[str, float]:
-    """rows: of h and of z, features of what is known and of what is asked about."""
-    found = {f"{factor}: chance": (asked_labels == labels.mode().values).double().mean().item()}
-    for name, (known, asked) in zip("hz", rows, strict=True):
-        fitted = linear.fit(known, labels, DECAY)
-        a, b = ((x - fitted.mean) / fitted.scale for x in (known, asked))
-        with torch.no_grad():
-            guesses = {"linear": fitted.predict(asked)}
+def _probe(factor: str, features: list, labels: Tensor, query_labels: Tensor, seed: int) -> dict[str, float]:
+    """features: for h and for z, those of the bank and those of the queries."""
+    figures = {f"{factor}: chance": (query_labels == labels.mode().values).double().mean().item()}
+    for name, (bank, queries) in zip("hz", features, strict=True):
+        fitted = linear.fit(bank, labels, DECAY)
+        a, b = ((x - fitted.mean) / fitted.scale for x in (bank, queries))
+        predicted = {"linear": fitted.predict(queries)}
         network = mlp(a, labels, seed)
         with torch.no_grad():
-            guesses["mlp"] = network(b).argmax(dim=1)
-        found |= {f"{factor}: {way} {name}": (g == asked_labels).double().mean().item() for way, g in guesses.items()}
-    return found
+            predicted["mlp"] = network(b).argmax(dim=1)
+        for probe, guess in predicted.items():
+            figures[f"{factor}: {probe} {name}"] = (guess == query_labels).double().mean().item()
+    return figures
 
 
-def _binned(known: np.ndarray, asked: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Values to classes (N,) int64, by the known ones' quantiles where they are numbers."""
-    if known.dtype.kind == "f":
-        edges = np.quantile(known, np.arange(1, BINS) / BINS)
-        return torch.from_numpy(np.searchsorted(edges, known)), torch.from_numpy(np.searchsorted(edges, asked))
-    kinds = np.unique(known)
-    return torch.from_numpy(np.searchsorted(kinds, known)), torch.from_numpy(np.searchsorted(kinds, asked))
+def _classes(bank: np.ndarray, queries: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Values as class numbers (N,) int64; numbers are binned by the quantiles of the bank."""
+    edges = np.quantile(bank, np.arange(1, BINS) / BINS) if bank.dtype.kind == "f" else np.unique(bank)
+    return torch.from_numpy(np.searchsorted(edges, bank)), torch.from_numpy(np.searchsorted(edges, queries))
 
 
 def _half_grey(pixels: np.ndarray) -> tuple[np.ndarray, Tensor]:
-    """Every other picture without its colour, and which: uint8 (N, S, S, 3), (N,) int64."""
+    """The pictures with every second one made grey, and 1 for those: uint8 (N, S, S, 3), (N,) int64."""
     changed = np.array(pixels)
     luma = changed[1::2].astype(np.float32) @ np.array(GREY_WEIGHTS, np.float32)
     changed[1::2] = (luma + 0.5).astype(np.uint8)[..., None]
     return changed, torch.arange(len(changed)) % 2
 
 
-def table(pictures) -> dict:
-    """factors.csv of the pictures' folder, and `place`: the row of each name. pictures: Pictures of cell.py.
+def table(pictures: "StudyPictures") -> dict:
+    """Columns of the pictures' factors.csv, and `place`: the row of each name.
 
-    raises  DataError where there is no such file, or a picture is not in it
+    raises  DataError when there is no such file, or a picture is not in it
     """
     data = pictures.settings.data
     path = next((p.path for p in pictures.source.pictures if p.path is not None), None)
     folder = next((f for f in path.parents if (f / "factors.csv").exists()), None) if path else None
     if folder is None:
-        raise DataError(f"{data} has no factors.csv: this study wants shapes, whose factors are known")
+        raise DataError(f"{data} has no factors.csv: this study needs shapes, whose factors are known")
     try:
-        found = shapes.factors(folder)
+        columns = shapes.factors(folder)
     except (KeyError, ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{folder / 'factors.csv'} is not of shapes: {error}") from error
-    found["place"] = {name: row for row, name in enumerate(found["name"].tolist())}
-    if strange := [name for names in pictures.names for name in names if name not in found["place"]]:
-        raise DataError(f"{data}: {folder / 'factors.csv'} has no picture {strange[0]}; give the folder as it was made")
-    return found
+    columns["place"] = {name: row for row, name in enumerate(columns["name"].tolist())}
+    if missing := [name for names in pictures.names for name in names if name not in columns["place"]]:
+        raise DataError(f"{data}: {folder / 'factors.csv'} has no picture {missing[0]}; give the whole folder")
+    return columns

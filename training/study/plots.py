@@ -1,6 +1,6 @@
-"""Studies drawn in the shape of the paper's figures: bars and points with intervals, a matrix. (figure, rows) -> None.
+"""Figures of the studies, in the form of the paper's: each function draws the rows of a study into a figure.
 
-Figures are in percent; a whisker is the interval of the mean over seeds, a dot a seed.
+Values are in percent; a whisker is the interval of the mean over seeds, a dot is one seed.
 """
 
 import math
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from training.study.verdict import RunRow, halfwidth
 
@@ -15,36 +17,36 @@ READ = ("linear h", "linear z", "mlp h", "mlp z")
 OF_H, OF_Z = "linear evaluation of h, %", "linear evaluation of z, %"
 
 
-def heads(figure, rows: Sequence[RunRow]) -> None:
-    """Fig. 8: groups of bars by the dimension of z; what has none stands apart."""
+def heads(figure: Figure, rows: Sequence[RunRow]) -> None:
+    """Fig. 8: groups of bars by the dimension of z; a run without a head has a group of its own."""
     places = {dimension: i for i, dimension in enumerate(sorted({row.labels["dimension"] for row in rows}, key=_last))}
     left, right = figure.subplots(1, 2, sharey=True)
-    for axis, name, said in ((left, "linear h", OF_H), (right, "linear z", OF_Z)):
+    for axis, name, label in ((left, "linear h", OF_H), (right, "linear z", OF_Z)):
         for head, shift in (("none", 0.0), ("linear", -0.15), ("non-linear", 0.15)):
-            of = [row for row in rows if row.labels["head"] == head]
-            _bars(axis, [places[row.labels["dimension"]] + shift for row in of], of, name, rows, 0.28, head)
+            bars = [row for row in rows if row.labels["head"] == head]
+            _bars(axis, [places[row.labels["dimension"]] + shift for row in bars], bars, name, rows, 0.28, head)
         axis.set_xticks(list(places.values()), list(places))
-        axis.set(xlabel="dimension of z", ylabel=said)
+        axis.set(xlabel="dimension of z", ylabel=label)
         axis.margins(y=0.15)
     left.legend(ncols=3, loc="upper left")
 
 
-def factors(figure, rows: Sequence[RunRow]) -> None:
-    """Table 3: for each factor what is read from h and from z, over chance."""
-    said = {"all": "trained with every augmentation", "no colour": "trained without colour jitter and grey"}
-    for axis, (views, title) in zip(figure.subplots(2, 1, sharex=True), said.items(), strict=True):
-        of = [row for row in rows if row.labels["views"] == views]
+def factors(figure: Figure, rows: Sequence[RunRow]) -> None:
+    """Table 3: for each factor, how well it is read from h and from z, and chance."""
+    titles = {"all": "trained with every augmentation", "no colour": "trained without colour jitter and grey"}
+    for axis, (views, title) in zip(figure.subplots(2, 1, sharex=True), titles.items(), strict=True):
+        bars = [row for row in rows if row.labels["views"] == views]
         for shift, name in enumerate(READ):
-            _bars(axis, [i + 0.2 * (shift - 1.5) for i in range(len(of))], of, name, rows, 0.19, name)
-        chance = [100 * fmean(row.values["chance"]) for row in of]
-        axis.hlines(chance, np.arange(len(of)) - 0.4, np.arange(len(of)) + 0.4, color="black", label="chance")
-        axis.set_xticks(range(len(of)), [row.labels["factor"] for row in of], rotation=20)
-        axis.set(title=title, ylabel="read rightly, %")
+            _bars(axis, [i + 0.2 * (shift - 1.5) for i in range(len(bars))], bars, name, rows, 0.19, name)
+        chance = [100 * fmean(row.values["chance"]) for row in bars]
+        axis.hlines(chance, np.arange(len(bars)) - 0.4, np.arange(len(bars)) + 0.4, color="black", label="chance")
+        axis.set_xticks(range(len(bars)), [row.labels["factor"] for row in bars], rotation=20)
+        axis.set(title=title, ylabel="accuracy, %")
     figure.axes[0].legend(ncols=5, fontsize=8)
 
 
-def pairs(figure, rows: Sequence[RunRow]) -> None:
-    """Fig. 5: a matrix, alone on the diagonal, the mean of each row last. Here (i, j) and (j, i) are one cell."""
+def pairs(figure: Figure, rows: Sequence[RunRow]) -> None:
+    """Fig. 5: a symmetric matrix, single augmentations on the diagonal, row means in the last column."""
     names = list(dict.fromkeys(row.labels["first"] for row in rows))
     table = np.zeros((len(names), len(names) + 1))
     for row in rows:
@@ -62,52 +64,60 @@ def pairs(figure, rows: Sequence[RunRow]) -> None:
     figure.colorbar(shown)
 
 
-def batches(figure, rows: Sequence[RunRow]) -> None:
+def batches(figure: Figure, rows: Sequence[RunRow]) -> None:
     """Fig. 9: groups of bars by epochs."""
-    axis, of = figure.subplots(), []
+    axis, bars = figure.subplots(), []
     for shift, batch in enumerate(dict.fromkeys(row.labels["batch"] for row in rows)):
-        of = [row for row in rows if row.labels["batch"] == batch]
-        _bars(axis, [i + 0.27 * (shift - 1) for i in range(len(of))], of, "linear h", rows, 0.25, f"batch {batch}")
-    axis.set_xticks(range(len(of)), [row.labels["epochs"] for row in of])
+        bars = [row for row in rows if row.labels["batch"] == batch]
+        _bars(axis, [i + 0.27 * (shift - 1) for i in range(len(bars))], bars, "linear h", rows, 0.25, f"batch {batch}")
+    axis.set_xticks(range(len(bars)), [row.labels["epochs"] for row in bars])
     axis.set(xlabel="epochs", ylabel=OF_H)
     axis.margins(y=0.15)
     axis.legend(ncols=3, loc="upper left")
 
 
-def temperatures(figure, rows: Sequence[RunRow]) -> None:
+def temperatures(figure: Figure, rows: Sequence[RunRow]) -> None:
     taus = [row.labels["tau"] for row in rows]
     left, right = figure.subplots(1, 2)
-    for axis, name, said in ((left, "linear h", OF_H), (right, "views matched z", "two views find each other by z, %")):
+    for axis, name, label in ((left, "linear h", OF_H), (right, "views matched z", "views matched by z, %")):
         means, halves = _spread(rows, name, rows)
         axis.errorbar(taus, means, yerr=halves, capsize=3, marker="o")
         axis.set_xscale("log")
         axis.set_xticks(taus, [f"{tau:g}" for tau in taus])
         axis.minorticks_off()
-        axis.set(xlabel="temperature", ylabel=said)
+        axis.set(xlabel="temperature", ylabel=label)
 
 
-def strengths(figure, rows: Sequence[RunRow]) -> None:
+def strengths(figure: Figure, rows: Sequence[RunRow]) -> None:
     left, right = figure.subplots(1, 2)
     by_histogram = "views matched by histogram"
-    for axis, name, said in ((left, "linear h", OF_H), (right, by_histogram, f"{by_histogram}s of colour alone, %")):
+    for axis, name, label in ((left, "linear h", OF_H), (right, by_histogram, f"{by_histogram}s of colour alone, %")):
         _bars(axis, range(len(rows)), rows, name, rows, 0.7)
         axis.set_xticks(range(len(rows)), [row.labels["strength"] for row in rows])
-        axis.set(xlabel="strength of colour distortion", ylabel=said)
+        axis.set(xlabel="strength of colour distortion", ylabel=label)
 
 
-def _last(value) -> float:
-    """Numbers first, words behind them."""
+def _last(value: int | str) -> float:
+    """Sort key: numbers first, then words."""
     return value if isinstance(value, int) else math.inf
 
 
-def _spread(of: Sequence[RunRow], name: str, rows: Sequence[RunRow]) -> tuple[list[float], list[float]]:
-    """Means, and halves of their intervals (0 where one seed gives none), in percent."""
-    halves = [halfwidth(rows, name, len(row.values[name])) for row in of]
-    return [100 * fmean(row.values[name]) for row in of], [0 if math.isnan(half) else 100 * half for half in halves]
+def _spread(bars: Sequence[RunRow], name: str, rows: Sequence[RunRow]) -> tuple[list[float], list[float]]:
+    """Means and halves of their intervals (0 with one seed), in percent."""
+    halves = [halfwidth(rows, name, len(row.values[name])) for row in bars]
+    return [100 * fmean(row.values[name]) for row in bars], [0 if math.isnan(half) else 100 * half for half in halves]
 
 
-def _bars(axis, places, of: Sequence[RunRow], name: str, rows, width: float, label: str | None = None) -> None:
-    means, halves = _spread(of, name, rows)
+def _bars(
+    axis: Axes,
+    places: Sequence[float],
+    bars: Sequence[RunRow],
+    name: str,
+    rows: Sequence[RunRow],
+    width: float,
+    label: str | None = None,
+) -> None:
+    means, halves = _spread(bars, name, rows)
     axis.bar(places, means, width, yerr=halves, capsize=2, label=label)
-    for place, row in zip(places, of, strict=True):
+    for place, row in zip(places, bars, strict=True):
         axis.plot([place] * len(row.values[name]), [100 * v for v in row.values[name]], "k.", markersize=3)

@@ -1,12 +1,14 @@
-"""The studies of Chen et al. 2020 (arXiv:2002.05709): what changes from cell to cell, what is claimed, how it looks.
+"""The studies of Chen et al. 2020 (arXiv:2002.05709): the runs of each, the claims, and the figure.
 
-A cell is a run's settings beside the study's own base; a figure's row is a cell, once a seed.
+A cell is one combination of settings, run once per seed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from statistics import fmean
+
+from matplotlib.figure import Figure
 
 from training.config import PretrainSettings
 from training.study import plots
@@ -14,19 +16,20 @@ from training.study.cell import COMMIT
 from training.study.factors import GREY, NAMES, NUMBERS
 from training.study.verdict import Claim, RunRow, SeedGroup
 
+QUALITY = ("linear h", "linear z", "kNN h", "views matched z")
 HEADS = {"none": 0, "linear": 1, "non-linear": 2}
 DIMENSIONS = (32, 128, 512)
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)
-BATCHES, LENGTHS = (32, 128, 512), (0.5, 1, 2)  # lengths over --epochs
+BATCHES, LENGTHS = (32, 128, 512), (0.5, 1, 2)  # lengths are multiples of --epochs
 STRENGTHS = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0)
-ONE_BY_ONE = {
-    "crop": {"crop_area": None},  # the base's own
+SINGLE = {
+    "crop": {"crop_area": None},  # that of the base settings
     "flip": {"flip": 0.5},
     "colour": {"jitter": 0.8, "strength": 1.0, "grey": 0.2},
     "blur": {"blur": 1.0},
 }
 NOTHING = {"crop_area": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0}
-READ_OF = {
+FACTOR_GROUPS = {
     "colour": ("hue", "saturation", "value", GREY),
     "orientation": ("orientation",),
     "scale and position": ("scale", "x", "y"),
@@ -41,58 +44,54 @@ class Cell:
     settings: PretrainSettings
 
 
-@dataclass(frozen=True)
-class Study:
-    title: str
-    cells: Callable[[PretrainSettings], list[Cell]]
-    measures: tuple[str, ...]
-    """Keys of cell.MEASURES."""
-    figures: tuple[str, ...]
-    """Of the table."""
-    claims: tuple[Claim, ...]
-    draw: Callable
-    """(figure, rows) -> None."""
-    rows: Callable[[list[Cell], list[list[dict]]], list[RunRow]]
-    """Cells, and what each gave once a seed, to the table's lines."""
-    judged: Callable[[list[Cell], list[list[dict]]], list[RunRow]] | None = None
-    """And to what the claims are about, where that is not the table: a value a run."""
-
-
-def row_a_cell(cells: list[Cell], found: list[list[dict]]) -> list[RunRow]:
+def row_per_cell(cells: list[Cell], results: list[list[dict]]) -> list[RunRow]:
     return [
-        RunRow(cell.labels, {name: [one[name] for one in seeds] for name in seeds[0] if name != COMMIT})
-        for cell, seeds in zip(cells, found, strict=True)
+        RunRow(cell.labels, {name: [run[name] for run in seeds] for name in seeds[0] if name != COMMIT})
+        for cell, seeds in zip(cells, results, strict=True)
     ]
 
 
-def row_a_factor(cells: list[Cell], found: list[list[dict]]) -> list[RunRow]:
-    """factors.py names a figure 'FACTOR: FIGURE'."""
+def row_per_factor(cells: list[Cell], results: list[list[dict]]) -> list[RunRow]:
+    """factors.py names its figures 'FACTOR: FIGURE'."""
     return [
         RunRow(
             cell.labels | {"factor": factor},
-            {name: [one[f"{factor}: {name}"] for one in seeds] for name in ("chance", *plots.READ)},
+            {name: [run[f"{factor}: {name}"] for run in seeds] for name in ("chance", *plots.READ)},
         )
-        for cell, seeds in zip(cells, found, strict=True)
+        for cell, seeds in zip(cells, results, strict=True)
         for factor in FACTORS
     ]
 
 
-def row_a_run(cells: list[Cell], found: list[list[dict]]) -> list[RunRow]:
-    """Means over factors: those of one run are not independent. 'WHAT h - z', and 'WHAT z'."""
-    return [
-        RunRow(
-            cell.labels,
-            {
-                f"{what} {name}": [fmean(value(one, factor) for factor in factors) for one in seeds]
-                for what, factors in READ_OF.items()
-                for name, value in (
-                    ("h - z", lambda one, factor: one[f"{factor}: mlp h"] - one[f"{factor}: mlp z"]),
-                    ("z", lambda one, factor: one[f"{factor}: mlp z"]),
-                )
-            },
-        )
-        for cell, seeds in zip(cells, found, strict=True)
-    ]
+def row_of_factor_means(cells: list[Cell], results: list[list[dict]]) -> list[RunRow]:
+    """Means over groups of factors, since factors of one run are not independent: 'GROUP h - z' and 'GROUP z'."""
+    rows = []
+    for cell, seeds in zip(cells, results, strict=True):
+        values = {}
+        for group, factors in FACTOR_GROUPS.items():
+            h, z = ([[run[f"{factor}: mlp {x}"] for factor in factors] for run in seeds] for x in "hz")
+            values[f"{group} h - z"] = [
+                fmean(a - b for a, b in zip(*run, strict=True)) for run in zip(h, z, strict=True)
+            ]
+            values[f"{group} z"] = [fmean(run) for run in z]
+        rows.append(RunRow(cell.labels, values))
+    return rows
+
+
+@dataclass(frozen=True)
+class Study:
+    title: str
+    cells: Callable[[PretrainSettings], list[Cell]]
+    draw: Callable[[Figure, Sequence[RunRow]], None]
+    claims: tuple[Claim, ...]
+    measures: tuple[str, ...] = ("quality",)
+    """Keys of cell.MEASURES."""
+    figures: tuple[str, ...] = QUALITY
+    """Columns of the table."""
+    rows: Callable[[list[Cell], list[list[dict]]], list[RunRow]] = row_per_cell
+    """From the cells and their figures, once per seed, to the rows of the table."""
+    judged: Callable[[list[Cell], list[list[dict]]], list[RunRow]] | None = None
+    """The same to the rows that the claims are about, if these are not those of the table."""
 
 
 def heads(base: PretrainSettings) -> list[Cell]:
@@ -113,10 +112,10 @@ def with_and_without_colour(base: PretrainSettings) -> list[Cell]:
 
 def pairs(base: PretrainSettings) -> list[Cell]:
     cells = []
-    for one, other in combinations_with_replacement(ONE_BY_ONE, 2):
-        asked = NOTHING | ONE_BY_ONE[one] | ONE_BY_ONE[other]
-        asked["crop_area"] = asked["crop_area"] or base.augment.crop_area
-        cells.append(Cell({"first": one, "second": other}, replace(base, augment=replace(base.augment, **asked))))
+    for one, other in combinations_with_replacement(SINGLE, 2):
+        changes = NOTHING | SINGLE[one] | SINGLE[other]
+        changes["crop_area"] = changes["crop_area"] or base.augment.crop_area
+        cells.append(Cell({"first": one, "second": other}, replace(base, augment=replace(base.augment, **changes))))
     return cells
 
 
@@ -134,7 +133,7 @@ def temperatures(base: PretrainSettings) -> list[Cell]:
 
 
 def strengths(base: PretrainSettings) -> list[Cell]:
-    """Without blur, as in Table 1, whose last column adds it."""
+    """Without blur, which only the last cell adds, as in Table 1."""
     cells = []
     for strength in STRENGTHS:
         changes = {"strength": strength, "blur": 0.0} | ({} if strength else {"jitter": 0.0, "grey": 0.0})
@@ -143,146 +142,113 @@ def strengths(base: PretrainSettings) -> list[Cell]:
     return [*cells, Cell({"strength": "1 + blur"}, replace(base, augment=blurred))]
 
 
-def where(**labels) -> Callable[[dict], bool]:
-    """Rows whose labels are these; of several values, any."""
-    of = {name: value if isinstance(value, tuple) else (value,) for name, value in labels.items()}
-    return lambda row: all(row[name] in values for name, values in of.items())
+def where(**labels: object) -> Callable[[dict], bool]:
+    """Whether a row has these labels; a tuple means any of its values."""
+    allowed = {name: value if isinstance(value, tuple) else (value,) for name, value in labels.items()}
+    return lambda row: all(row[name] in values for name, values in allowed.items())
 
 
-def claim(words: str, figure: str, more: dict, less: dict) -> Claim:
+def claim(words: str, more: dict, less: dict, figure: str = "linear h") -> Claim:
     return Claim(words, (SeedGroup(figure, where(**more)),), (SeedGroup(figure, where(**less)),))
 
 
-def h_over_z(words: str, **labels) -> Claim:
-    return Claim(words, (SeedGroup("linear h", where(**labels)),), (SeedGroup("linear z", where(**labels)),))
+def forgotten(words: str, group: str) -> Claim:
+    return Claim(words, (SeedGroup(f"{group} h - z", where(views="all")),), ())
 
 
-def forgotten(words: str, what: str) -> Claim:
-    return Claim(words, (SeedGroup(f"{what} h - z", where(views="all")),), ())
-
-
-def gap(length: float) -> tuple[SeedGroup, SeedGroup]:
+def large_and_small_batch(length: float) -> tuple[SeedGroup, SeedGroup]:
     return tuple(SeedGroup("linear h", where(batch=batch, length=length)) for batch in (BATCHES[-1], BATCHES[0]))
 
 
-QUALITY = ("linear h", "linear z", "kNN h", "views matched z")
+SHORT_LARGE, SHORT_SMALL = large_and_small_batch(LENGTHS[0])
+LONG_LARGE, LONG_SMALL = large_and_small_batch(LENGTHS[-1])
+CROP_COLOUR = {"first": "crop", "second": "colour"}
+NON_LINEAR = where(head="non-linear")
 
 STUDIES = {
     "projection-head": Study(
         "The head g, and where to read (Fig. 8)",
         heads,
-        ("quality",),
-        QUALITY,
-        (
-            claim(
-                "A non-linear head is better for h than a linear one",
-                "linear h",
-                *({"head": head} for head in ("non-linear", "linear")),
-            ),
-            claim("A linear head is better for h than none", "linear h", {"head": "linear"}, {"head": "none"}),
-            h_over_z("Behind a non-linear head, h is better than z", head="non-linear"),
-        ),
         plots.heads,
-        row_a_cell,
+        (
+            claim("A non-linear head is better for h than a linear one", {"head": "non-linear"}, {"head": "linear"}),
+            claim("A linear head is better for h than none", {"head": "linear"}, {"head": "none"}),
+            Claim(
+                "Behind a non-linear head, h is better than z",
+                (SeedGroup("linear h", NON_LINEAR),),
+                (SeedGroup("linear z", NON_LINEAR),),
+            ),
+        ),
     ),
     "what-g-forgets": Study(
         "What is lost in z = g(h), of factors that are known (Table 3)",
         with_and_without_colour,
-        ("factors",),
-        plots.READ,
+        plots.factors,
         (
             forgotten("An MLP reads colour (hue, saturation, value, made grey) better from h than from z", "colour"),
             forgotten("It reads orientation better from h than from z", "orientation"),
             forgotten("It reads scale and position better from h than from z", "scale and position"),
             forgotten("It reads the class better from h than from z", "class"),
-            claim(
-                "z keeps more colour where views keep theirs",
-                "colour z",
-                *({"views": views} for views in ("no colour", "all")),
-            ),
+            claim("z keeps more colour where views keep theirs", {"views": "no colour"}, {"views": "all"}, "colour z"),
         ),
-        plots.factors,
-        row_a_factor,
-        row_a_run,
+        measures=("factors",),
+        figures=plots.READ,
+        rows=row_per_factor,
+        judged=row_of_factor_means,
     ),
     "augmentations": Study(
         "Augmentations alone and in pairs (Fig. 5; here on both views)",
         pairs,
-        ("quality",),
-        QUALITY,
+        plots.pairs,
         (
-            claim(
-                "Crop with colour is better than crop alone",
-                "linear h",
-                *({"first": "crop", "second": second} for second in ("colour", "crop")),
-            ),
-            claim(
-                "Crop with colour is better than colour alone",
-                "linear h",
-                *({"first": first, "second": "colour"} for first in ("crop", "colour")),
-            ),
+            claim("Crop with colour is better than crop alone", CROP_COLOUR, {"first": "crop", "second": "crop"}),
+            claim("Crop with colour is better than colour alone", CROP_COLOUR, {"first": "colour", "second": "colour"}),
             claim(
                 "Crop with colour is better than crop with flip or blur",
-                "linear h",
-                *({"first": "crop", "second": second} for second in ("colour", ("flip", "blur"))),
+                CROP_COLOUR,
+                {"first": "crop", "second": ("flip", "blur")},
             ),
         ),
-        plots.pairs,
-        row_a_cell,
     ),
     "batch-size": Study(
         "Batch size and length of training (Fig. 9)",
         batches,
-        ("quality",),
-        (*QUALITY, "steps"),
+        plots.batches,
         (
             Claim(
-                f"In the fewest epochs batch {BATCHES[-1]} is better than {BATCHES[0]}",
-                *((group,) for group in gap(LENGTHS[0])),
+                f"In the fewest epochs batch {BATCHES[-1]} is better than {BATCHES[0]}", (SHORT_LARGE,), (SHORT_SMALL,)
             ),
-            Claim(
-                "That advantage shrinks with more epochs",
-                (gap(LENGTHS[0])[0], gap(LENGTHS[-1])[1]),
-                (gap(LENGTHS[0])[1], gap(LENGTHS[-1])[0]),
-            ),
-            claim(
-                "More epochs are better, whatever the batch",
-                "linear h",
-                *({"length": length} for length in (LENGTHS[-1], LENGTHS[0])),
-            ),
+            Claim("That advantage shrinks with more epochs", (SHORT_LARGE, LONG_SMALL), (SHORT_SMALL, LONG_LARGE)),
+            claim("More epochs are better, whatever the batch", {"length": LENGTHS[-1]}, {"length": LENGTHS[0]}),
         ),
-        plots.batches,
-        row_a_cell,
+        figures=(*QUALITY, "steps"),
     ),
     "temperature": Study(
         "Temperature (Table 5)",
         temperatures,
-        ("quality",),
-        QUALITY,
-        (
-            claim("tau 0.1 is better than 1", "linear h", {"tau": 0.1}, {"tau": 1.0}),
-            claim("tau 0.1 is better than 0.05", "linear h", {"tau": 0.1}, {"tau": 0.05}),
-            claim("tau 0.1 is better than 0.5", "linear h", {"tau": 0.1}, {"tau": 0.5}),
-        ),
         plots.temperatures,
-        row_a_cell,
+        (
+            claim("tau 0.1 is better than 1", {"tau": 0.1}, {"tau": 1.0}),
+            claim("tau 0.1 is better than 0.05", {"tau": 0.1}, {"tau": 0.05}),
+            claim("tau 0.1 is better than 0.5", {"tau": 0.1}, {"tau": 0.5}),
+        ),
     ),
     "colour": Study(
         "Strength of colour distortion (Table 1), and what histograms give away without it (Fig. 6)",
         strengths,
-        ("quality", "histograms"),
-        (*QUALITY, "views matched by histogram"),
+        plots.strengths,
         (
             claim(
                 "Without colour distortion, histograms match views more often than at strength 1",
+                {"strength": "0"},
+                {"strength": "1"},
                 "views matched by histogram",
-                *({"strength": strength} for strength in ("0", "1")),
             ),
-            claim("Strength 1 is better than none", "linear h", {"strength": "1"}, {"strength": "0"}),
-            claim("Strength 1 is better than 1/8", "linear h", {"strength": "1"}, {"strength": "0.125"}),
-            claim("Blur adds to it", "linear h", {"strength": "1 + blur"}, {"strength": "1"}),
+            claim("Strength 1 is better than none", {"strength": "1"}, {"strength": "0"}),
+            claim("Strength 1 is better than 1/8", {"strength": "1"}, {"strength": "0.125"}),
+            claim("Blur adds to it", {"strength": "1 + blur"}, {"strength": "1"}),
         ),
-        plots.strengths,
-        row_a_cell,
+        measures=("quality", "histograms"),
+        figures=(*QUALITY, "views matched by histogram"),
     ),
 }
