@@ -1,4 +1,4 @@
-"""A run's checkpoint: one file of plain tensors, numbers and dicts, replaced whole or not at all."""
+"""A run's checkpoint: one file of plain tensors, numbers and dicts, written atomically."""
 
 import io
 import os
@@ -9,7 +9,10 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
@@ -18,18 +21,18 @@ from training.config import PretrainSettings
 from training.encoders import Encoder
 
 NAME = "last.ckpt"
-HALFWAY = "halfway.ckpt"  # of what is no pretraining (training/halfway.py)
-EVERY_S = 30.0  # epochs that end sooner after the last checkpoint make none
+HALFWAY = "halfway.ckpt"  # unfinished fine-tuning or distillation (training/halfway.py)
+EVERY_S = 30.0  # least time between two checkpoints
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or written. The message names the file and what to do."""
+    """A checkpoint that cannot be read, written or used. The message names the file and what to do."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Write beside, flush to the disk, rename: whoever is killed at any moment leaves the old file or the new one."""
+    """Writes a new file, flushes it to the disk and renames it: a killed process leaves the old file or the new one."""
 
-    def save_checkpoint(self, checkpoint, path, storage_options=None):
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()  # torch's own writer hides the operating system's error on a full disk
@@ -43,22 +46,22 @@ class AtomicCheckpointIO(CheckpointIO):
             fresh.replace(path)
         except OSError as error:
             fresh.unlink(missing_ok=True)
-            kept = "; the one before it is kept" if path.exists() else ""
+            kept = "; the previous one is kept" if path.exists() else ""
             raise CheckpointError(
-                f"{path} could not be written: {error.strerror}{kept}. Make room, then continue with --resume."
+                f"{path} could not be written: {error.strerror}{kept}. Free disk space, then continue with --resume."
             ) from error
 
-    def load_checkpoint(self, path, map_location=None, weights_only=None):
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict:
         return load(path)
 
-    def remove_checkpoint(self, path):
+    def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
 class EveryEpoch(Checkpoint):
-    """Saves at each epoch's end, after the module's own hook (as Lightning runs its Checkpoint callbacks).
+    """Saves after epochs, at most every EVERY_S seconds and at the end. Lightning calls it after the module's own hook.
 
-    Ctrl-C ends the run there, with a checkpoint; a second one ends it at once, with the last that was written.
+    Ctrl-C ends the run after the epoch, with a checkpoint; a second Ctrl-C ends it at once.
     """
 
     def __init__(self, path: Path):
@@ -66,37 +69,39 @@ class EveryEpoch(Checkpoint):
         self.saved_at = 0.0
         self.stopping = False
 
-    def on_train_start(self, trainer, module):
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             self.before = signal.signal(signal.SIGINT, self._interrupted)
 
-    def on_train_epoch_end(self, trainer, module):
-        # One process may hear of Ctrl-C, or see its clock pass, before an epoch's end and another after it. They agree:
-        # a checkpoint that not all of them write would keep them waiting for each other for ever.
-        any_says = partial(trainer.strategy.reduce_boolean_decision, all=False)
-        trainer.should_stop = any_says(self.stopping)
-        due = any_says(time.monotonic() - self.saved_at > EVERY_S)
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # Ctrl-C and the time of the next checkpoint may reach one process before an epoch's end and another after it.
+        # They decide together: if only some saved a checkpoint, they would wait for the others for ever.
+        any_of_all = partial(trainer.strategy.reduce_boolean_decision, all=False)
+        trainer.should_stop = any_of_all(self.stopping)
+        due = any_of_all(time.monotonic() - self.saved_at > EVERY_S)
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
         if last or trainer.should_stop or due:
             trainer.save_checkpoint(self.path)
             self.saved_at = time.monotonic()
 
-    def on_train_end(self, trainer, module):
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if hasattr(self, "before"):
             signal.signal(signal.SIGINT, self.before)
 
-    def on_exception(self, trainer, module, exception):
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         self.on_train_end(trainer, module)
 
-    def _interrupted(self, number, frame):
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self.stopping:
-            raise SystemExit("\nStopped at once. The same command with --resume goes on from the last checkpoint.")
+            raise SystemExit(
+                "\nStopped at once. Run the same command with --resume to continue from the last checkpoint."
+            )
         self.stopping = True
-        print("\nStopping at the end of this epoch; Ctrl-C once more stops at once.", file=sys.stderr, flush=True)
+        print("\nStopping at the end of this epoch; press Ctrl-C again to stop at once.", file=sys.stderr, flush=True)
 
 
 def load(path: Path) -> dict:
-    """raises CheckpointError where there is none, or it is none."""
+    """Load a checkpoint. raises CheckpointError: no such file, or not a checkpoint."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
@@ -110,13 +115,13 @@ def load(path: Path) -> dict:
 
 
 def find(run: Path) -> Path:
-    """A run's folder, or a checkpoint's own path -> the checkpoint's path. raises CheckpointError."""
+    """The path of a run's checkpoint, from the run's folder or the path itself. raises CheckpointError."""
     run = Path(run)
     path = run / "checkpoints" / NAME if run.is_dir() else run
     if not path.is_file():
         raise CheckpointError(f"{run} holds no checkpoint; train one with `python training/pretrain.py`")
     if path.name == HALFWAY:
-        raise CheckpointError(f"{path} is of a run on its way: end it with --resume, and give the run")
+        raise CheckpointError(f"{path} is of an unfinished run: finish it with --resume, then give the run's folder")
     return path
 
 
@@ -125,7 +130,7 @@ def settings_of(checkpoint: dict) -> PretrainSettings:
 
 
 def encoder_of(checkpoint: dict) -> Encoder:
-    """f alone, on the CPU, in evaluation mode. raises CheckpointError where the weights are not of its settings."""
+    """f alone, on the CPU, in evaluation mode. raises CheckpointError if weights and settings do not match."""
     settings = settings_of(checkpoint)
     encoder = Encoder(settings.encoder, settings.width, settings.size_px)
     prefix = "encoder."
@@ -134,7 +139,7 @@ def encoder_of(checkpoint: dict) -> Encoder:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"a checkpoint of {settings.name or settings.data} holds weights of another architecture than its "
+            f"the checkpoint of {settings.name or settings.data} holds weights of another architecture than its "
             f"settings, {settings.architecture} for {settings.size_px} px"
         ) from error
     return encoder.eval()

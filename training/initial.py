@@ -1,4 +1,4 @@
-"""What an encoder starts from: a run, an exported one's checkpoint, torchvision's weights, or nothing."""
+"""Initial weights of an encoder: from a run, from an exported encoder's checkpoint, from torchvision, or random."""
 
 import hashlib
 from dataclasses import replace
@@ -13,30 +13,33 @@ from export.artifact import CARD, load_bundle
 from training import checkpoint, zoo
 from training.checkpoint import CheckpointError
 from training.config import RUNS, PretrainSettings
-from training.encoders import ARCHITECTURES, SMALL_IMAGE_PX, Encoder, projection_head, to_input
+from training.encoders import ARCHITECTURES, SMALL_IMAGE_PX, Encoder, Images, projection_head, to_input
 
-LOOKED_AT = 256  # pictures, to compare with what a batch norm has seen
-STATISTICS_OFF = 1.0
+COMPARED = 256  # pictures whose statistics are compared with those of the first batch norm
+STATISTICS_OFF = 1.0  # deviations, above which a note is printed
 
 
 class Initial(NamedTuple):
     encoder: Encoder
-    projector: nn.Module | None  # g, where there is one
-    settings: PretrainSettings  # of the encoder; the rest is the run's, or the defaults
-    origin: str  # in words
+    projector: nn.Module | None  # g, if the weights have one
+    settings: PretrainSettings  # encoder, width and size_px of the weights; the others of their run, or defaults
+    origin: str  # for people
 
 
 def initial(init: str, encoder: str | None, width: int | None, size_px: int | None, seed: int) -> Initial:
-    """
-    init                    a run's folder, a checkpoint, an exported encoder's folder, a name of training/zoo.py that
-                            is a ResNet, or "" for nothing
-    encoder, width, size_px  what was asked for; None: what `init` has, otherwise the defaults
-    raises                  CheckpointError, BundleError, ZooError
+    """Load initial weights.
+
+    init                     a run's folder, a checkpoint, an exported encoder's folder, a ResNet as training/zoo.py
+                             names it, or "" for random weights
+    encoder, width, size_px  as requested; None: those of `init`, or the defaults
+    seed                     of random weights
+    raises                   CheckpointError, BundleError, ZooError
     """
     if not init:
         defaults = PretrainSettings()
-        asked = {"encoder": encoder, "width": width, "size_px": size_px}
-        settings = replace(defaults, seed=seed, **{name: value for name, value in asked.items() if value is not None})
+        requested = {"encoder": encoder, "width": width, "size_px": size_px}
+        given = {name: value for name, value in requested.items() if value is not None}
+        settings = replace(defaults, seed=seed, **given)
         torch.manual_seed(seed)
         return Initial(Encoder(settings.encoder, settings.width, settings.size_px), None, settings, "nothing")
     path = Path(init).expanduser()
@@ -44,7 +47,7 @@ def initial(init: str, encoder: str | None, width: int | None, size_px: int | No
         path = checkpoint_of(path) if (path / CARD).exists() else checkpoint.find(path)
         saved = checkpoint.load(path)
         if not all(weight.isfinite().all() for weight in saved["state_dict"].values()):
-            raise CheckpointError(f"{path} holds weights that are no numbers (NaN or infinite): give an earlier run")
+            raise CheckpointError(f"{path} holds weights that are NaN or infinite: give an earlier run")
         own = checkpoint.settings_of(saved)
         for name, value in (("encoder", encoder), ("width", width)):
             if value not in (None, getattr(own, name)):
@@ -61,35 +64,36 @@ def initial(init: str, encoder: str | None, width: int | None, size_px: int | No
     if zoo.known(init):
         return _of_zoo(init, encoder, width, size_px)
     raise CheckpointError(
-        f"--init {init}: there is no run, checkpoint or exported encoder of that name, and torchvision has none such"
+        f"--init {init}: no run, checkpoint or exported encoder has this name, and torchvision has no such model"
     )
 
 
-def begin_from(start: Initial, encoder: Encoder, projector: nn.Module, pixels) -> str:
-    """Put start's weights into both, the head's where they fit, and say what does not. Returns the origin in words.
+def apply_initial(start: Initial, encoder: Encoder, projector: nn.Module, pixels: Images) -> str:
+    """Copy the initial weights into f, and into g if they fit; print what does not. Returns the origin.
 
-    pixels  uint8 (N, S, S, 3), which will be learnt from
+    pixels  uint8 (N, S, S, 3), the training images
     """
     encoder.load_state_dict(start.encoder.state_dict())
     if start.projector is not None and _shapes(start.projector) == _shapes(projector):
         projector.load_state_dict(start.projector.state_dict())
     elif start.projector is not None:
         print(
-            f"note: the head of {start.origin} has other layers than --head-layers and --head-dimension: g starts anew"
+            f"note: the head of {start.origin} has other layers than --head-layers and --head-dimension: g starts at "
+            "random"
         )
     off = statistics_off(encoder, pixels)
     if off > STATISTICS_OFF:
         print(
-            f"note: {start.origin} was trained on other pictures, or normalised otherwise: its first batch norm sees "
-            f"channels that lie {off:.1f} of its deviations off. It adapts while it trains"
+            f"note: {start.origin} was trained on other pictures, or normalised otherwise: the channels at its first "
+            f"batch norm are {off:.1f} of its deviations off. It adapts during training"
         )
     return start.origin
 
 
 @torch.no_grad()
-def statistics_off(encoder: Encoder, pixels) -> float:
-    """By how many of its own deviations the first batch norm's means lie off these pictures', over channels (rms)."""
-    images = torch.from_numpy(np.array(pixels[:LOOKED_AT]))
+def statistics_off(encoder: Encoder, pixels: Images) -> float:
+    """Distance of the pictures' channel means from the first batch norm's, in its deviations (rms over channels)."""
+    images = torch.from_numpy(np.array(pixels[:COMPARED]))
     x = encoder.conv1(to_input(images))
     norm = encoder.bn1
     off = (x.mean(dim=(0, 2, 3)) - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
@@ -101,23 +105,23 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
 
 
 def checkpoint_of(bundle_folder: Path) -> Path:
-    """The checkpoint that an encoder was exported from, known by the hash in its card. raises CheckpointError."""
+    """The checkpoint that an encoder was exported from, by the hash in its card. raises CheckpointError."""
     card = load_bundle(bundle_folder).card
     digest = card.training.get("checkpoint_sha256")
     for path in [*bundle_folder.parent.glob("checkpoints/*.ckpt"), *RUNS.glob("*/checkpoints/*.ckpt")]:
         if hashlib.sha256(path.read_bytes()).hexdigest() == digest:
             return path
     raise CheckpointError(
-        f"{bundle_folder} was exported from a checkpoint that is neither beside it nor under {RUNS}/ as it was "
-        f"(sha256 {str(digest)[:12]}…): give the run instead"
+        f"{bundle_folder} was exported from a checkpoint that is neither next to it nor under {RUNS}/, or has changed "
+        f"since (sha256 {str(digest)[:12]}…): give the run instead"
     )
 
 
 def _of_zoo(name: str, encoder: str | None, width: int | None, size_px: int | None) -> Initial:
     architecture = name.partition(":")[0]
-    fitting = [known for known in ARCHITECTURES if known in zoo.architectures()]
-    if architecture not in fitting:
-        raise CheckpointError(f"--init {name}: of torchvision's, training can start from {', '.join(fitting)}")
+    supported = [known for known in ARCHITECTURES if known in zoo.architectures()]
+    if architecture not in supported:
+        raise CheckpointError(f"--init {name}: of torchvision's models, training can start from {', '.join(supported)}")
     if encoder not in (None, architecture) or width not in (None, 1):
         raise CheckpointError(f"--init {name} is another architecture than --encoder {encoder or architecture}")
     model = zoo.load(name)
@@ -131,24 +135,24 @@ def _of_zoo(name: str, encoder: str | None, width: int | None, size_px: int | No
 
 @torch.no_grad()
 def _fold(encoder: Encoder, mean: torch.Tensor, std: torch.Tensor) -> None:
-    """The normalisation (x - mean) / std into the first layer: what follows takes x in [0, 1] as it is.
+    """Move the normalisation (x - mean) / std into the first layer, so that the encoder takes x in [0, 1].
 
-    Exact but for the border, where the kernel reaches beyond the picture: there torchvision pads with the mean colour,
-    and this with black.
+    Exact except at the border, where the kernel exceeds the picture: torchvision pads with the mean colour, this with
+    black.
     """
     kernel = encoder.conv1.weight / std[:, None, None]  # (C, 3, 7, 7)
     encoder.conv1.weight.copy_(kernel)
     encoder.bn1.running_mean += (kernel * mean[:, None, None]).sum(dim=(1, 2, 3))
 
 
-def _size(name: str, own_px: int, asked_px: int | None) -> int:
-    if asked_px is None or asked_px == own_px:
+def _size(name: str, own_px: int, requested_px: int | None) -> int:
+    if requested_px is None or requested_px == own_px:
         return own_px
-    if (asked_px <= SMALL_IMAGE_PX) != (own_px <= SMALL_IMAGE_PX):
+    if (requested_px <= SMALL_IMAGE_PX) != (own_px <= SMALL_IMAGE_PX):
         raise CheckpointError(
-            f"{name} sees {own_px} px and has another first layer than an encoder for {asked_px} px: give a --size-px "
-            f"on the same side of {SMALL_IMAGE_PX}, or leave it out"
+            f"{name} sees {own_px} px and has another first layer than an encoder for {requested_px} px: give a "
+            f"--size-px on the same side of {SMALL_IMAGE_PX}, or leave it out"
         )
-    if not 0.5 <= asked_px / own_px <= 2:
-        print(f"note: {name} was trained at {own_px} px: at {asked_px} px its batch norm sees what it has not seen")
-    return asked_px
+    if not 0.5 <= requested_px / own_px <= 2:
+        print(f"note: {name} was trained at {own_px} px; at {requested_px} px its batch norm statistics do not fit")
+    return requested_px

@@ -48,7 +48,7 @@ from training.device import mixed_precision, prepare, training_device
 from training.encoders import Encoder, projection_head
 from training.evaluation import knn
 from training.evaluation.features import size_note
-from training.initial import Initial, begin_from, initial
+from training.initial import Initial, apply_initial, initial
 from training.lars import lars_groups
 from training.loss import LOSSES, gather
 from training.optimizers import OPTIMIZERS
@@ -80,7 +80,7 @@ class SimCLR(pl.LightningModule):
         self.settings, self.train_store, self.test_store = settings, train, test
         self.encoder = Encoder(settings.encoder, settings.width, settings.size_px)
         self.projector = projection_head(self.encoder.dimension, settings.head_layers, settings.head_dimension)
-        origin = begin_from(start, self.encoder, self.projector, train.pixels) if start else ""
+        origin = apply_initial(start, self.encoder, self.projector, train.pixels) if start else ""
         self.to(memory_format=torch.channels_last)
         self.render, self.project = render, lambda views: self.projector(self.encoder(views))
         self.history: list[dict] = []

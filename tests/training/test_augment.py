@@ -1,4 +1,4 @@
-"""Each operation against torchvision, kornia, Pillow or colorsys; each distribution against what was published."""
+"""Each operation against torchvision, kornia, Pillow or colorsys; each distribution against the published one."""
 
 import colorsys
 import dataclasses
@@ -19,8 +19,8 @@ from training.augment import AugmentSettings, Draws, augment, draw, grey, render
 
 torch.set_num_threads(1)  # the tensors are small: a second thread costs more in waiting than it computes
 
-LEVEL = 1 / 255  # one step of an 8-bit image: what any two implementations may differ by
-ROUNDING = 2e-5  # what two float32 implementations of one formula may differ by
+LEVEL = 1 / 255  # one step of an 8-bit image: tolerance between two libraries
+ROUNDING = 2e-5  # tolerance between two float32 implementations of one formula
 SAMPLINGS = ["torchvision", "tensorflow"]
 DEFAULTS = AugmentSettings()
 
@@ -30,7 +30,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def pictures(n: int, height: int, width: int) -> torch.Tensor:
-    """(n, height, width, 3) uint8: noise, the hardest case, beside patches of black, white, grey and pure colours."""
+    """(n, height, width, 3) uint8: noise, the hardest case, and patches of black, white, grey and pure colours."""
     images = torch.randint(0, 256, (n, height, width, 3), dtype=torch.uint8, generator=generator(7))
     pure = torch.tensor([[0, 0, 0], [255, 255, 255], [90, 90, 90], *itertools.product([0, 200], repeat=3)])
     images[:, : height // 2, : width // 2] = pure[torch.arange(n) % len(pure)].to(torch.uint8)[:, None, None]
@@ -43,7 +43,7 @@ def as_float(images: torch.Tensor) -> torch.Tensor:
 
 
 def nothing(n: int, height: int, width: int, **changes) -> Draws:
-    """Draws that leave n images of height x width as they are, but for the changes."""
+    """Draws that leave n images of height x width unchanged, except for `changes`."""
     ones, zeros = torch.ones(n), torch.zeros(n)
     draws = Draws(
         top=zeros,
@@ -273,7 +273,7 @@ def test_random_chains_of_any_batch_size_are_torchvisions(n, crop_sampling):
 
 
 def kolmogorov_smirnov(a, b) -> tuple[float, float]:
-    """The greatest distance between two samples' distribution functions, and what chance exceeds once in 10,000."""
+    """Largest distance of two samples' distribution functions, and the value that chance exceeds once in 10,000."""
     a, b = np.sort(np.asarray(a, dtype=np.float64)), np.sort(np.asarray(b, dtype=np.float64))
     at = np.concatenate([a, b])
     distance = np.abs(np.searchsorted(a, at, "right") / len(a) - np.searchsorted(b, at, "right") / len(b)).max()
@@ -287,7 +287,7 @@ def crops(height: int, width: int, settings: AugmentSettings, n: int = 100_000) 
 
 
 def assert_alike(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Two samples of boxes agree in every figure that a crop has."""
+    """Two samples of boxes have the same distribution of position, size, area and aspect."""
     figures = {
         "height": lambda box: box[2],
         "width": lambda box: box[3],
@@ -472,7 +472,7 @@ def test_the_same_generator_state_gives_the_same_views():
     with torch.random.fork_rng():
         torch.manual_seed(1)
         first = augment(images, DEFAULTS, generator(5), 16)
-        torch.manual_seed(2)  # nothing but the generator counts
+        torch.manual_seed(2)  # only the generator matters
         assert torch.equal(augment(images, DEFAULTS, generator(5), 16), first)
         assert not torch.equal(augment(images, DEFAULTS, generator(6), 16), first)
         assert torch.random.initial_seed() == 2

@@ -1,4 +1,4 @@
-"""What a process is set up with before it trains."""
+"""The set-up of a training process."""
 
 import os
 import subprocess
@@ -36,6 +36,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
-def test_on_a_gpu_the_precision_is_the_trainers_so_that_nothing_is_compiled_for_another():
+def test_on_a_gpu_the_precision_is_the_trainers_so_that_nothing_is_compiled_twice():
     ours = mixed_precision(torch.device("cuda"))
     assert vars(ours) == vars(MixedPrecision("bf16-mixed", "cuda").autocast_context_manager())

@@ -94,7 +94,7 @@ def test_the_last_gain_of_each_block_starts_at_0_and_every_other_at_1(name):
 
 def test_kernels_start_as_a_truncated_normal_of_variance_1_over_fan_in():
     torch.manual_seed(0)
-    # Of the distribution itself, by integration: x^2 and 1 over a standard normal cut at two deviations.
+    # The deviation of the distribution, by integration: x^2 and 1 over a standard normal cut at two deviations.
     x = np.linspace(-2, 2, 200_001)
     density = np.exp(-(x**2) / 2)
     narrowing = math.sqrt((x**2 * density).sum() / density.sum())
@@ -197,7 +197,7 @@ def test_embedding_in_batches_gives_every_image_its_own_row_in_order(encoder, pi
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_embedding_puts_the_encoders_mode_back_and_changes_no_statistics(encoder, pixels, training):
+def test_embedding_restores_the_encoders_mode_and_changes_no_statistics(encoder, pixels, training):
     encoder.train(training)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     embed(encoder, pixels)

@@ -309,10 +309,10 @@ def test_a_start_that_does_not_fit_is_refused(pretrained, small_settings, tmp_pa
         with pytest.raises(CheckpointError, match=words):
             initial.initial(str(pretrained), **asked, seed=0)
     assert initial.initial(str(pretrained), None, None, 6, 0).settings.size_px == 6
-    assert "was trained at 16 px: at 6 px its batch norm sees what it has not seen" in capsys.readouterr().out
-    with pytest.raises(CheckpointError, match="there is no run, checkpoint or exported encoder of that name"):
+    assert "was trained at 16 px; at 6 px its batch norm statistics do not fit" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="no run, checkpoint or exported encoder has this name"):
         initial.initial("nowhere", None, None, None, 0)
-    with pytest.raises(CheckpointError, match="of torchvision's, training can start from resnet18, resnet34"):
+    with pytest.raises(CheckpointError, match="of torchvision's models, training can start from resnet18, resnet34"):
         initial.initial("vit_b_16:random", None, None, None, 0)
     with pytest.raises(CheckpointError, match="holds an encoder and no classifier"):
         classifier.load(checkpoint.find(pretrained))
@@ -323,7 +323,7 @@ def test_weights_that_are_no_numbers_or_of_another_architecture_than_they_say_ar
     saved = checkpoint.load(path)
     saved["state_dict"]["encoder.conv1.weight"][0, 0, 0, 0] = float("nan")
     torch.save(saved, path)
-    with pytest.raises(CheckpointError, match=r"last\.ckpt holds weights that are no numbers"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt holds weights that are NaN or infinite"):
         finetune(settings(init=str(pretrained)))
     saved["state_dict"] = {f"encoder.{name}": w for name, w in Encoder("tiny", 2, 16).state_dict().items()}
     torch.save(saved, path)
@@ -342,7 +342,7 @@ def test_an_export_whose_checkpoint_is_not_the_one_any_more_says_so(pretrained):
     bundle, _ = export(ExportSettings(pretrained))
     path = pretrained / "checkpoints" / "last.ckpt"
     path.write_bytes(path.read_bytes() + b"\0")  # another one now
-    with pytest.raises(CheckpointError, match="was exported from a checkpoint that is neither beside it"):
+    with pytest.raises(CheckpointError, match="was exported from a checkpoint that is neither next to it"):
         initial.initial(str(bundle.folder), None, None, None, 0)
 
 

@@ -1,4 +1,4 @@
-"""LARS against a float64 port of the published algorithm, which chooses what to leave alone by module, not by rank."""
+"""LARS against a float64 port of the published algorithm, which excludes parameters by module, not by rank."""
 
 import copy
 import functools
@@ -21,7 +21,7 @@ STEPS, WARMUP, PEAK = 50, 10, 0.5
 
 
 class Network(nn.Module):
-    """A small SimCLR network with everything that is treated differently: kernels, matrices, batch norm, biases."""
+    """A small SimCLR network with all kinds of parameters: kernels, matrices, batch norm, biases."""
 
     def __init__(self):
         super().__init__()
@@ -39,14 +39,14 @@ def network() -> Network:
 
 
 def loss(model: nn.Module, step: int) -> torch.Tensor:
-    """A float64 loss on a batch of its own at each step. Not NT-Xent, which computes in float32."""
+    """A float64 loss on another batch at each step. Not NT-Xent, which computes in float32."""
     generator = torch.Generator().manual_seed(step)
     x = torch.rand(6, 3, 8, 8, dtype=torch.float64, generator=generator)
     return F.cross_entropy(model(x), torch.arange(6) % 5)
 
 
 def left_alone(model: nn.Module) -> set[str]:
-    """What lars_optimizer.py excludes: the parameters of batch norms and all biases."""
+    """Names of the parameters that lars_optimizer.py excludes: those of batch norms, and all biases."""
     names = set()
     for module_name, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):

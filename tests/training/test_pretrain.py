@@ -11,22 +11,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from matplotlib.figure import Figure
 from PIL import Image
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from training import checkpoint
+from training import checkpoint, report
 from training.augment import render
 from training.checkpoint import CheckpointError
 from training.config import PretrainSettings, parse
 from training.data.sources import DataError
 from training.encoders import Encoder, to_input
 from training.initial import Initial, apply_initial, initial, statistics_off
+from training.lars import lars_groups
 from training.loss import LOSSES
 from training.optimizers import OPTIMIZERS
 from training.pretrain import SimCLR, epochs_in, pretrain, starting_point
@@ -324,9 +327,19 @@ def test_the_loss_of_a_step_is_that_of_the_setting(small_settings, name):
     assert module.loss(images, 3).item() == losses[name]
 
 
-def test_a_run_with_dcl_has_its_chance_level_and_its_name_in_the_report(small_settings, monkeypatch):
-    titles = []
-    monkeypatch.setattr("training.report._curves", lambda figure, module: titles.append(LOSSES[module.settings.loss]))
+@pytest.mark.parametrize(("name", "title", "chance"), [("nt_xent", "NT-Xent", 63), ("dcl", "DCL", 62)])
+def test_the_report_names_the_loss_and_draws_its_chance_level(small_settings, name, title, chance):
+    row = {"epoch": 1, "loss": 3.0, "lr": 0.1, "knn": 0.2}
+    module = SimpleNamespace(settings=small_settings(loss=name), history=[row], facts={"before": {"knn": 0.1}})
+    figure = Figure()
+    report._curves(figure, module)
+    losses, level = figure.axes[0].lines
+    assert figure.axes[0].get_title() == f"{title}, nats"
+    assert list(losses.get_ydata()) == [3.0]
+    assert list(level.get_ydata()) == [math.log(chance)] * 2
+
+
+def test_a_run_with_dcl_records_its_chance_level(small_settings):
     run = pretrain(small_settings(loss="dcl", epochs=1))
     (row,) = csv.DictReader((run / "metrics.csv").read_text().splitlines())
     assert float(row["chance"]) == math.log(62)
@@ -421,6 +434,7 @@ def test_every_optimizer_of_the_table_can_be_given_trains_and_has_sensible_learn
     assert 0 < low < high
     module = SimCLR(small_settings(optimizer=name, lr=low, lr_scaling="none", momentum=0.5), RandomPictures(64), None)
     optimizer = module.configure_optimizers()["optimizer"]
+    assert type(optimizer) is type(OPTIMIZERS[name].build(lars_groups(module, 0.0), low, 0.5))
     for group in optimizer.param_groups:
         assert group["lr"] == 0.0
         assert group["initial_lr"] == low

@@ -57,7 +57,7 @@ def test_the_second_call_leaves_the_running_statistics_alone(images):
     assert model[1].momentum == 0.1
 
 
-def test_nothing_is_kept_for_backward_but_z(images):
+def test_only_z_is_kept_for_the_backward_pass(images):
     def kept(chunk: int | None) -> int:
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
