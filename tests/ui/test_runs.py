@@ -20,7 +20,14 @@ FACTS = {
     "changed": NOW - 7200,
 }
 AUGMENT = {"crop_area": [0.25, 1.0], "strength": 0.5}
-METRICS = {"epoch": [1, 2], "step": [9, 18], "loss": [5.0, 4.0], "knn": [None, 0.505], "lr": [0.1, 0.0]}
+METRICS = {
+    "epoch": [1, 2],
+    "step": [9, 18],
+    "loss": [5.0, 4.0],
+    "chance": [5.5, 5.5],
+    "knn": [None, 0.505],
+    "lr": [0.1, 0.0],
+}
 
 
 def run(name: str = "cats", **facts) -> Run:
@@ -36,35 +43,35 @@ def titles(html: str) -> list[str]:
     return re.findall(r"<figcaption><b>([^<]*)</b>", html)
 
 
-def test_a_row_tells_how_far_a_run_is_and_what_it_reached():
+def test_a_row_shows_the_epochs_and_the_best_figure():
     html = list_html([run(), run("dogs", state="training", epoch=1)], ["cats"], NOW)
     assert "kNN 50.5%" in html and "2 h ago" in html
     assert '<span class="state training">training now</span><span class="epochs">1 of 2</span>' in html
     assert re.findall(r'data-run="(\w+)" aria-pressed="(\w+)"', html) == [("cats", "true"), ("dogs", "false")]
 
 
-def test_accuracy_comes_before_what_was_measured_on_the_way():
+def test_accuracy_is_preferred_to_figures_measured_during_training():
     assert "accuracy 80.0%" in list_html([run(figures={"held_out": 0.7, "knn": 0.5, "accuracy": 0.8})], [], NOW)
 
 
-def test_the_newest_is_shown_until_one_is_chosen_and_when_those_are_gone():
+def test_the_newest_run_is_shown_if_none_is_chosen_or_the_chosen_are_deleted():
     runs = [run("new"), run("old")]
     assert still_listed(runs, ()) == still_listed(runs, ("gone",)) == ("new",)
     assert still_listed(runs, ("old", "gone")) == ("old",)
     assert still_listed([], ("gone",)) == ()
 
 
-def test_what_was_measured_has_its_chart_and_what_only_counts_has_none():
+def test_measurements_have_charts_and_counters_have_none():
     assert titles(curves_html([detailed()])) == ["Loss", "kNN accuracy", "Learning rate"]
     odd = METRICS | {"contrast_accuracy": [0.1, 0.2], "held_out": [None, None]}
     assert titles(curves_html([detailed(metrics=odd)]))[-1] == "contrast accuracy"
 
 
-def test_before_the_first_epoch_words_stand_where_curves_will_be():
+def test_before_the_first_epoch_a_sentence_replaces_the_curves():
     assert "first epoch is not over" in curves_html([detailed(metrics={})])
 
 
-def test_chance_is_drawn_where_it_is_the_same_for_all():
+def test_chance_is_drawn_if_it_is_the_same_for_all_runs():
     assert "chance 5.5" in curves_html([detailed(), detailed("dogs")])
     assert "chance" not in curves_html([detailed(), detailed("dogs", chance=6.2)])
     assert "chance" not in curves_html([detailed(), detailed("dogs", chance=None)])
@@ -78,7 +85,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_end():
     assert "ends at 0.0005" in html
 
 
-def test_several_are_told_apart_by_a_key_and_one_needs_none():
+def test_several_runs_have_a_key_and_one_has_none():
     assert '<span class="c0">cats</span><span class="c1">dogs</span>' in curves_html([detailed(), detailed("dogs")])
     assert 'class="key"' not in curves_html([detailed()])
 
@@ -111,7 +118,7 @@ def test_views_are_drawn_with_the_settings_of_each_run(fake):
 
 
 @pytest.mark.parametrize(("items", "said"), [([], "collection is empty"), ([Item("id7", "a", None, None)], "pair")])
-def test_without_a_picture_one_of_the_collection_serves(fake, items, said):
+def test_without_a_picture_the_collections_first_is_used(fake, items, said):
     client = fake()
 
     async def first(limit, collection):

@@ -29,7 +29,7 @@ FULL = f"{MOST} runs can be compared at a time; take one out first."
 NO_PICTURE = "The collection is empty; drop a picture to draw views of it."
 STATES = {"training": "training now", "finished": "finished", "stopped": "stopped"}
 FIGURES = {"accuracy": "accuracy", "held_out": "held out", "knn": "kNN", "views_matched": "views matched"}  # best first
-NOT_DRAWN = ("epoch", "step", "k", "bank", "queries", "pictures")
+NOT_DRAWN = ("epoch", "step", "chance", "k", "bank", "queries", "pictures")
 TITLES = {
     "loss": "Loss",
     "knn": "kNN accuracy",
