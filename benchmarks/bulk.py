@@ -1,15 +1,15 @@
-"""Images a second of filling a collection over those of the bare loop on the same cores.
+"""Speed of filling a collection, relative to a bare loop on the same cores.
 
     python benchmarks/bulk.py [--quick]
 
-`bulk` is serving/bulk.py's own `run` with a fresh index: listing, reading and hashing files, decoding, encoding,
-thumbnails, writing all durably, and the maintenance at the end. `bare` (benchmarks/serving.py) decodes and encodes the
-same files out of the memory, in the faster of two arrangements. Neither counts the loading of the encoder. They take
-turns, each in a process of its own, and a ratio is the median of the rounds' ratios. `by_cpu` is CPU time an image in
-the bare loop over that in bulk, which other work on the machine does not touch.
+`bulk` is the `run` of serving/bulk.py with a new index: listing, reading and hashing files, decoding, encoding,
+thumbnails, durable writes, and maintenance at the end. `bare` (benchmarks/serving.py) decodes and encodes the same
+files from memory, in the faster of two arrangements. Loading the encoder is not counted. The two alternate, each in a
+process of its own, and a ratio is the median of the rounds' ratios. `by_cpu` is CPU time per image in the bare loop
+over that in bulk, which other work on the machine does not affect.
 
-The encoder is ResNet-18, untrained: at 224 px on JPEG files of 500 x 375; at 32 px on files of that size, with the same
-stem, so that the network is little beside all else.
+The encoder is an untrained ResNet-18: at 224 px on JPEG files of 500 x 375, and at 32 px on files of 32 x 32 with the
+same first layer, so that the network takes a small part of the time.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -45,7 +45,7 @@ CASES = (
 @dataclass(frozen=True)
 class Options:
     quick: bool = False
-    """One short round, on a fifth of the files."""
+    """One short round on a fifth of the files."""
 
 
 def main(options: Options) -> None:
@@ -56,7 +56,7 @@ def main(options: Options) -> None:
         ProcessPoolExecutor(1, spawn) as worker,
         ProcessPoolExecutor(1, spawn) as filler,
     ):
-        for case, files in reversed(CASES):  # the last line is of the larger pictures
+        for case, files in reversed(CASES):  # so that the last figure is that of the larger pictures
             if options.quick:
                 case, files = case.quick(), files // 5
             more_rows, more_figures = compare(case, files, Path(folder) / case.name, worker, filler)
@@ -66,10 +66,11 @@ def main(options: Options) -> None:
 
 
 def compare(case: Case, files: int, folder: Path, worker: Executor, filler: Executor) -> tuple[list, dict]:
+    """Rows and figures of one case."""
     pictures = worker.submit(prepare, case, folder).result()
     filler.submit(write, case, files, folder / "pictures").result()
     alone = fastest_loop(folder, pictures, case.seconds / 2, worker)
-    filler.submit(fill, folder, PICTURES).result()  # imports, and the disk's cache
+    filler.submit(fill, folder, PICTURES).result()  # warms up imports and the disk's cache
     rates = []
     for i in range(case.rounds):
         alone.turns.append(alone.measure(case.seconds))
@@ -87,7 +88,7 @@ def compare(case: Case, files: int, folder: Path, worker: Executor, filler: Exec
 
 
 def write(case: Case, files: int, folder: Path) -> None:
-    """As many different files, and some of them once more for warming up."""
+    """Write `files` different pictures, and copies of some for the warm-up."""
     for i in range(files):
         path = folder / str(i % 10) / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,25 +99,26 @@ def write(case: Case, files: int, folder: Path) -> None:
 
 
 def fill(folder: Path, files: int) -> Turn:
+    """Fill an index from the pictures, without counting the time in which the encoder is loaded."""
     from serving import bulk
 
-    loading, work_of = [0.0, 0.0], bulk.work_of
+    loading, batch_encoder = [0.0, 0.0], bulk.batch_encoder
 
     def timed(bundle):
         wall, cpu = time.perf_counter(), time.process_time()
-        work = work_of(bundle)
+        encoder = batch_encoder(bundle)
         loading[:] = time.perf_counter() - wall, time.process_time() - cpu
-        return work
+        return encoder
 
     data, index = folder / ("some" if files == PICTURES else "pictures"), folder / "index"
     shutil.rmtree(index, ignore_errors=True)
-    bulk.work_of = timed
+    bulk.batch_encoder = timed
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            tally = bulk.run(bulk.BulkSettings(str(data), str(folder / "encoder"), str(index)))
+            tally = bulk.run(bulk.BulkSettings(data=str(data), encoder=str(folder / "encoder"), index=str(index)))
     finally:
-        bulk.work_of = work_of
+        bulk.batch_encoder = batch_encoder
     seconds, cpu = time.perf_counter() - wall - loading[0], time.process_time() - cpu - loading[1]
     if tally.indexed != files:
         raise SystemExit(f"error: of {files} files {tally.indexed} were indexed")

@@ -1,10 +1,10 @@
-"""Near-duplicates of a whole collection: are all of them found, and in what share of the time that all pairs take?
+"""Near-duplicates of a whole collection: recall, and time relative to comparing all pairs.
 
     python benchmarks/duplicates.py
 
-Vectors in clusters, a twentieth of them copies of others with noise. In one set the directions hold less and less, as
-of encoders' vectors; in the other all hold the same, which is the worst for the bounds. All pairs are compared by
-matrix products in blocks, on all cores.
+The vectors form clusters; a twentieth of them are noisy copies of others. In one set the variance decreases from
+direction to direction, as in vectors of encoders; in the other it is the same in all directions, the worst case for
+the bounds of the search. All pairs are compared by matrix products in blocks, on all cores.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -31,12 +31,13 @@ QUICK = 25_000
 @dataclass(frozen=True)
 class Options:
     rows: int = 100_000
-    """Vectors."""
+    """Number of vectors."""
     dimension: int = 512
+    """Length of the vectors."""
     threshold: float = 0.95
-    """The least cosine."""
+    """Least cosine of near-duplicates."""
     quick: bool = False
-    """25,000 vectors."""
+    """25,000 vectors only."""
 
 
 def main(options: Options) -> None:
@@ -67,26 +68,26 @@ def main(options: Options) -> None:
 
 
 def clustered(n: int, d: int, power: float) -> np.ndarray:
-    """Unit vectors (n, d); the k-th direction has the scale k ** power."""
+    """Unit vectors (n, d) in clusters; direction k is scaled by k ** power."""
     rng = np.random.default_rng(0)
     scale = np.arange(1, d + 1, dtype=np.float32) ** power
     centres = rng.standard_normal((CLUSTERS, d), np.float32)
     vectors = (centres[rng.integers(CLUSTERS, size=n)] + 0.6 * rng.standard_normal((n, d), np.float32)) * scale
-    of, copies = rng.integers(n, size=(2, n // 20))
-    noise = unit(rng.standard_normal((len(of), d))) * rng.uniform(0.05, 0.5, (len(of), 1))
-    vectors[copies] = unit(vectors[of]) + noise
+    originals, copies = rng.integers(n, size=(2, n // 20))
+    noise = unit(rng.standard_normal((len(copies), d))) * rng.uniform(0.05, 0.5, (len(copies), 1))
+    vectors[copies] = unit(vectors[originals]) + noise
     return unit(vectors)
 
 
 def all_pairs(vectors: np.ndarray, threshold: float) -> set[int]:
-    """i * n + j of each pair i < j."""
-    n, found = len(vectors), set()
+    """The pairs i < j above the threshold, each as i * n + j."""
+    n, pairs = len(vectors), set()
     for i in range(0, n, BLOCK):
         for j in range(i, n, BLOCK):
             a, b = np.nonzero(vectors[i : i + BLOCK] @ vectors[j : j + BLOCK].T >= threshold)
             a, b = a + i, b + j
-            found.update((a * n + b)[a < b].tolist())
-    return found
+            pairs.update((a * n + b)[a < b].tolist())
+    return pairs
 
 
 if __name__ == "__main__":

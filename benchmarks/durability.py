@@ -1,13 +1,18 @@
-"""Does the index keep what it has acknowledged when its writer is killed?
+"""Whether the index keeps every acknowledged write when its writer is killed.
 
     python benchmarks/durability.py [--quick]
 
-A process upserts, deletes and maintains, and says through a pipe what it begins and what has returned. It is killed by
-SIGKILL at a random moment; then the collection is read anew and compared. What was under way may be there or not, but
-as a whole. `lost` are acknowledged pictures that are not there, not as they were last written, or not found by a reader
-that was open all the time; `back` are pictures that are there though their deletion was acknowledged; `half` are
-operations of which a part is there; `unsound` is what `Index.verify` says. A killed process leaves the system's cache
-of the disk as it is: a power cut is another matter, which tests/serving/test_index.py imitates.
+A process upserts, deletes and maintains, and reports through a pipe each operation before it starts and after it has
+returned. It is killed by SIGKILL at a random moment; then the collection is read again and compared. The operation in
+progress may have happened or not, but not in part. Counted are
+
+    lost     acknowledged pictures that are missing, differ from what was last written, or are not found by a reader
+             that was open all the time
+    back     pictures that exist although their deletion was acknowledged
+    half     operations that happened in part
+    unsound  problems found by `Index.verify`
+
+A killed process does not lose the system's disk cache. Power cuts are imitated in tests/serving/test_index.py.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -31,28 +36,28 @@ from benchmarks.result import publish
 from serving.collection.index import Index, Item, unit
 
 DIMENSION = 32
-PICTURES = 2000  # different ones
-AT_ONCE = 150  # at most, of an upsert or a deletion
-LONGEST_S = 0.8  # from the first acknowledgement to the kill
+PICTURES = 2000  # different pictures
+AT_ONCE = 150  # most pictures of an upsert or a deletion
+LONGEST_S = 0.8  # longest time from the first acknowledgement to the kill
 THUMBNAIL = b"\xff\xd8\xff\xd9"
 
 
 @dataclass(frozen=True)
 class Options:
     rounds: int = 100
-    """Kills."""
+    """Number of kills."""
     quick: bool = False
-    """10 kills."""
+    """10 kills only."""
 
 
 @dataclass(frozen=True)
 class Operation:
     what: str  # upsert, delete, maintain
     numbers: tuple[int, ...]
-    edition: int  # what is written differs by it
+    edition: int  # a number that makes the written content unique
 
     def applied(self, held: dict[int, int]) -> dict[int, int]:
-        """The edition of each picture after it."""
+        """The edition of each picture after the operation."""
         match self.what:
             case "upsert":
                 return held | dict.fromkeys(self.numbers, self.edition)
@@ -68,9 +73,9 @@ def main(options: Options) -> None:
     totals = dict.fromkeys(("operations", "maintained", "under way", "half", "unsound", "back", "lost"), 0)
     with tempfile.TemporaryDirectory() as folder:
         uri = str(Path(folder, "index"))
-        open_all_the_time = Index(uri, "encoder", DIMENSION)
+        long_open_reader = Index(uri, "encoder", DIMENSION)
         for turn in tqdm(range(rounds), disable=None):
-            done, under_way = killed(uri, turn, float(rng.uniform(0, LONGEST_S)))
+            done, under_way = run_and_kill(uri, turn, float(rng.uniform(0, LONGEST_S)))
             for operation in done:
                 held = operation.applied(held)
             totals["operations"] += len(done)
@@ -80,11 +85,11 @@ def main(options: Options) -> None:
             after = held if under_way is None else under_way.applied(held)
             for name, value in differences(found, held, after).items():
                 totals[name] += value
-            totals["lost"] += wrong + missed(open_all_the_time, found, rng)
-            said = Index(uri, "encoder", DIMENSION).verify()
-            totals["unsound"] += len(said)
-            for sentence in said:
-                print(sentence)
+            totals["lost"] += wrong + missed(long_open_reader, found, rng)
+            problems = Index(uri, "encoder", DIMENSION).verify()
+            totals["unsound"] += len(problems)
+            for problem in problems:
+                print(problem)
             held = found
     publish(
         "durability",
@@ -93,25 +98,25 @@ def main(options: Options) -> None:
     )
 
 
-def killed(uri: str, turn: int, after_s: float) -> tuple[list[Operation], Operation | None]:
-    """What a writer that was killed had acknowledged, and what it had begun."""
+def run_and_kill(uri: str, turn: int, after_s: float) -> tuple[list[Operation], Operation | None]:
+    """Run a writer and kill it; returns the operations that it acknowledged, and the one in progress."""
     context = get_context("spawn")
-    said, says = context.Pipe(duplex=False)
-    process = context.Process(target=write, args=(uri, turn, says), daemon=True)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=write, args=(uri, turn, sender), daemon=True)
     process.start()
-    says.close()
+    sender.close()
     done: list[Operation] = []
     under_way = None
     until = None
     while True:
         if until is None or time.monotonic() < until:
-            if not said.poll(None if until is None else max(0, until - time.monotonic())):
+            if not receiver.poll(None if until is None else max(0, until - time.monotonic())):
                 continue
         elif process.is_alive():
             process.kill()
             process.join()
         try:
-            message = said.recv()
+            message = receiver.recv()
         except EOFError:
             return done, under_way
         if message is None:
@@ -122,13 +127,14 @@ def killed(uri: str, turn: int, after_s: float) -> tuple[list[Operation], Operat
             under_way = message
 
 
-def write(uri: str, turn: int, says: Connection) -> None:
+def write(uri: str, turn: int, sender: Connection) -> None:
+    """Send each operation before it starts, and None after it has returned, until this process is killed."""
     index, rng = Index(uri, "encoder", DIMENSION), np.random.default_rng([1, turn])
     for count in range(10**6):
         what = str(rng.choice(["upsert", "delete", "maintain"], p=[0.6, 0.25, 0.15]))
         numbers = rng.choice(PICTURES, rng.integers(1, AT_ONCE), replace=False).tolist()
         operation = Operation(what, tuple(numbers), 10**6 * turn + count)
-        says.send(operation)
+        sender.send(operation)
         match what:
             case "upsert":
                 pictures = [picture(number, operation.edition) for number in numbers]
@@ -138,7 +144,7 @@ def write(uri: str, turn: int, says: Connection) -> None:
                 index.delete(f"{number:032x}" for number in numbers)
             case "maintain":
                 index.maintain()
-        says.send(None)
+        sender.send(None)
 
 
 def picture(number: int, edition: int) -> Item:
@@ -150,7 +156,7 @@ def vector(number: int, edition: int) -> np.ndarray:
 
 
 def read(index: Index) -> tuple[dict[int, int], int]:
-    """The edition of each picture that is there, and how many are not what they should be or there twice."""
+    """The edition of each existing picture, and how many pictures are wrong or exist twice."""
     found: dict[int, int] = {}
     wrong = 0
     for items, vectors in index.scan():
@@ -163,7 +169,7 @@ def read(index: Index) -> tuple[dict[int, int], int]:
 
 
 def differences(found: dict[int, int], before: dict[int, int], after: dict[int, int]) -> dict[str, int]:
-    """From `after`, or from `before` if that is nearer: what was under way may have happened or not."""
+    """Differences of `found` from `after`, or from `before` if the operation in progress did not happen."""
     touched = {number for number in before.keys() | after.keys() if before.get(number) != after.get(number)}
     happened = sum(found.get(number) == after.get(number) for number in touched)
     expected = after if happened else before
@@ -177,7 +183,7 @@ def differences(found: dict[int, int], before: dict[int, int], after: dict[int, 
 
 
 def missed(index: Index, found: dict[int, int], rng: np.random.Generator) -> int:
-    """Of twenty pictures, how many are not the nearest to their own vectors."""
+    """Number of twenty pictures that a search for their own vector does not find."""
     some = rng.permutation(sorted(found))[:20].tolist()
     return sum(
         [item.metadata["edition"] for item, _ in index.search(vector(number, found[number]), 1)] != [found[number]]

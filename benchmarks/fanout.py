@@ -1,12 +1,11 @@
-"""What a search over many shards waits for: the slowest of them.
+"""Latency of a search over many shards, which waits for the slowest of them.
 
     python benchmarks/fanout.py
 
-One shard, an Index on this machine's disk, is searched at a steady rate, and its latencies are kept. A search over S
-shards is simulated as the maximum of S latencies drawn from them; with a hedge, a shard that has not answered by its
-own 95th percentile is asked again at a second replica, and the first answer counts (Dean and Barroso 2013, The Tail at
-Scale). Shards are taken as independent: a network and a slow machine would add to it, and so would shards that share
-one.
+One shard, an Index on this machine's disk, is searched at a steady rate, and its latencies are recorded. A search over
+S shards is simulated as the maximum of S latencies drawn from them. With hedged requests, a shard that has not answered
+by its 95th percentile is also asked at a second replica, and the first answer counts (Dean and Barroso 2013, The Tail
+at Scale). Shards are assumed independent; a network, a slow machine, or shards on the same machine would add latency.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -28,8 +27,8 @@ from serving.collection.index import Index, Item
 
 SHARDS = (1, 10, 100, 1000)
 DRAWN = 20_000  # simulated searches
-HEDGE_AT = 0.95  # quantile
-LOAD = 0.5  # of the rate at which searches one after the other would come
+HEDGE_AT = 0.95  # quantile of the latency
+LOAD = 0.5  # share of the rate of back-to-back searches
 K = 10
 
 
@@ -38,10 +37,11 @@ class Options:
     rows: int = 100_000
     """Vectors in the shard."""
     dimension: int = 512
+    """Length of the vectors."""
     searches: int = 3000
-    """That are measured."""
+    """Searches that are measured."""
     quick: bool = False
-    """10,000 vectors, 400 searches."""
+    """10,000 vectors and 400 searches only."""
 
 
 def main(options: Options) -> None:
@@ -82,7 +82,7 @@ def main(options: Options) -> None:
 
 
 def measured(index: Index, queries: np.ndarray) -> np.ndarray:
-    """Seconds of each search, (n,), counted from when it was due: one that is late because of the one before waits."""
+    """Seconds of each search, (n,), from the time it was due, so that delays by the search before it count."""
     for query in queries[:50]:
         index.search(query, K)
     started = time.perf_counter()
@@ -99,7 +99,7 @@ def measured(index: Index, queries: np.ndarray) -> np.ndarray:
 
 
 def simulated(latency: np.ndarray, shards: int, hedged: bool, rng: np.random.Generator) -> np.ndarray:
-    """Seconds that each of DRAWN searches waits for the slowest of its shards."""
+    """Seconds of each of DRAWN searches until the slowest shard has answered."""
     late = np.quantile(latency, HEDGE_AT)
     waited = np.empty(DRAWN)
     for start in range(0, DRAWN, 1000):

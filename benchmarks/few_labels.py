@@ -1,10 +1,10 @@
-"""What pretraining is worth when labels are few: fine-tuned from a run, and trained from nothing on the same labels.
+"""Gain of pretraining with few labels: fine-tuning a pretrained run, and training from random weights.
 
     python benchmarks/few_labels.py --run runs/clothing-tiny --data clothing.zip
 
-Both by finetune.py's defaults. A seed draws which labels are used, the same for both, and the order and views. A gain
-is the difference of the two on the same labels and seed, in points of the test split's accuracy. The intervals say how
-other seeds would differ, not other test pictures.
+Both use finetune.py's defaults. A seed decides the labels, which are the same for both, the order and the views. A gain
+is the difference of the two with the same labels and seed, in percentage points of the accuracy on the test split. The
+intervals cover other seeds, not other test pictures.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -28,11 +28,10 @@ import torch
 import tyro
 
 from benchmarks.result import publish
+from serving.limits import cores
 from training import checkpoint, finetune
 from training.recipes import FinetuneSettings
 from training.study.verdict import RunRow, halfwidth
-
-CORES = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,13 @@ class Options:
     data: str
     """Labelled pictures with a test split."""
     shares: tuple[float, ...] = (0.01, 0.1)
-    """Of each class's labels."""
+    """Shares of each class's labels that are used."""
     seeds: int = 5
-    """Of each."""
+    """Trainings for each share, with different seeds."""
     epochs: int = 100
-    """Of every training, from the run and from nothing."""
+    """Epochs of every training."""
     quick: bool = False
-    """Five epochs and two seeds."""
+    """Five epochs and two seeds only."""
 
 
 def main(options: Options) -> None:
@@ -61,11 +60,11 @@ def main(options: Options) -> None:
     seeds = range(2 if options.quick else options.seeds)
     cells = [(share, start) for share in options.shares for start in starts]
     each = [replace(starts[start], label_share=share, seed=seed) for share, start in cells for seed in seeds]
-    with ProcessPoolExecutor(CORES, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        found = list(pool.map(accuracy, each))
+    with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        results = list(pool.map(accuracy, each))
     n, rows, gains = len(seeds), [], {}
     for i, share in enumerate(options.shares):
-        labels, values = zip(*found[2 * i * n : 2 * (i + 1) * n], strict=True)
+        labels, values = zip(*results[2 * i * n : 2 * (i + 1) * n], strict=True)
         run, nothing = values[:n], values[n:]
         gain = [more - less for more, less in zip(run, nothing, strict=True)]
         row = {"share": share, "labels": labels[0]}
@@ -79,7 +78,7 @@ def main(options: Options) -> None:
 
 
 def accuracy(settings: FinetuneSettings) -> tuple[int, float]:
-    """How many labels were learnt from, and the share of the test split that is right."""
+    """Number of labels trained on, and the accuracy on the test split."""
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as quiet:
         finetune.RUNS = Path(folder)
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# All measurements of training that want a GPU, inside ten minutes: tables here, JSON in $OUT (benchmarks/out by default).
+# All training benchmarks that need a GPU, within ten minutes. Prints tables; writes JSON to $OUT (default benchmarks/out).
 #
 #   benchmarks/gpu.sh                   with the environment's python, or PYTHON=...
 #
-# The speed run takes a quarter of an hour and is a command of its own:
+# The speed run takes 15 minutes and is a separate command:
 #   time python training/pretrain.py --preset cifar-fast
-# Other libraries take part where they are installed: uv pip install -r benchmarks/peers.txt
+# Other libraries are compared if they are installed: uv pip install -r benchmarks/peers.txt
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
 failed=()
 
-measure() { # seconds at most, program, its options
+measure() { # time limit in seconds, program, its options
   echo "== ${*:2}"
   timeout "$1" "$python" "benchmarks/${@:2}" || failed+=("$2")
 }
@@ -21,4 +21,4 @@ measure 60 loss_memory.py
 measure 170 stream.py --images 1000 --seconds 15
 measure 230 train_peers.py
 echo
-[ ${#failed[@]} -eq 0 ] && echo "all measured" || { echo "failed, or took too long: ${failed[*]}"; exit 1; }
+[ ${#failed[@]} -eq 0 ] && echo "all measured" || { echo "failed or timed out: ${failed[*]}"; exit 1; }

@@ -1,16 +1,17 @@
-"""The index beside FAISS: recall, latency, filters, writing, opening, memory; searching while another process writes.
+"""The index compared with FAISS: recall, latency, filters, writing, opening, memory, and searching during writes.
 
     python benchmarks/index.py [--quick]
-    python benchmarks/index.py --real clothing.zip      pixels of a zip's pictures instead of made vectors
+    python benchmarks/index.py --real clothing.zip      pixels of the pictures in a zip instead of generated vectors
 
-The vectors are unit, around 2,000 centres, and the queries are of the same kind. `flat` is FAISS's IndexFlatIP, exact,
-with one thread or all, whichever is faster here; `hnsw` its IndexHNSWFlat (M 32). Twinview answers with whole items,
-through collection.index on a folder; FAISS with numbers. They take turns, query by query, in one process. Upserts are
-durable when they return. A filter is told as first met and as met again at one version of the table.
+The vectors are unit vectors around 2,000 centres, and so are the queries. `flat` is FAISS's exact IndexFlatIP with one
+thread or all, whichever is faster; `hnsw` is its IndexHNSWFlat (M 32). Twinview, as collection.index on a folder,
+returns whole items, FAISS row numbers. They alternate query by query in one process. Upserts are durable when they
+return. A filter is measured at its first use, and when used again on the same version of the table.
 
-`reopening` is a fresh process: from imports done to the first answer, and from its start. `memory` is what it takes
-after that beyond the imports, and in all, over the bytes of the vectors. `while loading` is the p99 of searches while
-another process upserts without a pause as many rows as bulk.py writes at most, over the p99 of an idle machine.
+`reopening` is a fresh process: from the end of its imports to the first answer, and from its start. `memory` is what it
+then uses in addition to the imports, and in total, relative to the size of the vectors. `while loading` is the p99 of
+searches while another process upserts, without a pause, as many rows at once as bulk.py writes at most, relative to
+the p99 on an idle machine.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -26,6 +27,8 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import faiss
@@ -36,16 +39,16 @@ from PIL import Image
 
 from benchmarks.result import publish
 from serving.collection.index import Index, Item, unit
-from serving.limits import cores, give_way
+from serving.limits import cores, lower_priority
 from serving.protocol.filters import Filter
 
 K = 10
 CENTRES = 2000
-SPREAD = 0.7  # of a vector around its centre: two of one centre have a cosine of 0.67
-ROWS = 8192  # an upsert
-MANY = 32  # queries of a batch
-PIXELS = 16  # side of a real square
-SQUARES = 24  # of a picture
+SPREAD = 0.7  # of vectors around their centre: two vectors of one centre have a cosine of 0.67
+ROWS = 8192  # per upsert
+MANY = 32  # queries per batch
+PIXELS = 16  # side of a square cut from a picture, in pixels
+SQUARES = 24  # per picture
 FILTERS = {"1 %": Filter.parse({"label": "7"}), "50 %": Filter.parse({"even": True})}
 
 
@@ -54,7 +57,7 @@ class Options:
     quick: bool = False
     """20,000 vectors only."""
     real: Path | None = None
-    """A zip of pictures: squares of them, at random, shrunk to 16 px."""
+    """A zip of pictures: random squares of them, shrunk to 16 px, are the vectors."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ QUICK = (Case(20_000, 512, 100, loading_s=3),)
 
 
 def main(options: Options) -> None:
-    import lancedb  # noqa: F401  seconds, which the first upsert would take
+    import lancedb  # noqa: F401  takes seconds, which would count in the first upsert
 
     rows, figures = [], {}
     if options.real:
@@ -93,7 +96,7 @@ def main(options: Options) -> None:
 
 
 def measure(case: Case, vectors: np.ndarray, queries: np.ndarray, rows: list[dict]) -> dict[str, float]:
-    """Figures of one case; what is for people goes to `rows`."""
+    """Figures of one case; appends the rows of the table to `rows`."""
     print(case.name, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         uri = str(Path(folder, "index"))
@@ -103,7 +106,7 @@ def measure(case: Case, vectors: np.ndarray, queries: np.ndarray, rows: list[dic
         index.maintain()
         figures["maintain_s"] = time.perf_counter() - began
         figures |= in_a_fresh_process(uri, vectors, queries[0])
-        figures |= beside_faiss(case, index, vectors, queries, rows)
+        figures |= compare_with_faiss(case, index, vectors, queries, rows)
         figures |= while_loading(case, index, queries)
     rows += [{"vectors": case.name, "what": name, "value": value} for name, value in figures.items()]
     return figures
@@ -122,8 +125,8 @@ def clustered(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pixels(path: Path) -> np.ndarray:
-    """Unit vectors of squares of a zip's pictures, shrunk, less the mean of all."""
-    rng, found = np.random.default_rng(0), []
+    """Unit vectors of random squares of a zip's pictures, shrunk, minus their mean."""
+    rng, squares = np.random.default_rng(0), []
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if not name.lower().endswith((".jpg", ".jpeg", ".png")):
@@ -134,8 +137,8 @@ def pixels(path: Path) -> np.ndarray:
                 side = int(rng.uniform(0.3, 1) * min(image.size))
                 x, y = (int(rng.integers(0, length - side + 1)) for length in image.size)
                 small = image.resize((PIXELS, PIXELS), Image.Resampling.BOX, (x, y, x + side, y + side))
-                found.append(np.asarray(small, np.uint8).ravel())
-    vectors = np.stack(found).astype(np.float32)
+                squares.append(np.asarray(small, np.uint8).ravel())
+    vectors = np.stack(squares).astype(np.float32)
     return unit(vectors - vectors.mean(axis=0))
 
 
@@ -147,23 +150,24 @@ def items(numbers: Sequence[int]) -> list[Item]:
 
 
 def sides(i: int) -> tuple[int, int, int]:
-    """Width, height and bytes, different from picture to picture."""
+    """Width, height and bytes, different for each picture."""
     width, height = 200 + i * 7919 % 4000, 200 + i * 104_729 % 3000
     return width, height, width * height // 7
 
 
 def filled(index: Index, vectors: np.ndarray) -> float:
-    """Rows a second."""
-    taken = 0.0
+    """Fill the index; returns rows per second."""
+    seconds = 0.0
     for at in range(0, len(vectors), ROWS):
         some = items(range(at, min(at + ROWS, len(vectors))))
         began = time.perf_counter()
         index.upsert(some, vectors[at : at + ROWS])
-        taken += time.perf_counter() - began
-    return len(vectors) / taken
+        seconds += time.perf_counter() - began
+    return len(vectors) / seconds
 
 
 def in_a_fresh_process(uri: str, vectors: np.ndarray, query: np.ndarray) -> dict[str, float]:
+    """Time to open the index, and memory."""
     began = time.time()
     with get_context("spawn").Pool(1) as pool:
         opened, answered, before, after = pool.apply(_reopen, (uri, query))
@@ -173,8 +177,8 @@ def in_a_fresh_process(uri: str, vectors: np.ndarray, query: np.ndarray) -> dict
 
 
 def _reopen(uri: str, query: np.ndarray) -> tuple[float, float, int, int]:
-    """When imports were done and when the first answer was there; bytes taken then, and after a hundred more."""
-    import lancedb  # noqa: F401  as the service has at its start
+    """Time after the imports and at the first answer; bytes in use after the imports, and after more searches."""
+    import lancedb  # noqa: F401  as the service does at its start
 
     process = psutil.Process()
     before, opened = process.memory_info().rss, time.time()
@@ -186,7 +190,7 @@ def _reopen(uri: str, query: np.ndarray) -> tuple[float, float, int, int]:
     return opened, answered, before, process.memory_info().rss
 
 
-def beside_faiss(case: Case, index: Index, vectors: np.ndarray, queries: np.ndarray, rows: list[dict]) -> dict:
+def compare_with_faiss(case: Case, index: Index, vectors: np.ndarray, queries: np.ndarray, rows: list[dict]) -> dict:
     flat = faiss.IndexFlatIP(case.d)
     flat.add(vectors)
     engines: dict[str, Callable] = {"twinview": lambda query: numbers(index.search(query, K))}
@@ -239,8 +243,8 @@ def beside_faiss(case: Case, index: Index, vectors: np.ndarray, queries: np.ndar
 
 
 def while_loading(case: Case, index: Index, queries: np.ndarray) -> dict[str, float]:
-    """p99 of searches while another process upserts, over the idle p99; and what it upserted in a second."""
-    idle = [took(index, query) for query in np.resize(queries, (max(300, len(queries)), case.d))]
+    """p99 of searches while another process upserts, relative to the idle p99; and rows upserted per second."""
+    idle = [search_s(index, query) for query in np.resize(queries, (max(300, len(queries)), case.d))]
     context = get_context("spawn")
     stop, count = context.Event(), context.Value("q", 0)
     writer = context.Process(target=_load, args=(index.store.uri, case, stop, count), daemon=True)
@@ -249,7 +253,7 @@ def while_loading(case: Case, index: Index, queries: np.ndarray) -> dict[str, fl
         time.sleep(0.01)
     busy, before, began, at = [], count.value, time.perf_counter(), 0
     while time.perf_counter() - began < case.loading_s:
-        busy.append(took(index, queries[at % len(queries)]))
+        busy.append(search_s(index, queries[at % len(queries)]))
         at += 1
     seconds = time.perf_counter() - began
     rate = (count.value - before) / seconds
@@ -260,11 +264,11 @@ def while_loading(case: Case, index: Index, queries: np.ndarray) -> dict[str, fl
     return figures | {"p99_while_loading_over_idle": p99["busy"] / p99["idle"]}
 
 
-def _load(uri: str, case: Case, stop, count) -> None:
-    from serving.indexing.fill import ROWS_PER_UPSERT
+def _load(uri: str, case: Case, stop: Event, count: Synchronized) -> None:
+    from serving.indexing.fill import MAX_ROWS_PER_UPSERT
 
-    give_way()  # as `twinview index add`, which writes no more than so many rows at once
-    index, vectors = Index(uri, "encoder", case.d), clustered(Case(ROWS_PER_UPSERT, case.d, 1))[0]
+    lower_priority()  # like `twinview index add`, which writes at most this many rows at once
+    index, vectors = Index(uri, "encoder", case.d), clustered(Case(MAX_ROWS_PER_UPSERT, case.d, 1))[0]
     while not stop.is_set():
         at = case.n + count.value
         index.upsert(items(range(at, at + len(vectors))), vectors)
@@ -272,7 +276,7 @@ def _load(uri: str, case: Case, stop, count) -> None:
 
 
 def in_turns(engines: dict[str, Callable], queries: Sequence[np.ndarray]) -> dict[str, list[float]]:
-    """Seconds of each query, the engines taking turns; after a first round that does not count."""
+    """Seconds of each query, with the engines alternating, after a warm-up."""
     for engine in engines.values():
         engine(queries[0])
     times: dict[str, list[float]] = {name: [] for name in engines}
@@ -284,14 +288,15 @@ def in_turns(engines: dict[str, Callable], queries: Sequence[np.ndarray]) -> dic
     return times
 
 
-def took(index: Index, query: np.ndarray) -> float:
+def search_s(index: Index, query: np.ndarray) -> float:
+    """Seconds of one search."""
     began = time.perf_counter()
     index.search(query, K)
     return time.perf_counter() - began
 
 
 def faster_threads(work: Callable) -> None:
-    """Set FAISS to one thread or all, by what is faster."""
+    """Set FAISS to one thread or all, whichever is faster."""
     seconds = {}
     for threads in (1, cores()):
         faiss.omp_set_num_threads(threads)

@@ -1,14 +1,14 @@
-"""How fast an encoder embeds on a CPU: torch as it is, and exported in float32, float16, and int8.
+"""Speed of an encoder on a CPU: in torch, and exported in float32, float16 and int8.
 
     python benchmarks/inference.py
 
-All take turns on the same cores, uint8 pixels in and float32 h out, in whole batches. A turn is a fifth of a second of
-runs, the first not counted: the threads of who came before still spin. A rate is the median over the turns of a turn's
-median, of each way with one thread or with one a core, whichever is faster. The figures are ResNet-18's at 224 px for a
-picture alone, or with --quick the tiny encoder's at 48 px.
+All alternate on the same cores, with whole batches of uint8 pixels as input and float32 h as output. A turn is a fifth
+of a second of runs; its first run is not counted, since threads of the turn before may still spin. A rate is the median
+over turns of the median of a turn, with one thread or one thread per core, whichever is faster. The figures are those
+of ResNet-18 at 224 px for single pictures, or with --quick of the tiny encoder at 48 px.
 
-torch runs eagerly (channels last, where that is faster), the others in ONNX Runtime. int8 gains most where the
-processor multiplies bytes (VNNI); float16 is for GPUs, and computed in float32 by a CPU.
+torch runs eagerly, with channels last if that is faster, the others in ONNX Runtime. int8 gains most on processors with
+instructions for bytes (VNNI); float16 is for GPUs, and a CPU computes it in float32.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -33,7 +33,7 @@ import tyro
 from benchmarks.result import publish
 from export.compare import open_graph
 from export.quantize import to_fp16, to_int8
-from export.to_onnx import Served, to_graph
+from export.to_onnx import ExportedModel, to_graph
 from training.encoders import Encoder
 
 CORES = torch.get_num_threads()
@@ -43,9 +43,9 @@ TURN_S = 0.2
 @dataclass(frozen=True)
 class Options:
     turns: int = 5
-    """Of each."""
+    """Turns of each variant."""
     quick: bool = False
-    """The tiny encoder at 48 px alone."""
+    """The tiny encoder at 48 px only."""
 
 
 class Case(NamedTuple):
@@ -59,7 +59,7 @@ SMALL = (Case("tiny", 48, 1), Case("tiny", 48, 64), Case("tiny", 32, 64))
 
 
 def main(options: Options) -> None:
-    logging.disable(logging.WARNING)  # the exporter's and the quantiser's
+    logging.disable(logging.WARNING)  # of the exporter and the quantiser
     rows = []
     for case in SMALL[:2] if options.quick else LARGE + SMALL:
         rate = {name: case.batch / seconds for name, seconds in measure(case, options.turns).items()}
@@ -71,33 +71,33 @@ def main(options: Options) -> None:
 
 
 def measure(case: Case, turns: int) -> dict[str, float]:
-    """Seconds of a batch, each way at its fastest."""
+    """Seconds per batch of each variant, with its fastest layout and thread count."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (case.batch, case.size_px, case.size_px, 3), dtype=np.uint8)
     encoder = Encoder(case.encoder, 1, case.size_px).eval()
-    for module in encoder.modules():  # as after training: a block that begins as identity would be optimised away
+    for module in encoder.modules():  # as after training, since blocks that start as identity would be optimised away
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
     graph = exported(encoder, case.size_px)
-    ways = []
+    variants = []
     for threads in sorted({1, CORES}):
         for layout in (torch.contiguous_format, torch.channels_last):
-            ways.append(("torch", eager(copy.deepcopy(encoder).to(memory_format=layout), pixels, threads)))
+            variants.append(("torch", eager(copy.deepcopy(encoder).to(memory_format=layout), pixels, threads)))
         for name, content in graph.items():
             session = open_graph(content, threads)
-            ways.append((name, lambda session=session: session.run(["embedding"], {"pixels": pixels})))
-    seconds: list[list[float]] = [[] for _ in ways]
+            variants.append((name, lambda session=session: session.run(["embedding"], {"pixels": pixels})))
+    seconds: list[list[float]] = [[] for _ in variants]
     for _ in range(turns):
-        for (_, run), medians in zip(ways, seconds, strict=True):
+        for (_, run), medians in zip(variants, seconds, strict=True):
             medians.append(take_turn(run))
     best: dict[str, float] = {}
-    for (name, _), medians in zip(ways, seconds, strict=True):
+    for (name, _), medians in zip(variants, seconds, strict=True):
         best[name] = min(best.get(name, float("inf")), median(medians))
     return best
 
 
 def take_turn(run: Callable[[], object]) -> float:
-    """The median of a turn's runs, of two at least, in seconds."""
+    """Median seconds of the runs of a turn, at least two."""
     times, end = [], time.perf_counter() + TURN_S
     while len(times) < 3 or time.perf_counter() < end:
         started = time.perf_counter()
@@ -113,7 +113,7 @@ def exported(encoder: Encoder, size_px: int) -> dict[str, bytes]:
 
 
 def eager(encoder: Encoder, pixels: np.ndarray, threads: int) -> Callable[[], torch.Tensor]:
-    served = Served(encoder).eval()
+    served = ExportedModel(encoder).eval()
 
     def run() -> torch.Tensor:
         torch.set_num_threads(threads)
@@ -126,7 +126,7 @@ def eager(encoder: Encoder, pixels: np.ndarray, threads: int) -> Callable[[], to
 def vnni() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
-        return "whether the processor has VNNI is not known here"
+        return "whether the processor has VNNI is unknown"
     flags = set(cpuinfo.read_text().split()) & {"avx512_vnni", "avx_vnni", "amx_int8"}
     return f"the processor has {', '.join(sorted(flags))}" if flags else "the processor has no VNNI"
 

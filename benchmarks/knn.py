@@ -1,9 +1,9 @@
-"""What kNN evaluation costs beside its arithmetic: the product of queries and bank, and the k greatest of each row.
+"""Overhead of kNN evaluation over its arithmetic: the product of queries and bank, and the k greatest per row.
 
     python benchmarks/knn.py
 
-Both take turns on the same random features; the figure is the ratio of their medians. Memory is what the process's peak
-grew by in the first evaluation, of which all similarities at once would take 2 GB.
+The two alternate on the same random features; the figure is the ratio of their medians. Memory is the growth of the
+process's peak in the first evaluation; all similarities at once would take 2 GB.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -23,18 +23,23 @@ import tyro
 from benchmarks.result import publish
 from training.evaluation.knn import knn_predict
 
-CLASSES, ROWS = 10, 1024  # classes; rows of a product
+CLASSES, ROWS = 10, 1024  # classes; queries per matrix product
 
 
 @dataclass(frozen=True)
 class Options:
     bank: int = 50_000
+    """Pictures in the bank."""
     queries: int = 10_000
+    """Pictures that are classified."""
     dimension: int = 512
+    """Length of h."""
     k: int = 200
+    """Neighbours."""
     turns: int = 3
+    """Repetitions."""
     quick: bool = False
-    """A tenth of both."""
+    """A tenth of the bank and of the queries."""
 
 
 def main(options: Options) -> None:

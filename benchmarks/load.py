@@ -1,8 +1,8 @@
-"""Load over HTTP from a process of its own, and what it costs there and in the server.
+"""Generates load over HTTP, and measures rate, latency and CPU time of client and server.
 
-Connections are kept alive and carry one request at a time. In a closed loop each asks again as soon as it is answered;
-in an open one requests are due at a rate, whatever becomes of those before, on as many connections as that takes, and
-their latency counts from when they were due.
+Connections are kept alive and carry one request at a time. In a closed loop each connection sends a request as soon as
+it has received an answer. In an open loop requests are due at a fixed rate, independent of earlier answers, on as many
+connections as needed, and their latency counts from the time they were due.
 """
 
 import asyncio
@@ -23,23 +23,23 @@ import uvloop
 
 from serving.limits import cores
 
-PATIENCE_S = 60  # for the last answers
-IDLE_S = 2.0  # a connection that was longer is left: servers close it (uvicorn after 5 s), and may while one asks
+PATIENCE_S = 60  # longest wait for the last answers
+IDLE_S = 2.0  # connections idle for longer are not used again: the server may be closing them (uvicorn after 5 s)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What came of some seconds of load, or of work."""
+    """Result of some seconds of load, or of work."""
 
     images_per_s: float
-    cpu_ms: float  # an image; of all processes of the server
-    generator: float = 0.0  # its share of all cores
+    cpu_ms: float  # per image, of all processes of the server
+    generator: float = 0.0  # share of all cores used by the load generator
     latencies_s: np.ndarray | None = None  # of answers with 200
-    statuses: collections.Counter | None = None  # 0 for a connection that was lost
+    statuses: collections.Counter | None = None  # 0 for a lost connection
 
 
 def post(path: str, content_type: str, body: bytes, accept: str) -> bytes:
-    """A request as it goes over the wire."""
+    """The bytes of a POST request."""
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {accept}\r\nContent-Type: {content_type}\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
@@ -54,13 +54,13 @@ def generate(
     rate: float | None = None,
     gaps: str = "even",
 ) -> Turn:
-    """Ask for some seconds, in a closed loop after the first answers. raises RuntimeError where that meets an error.
+    """Send requests for some seconds. raises RuntimeError when a request fails in a closed loop
 
-    server    pid, whose children count too
-    requests  as `post` gives them, in turn
-    images    in each
-    rate      of requests a second, in an open loop; None is a closed one
-    gaps      between them: even, or Poisson
+    server    process id; its children count, too
+    requests  from `post`, sent in turn
+    images    per request
+    rate      requests per second in an open loop; None for a closed loop, measured after the first answers
+    gaps      between requests of an open loop: even, or Poisson
     """
     load = Load(port, requests, again=rate is None)
     (start, before, own_before), (end, after, own_after) = uvloop.run(
@@ -71,7 +71,7 @@ def generate(
     if rate is None:
         if load.problem:
             raise RuntimeError(load.problem)
-        # From a burst of answers to a burst of answers: they come a batch at a time.
+        # From one burst of answers to another, since answers come in batches.
         per_s = images * (last - first) / (load.times[last - 1] - load.times[first - 1])
     else:
         per_s = images * last / span
@@ -90,19 +90,19 @@ class Load:
         self.requests = itertools.cycle(requests)
         self.idle: list[Connection] = []
         self.outstanding = 0
-        self.times, self.latencies = array("d"), array("d")  # of answers with 200: when, and after how long
+        self.times, self.latencies = array("d"), array("d")  # of answers with 200: time and latency
         self.statuses: collections.Counter[int] = collections.Counter()
         self.problem = ""
 
     async def run(self, connections: int, seconds: float, rate: float | None, gaps: str, server: int) -> tuple:
-        """Start and end, each as moment, server's CPU seconds, own CPU seconds."""
+        """Start and end of the measurement: time, CPU seconds of the server, and CPU seconds of this process."""
 
         def now() -> tuple[float, float, float]:
             return time.perf_counter(), cpu_s(server), time.process_time()
 
         for connection in [await self.connect() for _ in range(connections)]:
             if rate is None:
-                connection.ask(time.perf_counter())
+                connection.send(time.perf_counter())
             else:
                 self.idle.append(connection)
         if rate is None:
@@ -113,7 +113,7 @@ class Load:
             await asyncio.sleep(seconds)
             await self.answered(enough)
         else:
-            await self.ask_at(rate, gaps, start[0], start[0] + seconds)
+            await self.send_at(rate, gaps, start[0], start[0] + seconds)
         end = now()
         self.again = False
         while self.outstanding and time.perf_counter() < end[0] + PATIENCE_S:
@@ -121,20 +121,21 @@ class Load:
         return start, end
 
     async def answered(self, count: int) -> None:
+        """Wait for this many answers with 200."""
         while len(self.times) < count and not self.problem:
             await asyncio.sleep(0.01)
 
-    async def ask_at(self, rate: float, gaps: str, due: float, end: float) -> None:
+    async def send_at(self, rate: float, gaps: str, due: float, end: float) -> None:
         chance = random.Random(0)
         gap: Callable[[], float] = (lambda: 1 / rate) if gaps == "even" else (lambda: chance.expovariate(rate))
         while (due := due + gap()) < end:
             if (early := due - time.perf_counter()) > 0:
                 await asyncio.sleep(early)
-            (self.fresh() or await self.connect()).ask(due)
+            (self.idle_connection() or await self.connect()).send(due)
 
-    def fresh(self) -> "Connection | None":
-        """The one that was used last; the others are older still."""
-        if self.idle and time.perf_counter() - self.idle[-1].since < IDLE_S:
+    def idle_connection(self) -> "Connection | None":
+        """The connection that was used last, unless it has been idle for too long."""
+        if self.idle and time.perf_counter() - self.idle[-1].idle_since < IDLE_S:
             return self.idle.pop()
         return None
 
@@ -148,10 +149,10 @@ class Connection(asyncio.Protocol):
         self.load = load
         self.parser = httptools.HttpResponseParser(self)  # calls on_body and on_message_complete
         self.due: float | None = None
-        self.since = time.perf_counter()  # it has been idle
+        self.idle_since = time.perf_counter()
         self.body = b""
 
-    def ask(self, due: float) -> None:
+    def send(self, due: float) -> None:
         self.due = due
         self.load.outstanding += 1
         self.transport.write(next(self.load.requests))
@@ -168,7 +169,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self.done(self.parser.get_status_code())
         if self.load.again:
-            self.ask(time.perf_counter())
+            self.send(time.perf_counter())
         else:
             self.load.idle.append(self)
 
@@ -187,7 +188,7 @@ class Connection(asyncio.Protocol):
             self.load.problem = self.load.problem or f"status {status}: {self.body[:300]!r}"
         self.load.statuses[status] += 1
         self.load.outstanding -= 1
-        self.due, self.since = None, now
+        self.due, self.idle_since = None, now
 
 
 def processes(pid: int) -> list[psutil.Process]:

@@ -2,9 +2,9 @@
 
     python benchmarks/loss_memory.py
 
-Each row is a process of its own (Linux; the first CUDA device where there is one). `extra MiB` is the peak over what
-it held with the two views in place and the libraries loaded: gradients, temporaries, all of it. `difference` is the
-greatest between both ways, of the loss and of the rows of its gradient, each relative to the dense one's length.
+Each row is a process of its own (Linux; the first CUDA device if there is one). `extra MiB` is the peak above the
+memory in use after the libraries and the two views are loaded, including gradients and temporaries. `difference` is the
+greatest relative difference between the two methods, of the loss and of any row of its gradient.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -32,14 +32,14 @@ TEMPERATURE = 0.2
 DIMENSION = 128
 FULL = (1024, 4096, 16_384, 65_536)  # images, the paper's N
 QUICK = (1024, 4096, 8192)
-DENSE = 4096  # N up to which all at once is measured as well
+DENSE = 4096  # largest N for which all similarities at once are measured, too
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Options:
     quick: bool = False
-    """8,192 images at most."""
+    """At most 8,192 images."""
 
 
 def main(options: Options) -> None:
@@ -56,8 +56,8 @@ def main(options: Options) -> None:
 
 
 def measure(n: int, way: str) -> dict[str, float]:
-    """Extra peak memory and seconds of one forward and backward, in a process that has done nothing else."""
-    step(way, *views(4))  # loads what the first call loads
+    """Extra peak memory and seconds of one forward and backward pass, in a fresh process."""
+    step(way, *views(4))  # loads libraries
     z_a, z_b = views(n)
     before = restart_peak()
     start = time.perf_counter()
@@ -67,7 +67,7 @@ def measure(n: int, way: str) -> dict[str, float]:
 
 
 def difference(n: int) -> float:
-    """The greatest relative difference between both ways, of the loss and of the gradient of any row."""
+    """Greatest relative difference between the two methods, of the loss and of the gradient of any row."""
     z = views(n)
     (dense, rows), (chunked, chunk_rows) = step("dense", *z), step("chunks", *z)
     lengths = (chunk_rows - rows).norm(dim=1) / rows.norm(dim=1)  # (2N,)
@@ -75,7 +75,7 @@ def difference(n: int) -> float:
 
 
 def views(n: int) -> tuple[Tensor, Tensor]:
-    """Two views that resemble each other, (n, DIMENSION) each; freed temporaries would count as held before."""
+    """Two similar views, (n, DIMENSION) each, made in place, since freed temporaries would count as memory in use."""
     device = training_device()
     generator = torch.Generator(device).manual_seed(0)
     z_a, z_b = (torch.randn(n, DIMENSION, device=device, generator=generator) for _ in range(2))
@@ -84,7 +84,7 @@ def views(n: int) -> tuple[Tensor, Tensor]:
 
 
 def step(way: str, z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss and, once the device is done, its gradient: (), (2N, d)."""
+    """The loss and its gradient, (), (2N, d), after the device has finished."""
     loss.DENSE_ROWS = 2 * len(z_a) if way == "dense" else 0
     value = loss.nt_xent(z_a, z_b, TEMPERATURE)
     gradients = torch.autograd.grad(value, (z_a, z_b))
@@ -94,16 +94,16 @@ def step(way: str, z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def restart_peak() -> int:
-    """Forgets the peak up to now; returns the bytes held."""
+    """Reset the peak; returns the bytes in use."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS
     return peak()
 
 
 def peak() -> int:
-    """The most bytes held since: of the device's tensors, or resident in memory."""
+    """Peak bytes since the reset: of tensors on the device, or resident in memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text().splitlines()

@@ -1,14 +1,14 @@
-"""What the page adds to a search, and how long it takes to open, with a large collection.
+"""Time that the page adds to a search, and time to open it, with a large collection.
 
     python benchmarks/page.py [--quick]
 
-`bentoml serve` over a collection of made vectors, in clusters, with thumbnails; a real Chromium. A picture is dropped
-on the page; the time ends when the tiles found for it have been painted. In turn with that, the same search of the
-same picture is made over HTTP by the client, and a round's overhead is the difference. All three share the machine's
-cores. The page is opened with an empty cache each time, until its first tiles have been painted and their pictures are
-there.
+`bentoml serve` with a collection of generated vectors in clusters, with thumbnails, and a real Chromium. A picture is
+dropped on the page, and the time until the tiles of the results are painted is measured. Alternating with that, the
+client makes the same search with the same picture over HTTP; the overhead of a round is the difference. Service,
+browser and client share the machine's cores. The page is opened with an empty cache each time, until its first tiles
+and their pictures are shown.
 
-The encoder is ResNet-18 at 224 px, untrained: what is found means nothing, and takes as long.
+The encoder is an untrained ResNet-18 at 224 px: the results are meaningless, but take as long.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -42,14 +42,14 @@ from serving.client import Client
 from serving.collection.index import Index, Item
 from serving.inference.thumbnail import thumbnail
 
-K = 24  # as many as the page shows
+K = 24  # results on the page
 CLUSTERS, LABELS = 2000, 10
 FACES = 16  # different thumbnails
 AT_ONCE = 10_000
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
-# Until the frame after the one in which the tiles were put in place.
+# Returns after the frame that follows the insertion of the tiles.
 DROP_JS = """
 async ([data, name]) => {
     const bytes = await (await fetch("data:image/jpeg;base64," + data)).blob();
@@ -66,7 +66,7 @@ async ([data, name]) => {
         });
         watching.observe(document.body, { childList: true, subtree: true, characterData: true });
     });
-    grid.querySelectorAll(".score").forEach((score) => score.remove());  // those of the search before
+    grid.querySelectorAll(".score").forEach((score) => score.remove());  // of the search before
     const started = performance.now();
     document.body.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: carried }));
     await found;
@@ -87,11 +87,11 @@ OPENED_JS = """
 @dataclass(frozen=True)
 class Options:
     items: int = 100_000
-    """Pictures of the collection."""
+    """Pictures in the collection."""
     rounds: int = 30
-    """Searches by the page, and by HTTP."""
+    """Searches on the page, and as many over HTTP."""
     quick: bool = False
-    """1,000 pictures and 4 rounds."""
+    """1,000 pictures and 4 rounds only."""
 
 
 def main(options: Options) -> None:
@@ -99,7 +99,7 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder = Path(name)
         prepare(Case("224", 224, 224, (500, 375), seconds=0), folder)
-        collect(folder, items)
+        fill_index(folder, items)
         server = Server("twinview", BENTOML, folder, "/readyz")
         try:
             server.wait()
@@ -121,14 +121,14 @@ def main(options: Options) -> None:
 
 
 def chromium() -> str:
-    """Its path."""
+    """Path of a Chromium or Chrome on this machine."""
     if (path := next(filter(None, map(shutil.which, CHROMIUM)), None)) is None:
         sys.exit(f"error: no Chromium is installed: none of {', '.join(CHROMIUM)} is on the path")
     return path
 
 
-def collect(folder: Path, n: int) -> None:
-    """Fill folder/index. The thumbnails are a few files under many names: what is measured does not write them."""
+def fill_index(folder: Path, n: int) -> None:
+    """Fill folder/index. The thumbnails are hard links to a few files, since writing them is not measured."""
     card, rng = load_bundle(folder / "encoder").card, np.random.default_rng(0)
     index = Index(folder / "index", card.id, card.dimension)
     centres = rng.standard_normal((CLUSTERS, card.dimension), np.float32)
@@ -162,7 +162,7 @@ def opening(browser: Browser, port: int) -> float:
 
 
 def searches(browser: Browser, port: int, rounds: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of each search by the page, and of the same one over HTTP. One before them is not counted."""
+    """Milliseconds of each search on the page, and of the same one over HTTP, after a warm-up."""
     page = browser.new_page(viewport={"width": 1400, "height": 900})
     page.goto(f"http://127.0.0.1:{port}/ui/")
     page.wait_for_function(OPENED_JS, timeout=60_000)
@@ -171,7 +171,7 @@ def searches(browser: Browser, port: int, rounds: int) -> tuple[list[float], lis
         for i in range(rounds + 1):
             picture = jpeg(1000 + i)
             by_page.append(drop(page, picture, f"{i}.jpg"))
-            page.wait_for_function(OPENED_JS)  # thumbnails that were still on their way
+            page.wait_for_function(OPENED_JS)  # waits for thumbnails that are still loading
             started = time.perf_counter()
             client.search(picture, k=K)
             by_http.append((time.perf_counter() - started) * 1000)
@@ -179,6 +179,7 @@ def searches(browser: Browser, port: int, rounds: int) -> tuple[list[float], lis
 
 
 def drop(page: Page, picture: bytes, name: str) -> float:
+    """Milliseconds from dropping a picture on the page to its results."""
     return page.evaluate(DROP_JS, [base64.b64encode(picture).decode(), name])
 
 

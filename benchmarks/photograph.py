@@ -1,4 +1,4 @@
-"""Pictures to measure with: JPEG files of 500 x 375 and about 95 KB, much as ImageNet's."""
+"""Generated pictures for benchmarks: JPEG files of 500 x 375 and about 95 KB, similar to ImageNet's."""
 
 import io
 
@@ -9,7 +9,7 @@ WIDTH, HEIGHT, QUALITY = 500, 375, 90
 
 
 def jpeg(seed: int, width: int = WIDTH, height: int = HEIGHT) -> bytes:
-    """Blobs of colour with grain on them, which compress as photographs do."""
+    """A JPEG file of coloured blobs with grain, which compress like photographs."""
     random = np.random.default_rng(seed)
     blobs = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height))
     grain = random.normal(0, 16, (height, width, 1))

@@ -1,4 +1,4 @@
-"""How a benchmark says what it measured: a table for people, JSON for records, `name: value` lines for scripts."""
+"""Output of a benchmark: a table for people, JSON for records, and `name: value` lines for scripts."""
 
 import json
 import os
@@ -8,17 +8,17 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from serving.limits import cores
+from training.evaluation.table import aligned
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def publish(name: str, rows: list[dict], figures: dict[str, float]) -> None:
-    """Print `rows` as a table, write all to $OUT/NAME.json (benchmarks/out by default), end with the figures."""
+    """Print `rows` as a table, write everything to $OUT/NAME.json (default benchmarks/out), and print the figures."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     table = [columns, *([_text(row.get(column, "")) for column in columns] for row in rows)]
-    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    print()
-    for cells in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    print("\n" + aligned(table))
     path = Path(os.environ.get("OUT", ROOT / "benchmarks" / "out")) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": _commit(), "hardware": hardware()}
@@ -30,17 +30,16 @@ def publish(name: str, rows: list[dict], figures: dict[str, float]) -> None:
 
 
 def hardware() -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     model = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     torch = sys.modules.get("torch")
     gpu = f", {torch.cuda.get_device_name()}" if torch and torch.cuda.is_available() else ""
-    return f"{cores} cores of {model}{gpu}"
+    return f"{cores()} cores of {model}{gpu}"
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

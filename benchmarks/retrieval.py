@@ -1,9 +1,9 @@
-"""Do the nearest pictures show the same kind of thing? Before training, after it, and by raw pixels.
+"""Share of nearest pictures of the same class: by raw pixels, before training, and after it.
 
     python benchmarks/retrieval.py --data clothing.zip --run runs/clothing-tiny
 
-The training split is indexed as the service indexes it, and searched with every picture of the test split. A rate is
-the share of queries with a picture of their own class as the first, or among the first five.
+The training split is indexed as the service does it, and searched with every picture of the test split. A rate is the
+share of queries whose first result, or one of whose first five, is of their own class.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from benchmarks.result import publish
 from export.artifact import Preprocessing, UnreadableImage, read_pixels
-from export.to_onnx import ExportSettings, Served, export
+from export.to_onnx import ExportedModel, ExportSettings, export
 from serving.collection.index import Index
-from serving.indexing.fill import Tally, Work, fill
+from serving.indexing.fill import BatchEncoder, Tally, fill
 from serving.indexing.originals import original
 from serving.inference.encoder import OnnxEncoder
 from training import checkpoint, encoders
@@ -69,9 +69,9 @@ def main(options: Options) -> None:
 
 
 def untrained(settings: PretrainSettings) -> Callable[[np.ndarray], np.ndarray]:
-    """The encoder as the run began: the first that its seed draws."""
+    """The encoder with the initial weights of the run, drawn from its seed."""
     torch.manual_seed(settings.seed)
-    served = Served(encoders.Encoder(settings.encoder, settings.width, settings.size_px)).eval()
+    served = ExportedModel(encoders.Encoder(settings.encoder, settings.width, settings.size_px)).eval()
 
     def encode(pixels: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -86,22 +86,22 @@ def rates(
     collection: list[Picture],
     queries: list[Picture],
 ) -> tuple[float, float]:
-    """Share of the queries whose own label is that of the nearest, and is among those of the K nearest."""
+    """Share of the queries with the label of their nearest picture, and of any of their K nearest."""
     size = preprocessing.size_px
     dimension = encode(np.zeros((1, size, size, 3), np.uint8)).shape[1]
     first, among = [], []
     with tempfile.TemporaryDirectory() as folder:
         index = Index(Path(folder), "measured", dimension)
-        work = Work(encode, preprocessing, threads=1)
-        fill(map(original, collection), len(collection), work, index, Tally())
+        encoder = BatchEncoder(encode, preprocessing, threads=1)
+        fill(map(original, collection), len(collection), encoder, index, Tally())
         for query in tqdm(queries, desc="searching", unit="img"):
             try:
                 pixels = read_pixels(query.read(), preprocessing)
             except UnreadableImage:
                 continue
-            found = [item.label for item, _ in index.search(encode(pixels[None])[0], K)]
-            first.append(found[0] == query.label)
-            among.append(query.label in found)
+            labels = [item.label for item, _ in index.search(encode(pixels[None])[0], K)]
+            first.append(labels[0] == query.label)
+            among.append(query.label in labels)
     return float(np.mean(first)), float(np.mean(among))
 
 

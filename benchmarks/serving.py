@@ -1,23 +1,25 @@
-"""Images a second of the service over those of the bare loop on the same cores, and what a request costs.
+"""Speed of the service relative to a bare loop on the same cores, and the cost of a request.
 
     python benchmarks/serving.py [--quick]
-    python benchmarks/serving.py --soak 20      memory and refusals at twice the capacity
+    python benchmarks/serving.py --soak 20      memory and refused requests at twice the capacity
 
 `bare` decodes, resizes and runs ONNX Runtime on batches of 32 in one process, in the faster of two arrangements: two
-loops with all cores for each batch, one of which decodes while the other's batch runs; or a loop a core. `twinview` is
-`bentoml serve`, as a user starts it, and at 32 px also with a worker for each core (docs/deploying.md). The clients are
-a process of their own (load.py) with as many connections as fill two batches. All take turns, and a ratio is the median
-of the rounds' ratios; who has no turn is stopped.
+loops with all cores for each batch, one decoding while the other's batch runs; or one loop per core. `twinview` is
+`bentoml serve` with its defaults, and at 32 px also with one worker per core (docs/deploying.md). The clients are a
+process of their own (load.py) with as many connections as fill two batches. All contenders alternate, paused outside
+their turns, and a ratio is the median of the rounds' ratios.
 
-The ratios are of plain images a second: the clients' work, which is done elsewhere in a real network, counts against
-the service. `clients` is their share of all cores. `by CPU` is the ratio without it: CPU time an image in the bare loop
-over that in the service; `cpu_ms_a_request` is the difference of the two. Latencies are those at 80 % of the capacity,
-with even gaps between requests, as load tools leave them; in the table also with gaps by chance (Poisson).
+Ratios compare images per second, so that the clients' work, which other machines would do in a real network, counts
+against the service. `clients` is their share of all cores. `by CPU` is the ratio without it: CPU time per image
+in the bare loop over that in the service; `cpu_ms_a_request` is the difference of the two. Latencies are measured at
+80 % of the capacity, with even gaps between requests as load tools use them; in the table also with random gaps
+(Poisson).
 
-The encoder is ResNet-18, untrained: at 224 px on JPEG files of 500 x 375; at 32 px on files of that size, with the same
-stem, so that the network is little beside the framework, and once with the stem for small images (`cifar`).
-Answers are .npy; the peers answer in JSON, and `over_` them is the rate of Twinview's answers in JSON. serving_peers.py
-says how they serve. LitServe and infinity take part where --peers names an environment that has them.
+The encoder is an untrained ResNet-18: at 224 px on JPEG files of 500 x 375; at 32 px on files of 32 x 32 with the same
+first layer, so that the network takes less time than the framework, and once with the first layer for small images
+(`cifar`). Answers are .npy; those of other servers are JSON, and `over_NAME` compares them with Twinview's JSON
+answers. serving_peers.py describes these servers. LitServe and infinity are included if --peers names an environment
+with them.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -55,7 +57,7 @@ from serving.limits import cores
 from serving.protocol.pack import MEDIA_TYPE, pack
 
 BATCH = 32
-PICTURES = 2 * BATCH  # different ones, in turn
+PICTURES = 2 * BATCH  # different pictures, sent in turn
 START_S = 120
 JPEG, NPY, JSON = "image/jpeg", "application/x-npy", "application/json"
 MANY, WORKERS = "twinview, a worker a core", f"services.twinview.workers={cores()}"
@@ -65,11 +67,11 @@ BENTOML = [sys.executable, "-m", "bentoml", "serve", "--port", "PORT"]
 @dataclass(frozen=True)
 class Options:
     quick: bool = False
-    """One short round of one worker, without the stem for small images and without peers."""
+    """One short round with one worker, without `cifar` and without other servers."""
     soak: float | None = None
-    """Minutes at twice the capacity at 32 px, instead of all else."""
+    """Instead of everything else: minutes at twice the capacity at 32 px."""
     peers: Path = Path(sys.executable)
-    """Python of the environment of LitServe and infinity."""
+    """Python executable of the environment with LitServe and infinity."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Case:
     size_px: int
     stem_px: int
     picture: tuple[int, int]  # width, height
-    seconds: float  # a turn
+    seconds: float  # per turn
     packs: bool = False
     peers: bool = True
     rounds: int = 5
@@ -99,14 +101,14 @@ CASES = (
 class Contender:
     service: str
     request: str
-    measure: Callable[..., Turn]  # of seconds; for a service also rate and gaps
+    measure: Callable[..., Turn]  # takes seconds, and for a service also rate and gaps
     turns: list[Turn] = field(default_factory=list)
 
-    def median(self, of: str) -> float:
-        return median(getattr(turn, of) for turn in self.turns)
+    def median(self, name: str) -> float:
+        return median(getattr(turn, name) for turn in self.turns)
 
-    def over(self, other: "Contender", of: str = "images_per_s") -> float:
-        return median(getattr(a, of) / getattr(b, of) for a, b in zip(self.turns, other.turns, strict=True))
+    def over(self, other: "Contender", name: str = "images_per_s") -> float:
+        return median(getattr(a, name) / getattr(b, name) for a, b in zip(self.turns, other.turns, strict=True))
 
     def row(self, alone: "Contender") -> dict:
         facts = {"service": self.service, "request": self.request, "images/s": self.median("images_per_s")}
@@ -146,7 +148,7 @@ def main(options: Options) -> None:
 
 
 def start(case: Case, options: Options, folder: Path) -> list["Server"]:
-    """Twinview's first, where requests are small also with a worker a core; then those of the peers that are there."""
+    """Start Twinview, for small requests also with one worker per core, and the other servers that are installed."""
     servers = [Server("twinview", BENTOML, folder, "/readyz")]
     if options.quick:
         return servers
@@ -157,7 +159,7 @@ def start(case: Case, options: Options, folder: Path) -> list["Server"]:
         if has(python, peer.module):
             servers.append(Server(name, [python, *peer.command], folder, peer.ready))
         else:
-            print(f"{name} is left out: {python} has none (benchmarks/serving_peers.txt)")
+            print(f"{name} is left out: not installed in {python} (benchmarks/serving_peers.txt)")
     return servers
 
 
@@ -174,7 +176,7 @@ def compare(
     clients: Executor,
     worker: Executor,
 ) -> tuple[list, dict]:
-    """Rows and figures of a case."""
+    """Rows and figures of one case."""
 
     def contender(server: Server, request: str, requests: list[bytes], images: int = 1) -> Contender:
         return Contender(server.name, request, partial(server.turn, clients, requests, images))
@@ -221,7 +223,7 @@ def compare(
 
 
 def prepare(case: Case, folder: Path) -> list[bytes]:
-    """Write the bundle, by the project's own export and as if training had just begun; return JPEG files."""
+    """Write a bundle with an untrained encoder, using the project's export; returns JPEG files."""
     from benchmarks.photograph import jpeg
     from export.artifact import save_bundle
     from export.to_onnx import make_card, to_graph
@@ -237,29 +239,30 @@ def prepare(case: Case, folder: Path) -> list[bytes]:
 
 
 def fastest_loop(folder: Path, pictures: list[bytes], seconds: float, worker: Executor) -> Contender:
-    ways = []
+    """The faster of the two arrangements of the bare loop."""
+    loops_tried = []
     for name, loops, threads in (("two loops", 2, cores()), ("a loop a core", cores(), 1)):
-        way = partial(worker.submit, bare, folder / "encoder", pictures, loops, threads)
-        ways.append(Contender("bare", name, lambda s, way=way: way(s).result()))
-    return max(ways, key=lambda contender: contender.measure(seconds).images_per_s)
+        run = partial(worker.submit, bare, folder / "encoder", pictures, loops, threads)
+        loops_tried.append(Contender("bare", name, lambda s, run=run: run(s).result()))
+    return max(loops_tried, key=lambda contender: contender.measure(seconds).images_per_s)
 
 
 def bare(bundle: Path, pictures: list[bytes], loops: int, threads: int, seconds: float) -> Turn:
-    """threads  of one run of the encoder"""
+    """Decode and encode in this process. threads: of one run of the encoder"""
     model = Model(bundle, threads)
     batches = [pictures[i : i + BATCH] for i in range(0, PICTURES, BATCH)]
     with ThreadPoolExecutor(cores()) as decoders, ThreadPoolExecutor(loops) as loopers:
         read = map if threads == 1 else decoders.map
 
         def loop(_: int) -> tuple[int, float]:
-            """Images, seconds."""
+            """Images and seconds."""
             images, started = 0, time.perf_counter()
             while (elapsed := time.perf_counter() - started) < seconds:
                 model(list(read(model.read, batches[images // BATCH % len(batches)])))
                 images += BATCH
             return images, elapsed
 
-        model([model.read(picture) for picture in batches[0]])  # the first run allocates
+        model([model.read(picture) for picture in batches[0]])  # the first run allocates memory
         cpu = time.process_time()
         done = list(loopers.map(loop, range(loops)))
         cpu = time.process_time() - cpu
@@ -267,7 +270,7 @@ def bare(bundle: Path, pictures: list[bytes], loops: int, threads: int, seconds:
 
 
 def soak(minutes: float, folder: Path, clients: Executor) -> tuple[list, dict]:
-    """Rows, a tenth of the time each; figures."""
+    """Rows, each for a tenth of the time, and figures."""
     pictures = prepare(CASES[1], folder)
     server = Server("twinview", BENTOML, folder, "/readyz")
     try:
@@ -289,7 +292,7 @@ def soak(minutes: float, folder: Path, clients: Executor) -> tuple[list, dict]:
     rows = [{"minute": minutes * (i + 1) / 10, "memory MiB": mib} for i, mib in enumerate(tenths)]
     refused, answered, total = turn.statuses[429], turn.statuses[200], turn.statuses.total()
     return rows, {
-        "soak_memory_growth_mib": tenths[-1] - tenths[1],  # the first tenth fills the queue
+        "soak_memory_growth_mib": tenths[-1] - tenths[1],  # in the first tenth the queue fills
         "soak_share_429": refused / total,
         "soak_share_lost": 1 - (refused + answered) / total,
         "soak_over_capacity": turn.images_per_s / before,
@@ -301,8 +304,9 @@ class Server:
     """A service, from its start on a free port to its end."""
 
     def __init__(self, name: str, command: list[str], folder: Path, ready: str, more: dict[str, str] | None = None):
-        """folder  has the bundle, and gets whatever the service writes
-        ready   path that answers 200 when it is
+        """
+        folder  contains the bundle; the service writes here
+        ready   path that answers 200 when the service is ready
         more    environment variables
         """
         self.name = name
@@ -334,9 +338,15 @@ class Server:
         sys.exit(f"error: {self.name} did not start:\n{self.log.read_text()[-2000:]}")
 
     def turn(
-        self, clients: Executor, requests: list[bytes], images: int, seconds: float, rate=None, gaps="even"
+        self,
+        clients: Executor,
+        requests: list[bytes],
+        images: int,
+        seconds: float,
+        rate: float | None = None,
+        gaps: str = "even",
     ) -> Turn:
-        """As `generate`. Between its turns a service is stopped: some are busy while nobody asks them."""
+        """Measure like `generate`. Between turns a service is paused, since some are busy even without requests."""
         connections = max(4, 2 * BATCH // images)
         os.killpg(self.process.pid, signal.SIGCONT)
         load = (self.port, self.process.pid, requests, images, connections, seconds, rate, gaps)
@@ -360,7 +370,7 @@ def stop(servers: Iterable[Server]) -> None:
     for server in servers:
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.process.wait(20)
-        with contextlib.suppress(ProcessLookupError):  # whatever its processes left behind
+        with contextlib.suppress(ProcessLookupError):  # child processes that are still running
             os.killpg(server.process.pid, signal.SIGKILL)
 
 

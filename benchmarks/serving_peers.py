@@ -1,17 +1,17 @@
-"""The services that benchmarks/serving.py compares Twinview's with: the same ONNX file, as their frameworks serve it.
+"""Other servers that benchmarks/serving.py compares with Twinview, serving the same ONNX file.
 
     uv venv /tmp/peers && uv pip install --python /tmp/peers/bin/python -r benchmarks/serving_peers.txt
 
-    bentoml     a batchable method on list[PIL.Image], as BentoML's documentation has it
+    bentoml     a batchable method on list[PIL.Image], as in BentoML's documentation
     litserve    base64 in JSON, batches of up to 32
-    infinity    data URIs in its embeddings route, its own batching
+    infinity    data URIs in its embeddings route, with its own batching
 
-All see the pixels that Twinview's encoder sees. In doubt they are favoured: BentoML and LitServe have a worker a core,
-LitServe its faster queue, and each session runs on one thread, for infinity twice as fast as on two. infinity reads
-pictures for transformers' models in torch, and ONNX files for texts only: its server and its batching run here around a
-model of ours in the place of the one that it would load.
+All use the same pixels as Twinview's encoder. In doubt they are favoured: BentoML and LitServe have a worker per core,
+LitServe its faster queue, and each session runs on one thread, which for infinity is twice as fast as two. infinity
+supports pictures only with transformers' models in torch, and ONNX files only for texts, so its server and batching run
+here with our model in place of the one that it would load.
 
-TWINVIEW_ENCODER names the bundle. Of the project only export/artifact.py is imported.
+TWINVIEW_ENCODER names the bundle. Only export/artifact.py is imported from the project.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -40,10 +40,10 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 class Model:
-    """A bundle in ONNX Runtime with nothing around it."""
+    """A bundle in ONNX Runtime, without a server."""
 
     def __init__(self, folder: Path, threads: int = 1):
-        """threads  of one run"""
+        """threads: of one run"""
         bundle = load_bundle(folder)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -71,7 +71,7 @@ def model() -> Model:
     return Model(Path(os.environ["TWINVIEW_ENCODER"]))
 
 
-if "bentoml" in sys.modules:  # which then loads this file for the service
+if "bentoml" in sys.modules:  # BentoML loads this file for the service
     import bentoml
 
     @bentoml.service(workers=CORES)
@@ -144,7 +144,7 @@ def serve_infinity(port: int) -> None:
 class Peer:
     module: str
     command: list[str]  # after its python; PORT stands for the port
-    ready: str  # path that answers 200 when it is
+    ready: str  # path that answers 200 when the service is ready
     request: str
     ask: Callable[[bytes], tuple[str, str, bytes]]
     """JPEG file -> path, content type, body."""

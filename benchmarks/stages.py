@@ -1,10 +1,10 @@
-"""What a picture costs to index, stage by stage on one core, and from that the cost of a million, and of many more.
+"""Cost of indexing a picture, stage by stage on one core, and the resulting cost of a million and more.
 
     python benchmarks/stages.py
     python benchmarks/stages.py --data ~/Pictures --encoder runs/Pictures-tiny/encoder
 
-By default ResNet-18 at 224 px, untrained, and JPEG files of 500 x 375. The rows from "1e+06 pictures" on are calculated
-from those before.
+By default with an untrained ResNet-18 at 224 px and JPEG files of 500 x 375. The rows from "1e+06 pictures" on are
+calculated from the others.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -40,11 +40,11 @@ COUNTS = (10**6, 10**8, 10**10)
 @dataclass(frozen=True)
 class Options:
     data: str | None = None
-    """Pictures of your own: whatever `twinview index add` takes."""
+    """Your own pictures: anything that `twinview index add` takes."""
     encoder: Path | None = None
-    """A bundle's folder."""
+    """Folder of a bundle."""
     quick: bool = False
-    """A quarter of the pictures, two rounds."""
+    """A quarter of the pictures and two rounds only."""
 
 
 def main(options: Options) -> None:
@@ -53,17 +53,17 @@ def main(options: Options) -> None:
         folder = Path(name)
         files = prepare(Case("224", 224, 224, (500, 375), seconds=0), folder)
         if options.data:
-            files = some_of(options.data, count)
+            files = random_files(options.data, count)
         files = (files * (count // len(files) + 1))[:count]
         bundle = load_bundle(options.encoder or folder / "encoder")
         encode = OnnxEncoder(bundle, threads=1)
         decode_ms, decoded = timed(lambda file: read_picture(file, bundle.card.preprocessing), files, rounds)
-        batches = [np.stack([one.pixels for one in decoded[i : i + BATCH]]) for i in range(0, count, BATCH)]
+        batches = [np.stack([picture.pixels for picture in decoded[i : i + BATCH]]) for i in range(0, count, BATCH)]
         encode_ms, encoded = timed(encode, batches, rounds)
         encode_ms *= len(batches) / count
         row_bytes, keep_ms = stored(folder / "index", np.concatenate(encoded))
     file_bytes = float(np.mean([len(file) for file in files]))
-    thumbnail_bytes = float(np.mean([len(one.thumbnail) for one in decoded]))
+    thumbnail_bytes = float(np.mean([len(picture.thumbnail) for picture in decoded]))
     stages = {
         "decode, with its thumbnail": (decode_ms, thumbnail_bytes),
         "encode": (encode_ms, 4.0 * bundle.card.dimension),
@@ -85,8 +85,8 @@ def main(options: Options) -> None:
     publish("stages", rows, {"bytes_per_image": thumbnail_bytes + row_bytes, "core_ms_per_image": whole_ms})
 
 
-def some_of(data: str, count: int) -> list[bytes]:
-    """Files of `data`, at random."""
+def random_files(data: str, count: int) -> list[bytes]:
+    """Bytes of `count` random pictures of `data`."""
     pictures, files = open_source(data).pictures, []
     for i in np.random.default_rng(0).permutation(len(pictures)):
         try:
@@ -99,17 +99,17 @@ def some_of(data: str, count: int) -> list[bytes]:
 
 
 def timed(work: Callable, parts: Sequence, rounds: int) -> tuple[float, list]:
-    """Milliseconds of CPU time a part, the median of the rounds; and what came out."""
-    took = []
+    """Milliseconds of CPU time per part, the median of the rounds; and the results."""
+    ms = []
     for _ in range(rounds):
         started = time.process_time()
         done = [work(part) for part in parts]
-        took.append((time.process_time() - started) * 1000 / len(parts))
-    return median(took), done
+        ms.append((time.process_time() - started) * 1000 / len(parts))
+    return median(ms), done
 
 
 def stored(folder: Path, vectors: np.ndarray, rows: int = 8192) -> tuple[float, float]:
-    """Bytes of a row on the disk, and milliseconds in which it is put there for good."""
+    """Bytes of a row on the disk, and milliseconds to write it durably."""
     rng = np.random.default_rng(0)
     vectors = vectors[rng.integers(len(vectors), size=rows)] + rng.normal(0, 0.01, (rows, vectors.shape[1]))
     names = [f"folder-{i % 100}/picture-{i:08d}.jpg" for i in range(rows)]

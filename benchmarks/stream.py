@@ -1,13 +1,13 @@
-"""Training from shards larger than memory: images a second, share of time spent waiting for data, memory as the set
-grows tenfold.
+"""Training from shards larger than memory: images per second, share of time spent waiting for data, and memory when the
+set grows tenfold.
 
     python benchmarks/stream.py
 
-The shards are made here: JPEG files of 500 x 375 and about 95 KB, much as ImageNet's. The larger set is the smaller
-one's shards under ten names each (hard links), so it costs no more disk, and every epoch of it still reads in a true
-shuffle of all members. Each row is a process of its own. `wait share` is the time between the end of a step and the
-next batch, over the whole; on a CPU the decoding threads take their time from the steps, which `alone` shows: the
-images a second of the same steps on one batch that never changes. Memory is the process's peak, on Linux.
+The shards are generated: JPEG files of 500 x 375 and about 95 KB, similar to ImageNet's. The larger set consists of ten
+hard links to each shard of the smaller one, so that it needs no more disk space; an epoch of it still follows a true
+shuffle of all members. Each row is a process of its own. `wait share` is the share of the time spent between the end of
+a step and the next batch. On a CPU the decoding threads also slow down the steps themselves, which shows in comparison
+with `alone`: images per second of the same steps on one fixed batch. Memory is the process's peak, on Linux.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -45,7 +45,7 @@ from training.pretrain import Batches, SimCLR
 
 GPU = torch.cuda.is_available()
 GROWTH = 10
-SETTLING = 2  # steps before the clock starts
+SETTLING = 2  # steps before the measurement
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class Options:
     encoder: Literal["tiny", "resnet18", "resnet50"] = "resnet50" if GPU else "resnet18"
     """Architecture of f."""
     size_px: int = 224
-    """Side of the square that it sees."""
+    """Side of the encoder's square input."""
     batch_size: int = 512 if GPU else 16
-    """Images a step."""
+    """Images per step."""
     images: int = 4000
-    """In the smaller set; the larger has ten times as many."""
+    """Images in the smaller set; the larger has ten times as many."""
     seconds: float = 60.0
-    """Timed a set."""
+    """Seconds of measurement per set."""
     quick: bool = False
-    """The tiny encoder on 200 images, a few seconds each."""
+    """The tiny encoder on 200 images, for a few seconds each."""
 
 
 def main(options: Options) -> None:
@@ -78,7 +78,7 @@ def main(options: Options) -> None:
 
 
 def make_shards(folder: Path, images: int) -> tuple[str, str]:
-    """Globs of the set and of the one that is ten times as large."""
+    """Globs of the smaller and of the larger set."""
     per_shard = max(1, images // 4)
     shards = []
     for first in tqdm(range(0, images, per_shard), desc="making shards", unit="shard"):
@@ -98,6 +98,7 @@ def make_shards(folder: Path, images: int) -> tuple[str, str]:
 
 
 def measure(data: str, options: Options, cache: Path) -> dict:
+    """The row of one set."""
     prepare()
     source = open_source(data, cache)
     preset = PRESETS["imagenet"][1]
@@ -117,7 +118,7 @@ def measure(data: str, options: Options, cache: Path) -> dict:
         optimizer.step()
         optimizer.zero_grad()
         if GPU:
-            torch.cuda.synchronize()  # so that waiting for data is told from waiting for the device
+            torch.cuda.synchronize()  # to separate waiting for data from waiting for the device
 
     if GPU:
         module.compile_parts(next(endless).to(module.device))
@@ -125,9 +126,9 @@ def measure(data: str, options: Options, cache: Path) -> dict:
         step(next(endless), number)
     started, waited, steps = time.perf_counter(), 0.0, 0
     while time.perf_counter() - started < options.seconds:
-        asked = time.perf_counter()
+        began = time.perf_counter()
         images = next(endless)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - began
         step(images, steps)
         steps += 1
     seconds = time.perf_counter() - started

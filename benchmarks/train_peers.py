@@ -1,24 +1,24 @@
-"""SimCLR training, images a second and peak memory: Twinview, lightly and stable-pretraining on one machine.
+"""Speed and peak memory of SimCLR training: Twinview, lightly and stable-pretraining on the same machine.
 
-    uv pip install -r benchmarks/peers.txt     into the environment of this project; one of the two is enough
+    uv pip install -r benchmarks/peers.txt     into the environment of this project; one of them is enough
     python benchmarks/train_peers.py [--quick]
 
-The same for all: encoder, widths of the projection head, batch, 32 px images, ranges of the augmentation, float32 on a
-CPU and bfloat16 autocast on a GPU. Each library's own is the rest, as its documentation trains SimCLR on CIFAR-10.
+All use the same encoder, widths of the projection head, batch, 32 px images, ranges of the augmentation, float32 on a
+CPU and bfloat16 autocast on a GPU. Everything else is as each library's documentation trains SimCLR on CIFAR-10.
 
     Twinview            uint8 pixels of the store, views made on the device, LARS, in Lightning's Trainer; also
-                        with torch.compile, which its long runs use
+                        with torch.compile, as in its long runs
     lightly             SimCLRTransform in DataLoader workers, SGD, in a plain loop (examples/pytorch/simclr.py)
     stable-pretraining  transforms in DataLoader workers, LARS, in Lightning's Trainer, after make_it_fast()
                         (benchmarks/cifar10/simclr-resnet18.py); on a GPU also with its gpu_transform (its README)
 
-In doubt the peers are favoured: their pictures lie decoded in memory and their epoch never ends, so that no worker
-starts anew; nothing is evaluated, logged or saved. They run with as many workers as cores and with one fewer. Every
-run is a process of its own; they take turns, so that a busy machine slows all of them. Of each library the fastest
-counts, by the median of its rounds. Memory is the training process's peak (on a GPU what torch allocated there); the
-peers' workers are not counted.
+In doubt the other libraries are favoured: their pictures are decoded in memory and their epoch never ends, so that no
+worker restarts; nothing is evaluated, logged or saved. They run with as many workers as cores, and with one fewer.
+Every run is a process of its own; the runs alternate, so that other work on the machine slows all of them. The fastest
+run of each library counts, by the median of its rounds. Memory is the peak of the training process (on a GPU the memory
+allocated by torch), without the workers of the other libraries.
 
-On a CPU a batch of ResNet-18 takes minutes: --quick, or a small --batch-size.
+On a CPU a batch of ResNet-18 takes minutes: use --quick, or a small --batch-size.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -54,19 +54,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from benchmarks.result import publish
+from serving.limits import cores
 from training.augment import CROP_ASPECT, AugmentSettings
 from training.config import PRESETS, PretrainSettings
 from training.device import mixed_precision, prepare, training_device
 
-AUGMENT = AugmentSettings(crop_area=(0.08, 1.0), strength=0.5, blur=0.0)  # CIFAR's in the paper and in both peers
+AUGMENT = AugmentSettings(
+    crop_area=(0.08, 1.0), strength=0.5, blur=0.0
+)  # that of CIFAR in the paper and in both libraries
 JITTER = dict.fromkeys(("brightness", "contrast", "saturation"), 0.8 * AUGMENT.strength) | {
     "hue": 0.2 * AUGMENT.strength
 }
 GPU = torch.cuda.is_available()
 DEVICE = training_device()
-SETTLING = 4  # steps of a turn before its first timed one, after those that workers had fetched ahead
-FETCHED_AHEAD = 2  # batches a worker: DataLoader's default
-OFFLINE = {  # for the peers and what they import
+SETTLING = 4  # steps of a turn before the measurement, after the batches that workers had prefetched
+PREFETCHED = 2  # batches per worker: DataLoader's default
+OFFLINE = {  # environment variables for the other libraries and their dependencies
     "HF_HUB_OFFLINE": "1",
     "LIGHTLY_DID_VERSION_CHECK": "True",
     "LOGURU_LEVEL": "ERROR",
@@ -77,26 +80,26 @@ OFFLINE = {  # for the peers and what they import
 @dataclass(frozen=True)
 class Options:
     quick: bool = False
-    """A small encoder and batch and two short rounds."""
+    """A small encoder and batch, and two short rounds."""
     encoder: Literal["resnet18", "tiny"] | None = None
-    """Of all libraries: torchvision's ResNet-18 with the stem for CIFAR, or Twinview's tiny of the same blocks. By
-    default the first, with --quick the second."""
+    """Architecture in all libraries: torchvision's ResNet-18 with the first layer for CIFAR, or Twinview's tiny with
+    the same blocks. By default resnet18, with --quick tiny."""
     batch_size: int | None = None
-    """Images, not views. By default 512, with --quick 64."""
+    """Images (not views) per step. By default 512, with --quick 64."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What every library trains on. Pictures are noise: no step's time depends on what they show."""
+    """Settings and pictures for all libraries. The pictures are noise, since their content does not affect the time."""
 
-    settings: PretrainSettings  # encoder, batch_size, size_px, head_dimension and temperature are for all
+    settings: PretrainSettings  # all libraries use encoder, batch_size, size_px, head_dimension and temperature
     pixels: Path  # .npy, uint8 (N, S, S, 3)
-    seconds: float  # timed a turn
+    seconds: float  # measured per turn
 
 
 @dataclass
 class Contender:
-    """A library, and a process that trains with it whenever it is its turn."""
+    """A library, and a process that trains with it in its turns."""
 
     library: str
     augmentation: str
@@ -117,12 +120,12 @@ class Contender:
         self.rates.append(rate)
 
     def answer(self, question: str):
-        """What the process says next, which is first of all that it is ready."""
+        """The next message of the process; the first one is that it is ready."""
         try:
             self.connection.send(question)
             return self.connection.recv()
         except (EOFError, OSError):
-            sys.exit(f"error: the process of {self.library} ended; its reason stands above")
+            sys.exit(f"error: the process of {self.library} ended; see its messages above")
 
     def row(self) -> dict:
         rounds = {f"round {i}": rate for i, rate in enumerate(self.rates, 1)}
@@ -149,7 +152,7 @@ def main(options: Options) -> None:
         else:
             print(f"{name} is left out because it is not installed: uv pip install -r benchmarks/peers.txt")
     if not peers:
-        sys.exit("error: there is no library to compare with")
+        sys.exit("error: no other library is installed")
     os.environ.update(OFFLINE)
     try:
         settings = replace(
@@ -169,20 +172,19 @@ def main(options: Options) -> None:
         problem = Problem(settings, Path(folder) / "pixels.npy", seconds)
         shape = (max(images, settings.batch_size), settings.size_px, settings.size_px, 3)
         np.save(problem.pixels, np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-        contenders = listed(peers, options.quick)
+        contenders = all_contenders(peers, options.quick)
         take_turns(contenders, problem, rounds)
     fastest = {name: max(c.images_per_s for c in contenders if c.library == name) for name in ("Twinview", *peers)}
     over = {f"over_{peer.replace('-', '_')}": fastest["Twinview"] / fastest[peer] for peer in peers}
     publish("train_peers", [contender.row() for contender in contenders], over)
 
 
-def listed(peers: list[str], quick: bool) -> list[Contender]:
-    """Who takes part. With --quick there is no time to compile, nor for a second number of workers."""
+def all_contenders(peers: list[str], quick: bool) -> list[Contender]:
+    """All contenders; with --quick without compilation and with one number of workers."""
     contenders = [Contender("Twinview", "by batch", 0, partial(train_twinview, compiled=False))]
     if not quick:
         contenders.append(Contender("Twinview", "by batch, compiled", 0, partial(train_twinview, compiled=True)))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    for workers in [cores] if quick or cores == 1 else [cores, cores - 1]:
+    for workers in [cores()] if quick or cores() == 1 else [cores(), cores() - 1]:
         if "stable-pretraining" in peers:
             contenders.append(Contender("stable-pretraining", "in workers", workers, train_stable_pretraining))
             if GPU:
@@ -207,48 +209,48 @@ def take_turns(contenders: list[Contender], problem: Problem, rounds: int) -> No
             print(f"round {i + 1}: {name}: {contender.rates[-1]:.0f} images/s", flush=True)
     finally:
         for contender in started:
-            contender.connection.close()  # which ends its process
+            contender.connection.close()  # ends its process
         for contender in started:
             contender.process.join()
 
 
 def child(train: Callable, problem: Problem, workers: int, connection: Connection) -> None:
     warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)  # Lightning's tips, and what the peers tell of their setup
-    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # workers: as by default
+    logging.disable(logging.WARNING)  # tips of Lightning and messages of the other libraries
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # the default, for workers
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high")  # as Twinview sets it
+    torch.set_float32_matmul_precision("high")  # as in Twinview
     train(problem, workers, lambda batches: Turns(batches, problem, workers, connection))
-    os._exit(0)  # at once: an interpreter full of libraries takes seconds to leave
+    os._exit(0)  # immediately, since ending the interpreter takes seconds
 
 
 class Turns:
-    """Batches, passed on while the parent process asks for another turn.
+    """Passes batches on as long as the parent process asks for another turn.
 
-    A turn lets some steps pass and times those that follow. It reports the rate of all of them together: workers hand
-    over their batches in bursts, and a median of single steps would see the fast ones only.
+    A turn skips some steps and measures the following ones. It reports their overall rate, since workers deliver
+    batches in bursts, and the median of single steps would only see fast ones.
     """
 
     def __init__(self, batches: Iterable, problem: Problem, workers: int, connection: Connection):
         self.batches, self.problem, self.workers, self.connection = batches, problem, workers, connection
-        self.dataset = getattr(batches, "dataset", None)  # where stable-pretraining looks for its gpu_transform
+        self.dataset = getattr(batches, "dataset", None)  # stable-pretraining looks here for its gpu_transform
 
     def __len__(self) -> int:
-        return 1_000_000  # Lightning and schedules want to know; the parent decides
+        return 1_000_000  # for Lightning and schedules; the parent decides
 
     def __iter__(self) -> Iterator:
         batches = iter(self.batches)
         if self.asked():
             self.connection.send("ready")
         while self.asked():
-            yield from itertools.islice(batches, FETCHED_AHEAD * self.workers + SETTLING)
+            yield from itertools.islice(batches, PREFETCHED * self.workers + SETTLING)
             started, steps = now(), 0
             while time.perf_counter() - started < self.problem.seconds or steps % max(1, self.workers):
                 yield next(batches)
                 steps += 1
             rate = steps * self.problem.settings.batch_size / (now() - started)
             self.connection.send((rate, peak_memory_mib()))
-            torch.cuda.empty_cache()  # the next one needs it; does nothing without a GPU
+            torch.cuda.empty_cache()  # for the next contender; no effect without a GPU
 
     def asked(self) -> bool:
         try:
@@ -258,7 +260,7 @@ class Turns:
 
 
 def now() -> float:
-    """Seconds, once the device has done what was asked of it."""
+    """Time in seconds, after the device has finished."""
     if GPU:
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -308,7 +310,7 @@ def train_lightly(problem: Problem, workers: int, turns: Callable) -> None:
     from training.encoders import Encoder
 
     settings = problem.settings
-    torch.backends.cudnn.benchmark = True  # as stable-pretraining's make_it_fast
+    torch.backends.cudnn.benchmark = True  # as in stable-pretraining's make_it_fast
     transform = SimCLRTransform(
         input_size=settings.size_px,
         cj_prob=AUGMENT.jitter,
@@ -366,7 +368,7 @@ def train_stable_pretraining_gpu(problem: Problem, workers: int, turns: Callable
             gpu_transforms.GPURandomGrayscale(p=AUGMENT.grey),
             gpu_transforms.GPUNormalize(**spt.data.static.CIFAR10),
         ],
-        compile=False,  # it would compile the normalisation alone, and needs a C compiler
+        compile=False,  # would compile only the normalisation, and needs a C compiler
     )
     dataset = spt.data.FromTorchDataset(
         Pictures(problem.pixels),
@@ -408,13 +410,13 @@ def fit_stable_pretraining(problem: Problem, batches: Iterable) -> None:
             "interval": "epoch",
         },
     )
-    training = trainer(pl)  # to which the package adds callbacks that print, describe the machine and watch it
+    training = trainer(pl)  # the package adds callbacks that print and monitor
     training.callbacks = [callback for callback in training.callbacks if isinstance(callback, ModuleRegistryCallback)]
     training.fit(module, batches)
 
 
 def trainer(pl):
-    """Of pytorch_lightning or of lightning.pytorch, which are two packages: with nothing but training in it."""
+    """A Trainer without extras. pl: pytorch_lightning or lightning.pytorch, which are two packages."""
     return pl.Trainer(
         max_epochs=1,
         accelerator="auto",
@@ -428,7 +430,7 @@ def trainer(pl):
 
 
 class Pictures(Dataset):
-    """PIL images and labels, as torchvision's CIFAR10 makes them of an array in memory."""
+    """PIL images and labels from an array in memory, like torchvision's CIFAR10."""
 
     def __init__(self, pixels: Path, transform: Callable | None = None):
         self.pixels, self.transform = np.load(pixels), transform
@@ -442,7 +444,7 @@ class Pictures(Dataset):
 
 
 def endless(dataset: Dataset, problem: Problem, workers: int) -> DataLoader:
-    """Shuffled batches in one epoch that outlasts the measurement."""
+    """Shuffled batches in one epoch that is longer than the measurement."""
     sampler = RandomSampler(dataset, replacement=True, num_samples=10**9)
     n = problem.settings.batch_size
     return DataLoader(dataset, n, sampler=sampler, drop_last=True, num_workers=workers, pin_memory=GPU)

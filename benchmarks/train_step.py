@@ -1,10 +1,10 @@
-"""What a training step costs beside the arithmetic of its network: the whole step's rate over that of forward and
-backward alone, on views already in place.
+"""Overhead of a training step: the rate of whole steps relative to that of the network's forward and backward passes
+alone, on views that are already in memory.
 
     python benchmarks/train_step.py
 
 The whole step: batch from the store, both augmentations, forward, NT-Xent, backward, LARS. `compute`: forward of f and
-g, a sum instead of the loss, backward. Both alternate in one process; the figure is the ratio of the medians.
+g, a sum instead of the loss, backward. The two alternate in one process; the figure is the ratio of the medians.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -36,15 +36,15 @@ class Options:
     encoder: str = "resnet18"
     """Architecture of f."""
     size_px: int = 32
-    """Side of the images."""
+    """Side of the images, in pixels."""
     batch_size: int = 512 if GPU else 64
-    """Images a step."""
+    """Images per step."""
     quick: bool = False
-    """A few steps of the tiny encoder."""
+    """A few steps of the tiny encoder only."""
 
 
-class Pixels:
-    """Stands for a store: noise of the right shape."""
+class NoiseStore:
+    """Takes the place of a PixelStore: noise of the right shape."""
 
     source = "noise"
 
@@ -82,9 +82,9 @@ def main(options: Options) -> None:
 
 
 def steps(settings: PretrainSettings, resident: bool, inner: int) -> tuple[Callable, Callable]:
-    """`inner` whole steps, and as many times the arithmetic alone."""
+    """Functions that run `inner` whole steps, and as many times the arithmetic alone."""
     device = training_device()
-    module = SimCLR(settings, Pixels(20 * settings.batch_size, settings.size_px), None).to(device)
+    module = SimCLR(settings, NoiseStore(20 * settings.batch_size, settings.size_px), None).to(device)
     optimizer = module.configure_optimizers()["optimizer"]
     batches = Batches(module, resident)
     module.compile_parts(next(iter(batches.epoch(0))))
@@ -110,11 +110,12 @@ def steps(settings: PretrainSettings, resident: bool, inner: int) -> tuple[Calla
             total.backward()
             module.zero_grad()
 
-    whole(), compute()  # the first calls choose kernels, and compile
+    whole(), compute()  # the first calls compile and choose kernels
     return whole, compute
 
 
 def timed(work: Callable) -> float:
+    """Seconds until the device has finished."""
     wait = torch.cuda.synchronize if GPU else lambda: None
     wait()
     started = time.perf_counter()
