@@ -112,7 +112,9 @@ def servers(tmp_path_factory, browser):
         for i in range(3):
             striped(colour, (48 + 4 * i, 36)).save(folder / "pictures" / label / f"{i}.png")
     striped((10, 200, 210)).save(folder / "pictures" / "green" / HOSTILE)
-    bulk.run(bulk.BulkSettings(str(folder / "pictures"), str(folder / "encoder"), folder / "index"))
+    bulk.run(
+        bulk.BulkSettings(data=str(folder / "pictures"), encoder=str(folder / "encoder"), index=str(folder / "index"))
+    )
     environment = os.environ | {
         "TWINVIEW_ENCODER": str(folder / "encoder"),
         "TWINVIEW_INDEX": str(folder / "index"),

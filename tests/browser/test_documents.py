@@ -35,18 +35,18 @@ def test_the_calls_of_programs_work_as_they_are_written(servers, work):
     assert "none none" in told and told[-1].startswith("cats ")
 
 
-def test_what_a_program_is_refused_is_said_in_the_services_words(servers, work):
+def test_a_refused_program_gets_the_services_message(servers, work):
     program = f'from gradio_client import Client; Client("{servers.service}/ui/").predict("dogs", api_name="/run")'
     done = subprocess.run([sys.executable, "-c", program], cwd=work, capture_output=True, text=True, timeout=120)
     assert "there is no run dogs; GET /runs lists the runs" in done.stderr
 
 
-def test_every_call_that_is_offered_is_told_and_no_other(page):
+def test_the_document_has_every_call_of_the_page_and_no_other(page):
     offered = page.evaluate("fetch('gradio_api/info').then((answer) => answer.json())")["named_endpoints"]
     assert set(re.findall(r'api_name="(/\w+)"', TEXT)) | {"/run"} == set(offered)
 
 
-def test_every_tab_is_told_under_its_name(page):
+def test_every_tab_is_described_under_its_name(page):
     assert re.findall(r"^\*\*(\w+)\*\*", TEXT, re.MULTILINE) == page.get_by_role("tab").all_inner_texts()
 
 

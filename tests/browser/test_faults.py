@@ -107,7 +107,7 @@ def finds(page, label: str) -> None:
     )
 
 
-def test_a_text_file_that_is_dropped_is_refused_in_words_and_the_page_goes_on(page, reddish):
+def test_a_dropped_text_file_is_refused_with_a_sentence_and_the_page_still_works(page, reddish):
     before = shown(page)
     page.evaluate(
         """() => {
@@ -128,7 +128,7 @@ def test_a_picture_of_100_megapixels_is_searched_by(page, vast):
     finds(page, "red")
 
 
-def test_a_picture_of_144_megapixels_is_refused_in_words_and_the_page_goes_on(page, vast, reddish):
+def test_a_picture_of_144_megapixels_is_refused_with_a_sentence_and_the_page_still_works(page, vast, reddish):
     before = shown(page)
     page.set_input_files("#well input", vast(12_000))
     said(page, "12000 x 12000 pixels")
@@ -137,7 +137,7 @@ def test_a_picture_of_144_megapixels_is_refused_in_words_and_the_page_goes_on(pa
     finds(page, "red")
 
 
-def test_a_service_that_dies_in_mid_search_is_said_in_words_and_found_again(fragile, open_page, reddish):
+def test_a_service_killed_during_a_search_is_reported_and_found_again(fragile, open_page, reddish):
     service, url = fragile
     page = open_page(url)
     service.stop_answering()
@@ -166,7 +166,7 @@ def test_two_windows_at_once_do_not_mix(servers, open_page, tmp_path):
 @pytest.mark.parametrize(
     "asked", ["fetch('http://127.0.0.1:9/font.woff2')", "new Image().src = 'http://[::1]:9/a.gif'"]
 )
-def test_a_page_that_asks_another_host_would_be_found_out(servers, watched, asked):
+def test_a_request_to_another_host_fails_the_test(servers, watched, asked):
     with pytest.raises(AssertionError, match=":9/"), watched() as start:
         page = start(servers.service)
         with contextlib.suppress(Error), page.expect_event("requestfailed"):

@@ -79,7 +79,7 @@ def test_a_picture_can_be_dropped_and_pasted_anywhere(page, reddish, way):
     expect(page.locator("#grid .label").first).to_have_text("red")  # the results come after the picture
 
 
-def test_a_text_file_is_refused_in_words(page, tmp_path):
+def test_a_text_file_is_refused_with_a_sentence(page, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture at all")
     page.set_input_files("#well input", tmp_path / "notes.txt")
     toast = page.locator(".toast-body")

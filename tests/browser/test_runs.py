@@ -52,7 +52,7 @@ def test_the_newest_run_is_shown_and_grows_while_it_trains(runs, trained):
     assert runs.locator(".chart polyline").first.get_attribute("points").count(",") == 5
 
 
-def test_nothing_is_asked_while_the_tab_is_out_of_sight(runs):
+def test_nothing_is_requested_while_the_tab_is_hidden(runs):
     runs.get_by_role("tab", name="Similar").click()
     asked = []
     runs.on("request", lambda request: asked.append(request.url) if "queue/join" in request.url else None)
@@ -75,7 +75,7 @@ def test_several_are_compared_curve_by_curve_and_where_their_settings_differ(run
     expect(of(runs, "now")).to_have_attribute("aria-pressed", "false")
 
 
-def test_a_value_is_told_where_the_pointer_is_and_by_keys(runs):
+def test_values_are_shown_at_the_pointer_and_by_keys(runs):
     of(runs, "done").click()
     expect(runs.locator(".key span")).to_have_count(2)
     svg, reading = runs.locator(".chart svg").first, runs.locator(".chart .reading").first

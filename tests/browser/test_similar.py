@@ -59,7 +59,7 @@ def test_several_files_are_one_search_and_each_can_be_taken_out(page, reddish, t
     expect(page.locator("#grid .label").first).to_have_text("blue")
 
 
-def test_signs_of_a_tile_say_what_to_be_like_and_what_not(page):
+def test_plus_and_minus_on_a_tile_add_it_to_the_search(page):
     search_from(page, "red")
     expect(page.locator("#grid .label").nth(2)).to_have_text("orange")
     press(page, "orange", "unlike")
@@ -73,7 +73,7 @@ def test_signs_of_a_tile_say_what_to_be_like_and_what_not(page):
     assert len(told(page)["like"]) == 2 and len(told(page)["unlike"]) == 1
 
 
-def test_the_way_leads_back_to_any_step(page, reddish):
+def test_any_earlier_search_can_be_returned_to(page, reddish):
     page.set_input_files("#well input", reddish)
     page.wait_for_selector("#grid .score")
     for label in ("orange", "green", "blue"):
@@ -116,10 +116,10 @@ def test_conditions_narrow_the_collection_and_the_search(page):
     search_from(page, "green")
     assert set(labels(page)) == {"green", "blue"}
     typed(page, "shirt")
-    expect(page.locator("#grid .notice")).to_contain_text("shirt is no condition such as label=shirt")
+    expect(page.locator("#grid .notice")).to_contain_text("shirt is not a condition like label=shirt")
 
 
-def test_a_threshold_leaves_the_alike_and_says_what_to_do_where_none_is(page):
+def test_a_threshold_limits_the_results_and_without_any_says_what_to_do(page):
     search_from(page, "red")
     page.fill("#least input[type=number]", "0.99")
     page.keyboard.press("Enter")
@@ -144,6 +144,15 @@ def test_a_selection_outlives_a_search_and_is_saved(page):
     expect(page.locator("[data-export=csv]")).to_be_hidden()
     page.click("[data-select=all]")
     expect(page.locator(".selection .count")).to_have_text("12 selected")
+
+
+def test_only_shift_selects_the_tiles_between(page):
+    for at in (5, 1):
+        page.locator("#grid .tile").nth(at).focus()
+        page.keyboard.press("x")
+    expect(page.locator(".selection .count")).to_have_text("2 selected")
+    page.locator("#grid .tile").nth(4).click(modifiers=["Shift"])
+    expect(page.locator(".selection .count")).to_have_text("5 selected")
 
 
 def test_all_of_the_collection_can_be_selected_but_some(page):
@@ -174,7 +183,7 @@ def test_the_address_brings_the_search_back(page, servers):
     expect(page.locator("#k input[type=number]")).to_have_value("3")
 
 
-def test_a_picture_of_ones_own_cannot_be_linked_and_the_page_says_why(page, reddish):
+def test_a_picture_from_disk_cannot_be_linked_and_the_page_says_why(page, reddish):
     page.set_input_files("#well input", reddish)
     page.wait_for_selector("#grid .score")
     page.click("#link button")
@@ -190,7 +199,7 @@ def test_a_picture_is_taken_with_the_camera(page):
     assert page.evaluate("document.querySelector('#camera video').srcObject") is None, "the camera is off again"
 
 
-def test_a_camera_that_may_not_be_used_is_said_in_words_and_without_one_no_button_is_there(servers, open_page):
+def test_a_forbidden_camera_is_reported_and_without_one_there_is_no_button(servers, open_page):
     page = open_page(servers.service)
     page.evaluate(
         "void (navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('no', 'NotAllowedError'); })"

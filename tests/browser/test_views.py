@@ -74,7 +74,7 @@ def test_views_follow_the_picture(page, reddish):
     wait_for_other(page, of_mine)
 
 
-def test_the_temperature_changes_loss_and_shares_at_once_as_eq_1_says(page, reddish):
+def test_the_temperature_changes_loss_and_shares_at_once_by_eq_1(page, reddish):
     """The browser's loss beside one computed here from the cosines that it was given; nothing is asked again."""
     search(page, reddish)
     open_tab(page, "Views", "#matrix .batch")
@@ -110,7 +110,7 @@ def _nt_xent(cosines: list[list[float]], temperature: float) -> float:
     return sum(losses) / len(losses)
 
 
-def test_the_curves_of_each_augmentation_stand_above_the_picture_at_each_strength(page, reddish):
+def test_each_augmentation_has_curves_and_its_picture_at_each_strength(page, reddish):
     """The encoder is the mean colour: a flip is nothing to it, grey is much."""
     search(page, reddish)
     open_tab(page, "Invariance", "#curves .panels")

@@ -78,7 +78,7 @@ def test_no_program_has_a_picture_fetched_from_elsewhere(fake, alone):
         assert "this page fetches nothing from elsewhere" in client.get(f"{call}/{event}").text
 
 
-def test_a_program_gets_what_it_asks_for_and_problems_in_words(fake, alone, uploads):
+def test_programs_get_results_and_readable_errors(fake, alone, uploads):
     with alone(fake()) as client:
 
         def ask(name: str, *data) -> str:
@@ -94,13 +94,13 @@ def test_a_program_gets_what_it_asks_for_and_problems_in_words(fake, alone, uplo
         assert "event: error" in ask("similar", elsewhere, [], [], 2, 0, [], "pictures", None)
 
 
-def test_the_services_own_sentence_is_shown_where_there_is_no_encoder(fake, page_of):
+def test_the_services_own_message_is_shown_if_there_is_no_encoder(fake, page_of):
     failure = ServiceError("There is no encoder. Make one with `python training/pretrain.py`.", 503, "not_ready")
     shown = asyncio.run(callback(page_of(fake(failure=failure)), "show")((), 0, *USUAL))
     assert "There is no encoder. Make one with <code>python training/pretrain.py</code>." in shown[3]
 
 
-def test_a_refused_picture_is_said_in_words_and_leaves_the_trail(fake, uploads, event, page_of):
+def test_a_refused_picture_is_reported_and_taken_off_the_trail(fake, uploads, event, page_of):
     (uploads / "notes.txt").write_text("no picture")
     refusal = ServiceError("image (<notes>.txt) is not an image of a format this reads", 422, "undecodable", "image")
     page, before = page_of(fake(failure=refusal)), (Query((Picture("mine.jpg", id="id9"),)),)
@@ -110,18 +110,18 @@ def test_a_refused_picture_is_said_in_words_and_leaves_the_trail(fake, uploads, 
     assert trail == before and all(other == gr.skip() for other in others)
 
 
-def test_a_service_that_fails_is_said_in_place_of_the_results_and_leaves_the_trail(fake, page_of):
+def test_a_failure_of_the_service_is_shown_instead_of_results_and_keeps_the_trail(fake, page_of):
     page, trail = page_of(fake(failure=ServiceError("the service is busy", 429))), (Query((Picture("a", id="id9"),)),)
     answer = asyncio.run(callback(page, "show")(trail, 0, *USUAL))
     assert answer[0] == gr.skip() and "the service is busy" in answer[3]
 
 
-def test_a_condition_that_is_none_is_said_in_place_of_the_results(fake, page_of):
+def test_an_invalid_condition_is_reported_instead_of_results(fake, page_of):
     shown = asyncio.run(callback(page_of(fake()), "show")((), 0, 24, 0, ["shirt"], "pictures", None, ""))
     assert "shirt is not a condition like label=shirt" in shown[3]
 
 
-def test_a_click_goes_on_from_there_and_signs_from_what_there_is(fake, event, page_of):
+def test_a_click_starts_a_new_search_and_plus_and_minus_change_the_current_one(fake, event, page_of):
     page, first = page_of(fake()), Query((Picture("mine.jpg", id="id9"),))
     told, cat = event(id="id2", name="cat 2.jpg", label="cat"), Picture("cat 2.jpg", "cat", id="id2")
     assert callback(page, "click")((first,), told) == (first, Query((cat,)))
@@ -132,7 +132,7 @@ def test_a_click_goes_on_from_there_and_signs_from_what_there_is(fake, event, pa
         assert callback(page, "unlike")((), told) == gr.skip()
 
 
-def test_pages_of_the_collection_begin_at_its_first(fake, page_of):
+def test_paging_stops_at_the_first_picture_and_a_condition_returns_to_it(fake, page_of):
     page = page_of(fake())
     _, offset, *_, previous, more = asyncio.run(callback(page, "turn_on")(0, *USUAL))
     assert (offset, previous["visible"], more["visible"]) == (60, True, False)
@@ -152,7 +152,7 @@ def test_the_page_opens_with_the_search_of_its_address(fake, page_of):
         assert asyncio.run(start(Address("like=gone")))[0] == ()
 
 
-def test_the_page_opens_on_the_collections_and_encoders_that_there_are(fake, page_of, monkeypatch):
+def test_the_page_opens_with_the_existing_collections_and_encoders(fake, page_of, monkeypatch):
     client = fake()
 
     async def collections():
@@ -234,7 +234,7 @@ def test_alone_the_page_passes_thumbnails_on(fake, alone):
         assert (answer.status_code, answer.text) == (502, "the service cannot be reached")
 
 
-def test_a_port_in_use_is_said_in_one_sentence():
+def test_a_port_in_use_is_reported_in_one_sentence():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -52,7 +52,7 @@ def test_chance_is_within_the_chart_and_named():
     assert "chance 5.5" in svg
 
 
-def test_the_words_for_the_pointer_and_for_those_who_hear_it_are_the_values():
+def test_the_pointer_and_screen_readers_get_the_values():
     svg = chart("kNN", [Line("a", 0, [(10, 0.25), (20, 0.5)]), Line("b", 1, [(10, 0.3)])], 20, percent)
     told = json.loads(html.unescape(re.search(r'data-lines="([^"]*)"', svg)[1]))
     assert told == [{"name": "a", "points": [[10, "25%"], [20, "50%"]]}, {"name": "b", "points": [[10, "30%"]]}]

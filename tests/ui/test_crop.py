@@ -27,7 +27,7 @@ def test_a_part_is_what_lies_inside_of_the_box():
     assert cut_out.size == (20, 10) and cut_out.getcolors() == [(200, (0, 255, 0))]
 
 
-def test_the_box_is_meant_on_the_picture_as_it_is_seen():
+def test_the_box_refers_to_the_upright_picture():
     turned = part(quarters(orientation=6), Box(0.5, 0, 1, 0.5))  # a quarter clockwise: red has come to the right
     assert turned.size == (10, 20) and turned.getcolors() == [(200, (255, 0, 0))]
 
@@ -42,7 +42,7 @@ def test_the_smallest_part_of_a_small_picture_is_a_pixel():
     assert part(quarters(), Box(0.98, 0.98, 0.99, 0.99)).size == (1, 1)
 
 
-def test_what_is_no_picture_cannot_be_cut(tmp_path):
+def test_a_file_that_is_not_a_picture_cannot_be_cut(tmp_path):
     (tmp_path / "notes.png").write_bytes(quarters()[:60])
     for picture in (b"no picture", tmp_path / "notes.png", tmp_path / "absent.png"):
         with pytest.raises(OSError):
@@ -55,12 +55,12 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_fills_the_memory(monk
         cut(quarters(), Box(0, 0, 0.5, 0.5))
 
 
-def test_a_box_is_kept_inside_and_written_as_it_is_read():
+def test_a_box_is_clipped_to_the_picture_and_its_text_reads_back():
     box = Box.of([-0.2, "0.25", 0.71234567, 3])
     assert box == Box(0, 0.25, 0.7123, 1) and Box.of(str(box).split(",")) == box
 
 
 @pytest.mark.parametrize("edges", [[0.5, 0, 0.5, 1], [0.9, 0, 0.1, 1], [0, 0, 1], ["nan"] * 4, ["a"] * 4, 7])
-def test_what_is_no_box_is_refused(edges):
+def test_edges_that_form_no_box_are_refused(edges):
     with pytest.raises((ValueError, TypeError)):
         Box.of(edges)

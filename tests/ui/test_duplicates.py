@@ -65,7 +65,7 @@ def test_a_page_says_which_groups_it_shows():
     assert "Groups 21 to 40 of 1,234" in groups_html(found(some, total=1234), 0.95, 20, "shop")
 
 
-def test_where_none_are_alike_the_threshold_is_named():
+def test_without_groups_the_threshold_is_named():
     assert "as alike as 0.975" in groups_html(found([]), 0.975, 0, "shop")
     assert "alike" not in groups_html(found([], made=None), 0.975, 0, "shop")
 
@@ -85,7 +85,7 @@ def test_suggested_to_go_are_all_but_the_first_of_all_groups(client):
     assert [asked[-1] for asked in client.asked] == [0, AT_ONCE]
 
 
-def test_removing_says_what_went_and_how_to_take_it_back(client):
+def test_removing_reports_how_many_and_how_to_undo_it(client):
     answer = asyncio.run(remove(client, ["a", "gone"], "shop"))
     assert answer["deleted"] == ["a", "gone"]
     assert answer["message"] == (
@@ -129,7 +129,7 @@ def look(client, in_loop):
     return lambda in_sight, threshold: asyncio.run(fn(in_sight, "pictures", threshold, 0))
 
 
-def test_nothing_is_asked_out_of_sight(look, client):
+def test_nothing_is_requested_while_the_tab_is_hidden(look, client):
     look(False, 0.95)
     assert client.asked == []
     assert "2 groups" in look(True, 0.95)[3]
@@ -140,7 +140,7 @@ def test_a_threshold_below_the_least_that_was_compared_is_raised_to_it(look, cli
     assert client.asked[-1][1] == 0.9
 
 
-def test_a_failure_is_said_and_a_collection_that_is_not_there_is_called_empty(look, client):
+def test_a_failure_is_shown_and_a_missing_collection_is_called_empty(look, client):
     client.failure = ServiceError("the service at x cannot be reached")
     assert "the service at x cannot be reached" in look(True, 0.95)[0]
     client.failure = ServiceError("there is no collection", 404, "not_found")

@@ -29,7 +29,7 @@ def look(client, in_loop, trail=(), in_sight=True) -> list:
     return asyncio.run(all_of())
 
 
-def test_a_panel_an_augmentation_and_a_line_a_kind_of_pictures(fake):
+def test_there_is_a_panel_per_augmentation_and_a_line_per_kind_of_pictures(fake):
     html = asyncio.run(examine(fake(), CAT, 16, 0, "pictures"))
     assert re.findall(r"<h3>(\w+)</h3>", html) == ["crop", "hue"]
     assert re.findall(r'<polyline class="line-(\w+)"', html) == ["own", "untrained", "trained"] * 2
@@ -39,7 +39,7 @@ def test_a_panel_an_augmentation_and_a_line_a_kind_of_pictures(fake):
     assert "line-own" not in without and " alone" not in without
 
 
-def test_the_curves_rise_from_nought_to_what_was_measured(fake):
+def test_the_curves_start_at_zero_and_pass_through_the_measurements(fake):
     html = panels_html(asyncio.run(fake().invariance()), None)
     points = [[*map(float, point.split(","))] for point in re.search(r'points="([^"]*)"', html)[1].split()]
     (x0, y0), (x1, y1), (x2, y2) = points
@@ -49,7 +49,7 @@ def test_the_curves_rise_from_nought_to_what_was_measured(fake):
     assert float(hue) == pytest.approx(10, abs=0.1), "the highest of all reaches the top"
 
 
-def test_every_value_can_be_read_by_pointing_by_hearing_and_in_a_table(fake):
+def test_every_value_is_in_a_tooltip_a_label_and_a_table(fake):
     html = panels_html(asyncio.run(fake().invariance()), None)
     assert "<title>1: 80% of the way to another picture, cosine 0.600</title>" in html
     assert 'aria-label="crop, share cut away: h goes 80% of the way to another picture at 1"' in html
@@ -60,7 +60,7 @@ def test_every_value_can_be_read_by_pointing_by_hearing_and_in_a_table(fake):
     ]
 
 
-def test_it_works_only_in_sight_and_says_so_while_it_does(fake, in_loop):
+def test_it_computes_only_while_shown_and_says_that_it_is_working(fake, in_loop):
     client = fake()
     assert look(client, in_loop, in_sight=False) == [gr.skip()] and client.asked == []
     working, shown = look(client, in_loop, (Query((CAT,)),))
@@ -68,7 +68,7 @@ def test_it_works_only_in_sight_and_says_so_while_it_does(fake, in_loop):
     assert client.asked[-1] == ("invariance", b"a thumbnail", 16, 3, "pictures")
 
 
-def test_what_is_missing_is_said(fake, in_loop):
+def test_what_is_missing_is_explained(fake, in_loop):
     small = ServiceError("collection: at least two pictures are compared", 400, "malformed", "collection")
     assert "it holds fewer than two" in look(fake(failure=small), in_loop)[-1]
     absent = ServiceError("this service was built without training's code", 501, "not_offered")

@@ -46,7 +46,7 @@ def test_what_only_this_browser_has_cannot_be_linked():
 
 
 @pytest.mark.parametrize("wrong", ["k=many&least=nan", "k=&least=-3", "like=", "unlike=id3", "k=nan"])
-def test_what_makes_no_sense_in_a_link_is_passed_over(fake, wrong):
+def test_invalid_values_in_a_link_are_ignored(fake, wrong):
     assert opened(fake(), wrong) == (None, SearchSettings())
 
 
@@ -54,16 +54,16 @@ def test_numbers_of_a_link_stay_in_their_range(fake):
     assert opened(fake(), "k=99999&least=7")[1] == SearchSettings(200, 1.0)
 
 
-def test_a_part_that_is_none_is_the_whole(fake):
+def test_an_invalid_part_means_the_whole_picture(fake):
     assert opened(fake(), "like=id0@1,2,3")[0] == Query((CATS[0],))
 
 
-def test_an_item_that_is_gone_is_named(fake):
+def test_a_deleted_item_is_named(fake):
     with pytest.raises(ServiceError, match="no item gone is in the collection"):
         opened(fake(), "like=gone")
 
 
-def test_a_link_asks_for_few_items_however_long_it_is(fake):
+def test_a_long_link_loads_few_items(fake):
     client = fake()
     opened(client, "&".join(["like=id0"] * 500))
     assert len(client.asked) == link.MOST

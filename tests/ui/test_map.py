@@ -57,7 +57,7 @@ def test_a_notch_of_an_outline_is_not_within_it():
     assert within(x, y, notched).tolist() == [True, False, True, False]
 
 
-def test_what_is_circled_and_stands_out_is_chosen():
+def test_a_choice_is_the_highlighted_pictures_within_the_outline():
     left = [[-2, -2], [-0.5, -2], [-0.5, 0.5], [-2, 0.5]]
     assert choose(polygon=left).ids(a_map()) == ["id0", "id3"]
     assert choose(numbers=[0]).ids(a_map()) == ["id0", "id3", "id6"]
@@ -67,14 +67,14 @@ def test_what_is_circled_and_stands_out_is_chosen():
 
 
 @pytest.mark.parametrize("told", [{"by": "__class__"}, {"numbers": ["x"]}, {"polygon": [[1, "b"]]}, {"polygon": [1]}])
-def test_what_no_browser_sends_is_refused_in_a_sentence(told):
+def test_data_that_no_browser_sends_is_refused_with_a_sentence(told):
     with pytest.raises(ValueError, match="choose again"):
         choose(**told)
     with pytest.raises(ValueError, match="choose again"):
         Choice.parse({})
 
 
-def test_the_browser_gets_columns_that_say_what_they_are(client):
+def test_the_browser_gets_named_columns(client):
     answer = json.loads(asyncio.run(columns(client, "pictures")).body)
     x = np.frombuffer(base64.b64decode(answer["x"]), "<f4")
     assert (answer["ids"], answer["labels"], x.tolist()) == (client.shown.ids, ["cat"], client.shown.x.tolist())
@@ -88,7 +88,7 @@ def test_a_choice_is_counted_and_shown_and_can_be_listed(client):
     assert "No picture lies there" in asyncio.run(choice_html(client, choose(polygon=[[5, 5], [6, 5], [6, 6]])))
 
 
-def test_of_many_the_first_are_shown_and_no_other_is_asked_for(client):
+def test_a_large_choice_loads_and_shows_its_first_pictures_only(client):
     client.shown = a_map(900)
     html = asyncio.run(choice_html(client, choose()))
     assert "900 pictures chosen" in html and f"The first {MOST_SHOWN} are shown" in html
@@ -96,7 +96,7 @@ def test_of_many_the_first_are_shown_and_no_other_is_asked_for(client):
     assert [asked for asked in client.asked if asked[0] == "items"] == [("items", MOST_SHOWN)]
 
 
-def test_what_is_gone_is_left_out_of_a_list(client):
+def test_deleted_items_are_left_out_of_a_list(client):
     found = asyncio.run(items_of(client, ["id5", "gone", "id1"], SearchSettings()))
     assert [item.id for item in found] == ["id5", "id1"]
 
@@ -117,12 +117,12 @@ def test_programs_get_numbers_and_words():
         ({"new": 3, "gone": 1}, "9 pictures; 3 new and 1 gone since it was made"),
     ],
 )
-def test_how_far_it_is_is_said_in_words(facts, words):
+def test_progress_is_shown(facts, words):
     html = computing.status_html(a_map(**facts), "The map", "make one", "Look.")
     assert words in html and "<script" not in html
 
 
-def test_the_button_waits_while_one_is_made_and_stands_out_where_it_is_wanted():
+def test_the_button_is_disabled_during_a_computation_and_primary_if_the_result_is_missing_or_old():
     none, now, old = (
         computing.start_button(a_map(**facts), "First", "Again")
         for facts in ({"count": None, "state": "none"}, {"state": "computing"}, {"new": 2})
@@ -133,7 +133,7 @@ def test_the_button_waits_while_one_is_made_and_stands_out_where_it_is_wanted():
     assert computing.timer(a_map(state="computing")).active and not computing.timer(a_map()).active
 
 
-def test_out_of_sight_nothing_is_asked_and_in_sight_no_places(client, in_loop):
+def test_nothing_is_requested_while_hidden_and_no_places_when_shown(client, in_loop):
     def make() -> gr.Blocks:
         with gr.Blocks() as page:
             MapTab(client, gr.State(()), gr.Dropdown(["pictures"]), gr.Tabs(), page)

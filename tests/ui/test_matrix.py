@@ -19,7 +19,7 @@ def cells(html: str, kind: str) -> list[list[tuple[str, str]]]:
     return [re.findall(r'<td class="([^"]*)"[^>]*>([^<]*)</td>', row) for row in body.split("</tr>")[:-1]]
 
 
-def test_positives_are_outlined_beside_the_diagonal_and_all_else_is_negative(found):
+def test_positives_are_outlined_next_to_the_diagonal(found):
     for kind in ("cosines", "shares"):
         rows = cells(matrix_html(found, 0.2), kind)
         outlined = [(i, k) for i, row in enumerate(rows) for k, (classes, _) in enumerate(row) if "positive" in classes]
@@ -49,7 +49,7 @@ def test_each_view_is_sent_once_and_named_wherever_it_is_shown(found):
     assert html.count('aria-label="cat 1.jpg, view 1"') == 4  # both edges of both tables
 
 
-def test_z_is_shown_where_it_is_known_and_h_otherwise(found):
+def test_z_is_shown_if_it_is_known_and_h_otherwise(found):
     assert "z = g(h)" not in matrix_html(found, 0.2)
     html = matrix_html(Matrix("m", found.pictures, found.h, -found.h), 0.2)
     assert 'value="z" checked' in html and 'value="h">' in html

@@ -43,14 +43,14 @@ def test_the_picture_of_an_item_is_its_thumbnail(fake):
     assert asyncio.run(read(fake(), Picture("cat.jpg", id="id1"))) == b"a thumbnail"
 
 
-def test_a_part_that_cannot_be_cut_is_said_in_words(fake, uploads):
+def test_a_part_that_cannot_be_cut_is_reported(fake, uploads):
     (uploads / "notes.jpg").write_text("no picture")
     for chosen in (Picture("notes.jpg", file=uploads / "notes.jpg"), Picture("notes.jpg", id="id1")):
         with pytest.raises(UploadFailed, match=r"^No part can be cut from notes\.jpg: it is not an image"):
             asyncio.run(read(fake(), replace(chosen, box=Box(0, 0, 0.5, 0.5))))
 
 
-def test_a_clicked_tile_tells_what_it_shows(event):
+def test_a_clicked_tile_carries_its_picture(event):
     assert clicked(event(id="id1", name="a/cat.jpg", label="cat")) == Picture("a/cat.jpg", "cat", id="id1")
     of_others = Picture("cat.jpg", None, id="id1", collection="others")
     assert clicked(event(id="id1", name="cat.jpg", collection="others")) == of_others

@@ -47,7 +47,7 @@ def test_items_are_searched_by_id_and_uploads_by_their_file(fake, mine):
     assert asked(fake(), Query((A,)))[1] is None
 
 
-def test_how_to_search_reaches_the_service(fake):
+def test_the_search_settings_reach_the_service(fake):
     settings = SearchSettings(7, 0.5, ("label=cat",), "others", "an encoder")
     *_, k, model, more = asked(fake(), Query((Picture("0.jpg", id="id0", collection="others"),)), settings)
     where = {"label": {"in": ["cat"]}}
@@ -69,7 +69,7 @@ def test_a_part_of_an_item_is_no_longer_that_item(fake, monkeypatch):
     assert (images, positive) == ([b"a part"], [])
 
 
-def test_where_nothing_is_there_yet_nothing_is_found(fake, mine):
+def test_a_missing_collection_has_no_results(fake, mine):
     client = fake(failure=ServiceError("there is no collection pictures", 404, "not_found", "name"))
     assert asyncio.run(nearest(client, Query((mine,)), SearchSettings())) == []
     with pytest.raises(ServiceError):

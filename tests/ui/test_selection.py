@@ -30,7 +30,7 @@ def test_thousands_are_looked_up_in_conditions_that_an_address_holds(fake):
     assert len(rows) == 450 and reports == [(200, 450), (400, 450), (450, 450)]
 
 
-def test_all_covers_what_is_not_in_sight_but_what_was_taken_out(fake):
+def test_all_includes_pictures_on_other_pages_but_not_those_taken_out(fake):
     client = fake(count=2300)
     settings = SearchSettings(where=("price>=3",), collection="pets", encoder="tiny")
     rows, reports = rows_of(client, {"all": True, "chosen": [["id1500", None]]}, settings)
@@ -48,16 +48,16 @@ def test_a_table_has_a_column_for_each_fact():
     assert list(table[1].values()) == ["b", "hat.jpg", "", "", "", "", "", "True"]
 
 
-def test_no_text_is_a_formula_to_a_spreadsheet():
+def test_no_text_is_run_as_a_formula_by_a_spreadsheet():
     table = as_csv([(Item("a", "=HYPERLINK(1)", "@sum", "-x"), -0.5)])
     assert table.splitlines()[1] == "a,'=HYPERLINK(1),'@sum,-0.5,'-x"
 
 
-def test_paths_stand_one_a_line_and_names_where_there_is_none():
+def test_paths_are_one_a_line_and_names_replace_missing_paths():
     assert as_paths([SHIRT, HAT, Item("c", "a\nb", None, None)]) == ("/data/x/shirt, blue.jpg\nhat.jpg\na b\n")
 
 
-def test_the_file_lies_where_the_page_serves_from_and_is_named_for_what_it_is(uploads):
+def test_the_file_is_in_the_folder_that_the_page_serves_from(uploads):
     path = write([(SHIRT, 1)], "paths")
     assert path.is_relative_to(uploads) and path.name == "twinview-paths.txt"
     assert path.read_text() == "/data/x/shirt, blue.jpg\n"

@@ -32,7 +32,7 @@ def test_several_files_at_once_are_one_search(call, uploads, event):
     assert [chosen.name for chosen in query.positive] == ["a.jpg", "b.jpg"]
 
 
-def test_what_went_wrong_in_the_browser_is_said_and_changes_nothing(call, event):
+def test_a_failure_in_the_browser_is_shown_and_changes_nothing(call, event):
     with pytest.warns(UserWarning, match=r"^The camera is gone"):
         assert call("upload", (MIXED,), event(failure="The camera is gone.")) == gr.skip()
 
@@ -51,25 +51,25 @@ def test_a_picture_is_taken_out_of_the_search_on_its_side(call, event):
     assert call("remove", (Query((B,)), Query((A,), (C,))), event(at=0)) == (Query((B,)),)
 
 
-def test_back_is_a_step_and_a_click_on_the_way_many(call, event):
+def test_back_returns_one_step_and_a_click_on_a_step_returns_to_it(call, event):
     trail = (Query((A,)), Query((B,)), Query((C,)))
     assert call("step_back", trail) == trail[:2]
     assert call("return_to", trail, event(at=0)) == trail[:1]
 
 
-def test_one_picture_needs_no_chips_and_one_step_no_way():
+def test_one_picture_has_no_chips_and_one_search_no_steps():
     assert chips_html(()) == chips_html((Query((A,)),)) == ""
     assert steps_html(()) == steps_html((Query((A,)),)) == ""
 
 
-def test_chips_stand_by_side_and_say_what_they_do():
+def test_chips_are_listed_by_side_and_have_titles():
     html = chips_html((MIXED,))
     likes, unlikes = html.split("<h4>Not like these</h4>")
     assert re.findall(r'data-at="(\d)" title="Take out (\d).jpg"', likes) == [("0", "0"), ("1", "1")]
     assert re.findall(r'data-at="(\d)" title="Take out (\d).jpg"', unlikes) == [("2", "2")]
 
 
-def test_the_way_shows_its_last_steps_and_the_present_one():
+def test_the_last_steps_are_shown_and_the_current_one_is_marked():
     html = steps_html((Query((A,)),) * 20 + (MIXED,))
     assert html.count("<li>") == MOST_STEPS
     assert html.endswith("</li></ul>") and 'data-at="20" title="0.jpg and others" aria-current="step"' in html

@@ -37,7 +37,7 @@ def test_a_small_collection_is_counted(fake, count, words):
     assert words in asyncio.run(browse(fake(count), 0, USUAL))[0]
 
 
-def test_browsing_holds_to_the_conditions(fake):
+def test_browsing_applies_the_conditions(fake):
     client = fake()
     asyncio.run(browse(client, 0, SearchSettings(where=("price>=3",), collection="shop", encoder="tiny")))
     assert client.asked == [("items", PAGE, 0, {"price": {"gte": 3}}, "shop", "tiny")]
@@ -48,7 +48,7 @@ def test_an_empty_collection_says_how_to_fill_it(fake, upload):
     assert BULK in asyncio.run(neighbours(fake(count=0), upload, USUAL))[1]
 
 
-def test_a_collection_that_is_not_there_yet_says_so_too(fake, upload):
+def test_a_missing_collection_says_how_to_fill_it_too(fake, upload):
     client = fake(failure=ServiceError("there is no collection pictures", 404, "not_found", "name"))
     assert BULK in asyncio.run(browse(client, 0, USUAL))[1]
     assert BULK in asyncio.run(neighbours(client, upload, USUAL))[1]
@@ -56,7 +56,7 @@ def test_a_collection_that_is_not_there_yet_says_so_too(fake, upload):
         asyncio.run(neighbours(client, like(3), USUAL))
 
 
-def test_where_nothing_is_found_the_page_says_what_to_do(fake, upload):
+def test_without_results_the_page_says_what_to_do(fake, upload):
     none = fake(count=0)
     assert "no other picture" in asyncio.run(neighbours(fake(count=1), like(0), USUAL))[1]
     assert "Lower the least similarity" in asyncio.run(neighbours(none, upload, SearchSettings(min_similarity=0.9)))[1]
@@ -75,7 +75,7 @@ def test_neighbours_come_in_the_services_order_with_cosines_of_two_decimals(fake
     assert 'class="selection" data-total="3"' in grid
 
 
-def test_two_encoders_stand_side_by_side_and_what_both_find_is_counted_and_marked(fake):
+def test_two_encoders_are_compared_and_common_results_are_counted_and_marked(fake):
     client = fake()
     heading, html = asyncio.run(neighbours(client, like(0), SearchSettings(k=3, encoder="tiny", other_encoder="other")))
     assert "2 of 3 are found by both encoders" in heading
@@ -93,7 +93,7 @@ def test_a_side_that_finds_nothing_leaves_the_other(fake):
     assert html.count('class="tile"') == 1 and "Nothing." in html
 
 
-def test_thumbnails_are_for_the_browser_to_fetch_when_they_come_in_sight(fake):
+def test_the_browser_loads_thumbnails_when_they_are_scrolled_to(fake):
     client = fake()
     _, grid, _ = asyncio.run(browse(client, 0, replace(USUAL, collection="shop")))
     assert [asked[0] for asked in client.asked] == ["items"]

@@ -21,7 +21,7 @@ def test_pairs_stand_side_by_side_with_their_cosine_and_the_mean(fake):
     assert html.count('alt="One view of the picture"') == html.count('alt="Another view of the picture"') == 4
 
 
-def test_where_g_is_at_hand_both_cosines_are_told(fake, monkeypatch):
+def test_with_a_projection_head_both_cosines_are_shown(fake, monkeypatch):
     client = fake()
 
     async def views(*_, **__):
@@ -60,7 +60,7 @@ def test_the_controls_are_all_settings_of_pretraining_and_begin_with_its_default
     assert augmentation.settings([0.9, 0.2, *values[2:]])["crop_area"] == (0.2, 0.9)
 
 
-def test_what_the_encoder_was_trained_with_is_a_preset_where_its_card_tells():
+def test_the_augmentation_in_the_encoders_card_is_a_preset():
     trained = dict(augmentation.PHOTOGRAPHS, crop_area=[0.25, 1.0])
     told = augmentation.of_card({"training": {"settings": {"augment": trained}}})
     assert told == trained | {"crop_area": (0.25, 1.0)}
@@ -68,7 +68,7 @@ def test_what_the_encoder_was_trained_with_is_a_preset_where_its_card_tells():
         assert augmentation.of_card(card) is None
 
 
-def test_the_picture_looked_at_comes_first_in_the_batch_and_without_one_the_collection_does(fake):
+def test_the_current_picture_is_the_first_of_the_batch_if_there_is_one(fake):
     client = fake()
     asyncio.run(batch_html(client, CAT, 4.0, 2.0, "others", SETTINGS))
     asyncio.run(batch_html(client, None, 3, 0, "pictures", SETTINGS))
@@ -102,7 +102,7 @@ def page_of(in_loop):
     return lambda client: in_loop(build, client)
 
 
-def test_views_are_drawn_only_in_sight_and_say_what_they_want(fake, page_of):
+def test_views_are_drawn_only_while_shown_and_ask_for_a_picture(fake, page_of):
     client = fake()
     named = {fn.name: fn.fn for fn in page_of(client)}
     values = augmentation.values(augmentation.PHOTOGRAPHS)
