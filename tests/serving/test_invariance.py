@@ -89,15 +89,15 @@ def test_a_missing_or_too_small_collection_is_named(http, fill, picture, connect
 @sync
 def test_a_request_that_takes_too_long_is_cancelled_and_the_next_is_answered(http, fill, monkeypatch, connect):
     fill(4)
-    place = http.app.state.engine._encoders._slots[0]
-    model = place.model
+    slot = http.app.state.engine._encoders._slots[0]
+    encoder = slot.encoder
 
     async def never(images):
         await asyncio.Event().wait()
 
     with monkeypatch.context() as patch:
         patch.setattr("serving.views.analysis.DEADLINE_S", 0.05)
-        patch.setattr(place, "model", replace(model, batch=never))
+        patch.setattr(slot, "encoder", replace(encoder, batch=never))
         with pytest.raises(ServiceError, match=r"^count: 4 pictures take this encoder longer than 0.05 s") as slow:
             connect(http).invariance(count=4)
     assert (slow.value.status, slow.value.param) == (413, "count")
@@ -112,8 +112,8 @@ def test_the_work_is_cancelled_when_the_client_disconnects(http, fill, slow, mon
 
     fill(4)
     engine = http.app.state.engine
-    place = engine._encoders._slots[0]
-    model, render, compare, encoded = place.model, sensitivity.render, analysis.compare_encoders, []
+    slot = engine._encoders._slots[0]
+    encoder, render, compare, encoded = slot.encoder, sensitivity.render, analysis.compare_encoders, []
     begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
     async def encode(images):
@@ -121,7 +121,7 @@ def test_the_work_is_cancelled_when_the_client_disconnects(http, fill, slow, mon
         if slow == "encoding":
             begun.set()
             await asyncio.Event().wait()
-        return await model.batch(images)
+        return await encoder.batch(images)
 
     def draw(*arguments):
         if slow == "drawing":
@@ -137,7 +137,7 @@ def test_the_work_is_cancelled_when_the_client_disconnects(http, fill, slow, mon
 
     monkeypatch.setattr(sensitivity, "render", draw)
     monkeypatch.setattr(analysis, "compare_encoders", in_thread)
-    place.model = replace(model, batch=encode)
+    slot.encoder = replace(encoder, batch=encode)
 
     async def go_away():
         task = asyncio.create_task(engine.views.invariance(None, "pictures", 4, 0))
@@ -146,7 +146,7 @@ def test_the_work_is_cancelled_when_the_client_disconnects(http, fill, slow, mon
         with pytest.raises(asyncio.CancelledError):
             await task
         go_on.set()
-        place.model = model
+        slot.encoder = encoder
 
     http.portal.call(go_away)
     assert ended.wait(60)
