@@ -1,8 +1,8 @@
-"""From a pile of images to a search page: runs the commands of the README one after the other.
+"""From a folder of images to a search page: runs the commands of the README one after the other.
 
     make demo DATA=~/Pictures
 
-What a step has made before is used again, so a second call goes straight to the page.
+Results of earlier steps are reused, so that a second call opens the page at once.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ class DemoSettings:
     data: str = "shapes"
     """A folder of images, a .zip of one, 'shards/*.tar', a torchvision name such as cifar10, or shapes."""
     minutes: float = 2.0
-    """Time for pretraining. Longer is better: this is a first look."""
+    """Time for pretraining, in minutes. The default is for a first look; longer gives better results."""
     port: int = 3000
-    """Of the page, on this machine only."""
+    """Port of the page, which is reachable from this machine only."""
     check: bool = False
-    """Stop by itself after one upload and one search have been answered."""
+    """Stop after one successful upload and search."""
 
 
 def demo(settings: DemoSettings) -> None:
@@ -62,7 +62,7 @@ def demo(settings: DemoSettings) -> None:
 
 
 def run_name(data: str, name: str) -> str:
-    """Two folders of one name are two runs."""
+    """Name of the run; folders of equal names get different ones."""
     if not Path(data).expanduser().exists():
         return f"demo-{name}"
     return f"demo-{name}-{hashlib.sha256(str(Path(data).expanduser().resolve()).encode()).hexdigest()[:6]}"
@@ -77,7 +77,7 @@ def run(*command: str) -> None:
     print("$ python", shlex.join(command), flush=True)
     process = subprocess.Popen([sys.executable, *command])
     while process.poll() is None:
-        with contextlib.suppress(KeyboardInterrupt):  # the command hears Ctrl-C as well, and ends in its own way
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the command too, which ends by itself
             process.wait()
     if process.returncode:
         sys.exit(process.returncode)
@@ -93,7 +93,7 @@ def refuse_used_port(port: int) -> None:
 
 
 def serve(settings: DemoSettings, encoder: Path) -> None:
-    """`bentoml serve` until Ctrl-C, or until the check is done."""
+    """Run `bentoml serve` until Ctrl-C, or until the check is done."""
     bentoml = shutil.which("bentoml", path=str(Path(sys.executable).parent)) or "bentoml"
     command = [bentoml, "serve", "--host", "127.0.0.1", "--port", str(settings.port)]
     print(f"$ TWINVIEW_ENCODER={encoder}", shlex.join(["bentoml", *command[1:]]), flush=True)
@@ -120,23 +120,23 @@ def wait_until_ready(client: Client, service: subprocess.Popen) -> None:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
         if service.poll() is not None:
-            sys.exit(f"error: the service ended with status {service.returncode}; its own words stand above")
+            sys.exit(f"error: the service ended with status {service.returncode}; see its messages above")
         try:
             if client.ready():
                 return
         except (ServiceError, httpx.HTTPError):
             pass
         time.sleep(0.3)
-    sys.exit(f"error: the service was not ready after {READY_S} s; its own words stand above")
+    sys.exit(f"error: the service was not ready after {READY_S} s; see its messages above")
 
 
 def check(client: Client, address: str) -> None:
-    """One upload and one search, and the page: what a visitor does first."""
+    """Upload a picture, search for it, and open the page."""
     picture = Image.open(io.BytesIO(client.thumbnail(client.items(limit=1).items[0].id)))
-    found = client.search(image=picture, k=5)
-    if not found.results:
+    results = client.search(image=picture, k=5).results
+    if not results:
         sys.exit("error: the search of an indexed picture found nothing")
-    print(f"An uploaded picture found {len(found.results)}, the nearest at {found.results[0].similarity:.3f}.")
+    print(f"An uploaded picture found {len(results)}, the nearest at {results[0].similarity:.3f}.")
     page = httpx.get(f"{address}/ui/", follow_redirects=True)
     if page.status_code != 200 or "gradio" not in page.text.lower():
         sys.exit(f"error: the page answered {page.status_code}")
@@ -151,7 +151,7 @@ def main() -> None:
     except DataError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nStopped. What was finished is kept; the same command goes on from there.")
+        sys.exit("\nStopped. Finished steps are kept; run the same command again to continue.")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def generate(
 
 
 class Load:
-    def __init__(self, port: int, requests: list[bytes], again: bool):
+    def __init__(self, port: int, requests: list[bytes], again: bool) -> None:
         self.port, self.again = port, again
         self.requests = itertools.cycle(requests)
         self.idle: list[Connection] = []
@@ -145,7 +145,7 @@ class Load:
 
 
 class Connection(asyncio.Protocol):
-    def __init__(self, load: Load):
+    def __init__(self, load: Load) -> None:
         self.load = load
         self.parser = httptools.HttpResponseParser(self)  # calls on_body and on_message_complete
         self.due: float | None = None

@@ -303,7 +303,9 @@ def soak(minutes: float, folder: Path, clients: Executor) -> tuple[list, dict]:
 class Server:
     """A service, from its start on a free port to its end."""
 
-    def __init__(self, name: str, command: list[str], folder: Path, ready: str, more: dict[str, str] | None = None):
+    def __init__(
+        self, name: str, command: list[str], folder: Path, ready: str, more: dict[str, str] | None = None
+    ) -> None:
         """
         folder  contains the bundle; the service writes here
         ready   path that answers 200 when the service is ready

@@ -42,7 +42,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 class Model:
     """A bundle in ONNX Runtime, without a server."""
 
-    def __init__(self, folder: Path, threads: int = 1):
+    def __init__(self, folder: Path, threads: int = 1) -> None:
         """threads: of one run"""
         bundle = load_bundle(folder)
         options = ort.SessionOptions()
@@ -76,7 +76,7 @@ if "bentoml" in sys.modules:  # BentoML loads this file for the service
 
     @bentoml.service(workers=CORES)
     class Plain:
-        def __init__(self):
+        def __init__(self) -> None:
             self.model = model()
 
         @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=60_000)
@@ -120,7 +120,7 @@ def serve_infinity(port: int) -> None:
     from infinity_emb.transformer.abstract import BaseTIMM
 
     class Images(BaseTIMM):
-        def __init__(self):
+        def __init__(self) -> None:
             self.model = model()
 
         def encode_pre(self, images):

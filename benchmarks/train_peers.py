@@ -43,8 +43,8 @@ from functools import partial
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Literal
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -58,6 +58,9 @@ from serving.limits import cores
 from training.augment import CROP_ASPECT, AugmentSettings
 from training.config import PRESETS, PretrainSettings
 from training.device import mixed_precision, prepare, training_device
+
+if TYPE_CHECKING:
+    import pytorch_lightning
 
 AUGMENT = AugmentSettings(
     crop_area=(0.08, 1.0), strength=0.5, blur=0.0
@@ -119,7 +122,7 @@ class Contender:
         rate, self.memory_mib = self.answer("go")
         self.rates.append(rate)
 
-    def answer(self, question: str):
+    def answer(self, question: str) -> Any:
         """The next message of the process; the first one is that it is ready."""
         try:
             self.connection.send(question)
@@ -231,7 +234,7 @@ class Turns:
     batches in bursts, and the median of single steps would only see fast ones.
     """
 
-    def __init__(self, batches: Iterable, problem: Problem, workers: int, connection: Connection):
+    def __init__(self, batches: Iterable, problem: Problem, workers: int, connection: Connection) -> None:
         self.batches, self.problem, self.workers, self.connection = batches, problem, workers, connection
         self.dataset = getattr(batches, "dataset", None)  # stable-pretraining looks here for its gpu_transform
 
@@ -289,7 +292,7 @@ def train_twinview(problem: Problem, workers: int, turns: Callable, compiled: bo
         model.compile_parts(next(iter(batches.epoch(0))).to(DEVICE))
 
     class Steps(pl.LightningModule):  # SimCLR without its measurements
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.model = model
 
@@ -415,7 +418,7 @@ def fit_stable_pretraining(problem: Problem, batches: Iterable) -> None:
     training.fit(module, batches)
 
 
-def trainer(pl):
+def trainer(pl: ModuleType) -> "pytorch_lightning.Trainer":
     """A Trainer without extras. pl: pytorch_lightning or lightning.pytorch, which are two packages."""
     return pl.Trainer(
         max_epochs=1,
@@ -432,13 +435,13 @@ def trainer(pl):
 class Pictures(Dataset):
     """PIL images and labels from an array in memory, like torchvision's CIFAR10."""
 
-    def __init__(self, pixels: Path, transform: Callable | None = None):
+    def __init__(self, pixels: Path, transform: Callable | None = None) -> None:
         self.pixels, self.transform = np.load(pixels), transform
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, i: int):
+    def __getitem__(self, i: int) -> tuple[Image.Image | Tensor, int]:
         image = Image.fromarray(self.pixels[i])
         return (self.transform(image) if self.transform else image), 0
 

@@ -48,7 +48,7 @@ class NoiseStore:
 
     source = "noise"
 
-    def __init__(self, n: int, size_px: int):
+    def __init__(self, n: int, size_px: int) -> None:
         self.pixels = np.random.default_rng(0).integers(0, 256, (n, size_px, size_px, 3), dtype=np.uint8)
         self.labels = np.full(n, -1)
 

@@ -26,7 +26,7 @@ class Classifier(nn.Module):
     hidden  layers between h and the linear layer: None, or the projection head's [Linear, BN, ReLU]
     """
 
-    def __init__(self, encoder: Encoder, hidden: nn.Module | None, classes: int):
+    def __init__(self, encoder: Encoder, hidden: nn.Module | None, classes: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.hidden = hidden or nn.Identity()

@@ -132,7 +132,7 @@ def neighbours_loss(student: Tensor, teacher: Tensor, temperature: float) -> Ten
 class DistilStep:
     """One training step: a view of some pictures, the teacher's output for it, and the student's loss."""
 
-    def __init__(self, teacher: Teacher, pixels: np.ndarray, size_px: int, settings: DistilSettings):
+    def __init__(self, teacher: Teacher, pixels: np.ndarray, size_px: int, settings: DistilSettings) -> None:
         """
         pixels   uint8 (N, S, S, 3), S the larger of the teacher's and the student's size
         size_px  the student's
@@ -164,7 +164,7 @@ class DistilStep:
             target = self.teacher.answer(shown.contiguous().cpu().numpy()).to(device)
             output = network(views.contiguous(memory_format=torch.channels_last))
         if not target.isfinite().all():
-            raise EncoderError(f"--teacher {self.settings.teacher} gives values that are no numbers (NaN or infinite)")
+            raise EncoderError(f"--teacher {self.settings.teacher} gives values that are NaN or infinite")
         return self.loss(output, target, self.temperature)
 
 

@@ -255,7 +255,7 @@ def without_labels(
 def measure_sensitivity(
     extractor: Extractor, pictures: PictureSet, settings: EvaluateSettings
 ) -> list[sensitivity.Sensitivity]:
-    """Of the encoder, and of its architecture untrained if that is known."""
+    """Sensitivity of the encoder, and of its architecture with random weights if that is known."""
     chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(pictures.pixels))[: sensitivity.PICTURES])
     pixels = pictures.pixels[chosen]
     encoders = (extractor, sensitivity.untrained(extractor.name, settings.size_px))
@@ -265,7 +265,9 @@ def measure_sensitivity(
 class Views:
     """Augmented pictures as uint8, the input of every encoder. To be read once, from first to last."""
 
-    def __init__(self, pixels: StreamedRows, chosen: np.ndarray, how: AugmentSettings, generator: torch.Generator):
+    def __init__(
+        self, pixels: StreamedRows, chosen: np.ndarray, how: AugmentSettings, generator: torch.Generator
+    ) -> None:
         self.pixels, self.chosen, self.how, self.generator = pixels, chosen, how, generator
 
     def __len__(self) -> int:

@@ -65,7 +65,7 @@ class Task:
     test           pixels and labels of the test split; None without one
     """
 
-    def __init__(self, settings: FinetuneSettings, train: PixelStore, test: PixelStore | None):
+    def __init__(self, settings: FinetuneSettings, train: PixelStore, test: PixelStore | None) -> None:
         """raises DataError for classes and shares that cannot work."""
         tested = test is not None and (test.labels >= 0).any()
         check_classes(train.labels, test.labels if tested else None, train.classes, settings.data)

@@ -83,7 +83,7 @@ def _check_same(folder: Path, own: dict, settings: ResumableSettings) -> None:
 class ResumableRun:
     """The folder of one run. Saves at most every checkpoint.EVERY_S seconds; later epochs are repeated on resuming."""
 
-    def __init__(self, folder: Path, settings: ResumableSettings, images: int):
+    def __init__(self, folder: Path, settings: ResumableSettings, images: int) -> None:
         """raises CheckpointError: an interrupted run without --resume, or with other settings or another image count"""
         self.folder, self.settings, self.images = folder, settings, images
         self.path = folder / "checkpoints" / checkpoint.HALFWAY

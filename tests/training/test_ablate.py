@@ -1,4 +1,4 @@
-"""Studies, small: what a cell is worth, that nothing is done twice, and when a claim is said to have held."""
+"""Small studies: measurements of a cell, reuse of finished runs, and the verdict on a claim."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Cells one after the other, without processes of their own; returns how often each was asked for."""
+    """Run cells one after the other in this process; returns the requested cells."""
     asked = []
 
     def run_all(grid, kinds):
@@ -53,7 +53,7 @@ def over(more: str, less: str) -> Claim:
     return Claim("more is better", *groups)
 
 
-def test_the_pooled_deviation_is_of_each_value_from_its_own_rows_mean():
+def test_the_pooled_deviation_uses_the_mean_of_each_row():
     rows = rows_of(a=(1.0, 3.0), b=(10.0, 10.0, 13.0))
     s, freedom = pooled(rows, "figure")
     assert (s, freedom) == (pytest.approx(math.sqrt((1 + 1 + 1 + 1 + 4) / 3)), 3)
@@ -61,7 +61,7 @@ def test_the_pooled_deviation_is_of_each_value_from_its_own_rows_mean():
     assert math.isnan(halfwidth(rows_of(a=(1.0,), b=(2.0,)), "figure", 1))
 
 
-def test_a_claim_is_held_reversed_or_not_told_apart_by_its_interval():
+def test_the_interval_decides_whether_a_claim_held_or_the_reverse_or_neither():
     clear = rows_of(a=(0.70, 0.72), b=(0.50, 0.51), c=(0.4, 0.41), d=(0.1, 0.12), e=(0.2, 0.21))
     held = judge(over("a", "b"), clear)
     assert held["held"] is True and "held, +20.5 points (+" in held["sentence"]
@@ -80,7 +80,7 @@ def test_one_seed_gives_no_verdict():
 
 @pytest.mark.parametrize("name", list(STUDIES))
 def test_a_studys_claims_and_figure_find_their_rows(name, tmp_path):
-    """Every group of every claim has rows, and the figure is drawn from what the measurements are called."""
+    """Every group of every claim has rows, and the figure is drawn from the names of the measurements."""
     study = STUDIES[name]
     cells = study.cells(PretrainSettings(epochs=4))
     assert len({json.dumps(c.settings.to_dict()) for c in cells}) == len(cells)
@@ -103,9 +103,7 @@ def test_a_studys_claims_and_figure_find_their_rows(name, tmp_path):
     assert len(ablate.table(study, rows).splitlines()) == len(rows) + 2
 
 
-def test_a_study_is_written_and_its_runs_are_not_run_again(
-    small_shapes, in_this_process, monkeypatch, tmp_path, capsys
-):
+def test_a_study_is_written_and_finished_runs_are_reused(small_shapes, in_this_process, monkeypatch, tmp_path, capsys):
     base = {"data": str(small_shapes), "size_px": 16, "batch_size": 32, "epochs": 1, "out": tmp_path / "out"}
     taus = [
         Cell({"tau": tau}, replace(AblateSettings("temperature", **base).base(), temperature=tau)) for tau in (0.1, 1.0)
@@ -124,14 +122,14 @@ def test_a_study_is_written_and_its_runs_are_not_run_again(
     assert in_this_process[0] == in_this_process[1]
 
 
-def test_a_run_is_known_by_its_settings_and_pictures_and_not_by_its_name(small_settings, tmp_path):
+def test_the_key_of_a_run_depends_on_settings_and_pictures_but_not_on_its_name(small_settings, tmp_path):
     settings = small_settings()
     assert cell.cell_key(settings) == cell.cell_key(replace(settings, name="other", knn_epochs=3))
     different = [replace(settings, **change) for change in ({"seed": 1}, {"temperature": 0.5}, {"epochs": 4})]
     assert len({cell.cell_key(one) for one in (settings, *different)}) == 4
 
 
-def test_what_is_said_of_a_run_is_what_its_checkpoint_gives(small_settings, tmp_path):
+def test_measurements_are_those_of_the_checkpoint(small_settings, tmp_path):
     found = cell.run_cell(small_settings(epochs=1, head_layers=0), ("quality", "histograms"))
     assert found["linear h"] == found["linear z"] and found["steps"] == 2  # without a head z is h
     assert 0 <= found["views matched by histogram"] <= 1 and found["cpu_s"] > 0
@@ -139,7 +137,7 @@ def test_what_is_said_of_a_run_is_what_its_checkpoint_gives(small_settings, tmp_
     assert "kNN accuracy" in (folder / "log.txt").read_text()
 
 
-def test_histograms_tell_colours_apart_and_do_not_see_where_they_are():
+def test_histograms_depend_on_colours_but_not_on_their_places():
     pixels = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(cell.histogram(pixels), cell.histogram(pixels.flip(3)))
     counts = cell.histogram(pixels).square().view(5, 3, cell.BINS)
@@ -148,7 +146,7 @@ def test_histograms_tell_colours_apart_and_do_not_see_where_they_are():
 
 
 class ColourCell:
-    """Shapes whose h is the mean colour, and whose z is its sum."""
+    """Shapes whose h is the mean colour and its spread, and whose z is the sum of the mean colour."""
 
     def __init__(self, folder: Path):
         self.source, self.settings = open_source(str(folder)), PretrainSettings(data=str(folder))
@@ -184,7 +182,7 @@ def test_pictures_without_known_factors_are_refused(small_settings, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_runs_cells_in_processes_of_their_own(small_shapes, tmp_path):
+def test_the_command_runs_cells_in_separate_processes(small_shapes, tmp_path):
     command = [sys.executable, ROOT / "training" / "ablate.py", "what-g-forgets", "--data", small_shapes, "--quick"]
     command += ["--size-px", "16", "--batch-size", "32", "--out", tmp_path]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -207,7 +205,7 @@ def test_factors_of_one_run_do_not_count_as_seeds():
     assert found["high"] - 0.2 == pytest.approx(stats.t.ppf(0.975, 2) * s / math.sqrt(2))
 
 
-def test_what_a_study_cannot_use_is_said_before_anything_is_trained(small_shapes, tmp_path, monkeypatch, capsys):
+def test_unusable_pictures_are_refused_before_anything_is_trained(small_shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablate, "run_all", lambda *_: pytest.fail("trained"))
     small = {"size_px": 16, "batch_size": 32, "epochs": 1, "out": tmp_path}
     with pytest.raises(DataError, match=r"compares batches of up to 512 pictures, and \S*some shapes has 64 training"):
@@ -233,10 +231,10 @@ def test_a_page_names_the_commits_of_its_runs(small_settings, monkeypatch):
     settings = small_settings(epochs=1)
     assert cell.run_cell(settings, ("quality",))[cell.COMMIT] == "abcdef0"
     monkeypatch.setattr(cell, "commit", lambda: "1234567")
-    assert cell.run_cell(settings, ("quality",))[cell.COMMIT] == "abcdef0"  # nothing was measured anew
+    assert cell.run_cell(settings, ("quality",))[cell.COMMIT] == "abcdef0"  # nothing was measured again
 
 
-def test_a_run_on_few_pictures_is_measured_again_with_the_batch_size_it_was_asked_for(small_settings):
+def test_a_run_with_a_reduced_batch_size_is_found_again_by_its_requested_one(small_settings):
     settings = small_settings(epochs=1, batch_size=100)  # of 64 pictures
     cell.run_cell(settings, ("quality",))
     assert "views matched by histogram" in cell.run_cell(settings, ("quality", "histograms"))
@@ -262,6 +260,6 @@ def test_a_second_ctrl_c_ends_a_study_at_once(small_shapes, tmp_path, wait_until
     assert process.returncode == 130
 
 
-def test_no_seed_at_all_is_refused():
+def test_zero_seeds_are_refused():
     with pytest.raises(ValueError, match="--seeds must be at least 1, not 0"):
         AblateSettings("colour", seeds=0)

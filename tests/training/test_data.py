@@ -76,7 +76,7 @@ def test_the_first_level_is_the_label_however_deep_the_file(tmp_path):
     }
 
 
-def test_below_split_folders_the_label_is_the_next_level_and_files_beside_them_are_no_pictures(tmp_path):
+def test_below_split_folders_the_next_level_is_the_label_and_files_next_to_them_are_ignored(tmp_path):
     names = ("Train/cat/1.jpg", "Train/dog/more/2.jpg", "Train/3.jpg", "test/cat/4.jpg", "factors.csv")
     assert layout_of(tmp_path, *names) == {
         "Train/3.jpg": ("train", None),
@@ -90,8 +90,8 @@ def test_below_split_folders_the_label_is_the_next_level_and_files_beside_them_a
 def test_validation_is_test_only_where_there_is_no_test_folder(tmp_path, name):
     without = layout_of(tmp_path / "a", "training/cat/1.jpg", f"{name}/cat/2.jpg")
     assert [split for split, _ in without.values()] == ["train", "test"]
-    beside = layout_of(tmp_path / "b", "train/1.jpg", f"{name}/2.jpg", "test/3.jpg")
-    assert beside == {"train/1.jpg": ("train", None), f"{name}/2.jpg": ("train", None), "test/3.jpg": ("test", None)}
+    with_test = layout_of(tmp_path / "b", "train/1.jpg", f"{name}/2.jpg", "test/3.jpg")
+    assert with_test == {"train/1.jpg": ("train", None), f"{name}/2.jpg": ("train", None), "test/3.jpg": ("test", None)}
 
 
 def test_split_names_among_others_are_classes(tmp_path):
@@ -101,7 +101,7 @@ def test_split_names_among_others_are_classes(tmp_path):
     }
 
 
-def test_single_folders_around_everything_are_looked_through(tmp_path):
+def test_single_folders_around_everything_are_skipped(tmp_path):
     names = ("archive/readme.txt", "archive/images/train/cat/1.jpg", "archive/images/test/dog/2.jpg")
     assert layout_of(tmp_path, *names) == {
         "archive/images/test/dog/2.jpg": ("test", "dog"),
@@ -109,7 +109,7 @@ def test_single_folders_around_everything_are_looked_through(tmp_path):
     }
 
 
-def test_a_lone_folder_that_holds_the_files_is_no_label(tmp_path):
+def test_a_single_folder_that_holds_all_files_is_not_a_label(tmp_path):
     assert layout_of(tmp_path, "cats/1.jpg", "cats/2.jpg") == {
         "cats/1.jpg": ("train", None),
         "cats/2.jpg": ("train", None),
@@ -127,7 +127,7 @@ def test_hidden_files_and_macosx_are_left_out_everywhere(tmp_path):
 # Folders
 
 
-def test_a_picture_of_a_folder_knows_its_path_and_reads_its_bytes(tmp_path, monkeypatch):
+def test_a_picture_in_a_folder_has_its_path_and_reads_its_bytes(tmp_path, monkeypatch):
     make_tree(tmp_path / "pile", "cat/1.jpg", "dog/2.jpg")
     monkeypatch.chdir(tmp_path)
     source = open_source("pile")
@@ -147,7 +147,7 @@ def test_loops_of_symbolic_links_end_and_linked_folders_are_read_once(tmp_path):
     assert names == ["cat/1.jpg", "cat/self", "dog/2.jpg", "owl/3.jpg"]
 
 
-def test_a_link_to_nowhere_is_listed_and_cannot_be_read(tmp_path):
+def test_a_broken_link_is_listed_and_cannot_be_read(tmp_path):
     pile = make_tree(tmp_path / "pile", "1.jpg")
     (pile / "0.jpg").symlink_to(tmp_path / "gone")
     broken, _ = open_source(str(pile)).pictures
@@ -161,7 +161,7 @@ def test_pipes_are_left_out(tmp_path):
     assert list(layout(open_source(str(pile)))) == ["1.jpg"]
 
 
-def test_a_folder_that_may_not_be_entered_is_listed_as_unreadable(tmp_path, monkeypatch):
+def test_a_folder_without_permission_is_listed_as_unreadable(tmp_path, monkeypatch):
     pile = make_tree(tmp_path / "pile", "cat/1.jpg", "dog/2.jpg")
     scandir = os.scandir
 
@@ -177,7 +177,7 @@ def test_a_folder_that_may_not_be_entered_is_listed_as_unreadable(tmp_path, monk
         open_source(str(pile / "dog"))
 
 
-def test_names_of_any_bytes_are_read(tmp_path):
+def test_names_with_any_bytes_are_read(tmp_path):
     odd = ("a,b\n'c'.jpg", "ü 猫.jpg", "\udcff\udcfe.jpg", "-rf *.jpg")
     source = open_source(str(make_tree(tmp_path / "pile \udcff", *odd)))
     assert [picture.name for picture in source.pictures] == sorted(odd)
@@ -255,7 +255,7 @@ def test_a_damaged_or_locked_member_of_a_zip_harms_only_itself(tmp_path):
 # Tar
 
 
-def test_webdataset_labels_come_from_cls_and_sidecars_are_no_pictures(tmp_path):
+def test_webdataset_labels_come_from_cls_files_and_metadata_files_are_not_pictures(tmp_path):
     shard = make_tar(
         tmp_path / "birds.tar",
         "./0001.jpg",
@@ -318,7 +318,7 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path, damage):
         open_source(str(path))
 
 
-# What cannot be used
+# Unusable data
 
 
 @pytest.mark.parametrize(
@@ -328,16 +328,16 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path, damage):
         ("cifar-01", "no data set of that name (nearest: cifar10"),
         ("empty", "empty holds no files"),
         ("hidden", "hidden holds no files"),
-        ("note.txt", "note.txt is a file, but no .zip or .tar"),
+        ("note.txt", "note.txt is a file, but not a .zip or .tar"),
         ("broken.zip", "broken.zip cannot be read as a .zip"),
         ("cut.zip", "cut.zip cannot be read as a .zip"),
         ("hollow.zip", "hollow.zip holds no files"),
         ("shards/*.tar", "no file matches shards/*.tar"),
-        ("note*", "note* matches note.txt, which is no .tar file"),
+        ("note*", "note* matches note.txt, which is not a .tar file"),
         (" ", "no data was named"),
     ],
 )
-def test_what_cannot_be_used_is_named_in_one_sentence(tmp_path, monkeypatch, given, sentence):
+def test_unusable_data_is_named_in_one_sentence(tmp_path, monkeypatch, given, sentence):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     make_tree(tmp_path, "hidden/.DS_Store", "note.txt", "broken.zip")
@@ -353,7 +353,7 @@ def test_what_cannot_be_used_is_named_in_one_sentence(tmp_path, monkeypatch, giv
 
 
 class FakeSet:
-    """Stands in for a class of torchvision.datasets; counts how often it was made."""
+    """Replaces a class of torchvision.datasets and records its instances."""
 
     classes = ("T-shirt/top", ("bag", "purse"))
     made: list[tuple] = []  # noqa: RUF012
@@ -376,7 +376,7 @@ class FakeSet:
 
 @pytest.fixture
 def fake_torchvision(monkeypatch):
-    """Put classes in the place of torchvision.datasets."""
+    """Replace the classes of torchvision.datasets."""
 
     def install(dataset):
         module = types.ModuleType("torchvision.datasets")
@@ -437,7 +437,7 @@ def test_without_a_network_the_set_is_named(tmp_path, fake_torchvision, error):
     assert not (tmp_path / "mnist").exists()
 
 
-def test_a_disk_that_fills_up_leaves_no_part_of_a_set(tmp_path, fake_torchvision):
+def test_a_full_disk_leaves_no_part_of_a_set(tmp_path, fake_torchvision):
     class Full(FakeSet):
         def __getitem__(self, i):
             if i == 2:
@@ -474,7 +474,7 @@ def test_shapes_are_drawn_once(tmp_path, monkeypatch):
     assert len(open_source("shapes", tmp_path)) == 30
 
 
-def test_a_path_that_exists_wins_over_a_name(tmp_path, monkeypatch):
+def test_an_existing_path_is_preferred_to_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_tree(tmp_path, "shapes/mine.jpg", "holiday [2020]/beach.jpg")
     assert list(layout(open_source("shapes"))) == ["mine.jpg"]

@@ -1,4 +1,4 @@
-"""Distillation, small: the losses against plain loops, what a student keeps of its teacher, and who reads it."""
+"""Small distillations: losses against plain loops, what a student learns, and which commands read its checkpoint."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def teacher(tmp_path):
 
 @pytest.fixture
 def labelled(small_shapes, tmp_path):
-    """A classifier's run, with answers of some decision."""
+    """A classifier's run whose probabilities are not uniform."""
     names = sorted({picture.label for picture in open_source(str(small_shapes)).pictures})
     torch.manual_seed(0)
     network = Classifier(Encoder("tiny", 1, 16), None, len(names))
@@ -70,7 +70,7 @@ def settings(small_shapes):
     return make
 
 
-def test_the_loss_is_equation_2_and_least_where_the_answers_are_the_teachers():
+def test_the_loss_is_equation_2_and_minimal_for_the_teachers_own_logits():
     torch.manual_seed(0)
     student, teacher, tau = torch.randn(4, 3), torch.randn(4, 3), 0.7
     expected = 0.0
@@ -86,7 +86,7 @@ def test_the_loss_is_equation_2_and_least_where_the_answers_are_the_teachers():
     torch.testing.assert_close(gradient, expected)
 
 
-def test_neighbours_are_all_the_others_by_cosine_and_never_the_picture_itself():
+def test_the_neighbours_loss_compares_cosines_to_all_other_pictures():
     torch.manual_seed(0)
     student, teacher, tau = torch.randn(5, 3), torch.randn(5, 7), 0.2
     expected = 0.0
@@ -114,7 +114,7 @@ def test_neighbours_shared_are_counted_one_by_one():
     assert neighbours_shared(h, 2 * h) == 1.0  # of fewer than ten
 
 
-def test_a_student_of_an_encoder_is_read_wherever_a_pretrained_run_is(settings, teacher, small_settings):
+def test_a_student_of_an_encoder_can_be_used_like_a_pretrained_run(settings, teacher, small_settings):
     run = distil.distil(settings(teacher))
     saved = checkpoint.load(checkpoint.find(run))
     assert [row["epoch"] for row in saved["history"]] == [1, 2]
@@ -133,7 +133,7 @@ def test_a_student_of_an_encoder_is_read_wherever_a_pretrained_run_is(settings, 
         pretrain(small_settings(name="student", resume=True))
 
 
-def test_figures_of_both_stand_side_by_side(settings, teacher, capsys):
+def test_figures_of_teacher_and_student_are_reported(settings, teacher, capsys):
     after = json.loads((distil.distil(settings(teacher)) / "result.json").read_text())["after"]
     student, taught = after["rows"]
     assert (student["encoder"], taught["encoder"]) == ("student", "teacher")
@@ -145,13 +145,13 @@ def test_figures_of_both_stand_side_by_side(settings, teacher, capsys):
     assert "they agree on" in capsys.readouterr().out
 
 
-def test_the_longer_the_lesson_the_closer_the_student(settings, teacher):
-    told = settings(teacher, epochs=20, augment=PLAIN)  # the same views in every epoch: only learning moves the loss
-    losses = [row["loss"] for row in checkpoint.load(checkpoint.find(distil.distil(told)))["history"]]
+def test_training_brings_the_student_closer_to_its_teacher(settings, teacher):
+    longer = settings(teacher, epochs=20, augment=PLAIN)  # the same views in every epoch: only learning moves the loss
+    losses = [row["loss"] for row in checkpoint.load(checkpoint.find(distil.distil(longer)))["history"]]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.02
 
 
-def test_a_student_of_a_classifier_answers_like_it_and_keeps_its_classes(settings, labelled):
+def test_a_student_of_a_classifier_agrees_with_it_and_keeps_its_classes(settings, labelled):
     run = distil.distil(settings(labelled, epochs=25, augment=PLAIN))
     _, saved = classifier.load(checkpoint.find(run))
     assert saved["classifier"]["classes"] == classifier.load(checkpoint.find(labelled))[1]["classifier"]["classes"]
@@ -169,7 +169,7 @@ def test_a_student_of_a_classifier_answers_like_it_and_keeps_its_classes(setting
     assert after["rows"][1]["accuracy"] == pytest.approx(right)
 
 
-def test_a_bundle_teaches_what_its_run_teaches_and_its_student_is_exported_with_its_classes(settings, labelled):
+def test_a_bundle_gives_the_same_answers_as_its_run_and_its_student_is_exported_with_its_classes(settings, labelled):
     bundle = export(ExportSettings(labelled))[0]
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     by_run, by_bundle = (open_teacher(str(path)) for path in (labelled, bundle.folder))
@@ -179,7 +179,7 @@ def test_a_bundle_teaches_what_its_run_teaches_and_its_student_is_exported_with_
     assert export(ExportSettings(run))[0].card.classes == by_run.classes
 
 
-def test_torchvisions_features_teach_too_and_a_larger_student_is_remarked_upon(settings, capsys):
+def test_torchvision_models_can_teach_and_a_larger_student_gives_a_note(settings, capsys):
     run = distil.distil(settings("mobilenet_v3_small:random", epochs=1, encoder="resnet18", size_px=16))
     out = capsys.readouterr().out
     assert "note: the student is larger than its teacher, 44.7 MB of weights against" in out
@@ -187,13 +187,13 @@ def test_torchvisions_features_teach_too_and_a_larger_student_is_remarked_upon(s
     assert open_encoder(str(run)).preprocessing.size_px == 16
 
 
-def test_a_student_that_sees_more_than_its_teacher_is_remarked_upon(settings, teacher, capsys):
+def test_a_student_with_a_larger_input_than_its_teacher_gives_a_note(settings, teacher, capsys):
     run = distil.distil(settings(teacher, size_px=24, epochs=1))
     assert "the student sees 24 px and can learn only what its teacher sees at 16" in capsys.readouterr().out
     assert checkpoint.settings_of(checkpoint.load(checkpoint.find(run))).size_px == 24
 
 
-def test_what_was_interrupted_goes_on_to_the_same_student(settings, teacher, tmp_path, monkeypatch):
+def test_a_resumed_run_gives_the_same_student(settings, teacher, tmp_path, monkeypatch):
     whole = checkpoint.load(checkpoint.find(distil.distil(settings(teacher, name="whole", epochs=3))))
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     monkeypatch.setattr(distil, "epochs_in", lambda *_: 3)
@@ -212,7 +212,7 @@ def test_what_was_interrupted_goes_on_to_the_same_student(settings, teacher, tmp
     assert json.loads((student / "config.json").read_text())["epochs"] == 3
     assert (student / "metrics.csv").read_text().splitlines()[-1].startswith("2,")
     monkeypatch.setattr(distil, "draw", draw)
-    monkeypatch.setattr(distil, "epochs_in", lambda *_: 9)  # decided when it began
+    monkeypatch.setattr(distil, "epochs_in", lambda *_: 9)  # already decided at the start
     with pytest.raises(CheckpointError, match="holds an unfinished run: give --resume"):
         distil.distil(settings(teacher, minutes=2))
     run = distil.distil(settings(teacher, minutes=2, resume=True))
@@ -238,7 +238,7 @@ def test_minutes_are_as_many_epochs_as_fit(settings, teacher, monkeypatch):
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
-def test_what_cannot_be_a_teacher_is_named(settings, teacher, tmp_path):
+def test_an_unusable_teacher_is_named(settings, teacher, tmp_path):
     with pytest.raises(EncoderError, match="nowhere is no run, checkpoint, exported encoder or torchvision"):
         distil.distil(settings("nowhere"))
     (tmp_path / "empty").mkdir()
@@ -247,7 +247,7 @@ def test_what_cannot_be_a_teacher_is_named(settings, teacher, tmp_path):
     saved = checkpoint.load(checkpoint.find(teacher))
     saved["state_dict"]["encoder.conv1.weight"][0] = math.nan
     AtomicCheckpointIO().save_checkpoint(saved, tmp_path / "nan.ckpt")
-    with pytest.raises(EncoderError, match=r"--teacher \S*nan.ckpt gives values that are no numbers"):
+    with pytest.raises(EncoderError, match=r"--teacher \S*nan.ckpt gives values that are NaN or infinite"):
         distil.distil(settings(tmp_path / "nan.ckpt"))
     assert not (tmp_path / "runs" / "student" / "checkpoints").exists()
     with pytest.raises(CheckpointError, match="small is not a distillation: give another --name"):
@@ -261,7 +261,7 @@ def test_one_picture_is_too_few(settings, teacher, tmp_path):
         distil.distil(settings(teacher, data=str(tmp_path / "one")))
 
 
-def test_a_loss_that_is_no_number_is_told(settings, teacher):
+def test_a_loss_that_is_not_a_number_is_reported(settings, teacher):
     with pytest.raises(ValueError, match=r"the loss is not a number in epoch \d: give a smaller --lr than 1e\+30"):
         distil.distil(settings(teacher, lr=1e30))
 
@@ -276,7 +276,7 @@ def test_a_loss_that_is_no_number_is_told(settings, teacher):
         ({"name": "../a"}, "--name must be a folder name below runs/, not '../a'"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(changes, named):
+def test_invalid_settings_are_refused(changes, named):
     with pytest.raises(ValueError) as raised:
         DistilSettings("somebody", **changes)
     assert str(raised.value) == named

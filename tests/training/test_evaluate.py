@@ -1,4 +1,4 @@
-"""Whole evaluations, small: what they leave behind, with labels and without, and what is refused."""
+"""Small evaluations: what they write, with and without labels, and what is refused."""
 
 import json
 
@@ -17,7 +17,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def folder(root, counts, colour=True):
-    """Pictures of one colour a class, with noise: {path below root: how many}."""
+    """Noisy pictures, one colour per class. counts: {path below root: number of pictures}."""
     rng = np.random.default_rng(0)
     for place, (inside, n) in enumerate(counts.items()):
         (root / inside).mkdir(parents=True)
@@ -34,7 +34,7 @@ def colours(tmp_path):
     return folder(tmp_path / "colours", {f"{s}/{c}": n for s, n in (("train", 20), ("test", 5)) for c in "abc"})
 
 
-def test_classes_that_differ_by_colour_are_told_apart_by_pixels_and_all_is_written(colours, capsys, tmp_path):
+def test_classes_of_different_colour_are_separated_by_pixels_and_everything_is_written(colours, capsys, tmp_path):
     result = evaluate(EvaluateSettings(("pixels", "pixels"), data=colours, size_px=8, out=tmp_path / "o" / "judged"))
     row = result["rows"][0]
     assert (row["known"], row["asked"], row["dimension"], row["k"]) == (60, 15, 192, 1)
@@ -57,7 +57,7 @@ def test_wrong_labels_are_counted_as_wrong(tmp_path):
     assert low < row["knn"] < high
 
 
-def test_without_a_test_split_a_fifth_of_every_class_is_asked_about(tmp_path, capsys):
+def test_without_a_test_split_a_fifth_of_every_class_are_queries(tmp_path, capsys):
     data = folder(tmp_path / "flat", {"a": 20, "b": 10, "c": 1})
     row = evaluate(EvaluateSettings(("pixels",), data=data, size_px=8, linear="none"))["rows"][0]
     assert (row["asked"], row["known"], row["knn"]) == (6, 25, 1.0)
@@ -65,7 +65,7 @@ def test_without_a_test_split_a_fifth_of_every_class_is_asked_about(tmp_path, ca
     assert "no queries of c: the only picture of a class stays in the bank" in capsys.readouterr().out
 
 
-def test_the_published_recipe_stands_in_for_the_optimum(colours):
+def test_linear_evaluation_by_the_published_recipe(colours):
     row = evaluate(EvaluateSettings(("pixels",), data=colours, size_px=8, linear="sgd"))["rows"][0]
     assert row["linear"] == 1 and "decay" not in row
 
@@ -87,7 +87,7 @@ def test_without_labels_pictures_are_compared_and_near_duplicates_named(tmp_path
     assert (tmp_path / "runs" / "evaluation" / "heap-pixels.png").exists()
 
 
-def test_one_folder_name_is_no_label(tmp_path, capsys):
+def test_a_single_class_is_treated_as_no_labels(tmp_path, capsys):
     data = folder(tmp_path / "layout", {"train/images": 6, "test/images": 3})
     row = evaluate(EvaluateSettings(("pixels",), data=data, size_px=8))["rows"][0]
     assert row["pictures"] == 6 and "knn" not in row and "alignment" in row
@@ -96,14 +96,14 @@ def test_one_folder_name_is_no_label(tmp_path, capsys):
     )
 
 
-def test_a_folder_for_each_picture_is_no_label(tmp_path, capsys):
+def test_classes_of_one_picture_are_treated_as_no_labels(tmp_path, capsys):
     data = folder(tmp_path / "products", {"a": 1, "b": 1, "c": 1})
     row = evaluate(EvaluateSettings(("pixels",), data=data, size_px=8))["rows"][0]
     assert row["pictures"] == 3 and "knn" not in row and "alignment" in row
     assert "each class has one picture, so these count as pictures without labels" in capsys.readouterr().out
 
 
-def test_each_runs_encoder_is_written_to_files_of_its_own(tmp_path):
+def test_results_of_different_runs_have_different_file_names(tmp_path):
     for name in ("a", "v1.5"):
         (tmp_path / "runs" / name / "encoder").mkdir(parents=True)
         (tmp_path / "runs" / name / "encoder" / "model_card.json").write_text("{}")
@@ -116,7 +116,7 @@ def test_each_runs_encoder_is_written_to_files_of_its_own(tmp_path):
     ]
 
 
-def test_classes_that_cannot_be_judged_are_named(tmp_path):
+def test_classes_without_training_pictures_are_named(tmp_path):
     data = folder(tmp_path / "bad", {"train/a": 3, "train/b": 3, "test/c": 2})
     with pytest.raises(DataError, match="has pictures of c in its split test and none of it in train"):
         evaluate(EvaluateSettings(("pixels",), data=data, size_px=8))
@@ -134,11 +134,11 @@ def test_classes_that_cannot_be_judged_are_named(tmp_path):
         ({"seed": -1}, "--seed must be at least 0, not -1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(colours, changes, words):
+def test_invalid_settings_are_refused(colours, changes, words):
     with pytest.raises(ValueError, match=words):
         evaluate(EvaluateSettings(**{"encoders": ("pixels",), "data": colours} | changes))
 
 
-def test_a_confusion_counts_who_is_taken_for_whom():
+def test_a_confusion_matrix_counts_true_and_predicted_classes():
     true, predicted = np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, 2])
     assert gallery.confusion(true, predicted, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]

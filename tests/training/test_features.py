@@ -1,4 +1,4 @@
-"""Every kind of encoder gives its own features, and what is none is named."""
+"""Every kind of encoder gives its own features, and names that are not encoders are refused."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint
 
 @pytest.fixture
 def run(small_settings, tmp_path):
-    """A run that was never trained: what counts is that its weights come back."""
+    """An untrained run; the tests check that its weights are loaded."""
     module = SimCLR(small_settings(seed=3), PixelStore("some", PIXELS, np.full(5, -1), [], [], [], tmp_path), None)
     with torch.no_grad():
         module.encoder.bn1.weight += 0.5
@@ -53,14 +53,14 @@ def test_a_run_its_export_and_its_bare_graph_give_the_same_features(run, tmp_pat
         open_encoder(str(bundle.folder))
 
 
-def test_a_run_before_its_first_step_is_what_its_seed_draws(run, small_settings, tmp_path):
+def test_the_untrained_encoder_has_the_initial_weights_of_the_run(run, small_settings, tmp_path):
     fresh = SimCLR(small_settings(seed=3), PixelStore("some", PIXELS, np.full(5, -1), [], [], [], tmp_path), None)
     untrained = open_encoder(f"{run}:random")(PIXELS)
     torch.testing.assert_close(untrained, embed(fresh.encoder, PIXELS))
     assert not torch.allclose(untrained, open_encoder(str(run))(PIXELS))
 
 
-def test_torchvisions_features_are_those_before_its_last_layer(tmp_path):
+def test_torchvision_features_are_those_before_the_last_layer(tmp_path):
     torch.manual_seed(1)
     theirs = torchvision.models.resnet18().eval()
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
@@ -75,7 +75,7 @@ def test_torchvisions_features_are_those_before_its_last_layer(tmp_path):
     assert (extractor.preprocessing.crop, extractor.preprocessing.size_px) == (224 / 256, 32)
 
 
-def test_pixels_are_pixels():
+def test_pixel_features_are_the_pixels():
     h = open_encoder("pixels", 16)(PIXELS)
     assert h.shape == (5, 768)
     np.testing.assert_allclose(h[2], PIXELS[2].ravel() / 255 - 0.5, atol=1e-6)
@@ -94,12 +94,12 @@ def test_pixels_are_pixels():
         ("vit_b_32:random", EncoderError, "vit_b_32:random takes no pictures of 40 px"),
     ],
 )
-def test_what_is_no_encoder_is_named(name, error, words):
+def test_a_name_that_is_not_an_encoder_is_refused(name, error, words):
     with pytest.raises(error, match=words):
         open_encoder(name, 40)
 
 
-def test_files_that_are_no_encoders_are_named(tmp_path, monkeypatch):
+def test_files_that_are_not_encoders_are_refused(tmp_path, monkeypatch):
     torch.save({"fc.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
     with pytest.raises(ZooError, match="these weights are of another architecture"):
         open_encoder(f"resnet18:{tmp_path / 'other.pth'}")
@@ -124,7 +124,7 @@ def test_files_that_are_no_encoders_are_named(tmp_path, monkeypatch):
         zoo.load("resnet18")
 
 
-def test_features_that_are_no_numbers_are_reported_with_the_picture():
+def test_features_that_are_nan_are_reported_with_the_picture():
     def encode(batch):
         return torch.from_numpy(batch[:, 0, 0].astype(np.float32)).log()
 
@@ -135,7 +135,7 @@ def test_features_that_are_no_numbers_are_reported_with_the_picture():
         extractor(pixels, ["a.png", "b.png", "c.png", "d.png"])
 
 
-def test_pictures_much_smaller_than_the_encoder_sees_are_remarked_upon(tmp_path):
+def test_a_note_is_given_for_pictures_much_smaller_than_the_encoders_input(tmp_path):
     for i in range(3):
         Image.new("RGB", (40, 30)).save(tmp_path / f"{i}.png")
     (tmp_path / "broken.png").write_bytes(b"none")

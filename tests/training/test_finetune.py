@@ -1,4 +1,4 @@
-"""Whole fine-tunings, small: what learns and what stays, which epoch is kept, what the checkpoint holds."""
+"""Small fine-tunings: what is trained and what is frozen, which epoch is kept, and the content of the checkpoint."""
 
 import json
 from dataclasses import replace
@@ -61,7 +61,7 @@ def small(classes=2, seed=0):
     return Classifier(Encoder("tiny", 1, 16), None, classes)
 
 
-def test_a_run_leaves_a_classifier_that_gives_what_was_measured(pretrained, settings, capsys):
+def test_the_saved_classifier_has_the_reported_accuracy(pretrained, settings, capsys):
     run = finetune(settings(init=str(pretrained)))
     network, saved = classifier.load(run / "checkpoints" / "last.ckpt")
     assert (
@@ -78,7 +78,7 @@ def test_a_run_leaves_a_classifier_that_gives_what_was_measured(pretrained, sett
         finetune(settings(init=str(pretrained)))
 
 
-def test_a_classifiers_encoder_is_evaluated_exported_and_started_from_as_a_runs(pretrained, settings):
+def test_a_classifiers_encoder_can_be_evaluated_exported_and_used_as_init(pretrained, settings):
     run = finetune(settings(init=str(pretrained), epochs=1))
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     network, _ = classifier.load(run / "checkpoints" / "last.ckpt")
@@ -92,7 +92,7 @@ def test_a_classifiers_encoder_is_evaluated_exported_and_started_from_as_a_runs(
     assert evaluate(EvaluateSettings((str(run),), data=settings().data, linear="none"))["rows"][0]["dimension"] == 128
 
 
-def test_a_linear_probe_leaves_the_encoder_as_it_was_to_the_bit(pretrained, settings):
+def test_a_linear_probe_does_not_change_the_encoder(pretrained, settings):
     run = finetune(settings(init=str(pretrained), mode="linear"))
     before = checkpoint.load(checkpoint.find(pretrained))["state_dict"]
     after = checkpoint.load(run / "checkpoints" / "last.ckpt")["state_dict"]
@@ -102,7 +102,7 @@ def test_a_linear_probe_leaves_the_encoder_as_it_was_to_the_bit(pretrained, sett
     assert after["classifier.weight"].abs().sum() > 0
 
 
-def test_from_the_heads_first_layer_that_layer_is_the_runs_and_learns(pretrained, settings, monkeypatch):
+def test_mode_head_starts_from_the_heads_first_layer_and_trains_it(pretrained, settings, monkeypatch):
     begun, layers = [], []
 
     def train(network, task, s, run):
@@ -122,7 +122,7 @@ def test_from_the_heads_first_layer_that_layer_is_the_runs_and_learns(pretrained
     assert layers == [type(layer).__name__ for layer in network.hidden] == ["Linear", "BatchNorm1d", "ReLU"]
 
 
-def test_a_head_without_a_hidden_layer_cannot_be_begun_from(small_settings, settings):
+def test_mode_head_refuses_a_head_without_a_hidden_layer(small_settings, settings):
     run = pretrain(small_settings(epochs=1, head_layers=1, name="one"))
     with pytest.raises(CheckpointError, match="this one's head has no hidden layer"):
         finetune(settings(init=str(run), mode="head"))
@@ -130,7 +130,7 @@ def test_a_head_without_a_hidden_layer_cannot_be_begun_from(small_settings, sett
         finetune(settings(mode="head"))
 
 
-def test_lars_without_decay_adapts_all_but_the_classifier_and_what_is_of_rank_1():
+def test_lars_without_decay_adapts_all_matrices_except_the_classifier():
     network = small()
     settings = replace(recipes.PRESETS["v2"][1], mode="full")
     optimizer, _ = optimizers(network, settings, 16, 10)
@@ -148,7 +148,7 @@ def test_lars_without_decay_adapts_all_but_the_classifier_and_what_is_of_rank_1(
         torch.testing.assert_close(moved, lr * torch.as_tensor(expected), rtol=0.02, atol=1e-7, msg=name)
 
 
-def test_dark_and_bright_are_learnt_and_the_same_settings_give_the_same_bits(tmp_path):
+def test_dark_and_bright_are_learnt_and_equal_settings_give_equal_weights(tmp_path):
     settings = FinetuneSettings(epochs=8, batch_size=8, seed=1, held_out=0.1)
     task = Task(settings, brightness({0: 20, 1: 20}, tmp_path), None)
     ends = []
@@ -160,7 +160,7 @@ def test_dark_and_bright_are_learnt_and_the_same_settings_give_the_same_bits(tmp
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_it_ends_when_the_held_out_part_gets_no_better_and_the_best_epoch_is_kept(tmp_path, monkeypatch):
+def test_training_stops_after_patience_epochs_without_improvement_and_keeps_the_best(tmp_path, monkeypatch):
     found = iter([0.5, 0.7, 0.6, 0.7, 0.7, 0.9])
     states = []
 
@@ -176,13 +176,13 @@ def test_it_ends_when_the_held_out_part_gets_no_better_and_the_best_epoch_is_kep
     assert all(torch.equal(network.state_dict()[name], w) for name, w in states[1].items())
 
 
-def test_pictures_much_smaller_than_the_encoder_sees_are_remarked_upon(small_settings, settings, capsys):
+def test_a_note_is_printed_for_pictures_much_smaller_than_the_encoders_input(small_settings, settings, capsys):
     pretrain(small_settings(epochs=1, size_px=64))
     finetune(settings(init="runs/small", epochs=1))
     assert "note: runs/small sees 64 px and these pictures have 24: enlarged" in capsys.readouterr().out
 
 
-def test_of_equal_epochs_the_one_of_less_loss_is_kept_and_reported(pretrained, settings, monkeypatch):
+def test_of_epochs_with_equal_accuracy_the_one_with_less_loss_is_kept(pretrained, settings, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 4.0])
     monkeypatch.setattr("training.finetune.judge_held_out", lambda *_: {"held_out": 0.5, "held_out_loss": next(losses)})
     run = finetune(settings(init=str(pretrained), epochs=4))
@@ -190,7 +190,7 @@ def test_of_equal_epochs_the_one_of_less_loss_is_kept_and_reported(pretrained, s
 
 
 @pytest.mark.parametrize("place", ["order", "classifier.save"])  # in its third epoch; after the last, at the very end
-def test_what_was_interrupted_and_continued_ends_as_if_it_had_never_stopped(pretrained, settings, monkeypatch, place):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(pretrained, settings, monkeypatch, place):
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     judged = {"held_out": 0.5, "held_out_loss": 1.0}  # no epoch is better than the first: patience ends it
     monkeypatch.setattr("training.finetune.judge_held_out", lambda network, task, s: dict(judged))
@@ -215,7 +215,7 @@ def test_what_was_interrupted_and_continued_ends_as_if_it_had_never_stopped(pret
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-def test_optimizer_and_schedule_go_on_where_they_were(tmp_path, monkeypatch):
+def test_optimizer_and_schedule_are_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     settings = FinetuneSettings(epochs=4, batch_size=8, optimizer="lars", lr=2.0, warmup=0.3)
     task = Task(settings, brightness({0: 20, 1: 20}, tmp_path), None)
@@ -232,7 +232,7 @@ def test_optimizer_and_schedule_go_on_where_they_were(tmp_path, monkeypatch):
     assert all(torch.equal(w, pieces.state_dict()[name]) for name, w in whole.state_dict().items())
 
 
-def test_a_run_is_continued_with_its_own_settings_and_pictures_only(settings, tmp_path, capsys):
+def test_a_run_is_resumed_only_with_its_own_settings_and_pictures(settings, tmp_path, capsys):
     run = finetune(settings())
     finetune(settings(resume=True))
     assert "runs/adapted is finished" in capsys.readouterr().out
@@ -264,12 +264,12 @@ def test_sampling_draws_each_class_equally_often_and_the_loss_weighs_it(tmp_path
     assert loss == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_mean_of_the_classes_counts_a_small_class_as_a_large_one():
+def test_balanced_accuracy_weights_small_and_large_classes_equally():
     right, labels = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 0, 1])
     assert balanced_accuracy(right, labels) == 0.5
 
 
-def test_labels_used_are_a_share_of_every_class_and_held_out_ones_are_not_learnt_from(tmp_path):
+def test_used_labels_are_a_share_of_every_class_and_held_out_ones_are_not_trained_on(tmp_path):
     pictures = brightness({0: 100, 1: 50}, tmp_path)
     task = Task(FinetuneSettings(label_share=0.2, held_out=0.25), pictures, None)
     assert task.class_sizes.tolist() == [15, 7]
@@ -282,7 +282,7 @@ def test_labels_used_are_a_share_of_every_class_and_held_out_ones_are_not_learnt
         Task(FinetuneSettings(label_share=0.005), pictures, None)
 
 
-def test_torchvisions_weights_are_started_from_with_their_normalisation_inside(tmp_path):
+def test_torchvisions_normalisation_is_folded_into_the_first_layer(tmp_path):
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18().eval()
     theirs.bn1.running_mean.uniform_(-1, 1)
@@ -299,7 +299,7 @@ def test_torchvisions_weights_are_started_from_with_their_normalisation_inside(t
     torch.testing.assert_close(found[inside], expected[inside], rtol=1e-4, atol=1e-4)
 
 
-def test_a_start_that_does_not_fit_is_refused(pretrained, small_settings, tmp_path, capsys):
+def test_initial_weights_that_do_not_fit_are_refused(pretrained, small_settings, tmp_path, capsys):
     for changes, words in (
         ({"encoder": "resnet18"}, "is of another architecture: --encoder tiny, not resnet18"),
         ({"width": 2}, "--width 1, not 2"),
@@ -318,7 +318,7 @@ def test_a_start_that_does_not_fit_is_refused(pretrained, small_settings, tmp_pa
         classifier.load(checkpoint.find(pretrained))
 
 
-def test_weights_that_are_no_numbers_or_of_another_architecture_than_they_say_are_refused(pretrained, settings):
+def test_nan_weights_and_weights_of_another_architecture_are_refused(pretrained, settings):
     path = checkpoint.find(pretrained)
     saved = checkpoint.load(path)
     saved["state_dict"]["encoder.conv1.weight"][0, 0, 0, 0] = float("nan")
@@ -331,14 +331,14 @@ def test_weights_that_are_no_numbers_or_of_another_architecture_than_they_say_ar
         finetune(settings(init=str(pretrained)))
 
 
-def test_a_class_that_is_asked_about_and_never_learnt_is_named(tmp_path):
+def test_a_class_of_the_test_split_without_training_pictures_is_named(tmp_path):
     learnt, asked = brightness({0: 5, 1: 5}, tmp_path), brightness({0: 2, 2: 2}, tmp_path)
     classes = ["dark", "bright", "dazzling"]
     with pytest.raises(DataError, match="has pictures of dazzling in its split test and none of it in train"):
         Task(FinetuneSettings(), replace(learnt, classes=classes), replace(asked, classes=classes))
 
 
-def test_an_export_whose_checkpoint_is_not_the_one_any_more_says_so(pretrained):
+def test_an_export_whose_checkpoint_has_changed_is_refused_as_init(pretrained):
     bundle, _ = export(ExportSettings(pretrained))
     path = pretrained / "checkpoints" / "last.ckpt"
     path.write_bytes(path.read_bytes() + b"\0")  # another one now
@@ -364,18 +364,18 @@ def test_a_learning_rate_that_breaks_the_network_is_named(tmp_path):
         ({"name": "../x"}, "--name must be a folder name below runs/"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(changes, words):
+def test_invalid_settings_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         FinetuneSettings(**changes)
 
 
-def test_the_command_line_goes_over_the_preset_it_names():
+def test_the_command_line_overrides_its_preset():
     found = recipes.parse(["--preset", "v2", "--epochs", "30"])
     assert (found.mode, found.optimizer, found.epochs, found.weight_decay) == ("head", "lars", 30, 0.0)
     assert found.lr * 1024**0.5 == pytest.approx(0.16)  # as published
 
 
-def test_what_was_pretrained_is_changed_gently():
+def test_the_default_learning_rate_is_small_for_a_pretrained_encoder():
     assert FinetuneSettings(init="runs/a").learning_rate < FinetuneSettings().learning_rate == 1.0
     assert FinetuneSettings(init="runs/a", mode="linear").learning_rate == 1.0
     assert FinetuneSettings(init="runs/a", lr=0.5).learning_rate == 0.5

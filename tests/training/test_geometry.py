@@ -1,4 +1,4 @@
-"""Figures without labels, on sets whose values are known."""
+"""Figures without labels, on sets with known values."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from training.evaluation import geometry
 
 
-def test_equal_views_are_aligned_and_opposite_ones_lie_four_apart():
+def test_alignment_is_0_for_equal_and_4_for_opposite_views():
     h = torch.randn(20, 5)
     assert geometry.alignment(h, 3 * h) == pytest.approx(0, abs=1e-6)
     assert geometry.alignment(h, -h) == pytest.approx(4)
@@ -26,7 +26,7 @@ def test_collapse_has_uniformity_0_and_rank_1():
     assert geometry.effective_rank(h) == pytest.approx(1, abs=1e-3)
 
 
-def test_directions_of_equal_weight_are_counted():
+def test_effective_rank_counts_directions_of_equal_weight():
     assert geometry.effective_rank(torch.eye(6, 10).repeat(5, 1)) == pytest.approx(6)
     uneven = torch.diag(torch.tensor([3.0, 1.0]))
     assert geometry.effective_rank(uneven) == pytest.approx(math.exp(0.75 * math.log(4 / 3) + 0.25 * math.log(4)))
@@ -43,7 +43,7 @@ def test_only_pictures_as_near_as_a_changed_copy_are_near_duplicates():
     assert 0.98 < found.threshold < 1
 
 
-def test_a_single_copy_that_went_astray_does_not_move_the_threshold():
+def test_a_single_outlier_among_the_copies_does_not_move_the_threshold():
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(9, 16, generator=generator)
     copies = h + torch.linspace(0, 0.5, 9)[:, None] * torch.randn(9, 16, generator=generator)

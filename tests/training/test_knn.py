@@ -1,4 +1,4 @@
-"""kNN against plain loops, and what `figures` chooses to measure."""
+"""kNN against plain loops, and which measurement `figures` chooses."""
 
 import math
 
@@ -39,7 +39,7 @@ def test_predictions_are_those_of_plain_loops():
         )
 
 
-def test_votes_of_far_neighbours_are_counted_however_small_the_temperature():
+def test_votes_of_far_neighbours_count_at_any_temperature():
     bank = torch.tensor([[0.8, 0.6], [0.8, -0.6], [0.0, 1.0]])
     queries = torch.tensor([[1.0, 0.0]])
     assert knn.knn_predict(bank, torch.tensor([3, 3, 0]), queries, 3, 0.001).tolist() == [3]
@@ -51,14 +51,14 @@ def test_k_must_fit_the_bank(k):
         knn.knn_predict(torch.eye(3), torch.arange(3), torch.eye(3), k)
 
 
-def test_views_that_are_equal_match_and_views_that_are_exchanged_do_not():
+def test_equal_views_match_and_exchanged_views_do_not():
     h = torch.eye(6)
     assert knn.views_matched(h, 3 * h) == 1.0
     assert knn.views_matched(h, h.roll(1, dims=0)) == 0.0
 
 
 class FakeStore:
-    """Pixels whose mean tells the class apart, so that any encoder that keeps brightness is right."""
+    """Pixels whose mean depends on the class, so that any encoder that keeps brightness is right."""
 
     def __init__(self, labels):
         self.labels = np.array(labels, dtype=np.int64)
@@ -79,7 +79,7 @@ class Brightness(torch.nn.Module):
         return self.scale * torch.stack([mean, 1 - mean], dim=1)
 
 
-def test_a_labelled_test_set_is_asked_about():
+def test_queries_are_the_labelled_test_set():
     train, test = FakeStore([0, 1] * 30), FakeStore([0, 1] * 5)
     assert knn.figures(Brightness(), train, test, PretrainSettings(), 1000) == {
         "knn": 1.0,
@@ -89,13 +89,13 @@ def test_a_labelled_test_set_is_asked_about():
     }
 
 
-def test_wrong_labels_bring_the_accuracy_down():
+def test_wrong_labels_reduce_the_accuracy():
     train, test = FakeStore([0, 1] * 30), FakeStore([0, 1] * 5)
     test.labels = 1 - test.labels
     assert knn.figures(Brightness(), train, test, PretrainSettings(), 1000)["knn"] == 0.0
 
 
-def test_without_a_test_set_a_tenth_of_the_labelled_pictures_is_asked_about_and_kept_out_of_the_bank():
+def test_without_a_test_set_a_tenth_of_the_labelled_pictures_are_queries_and_not_in_the_bank():
     train = FakeStore([0, 1] * 30)
     train.labels[:20] = -1
     found = knn.figures(Brightness(), train, None, PretrainSettings(), 1000)

@@ -14,19 +14,19 @@ def counts(rows):
     return np.bincount(LABELS[rows], minlength=3).tolist()
 
 
-def test_a_share_is_taken_of_every_class_and_none_of_the_unlabelled():
+def test_a_share_is_taken_of_every_class_but_not_of_the_unlabelled():
     assert counts(choose_labelled(LABELS, CLASSES, 0.1, None, seed=0)) == [20, 4, 1]
     assert counts(choose_labelled(LABELS, CLASSES, 1.0, None, seed=0)) == [200, 40, 10]
     assert counts(choose_labelled(LABELS, CLASSES, 1.0, 7, seed=0)) == [7, 7, 7]
 
 
-def test_a_larger_share_holds_the_smaller_and_another_seed_gives_others():
+def test_a_larger_share_contains_the_smaller_one_of_the_same_seed():
     small, large = (set(choose_labelled(LABELS, CLASSES, share, None, seed=5)) for share in (0.1, 0.3))
     assert small < large
     assert small != set(choose_labelled(LABELS, CLASSES, 0.1, None, seed=6))
 
 
-def test_a_share_that_leaves_a_class_empty_is_refused_with_the_least_that_does_not():
+def test_a_share_that_leaves_a_class_empty_is_refused_and_the_least_possible_is_named():
     with pytest.raises(
         DataError, match=r"--label-share 0.04 leaves no picture of class owl, which has 10 pictures"
     ) as e:
@@ -35,7 +35,7 @@ def test_a_share_that_leaves_a_class_empty_is_refused_with_the_least_that_does_n
 
 
 @pytest.mark.parametrize("n", [1, 3, 7, 23, 611, 10_000])
-def test_the_share_that_is_named_as_the_least_leaves_a_picture(n):
+def test_the_least_share_named_in_the_message_leaves_a_picture(n):
     labels = np.zeros(n, np.int64)
     with pytest.raises(DataError) as e:
         choose_labelled(labels, CLASSES, 0.49 / n, None, seed=0)
@@ -50,7 +50,7 @@ def test_more_labels_than_a_class_has_are_refused():
         choose_labelled(LABELS, CLASSES, 1.0, 11, seed=0)
 
 
-def test_what_is_held_out_and_what_is_kept_are_all_the_labelled_and_hold_every_class():
+def test_held_out_and_kept_pictures_are_all_the_labelled_and_cover_every_class():
     kept, held = hold_out(LABELS, 0.01, seed=0)
     assert sorted([*kept, *held]) == np.flatnonzero(LABELS >= 0).tolist()
     assert counts(held) == [2, 1, 1]
@@ -64,7 +64,7 @@ def test_a_class_of_one_picture_is_kept_whole():
     assert single_picture_classes(labels, CLASSES) == ["dog"]
 
 
-def test_classes_that_are_asked_about_and_never_learnt_are_named():
+def test_classes_of_the_test_split_without_training_pictures_are_named():
     check_classes(np.array([0, 1, 2]), np.array([0, -1]), CLASSES, "pets")
     with pytest.raises(DataError, match="pets has pictures of owl in its split test and none of it in train"):
         check_classes(np.array([0, 1, -1]), np.array([0, 2]), CLASSES, "pets")

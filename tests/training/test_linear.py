@@ -12,7 +12,7 @@ from training.evaluation import linear
 
 @pytest.fixture(scope="module")
 def blobs():
-    """2,500 points of 5 classes that overlap, in 20 dimensions of unlike scales."""
+    """2,500 points of 5 overlapping classes, in 20 dimensions of different scales."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 5, 2500)
     h = rng.normal(0, 1, (5, 20))[labels] * 0.7 + rng.normal(0, 1, (2500, 20))
@@ -22,7 +22,7 @@ def blobs():
 
 @pytest.fixture(scope="module")
 def entangled(blobs):
-    """The same in 60 dimensions, which vary a thousandfold less along some directions than along others."""
+    """The same in 60 dimensions, with a thousandfold range of variances over the directions."""
     rng = np.random.default_rng(1)
     h = np.concatenate([blobs[0].numpy() / np.geomspace(0.01, 100, 20), rng.normal(0, 1, (2500, 40))], axis=1)
     rotations = [np.linalg.qr(rng.normal(0, 1, (60, 60)))[0] for _ in range(2)]
@@ -31,7 +31,7 @@ def entangled(blobs):
 
 @pytest.mark.parametrize("decay", [1.0, 1e-2, 1e-5])
 @pytest.mark.parametrize("features", ["blobs", "entangled", "blobs as they are"])
-def test_a_fit_is_scikit_learns(features, decay, request, monkeypatch):
+def test_a_fit_equals_scikit_learns(features, decay, request, monkeypatch):
     h, labels = request.getfixturevalue(features.split()[0])
     if features == "blobs as they are":
         monkeypatch.setattr(linear, "AXES_MOST", 0)
@@ -60,7 +60,7 @@ def test_with_more_features_than_pictures_the_fit_is_as_good_as_scikit_learns(en
     assert objective(ours.weight.double(), ours.bias.double()) < 1.001 * objective(weight, bias)
 
 
-def test_the_sweep_takes_the_decay_that_is_best_on_the_held_out_and_fits_all_to_it(blobs):
+def test_the_sweep_uses_the_decay_that_is_best_on_the_held_out_part_to_fit_everything(blobs):
     h, labels = blobs
     places = torch.arange(300)
     kept, held = places[:200], places[200:]
@@ -72,14 +72,14 @@ def test_the_sweep_takes_the_decay_that_is_best_on_the_held_out_and_fits_all_to_
     torch.testing.assert_close(best.weight, linear.fit(h[:300], labels[:300], decay).weight)
 
 
-def test_of_equal_decays_the_strongest_wins():
+def test_of_decays_with_equal_accuracy_the_strongest_is_chosen():
     h = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]]).repeat(4, 1)
     labels = (h[:, 0] > 0).long()
     places = torch.arange(16)
     assert linear.sweep(h, labels, places[:8], places[8:], (1.0, 0.1))[1] == 1.0
 
 
-def test_a_feature_that_never_changes_does_no_harm(blobs):
+def test_a_constant_feature_does_not_matter(blobs):
     h, labels = blobs
     still = torch.cat([h, torch.full((len(h), 1), 7.0)], dim=1)
     torch.testing.assert_close(linear.fit(still, labels, 0.1)(still), linear.fit(h, labels, 0.1)(h), atol=1e-3, rtol=0)
@@ -95,6 +95,6 @@ def test_the_published_recipe_comes_near_the_optimum(blobs):
     assert torch.equal(linear.sgd(h[:600], labels[:600]).weight, linear.sgd(h[:600], labels[:600]).weight)
 
 
-def test_a_decay_that_is_none_is_refused(blobs):
+def test_a_decay_of_zero_is_refused(blobs):
     with pytest.raises(ValueError, match="decay must be above 0, not 0"):
         linear.fit(*blobs, 0)

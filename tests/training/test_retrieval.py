@@ -34,7 +34,7 @@ def test_figures_are_those_of_plain_loops_and_of_scikit_learn(sets, monkeypatch)
         assert found["mAP"][i] == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_nearest_are_those_of_a_whole_sort_and_none_is_its_own(sets, monkeypatch):
+def test_the_nearest_are_those_of_a_full_sort_without_the_picture_itself(sets, monkeypatch):
     monkeypatch.setattr(retrieval, "AT_ONCE", 80 * 7)
     bank = sets[0]
     cosine = torch.nn.functional.cosine_similarity(bank[:, None], bank[None], dim=2)
@@ -45,7 +45,7 @@ def test_the_nearest_are_those_of_a_whole_sort_and_none_is_its_own(sets, monkeyp
     assert retrieval.nearest(bank, bank, 1)[1][:, 0].tolist() == list(range(80))
 
 
-def test_what_cannot_be_asked_is_refused(sets):
+def test_invalid_arguments_are_refused(sets):
     bank, bank_labels, queries, labels = sets
     with pytest.raises(ValueError, match="the number of candidates, 79, not 80"):
         retrieval.nearest(bank, bank, 80, own=True)
@@ -55,7 +55,7 @@ def test_what_cannot_be_asked_is_refused(sets):
         retrieval.figures(queries, labels + 9, bank, bank_labels, (1,))
 
 
-def test_knn_is_scikit_learns(sets):
+def test_knn_equals_scikit_learns(sets):
     bank, bank_labels, queries, _ = sets
     theirs = KNeighborsClassifier(
         9, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.1)

@@ -1,4 +1,4 @@
-"""How far h moves: encoders that see one thing only, what a view changes, and what evaluate.py says of it."""
+"""Sensitivity of encoders that depend on one property only, the views, and the report of evaluate.py."""
 
 import json
 
@@ -39,14 +39,14 @@ def moved(found, augmentation):
     return next(curve.moved for curve in found.curves if curve.augmentation == augmentation)
 
 
-def test_an_encoder_of_the_mean_colour_ignores_a_flip_and_notices_grey_and_hue(pixels):
+def test_an_encoder_of_the_mean_colour_is_sensitive_to_grey_and_hue_but_not_to_flips(pixels):
     found = sensitivity(mean_colour, pixels)
     assert moved(found, "flip")[0] == pytest.approx(0, abs=1e-3)
     assert moved(found, "grey")[0] > 0.3
     assert np.all(np.diff(moved(found, "hue")) > 0)
 
 
-def test_an_encoder_of_the_left_half_takes_a_flipped_picture_for_another(pixels):
+def test_an_encoder_of_the_left_half_is_sensitive_to_flips(pixels):
     found = sensitivity(left_half, pixels)
     assert moved(found, "flip")[0] == pytest.approx(1, abs=0.15)
     assert moved(found, "crop")[-1] > moved(found, "crop")[0] > moved(found, "blur")[0]
@@ -59,7 +59,7 @@ def test_the_cosine_of_others_is_the_mean_over_pairs_of_different_pictures(pixel
 
 
 @pytest.mark.parametrize("augmentation", list(s.STRENGTHS))
-def test_each_augmentation_changes_pictures_and_at_nought_leaves_them_as_they_are(pixels, augmentation):
+def test_each_augmentation_changes_pictures_and_strength_0_does_not(pixels, augmentation):
     assert np.abs(views(pixels, augmentation, 0.0).astype(int) - pixels).max() <= 1
     strength = s.STRENGTHS[augmentation][1][-1]
     images = np.repeat(pixels, 2, axis=1).repeat(2, axis=2)  # a blur's kernel is a tenth of the side
@@ -68,18 +68,18 @@ def test_each_augmentation_changes_pictures_and_at_nought_leaves_them_as_they_ar
     assert np.array_equal(changed, views(images, augmentation, strength))
 
 
-def test_flip_and_grey_are_what_they_say(pixels):
+def test_flip_and_grey(pixels):
     assert np.abs(views(pixels, "flip", 1.0).astype(int) - pixels[:, :, ::-1]).max() <= 1
     grey = views(pixels, "grey", 1.0)
     assert (grey == grey[..., :1]).all()
 
 
-def test_one_picture_is_not_compared(pixels):
+def test_a_single_picture_is_refused(pixels):
     with pytest.raises(ValueError, match="needs at least 2, not 1"):
         sensitivity(mean_colour, pixels[:1])
 
 
-def test_a_folder_without_labels_gets_curves_beside_an_untrained_encoder(pixels, tmp_path, capsys):
+def test_a_folder_without_labels_gets_curves_of_trained_and_untrained_encoder(pixels, tmp_path, capsys):
     (tmp_path / "heap").mkdir()
     for i, picture in enumerate(pixels):
         Image.fromarray(picture).save(tmp_path / "heap" / f"{i}.png")
@@ -98,7 +98,7 @@ def test_a_folder_without_labels_gets_curves_beside_an_untrained_encoder(pixels,
     assert "a.ckpt notices " in printed and "another picture" in printed
 
 
-def test_what_has_no_untrained_twin_stands_alone(tmp_path):
+def test_encoders_without_a_known_architecture_have_no_untrained_counterpart(tmp_path):
     assert s.untrained("pixels", None) is None
     assert s.untrained("a.ckpt:random", None) is None
     (tmp_path / "some.onnx").touch()

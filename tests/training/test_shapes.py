@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(folder, f
     assert not any(np.array_equal(read(folder, name), read(tmp_path / "1", name)) for name in names)
 
 
-def test_no_picture_of_the_test_split_stands_in_train(factors):
+def test_no_picture_of_the_test_split_is_in_train(factors):
     split = factors["split"] == "test"
     for column in ("scale", "hue"):
         assert not set(factors[column][split]) & set(factors[column][~split])
@@ -89,7 +89,7 @@ def test_classes_have_equal_shares(factors):
         assert counts.tolist() == [count / len(shapes.OUTLINES)] * len(shapes.OUTLINES)
 
 
-def test_no_other_factor_tells_the_class():
+def test_no_other_factor_depends_on_the_class():
     drawn = shapes._draw_factors(np.random.default_rng(0), "train", 20_000)
     of_class = [drawn["class"] == kind for kind in shapes.OUTLINES]
     for column in shapes.NUMBERS:
@@ -110,12 +110,12 @@ def test_object_and_background_differ_in_grey_as_well(factors):
     assert np.abs(luma("") - luma("background_")).min() > shapes.LEAST_CONTRAST - 1e-6
 
 
-def test_colours_are_those_of_colorsys():
+def test_colours_equal_those_of_colorsys():
     hsv = np.random.default_rng(0).random((100, 3))
     assert np.allclose(shapes._rgb(*hsv.T), [colorsys.hsv_to_rgb(*row) for row in hsv], atol=1e-6)
 
 
-def test_the_object_lies_where_the_factors_say(folder, factors):
+def test_the_object_is_at_the_place_of_its_factors(folder, factors):
     chosen = plain(factors, "disc", "ring", "gear", "cross", "square", "star")  # symmetrical about their centre
     assert len(chosen) >= 5
     for i in chosen:
@@ -161,7 +161,7 @@ def test_an_outline_is_a_distance_so_that_its_edge_is_one_pixel_soft(kind):
     assert np.median(slope) == pytest.approx(1, abs=0.05)
 
 
-def test_no_two_outlines_look_alike_at_any_angle():
+def test_no_two_outlines_are_similar_at_any_angle():
     turned = {kind: [outline(kind, 64, turn) for turn in range(0, 360, 10)] for kind in shapes.OUTLINES}
     for first in shapes.OUTLINES:
         for second in shapes.OUTLINES:

@@ -41,7 +41,7 @@ def write(root: Path, files: dict[str, bytes]) -> str:
 
 @pytest.fixture
 def pile(tmp_path) -> str:
-    """Six pictures, two of them a test split, and two files that are none."""
+    """Six pictures, two of them in the test split, and two files that are not pictures."""
     files = {f"train/{kind}/{i}.png": png(i) for i, kind in enumerate(("cat", "dog", "cat"))}
     files |= {"train/3.png": png(3), "test/dog/4.png": png(4), "test/owl/5.png": png(5)}
     files |= {"train/cat/empty.png": b"", "train/dog/cut.png": png(6)[:300]}
@@ -58,7 +58,7 @@ def test_the_store_holds_what_read_pixels_gives(pile, tmp_path):
     assert len(train) == 4
 
 
-def test_labels_mean_the_same_in_both_splits_and_are_minus_one_where_there_is_none(pile, tmp_path):
+def test_labels_mean_the_same_in_both_splits_and_are_minus_one_for_unlabelled_pictures(pile, tmp_path):
     source = open_source(pile)
     train, test = (store.load(source, EIGHT, split, tmp_path) for split in ("train", "test"))
     assert train.classes == test.classes == ["cat", "dog", "owl"]
@@ -80,13 +80,13 @@ def test_a_broken_picture_is_listed_and_the_others_are_kept(pile, tmp_path, caps
     assert capsys.readouterr().out == sentence
 
 
-def test_where_nothing_was_skipped_nothing_is_said(pile, tmp_path, capsys):
+def test_nothing_is_printed_if_no_file_was_skipped(pile, tmp_path, capsys):
     test = store.load(open_source(pile), EIGHT, "test", tmp_path)
     assert test.skipped == [] and capsys.readouterr().out == ""
     assert not (test.folder / "skipped.csv").exists()
 
 
-def test_the_store_cannot_be_written_through(pile, tmp_path):
+def test_the_store_is_read_only(pile, tmp_path):
     pixels = store.load(open_source(pile), EIGHT, "test", tmp_path).pixels
     assert isinstance(pixels, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
@@ -101,7 +101,7 @@ def test_a_second_load_decodes_nothing(pile, tmp_path, monkeypatch):
     assert (first.names, first.skipped, first.folder) == (again.names, again.skipped, again.folder)
 
 
-def test_another_time_name_size_or_preprocessing_makes_another_store(pile, tmp_path):
+def test_a_changed_time_name_size_or_preprocessing_makes_a_new_store(pile, tmp_path):
     def folder(preprocessing=EIGHT) -> Path:
         return store.load(open_source(pile), preprocessing, "test", tmp_path).folder
 
@@ -117,7 +117,7 @@ def test_another_time_name_size_or_preprocessing_makes_another_store(pile, tmp_p
     assert len(set(folders)) == len(folders)
 
 
-def test_a_copied_zip_finds_the_store_of_the_first(tmp_path):
+def test_a_copy_of_a_zip_uses_the_same_store(tmp_path):
     archive = tmp_path / "a" / "p.zip"
     archive.parent.mkdir()
     with zipfile.ZipFile(archive, "w") as file:
@@ -129,7 +129,7 @@ def test_a_copied_zip_finds_the_store_of_the_first(tmp_path):
     assert first.folder == second.folder
 
 
-def test_pictures_of_a_zip_are_decoded_in_order_whatever_the_threads_do(tmp_path, monkeypatch):
+def test_pictures_of_a_zip_are_stored_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "PER_TASK", 3)
     monkeypatch.setattr(store, "AHEAD", 2)
     contents = {f"{i:03d}.png": png(i) if i % 5 else b"junk" for i in range(41)}
@@ -142,7 +142,7 @@ def test_pictures_of_a_zip_are_decoded_in_order_whatever_the_threads_do(tmp_path
         assert np.array_equal(pixels, read_pixels(contents[name], EIGHT))
 
 
-def test_a_broken_picture_of_any_name_is_listed(tmp_path):
+def test_a_broken_picture_with_any_name_is_listed(tmp_path):
     files = {"ok.png": png(0), "\udcff,\n.png": b"junk"}
     loaded = store.load(open_source(write(tmp_path / "pile", files)), EIGHT, "train", tmp_path)
     assert loaded.skipped[0][0] == "\udcff,\n.png"
@@ -150,7 +150,7 @@ def test_a_broken_picture_of_any_name_is_listed(tmp_path):
         assert list(csv.reader(file))[1][0] == "\\udcff,\n.png"
 
 
-def test_where_no_file_is_a_picture_the_source_and_one_reason_are_named(tmp_path):
+def test_if_no_file_is_a_picture_the_source_and_one_reason_are_named(tmp_path):
     source = open_source(write(tmp_path / "notes", {"a.txt": b"hello", "b.txt": b"world"}))
     with pytest.raises(DataError, match=r"none of the 2 files of notes is a readable picture: a\.txt is not an image"):
         store.load(source, EIGHT, "train", tmp_path)
@@ -163,12 +163,12 @@ def test_a_split_without_pictures_is_named(tmp_path):
         store.load(source, EIGHT, "test", tmp_path)
 
 
-def test_one_picture_is_a_store(tmp_path):
+def test_a_store_of_one_picture(tmp_path):
     loaded = store.load(open_source(write(tmp_path / "one", {"1.png": png(1)})), EIGHT, "train", tmp_path)
     assert loaded.pixels.shape == (1, 8, 8, 3)
 
 
-def test_a_process_killed_while_decoding_leaves_nothing_that_is_taken_for_a_store(pile, tmp_path):
+def test_a_process_killed_while_decoding_leaves_no_store(pile, tmp_path):
     code = """if True:
         import os, pathlib, signal, sys
         from export.artifact import Preprocessing
@@ -190,7 +190,7 @@ def test_a_process_killed_while_decoding_leaves_nothing_that_is_taken_for_a_stor
     assert len(list(tmp_path.rglob("pixels.npy"))) == 1
 
 
-def test_a_write_that_fails_half_way_is_one_sentence_and_leaves_nothing(tmp_path):
+def test_a_failed_write_gives_one_sentence_and_leaves_nothing(tmp_path):
     source = open_source(write(tmp_path / "pile", {f"{i}.png": png(i) for i in range(40)}))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # of 122,880 bytes
@@ -203,7 +203,7 @@ def test_a_write_that_fails_half_way_is_one_sentence_and_leaves_nothing(tmp_path
     assert store.load(source, Preprocessing(32), "train", tmp_path).pixels.shape == (40, 32, 32, 3)
 
 
-def test_a_full_disk_is_told_before_anything_is_decoded(pile, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_decoded(pile, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(6 * 192 - 1))
     monkeypatch.setattr(store, "read_pixels", None)
     with pytest.raises(DataError, match="the disk is full: pile needs 0 MiB in"):
@@ -211,7 +211,7 @@ def test_a_full_disk_is_told_before_anything_is_decoded(pile, tmp_path, monkeypa
     assert not list(tmp_path.rglob("pixels.npy"))
 
 
-def test_two_loads_at_once_decode_once(pile, tmp_path, monkeypatch):
+def test_two_simultaneous_loads_decode_once(pile, tmp_path, monkeypatch):
     source, decoded = open_source(pile), Counter()
     pictures = [
         replace(picture, read=lambda picture=picture: decoded.update([picture.name]) or picture.read())
@@ -232,7 +232,7 @@ def test_a_damaged_store_is_named(pile, tmp_path, file):
         store.load(open_source(pile), EIGHT, "train", tmp_path)
 
 
-def test_the_facts_say_what_the_store_was_made_of(pile, tmp_path):
+def test_the_facts_describe_the_source_and_preprocessing(pile, tmp_path):
     facts = json.loads((store.load(open_source(pile), EIGHT, "train", tmp_path).folder / "facts.json").read_text())
     assert facts["source"] == "pile" and facts["split"] == "train" and facts["pictures"] == 4
     assert facts["preprocessing"] == {"size_px": 8, "crop": None, "interpolation": "bicubic"}

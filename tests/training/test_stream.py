@@ -37,7 +37,7 @@ def make_shard(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def make_shards(root: Path, broken: tuple[int, ...] = (), count: int = 40) -> str:
-    """`count` samples of three classes in two shards; those of `broken` are no pictures."""
+    """`count` samples of three classes in two shards; those in `broken` are not pictures."""
     for shard in range(2):
         files = {}
         for i in range(shard, count, 2):
@@ -90,7 +90,7 @@ def test_an_epoch_in_any_order_reads_every_picture_once(tmp_path, monkeypatch):
     assert np.array_equal(np.concatenate(batches), everything[order])
 
 
-def test_rows_make_only_what_is_asked_for(tmp_path):
+def test_streamed_rows_decode_only_the_requested_pictures(tmp_path):
     pixels = streamed(make_shards(tmp_path, broken=(0,)), tmp_path).pixels
     rows = StreamedRows(pixels, np.arange(39, -1, -1))
     assert len(rows) == 40
@@ -100,10 +100,10 @@ def test_rows_make_only_what_is_asked_for(tmp_path):
     assert len(pixels.unreadable) == 1
 
 
-# Pictures that cannot be read
+# Unreadable pictures
 
 
-def test_an_unreadable_picture_is_replaced_by_another_of_its_batch_the_same_one_every_time(tmp_path):
+def test_an_unreadable_picture_is_always_replaced_by_the_same_one_of_its_batch(tmp_path):
     data = make_shards(tmp_path, broken=(0, 6))  # rows 0 and 3
     first, second = (streamed(data, tmp_path).pixels for _ in range(2))
     batch = np.arange(20)
@@ -116,13 +116,13 @@ def test_an_unreadable_picture_is_replaced_by_another_of_its_batch_the_same_one_
     assert len(np.unique(pixels[kept], axis=0)) == 18
 
 
-def test_an_unreadable_picture_alone_is_replaced_by_one_that_follows(tmp_path):
+def test_a_single_unreadable_picture_is_replaced_by_a_following_one(tmp_path):
     pixels = streamed(make_shards(tmp_path, broken=(38, 39)), tmp_path).pixels
     assert np.array_equal(pixels[39], pixels[0])  # the last of the set: the first follows
     assert np.array_equal(pixels[19], pixels[20])
 
 
-def test_what_cannot_be_read_is_listed_once_with_its_reason(tmp_path):
+def test_unreadable_pictures_are_listed_once_with_their_reason(tmp_path):
     opened = streamed(make_shards(tmp_path, broken=(7, 2, 3)), tmp_path)
     assert opened.skipped == []
     for _ in range(3):
@@ -148,7 +148,7 @@ def test_half_of_a_batch_may_be_unreadable_and_not_more(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 5, 40])
-def test_a_set_without_pictures_is_refused_however_small(tmp_path, count):
+def test_a_set_without_pictures_is_refused(tmp_path, count):
     for i in range(count):
         (tmp_path / "notes").mkdir(exist_ok=True)
         (tmp_path / "notes" / f"{i:02d}.txt").write_text("hello")
@@ -160,7 +160,7 @@ def test_a_set_without_pictures_is_refused_however_small(tmp_path, count):
 
 
 class Watched:
-    """Stands where pixels stand: says when the making of a batch has begun, and may be held up or fail."""
+    """Takes the place of pixels: signals when a batch is begun, and can be paused or made to fail."""
 
     def __init__(self, fails_at: int = -1):
         self.began = [threading.Event() for _ in range(20)]
@@ -176,7 +176,7 @@ class Watched:
         return i * i
 
 
-def test_batches_come_in_their_order_whatever_the_threads_do():
+def test_batches_come_in_order():
     class Uneven(Watched):
         def __getitem__(self, i):
             if i % 2 == 0 and i + 1 < len(self.began):  # not before the one after it
@@ -187,7 +187,7 @@ def test_batches_come_in_their_order_whatever_the_threads_do():
 
 
 @pytest.mark.parametrize("batches", [1, 2, 5])
-def test_the_next_batches_are_made_while_one_is_worked_on_and_no_more_than_those(batches):
+def test_only_the_next_batches_are_computed_ahead(batches):
     pixels, asked = Watched(), []
     indices = (asked.append(i) or i for i in range(20))
     for i, _ in enumerate(map_ahead(pixels.__getitem__, indices, batches)):
@@ -196,21 +196,21 @@ def test_the_next_batches_are_made_while_one_is_worked_on_and_no_more_than_those
         assert len(asked) == min(20, i + batches + 1)
 
 
-def test_a_stored_array_is_gathered_ahead_as_well(tmp_path):
+def test_batches_of_a_store_are_read_ahead_too(tmp_path):
     stored = store.load(open_source(make_shards(tmp_path)), EIGHT, "train", tmp_path / "data")
     batches = np.random.default_rng(1).permutation(40).reshape(4, 10)
     for batch, pixels in zip(batches, map_ahead(stored.pixels.__getitem__, batches, 2), strict=True):
         assert np.array_equal(pixels, stored.pixels[batch])
 
 
-def test_an_error_arrives_in_its_batchs_place():
+def test_an_error_is_raised_in_place_of_its_batch():
     batches = map_ahead(Watched(fails_at=3).__getitem__, range(20), 2)
     assert [next(batches) for _ in range(3)] == [0, 1, 4]
     with pytest.raises(DataError, match="batch 3"):
         next(batches)
 
 
-def test_an_error_of_the_order_itself_is_passed_on():
+def test_an_error_of_the_items_is_passed_on():
     def indices():
         yield 1
         raise KeyError("order")
@@ -246,7 +246,7 @@ def test_no_thread_is_left_however_it_ends(end):
     assert pixels.began[5].is_set() == (end == "exhausted")
 
 
-# What is streamed
+# When a set is streamed
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_set_is_too_large_when_its_store_would_take_more_than_half_of_the_free
     assert bool(too_large(pictures, size_px, free_bytes)) is too_much
 
 
-def test_the_reason_is_said_in_numbers():
+def test_the_reason_contains_the_sizes():
     assert too_large(1_281_167, 224, 300 * 2**30) == (
         "decoded, they would take 179.6 GiB of the 300.0 GiB that are free on the disk"
     )
@@ -282,7 +282,7 @@ def free(monkeypatch):
     return set_free
 
 
-def test_what_does_not_fit_is_streamed_with_one_sentence_and_what_fits_is_stored(tmp_path, free, capsys):
+def test_a_set_that_does_not_fit_is_streamed_with_one_sentence_and_one_that_fits_is_stored(tmp_path, free, capsys):
     source, cache = open_source(make_shards(tmp_path)), tmp_path / "not yet" / "data"
     capsys.readouterr()
     free(40 * 192 * 2 - 1)
@@ -296,7 +296,7 @@ def test_what_does_not_fit_is_streamed_with_one_sentence_and_what_fits_is_stored
     assert capsys.readouterr().out == ""
 
 
-def test_what_was_decoded_before_is_not_streamed_however_full_the_disk(tmp_path, free):
+def test_a_set_that_is_already_decoded_is_not_streamed(tmp_path, free):
     source = open_source(make_shards(tmp_path))
     free(2**40)
     stream.load(source, EIGHT, "train", tmp_path)
@@ -304,7 +304,7 @@ def test_what_was_decoded_before_is_not_streamed_however_full_the_disk(tmp_path,
     assert isinstance(stream.load(source, EIGHT, "train", tmp_path), store.PixelStore)
 
 
-def test_the_user_decides_over_the_disk(tmp_path, free, capsys):
+def test_the_option_overrides_the_free_space(tmp_path, free, capsys):
     source = open_source(make_shards(tmp_path))
     free(2**40)
     assert isinstance(stream.load(source, EIGHT, "train", tmp_path, stream=True), Stream)

@@ -1,16 +1,17 @@
-"""Where pictures come from: one argument, five kinds of source.
+"""Sources of pictures: one argument, five kinds.
 
     a folder          nested or flat
-    a .zip            of such a folder; read in place, never unpacked
-    .tar shards       one .tar or a glob such as 'shards/*.tar', in the layout of WebDataset; read in place
-    cifar10, ...      a name in TORCHVISION: downloaded once, kept as a folder of PNG files
-    shapes            the built-in set of training/data/shapes.py, drawn once, kept as a folder
+    a .zip            of such a folder; read without unpacking
+    .tar shards       one .tar or a glob such as 'shards/*.tar', in the layout of WebDataset; read without unpacking
+    cifar10, ...      a name in TORCHVISION: downloaded once, and kept as a folder of PNG files
+    shapes            the built-in set of training/data/shapes.py: drawn once, and kept as a folder
 
-The layout tells label and split, and neither is needed. The first folder level is the label. Where that level has
-only split folders (SPLITS), the next one is the label, and files beside the split folders are no pictures. A single
-folder around all the others, as archives have, is looked through. In shards a sample's .cls file gives the label.
+Labels and splits are optional and follow from the folders. The first level of folders is the label. If that level has
+only split folders (SPLITS), the next level is the label, and files next to the split folders are ignored. A single
+folder that contains everything else, as in many archives, is skipped. In shards the label is the content of a sample's
+.cls file.
 
-Nothing is filtered by suffix: what a file is shows when it is decoded. Hidden files and __MACOSX are left out.
+Files are not filtered by suffix: decoding shows whether a file is a picture. Hidden files and __MACOSX are left out.
 """
 
 import difflib
@@ -26,7 +27,7 @@ import tarfile
 import threading
 import zipfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ from tqdm import tqdm
 from export.artifact import UnreadableImage
 from training.data import shapes
 
-# Folder names that are splits. "val" belongs to "train" where there is a test folder, otherwise it is "test".
+# Names of split folders. "val" belongs to "train" if there is a test folder; otherwise it is "test".
 SPLITS = {"train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 
 # name: class in torchvision.datasets, its arguments for the split "train", and those for "test"
@@ -56,47 +57,47 @@ TORCHVISION = {
 }
 NAMES = ("shapes", *TORCHVISION)
 
-SIDECARS = (".cls", ".json", ".txt")  # of a WebDataset sample: about the picture, not one
-MAX_FILE_BYTES = 2**28  # a film in the folder must not fill the memory
+SIDECARS = (".cls", ".json", ".txt")  # metadata of a WebDataset sample
+MAX_FILE_BYTES = 2**28  # so that a film in the folder does not fill the memory
 
 
 class DataError(ValueError):
-    """Data that cannot be used. The message is one sentence for the user, naming what they gave."""
+    """Data that cannot be used. The message is one sentence for the user that names the given data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One file of a source; whether it is a picture shows when it is decoded."""
+    """One file of a source; decoding shows whether it is a picture."""
 
     name: str
-    """Path inside the source, '/'-separated: what the user recognises. No two in a source are equal."""
+    """Path inside the source, '/'-separated, which the user recognises. Unique within a source."""
     label: str | None
     split: str
     """train or test."""
     path: Path | None
-    """Absolute path, where it is a plain file."""
+    """Absolute path of a plain file; None inside an archive."""
     stamp: str
-    """Differs when the content does: size and time of a file, checksum of a zip's member."""
+    """Changes with the content: size and time of a file, checksum of a member of a .zip."""
     read: Callable[[], bytes] = field(repr=False, compare=False)
-    """The file's bytes; may be called from any thread. raises UnreadableImage."""
+    """Returns the bytes of the file; thread-safe. Raises UnreadableImage."""
 
 
 @dataclass(frozen=True)
 class Source:
     name: str
-    """Short, of letters, digits, dots and dashes: fit for a folder's name."""
+    """Short name of letters, digits, dots and dashes, suitable as a folder name."""
     pictures: Sequence[Picture]
-    """In the order of their names."""
+    """Sorted by name."""
 
     def __len__(self) -> int:
         return len(self.pictures)
 
 
 def open_source(data: str, cache: Path = Path("data")) -> Source:
-    """List the pictures of a source; none is decoded. What exists at the path `data` wins over a name.
+    """List the pictures of a source without decoding them. An existing path is preferred to the name of a set.
 
     data   path of a folder, .zip or .tar, a glob of .tar files, or one of NAMES
-    cache  folder where named sets are kept
+    cache  folder in which named sets are kept
     raises DataError
     """
     path = os.path.expanduser(data)
@@ -111,7 +112,7 @@ def open_source(data: str, cache: Path = Path("data")) -> Source:
         elif path.lower().endswith(".tar"):
             pictures = _list_shards([Path(path)])
         else:
-            raise DataError(f"{data} is a file, but no .zip or .tar; give the folder that holds the pictures")
+            raise DataError(f"{data} is a file, but not a .zip or .tar; give the folder that holds the pictures")
     elif glob.has_magic(path):
         shards = [Path(match) for match in sorted(glob.glob(path, recursive=True))]
         if not shards:
@@ -119,7 +120,7 @@ def open_source(data: str, cache: Path = Path("data")) -> Source:
         others = [shard for shard in shards if not (shard.is_file() and shard.name.lower().endswith(".tar"))]
         if others:
             raise DataError(
-                f"{data} matches {others[0]}, which is no .tar file; for a folder of pictures give the folder"
+                f"{data} matches {others[0]}, which is not a .tar file; for a folder of pictures give the folder"
             )
         pictures = _list_shards(shards)
     elif known in NAMES:
@@ -136,7 +137,7 @@ def open_source(data: str, cache: Path = Path("data")) -> Source:
 
 
 def _short_name(path: str) -> str:
-    """The last part of a path, or of a glob the last that names something, made fit for a folder's name."""
+    """A folder name made from the last part of a path or glob that contains a name."""
     for part in reversed(Path(os.path.abspath(path)).parts):
         stem = re.sub(r"\.(zip|tar)$", "", part, flags=re.IGNORECASE)
         if name := re.sub(r"[^\w.]+", "-", stem)[:40].strip("-."):
@@ -145,9 +146,9 @@ def _short_name(path: str) -> str:
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Fill `folder` by `make(folder)` unless it exists. It appears whole or not at all, whenever the process dies.
+    """Create `folder` with make(folder) unless it exists. It appears complete or not at all, even if the process dies.
 
-    A second process that wants the same folder waits for the first. raises DataError where it cannot be written.
+    A second process that needs the same folder waits for the first. raises DataError when it cannot be written
     """
     if folder.is_dir():
         return
@@ -157,7 +158,7 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if folder.is_dir():
                 return
-            shutil.rmtree(work, ignore_errors=True)  # what a killed process left
+            shutil.rmtree(work, ignore_errors=True)  # left by a killed process
             work.mkdir()
             try:
                 make(work)
@@ -171,14 +172,14 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 class _SourceFile(NamedTuple):
-    inside: tuple[str, ...]  # parts of its path
+    inside: tuple[str, ...]  # parts of its path inside the source
     stamp: str
     read: Callable[[], bytes]
     path: Path | None = None
 
 
 def _arrange(files: dict[str, _SourceFile]) -> list[Picture]:
-    """Sorted by name, with labels and splits."""
+    """The pictures, sorted by name, with labels and splits."""
     layout = _layout({file.inside[:-1] for file in files.values()})
     return [
         Picture(name, *layout[file.inside[:-1]], file.path, file.stamp, file.read)
@@ -188,11 +189,11 @@ def _arrange(files: dict[str, _SourceFile]) -> list[Picture]:
 
 
 def _layout(folders: set[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str | None, str]]:
-    """Label and split of the files in each folder, by the layout of the whole; files beside splits have none.
+    """Label and split of the files in each folder. Folders next to split folders are left out.
 
-    folders  parts of the path of each folder that holds a file; () for the source itself
+    folders  parts of the path of each folder that contains a file; () for the source itself
     """
-    depth = 0  # of the level that is looked at; above it there is a single folder each
+    depth = 0  # of the current level; each level above it is a single folder
     while True:
         level = {folder[depth] for folder in folders if len(folder) > depth}
         is_split = all(name.lower() in SPLITS for name in level)
@@ -215,9 +216,9 @@ def _layout(folders: set[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str | 
 
 
 def _list_folder(root: Path) -> dict[str, _SourceFile]:
-    """Every file below, symbolic links followed, each folder once. What cannot be looked at is listed as well."""
+    """All files below, following symbolic links, each folder once. Unreadable entries are listed too."""
     root = Path(os.path.abspath(root))
-    files, seen, waiting = {}, set(), deque([(root, ())])
+    files, visited, waiting = {}, set(), deque([(root, ())])
 
     def add(path: Path, inside: tuple[str, ...], stamp: str) -> None:
         files["/".join(inside)] = _SourceFile(inside, stamp, partial(read_file, path), path)
@@ -226,9 +227,9 @@ def _list_folder(root: Path) -> dict[str, _SourceFile]:
         folder, above = waiting.popleft()
         try:
             facts = os.stat(folder)
-            if (facts.st_dev, facts.st_ino) in seen:
+            if (facts.st_dev, facts.st_ino) in visited:
                 continue
-            seen.add((facts.st_dev, facts.st_ino))
+            visited.add((facts.st_dev, facts.st_ino))
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             if not above:
@@ -241,7 +242,7 @@ def _list_folder(root: Path) -> dict[str, _SourceFile]:
             path, inside = folder / entry.name, (*above, entry.name)
             try:
                 facts = entry.stat()
-            except OSError:  # a link to nowhere
+            except OSError:  # a broken link
                 add(path, inside, "unreadable")
                 continue
             if stat.S_ISDIR(facts.st_mode):
@@ -254,7 +255,7 @@ def _list_folder(root: Path) -> dict[str, _SourceFile]:
 def _list_zip(path: Path) -> dict[str, _SourceFile]:
     try:
         archive = zipfile.ZipFile(path)
-    except Exception as error:  # the parser raises nearly anything on damaged files
+    except Exception as error:  # damaged files raise many kinds of errors
         raise DataError(f"{path} cannot be read as a .zip: {_reason(error)}") from error
     lock, files = threading.Lock(), {}
     for member in archive.infolist():
@@ -265,40 +266,42 @@ def _list_zip(path: Path) -> dict[str, _SourceFile]:
     return files
 
 
-class Members(Sequence[Picture]):
-    """The pictures of .tar shards. Each is made when it is asked for: a million lie in some 70 MB."""
+class ShardPictures(Sequence[Picture]):
+    """The pictures of .tar shards, created on access so that a million take about 70 MB."""
 
     ROW = np.dtype(
         [("shard", "i4"), ("kind", "i4"), ("name", "i8"), ("length", "i4"), ("offset", "i8"), ("size", "i8")]
     )
 
-    def __init__(self, rows: np.ndarray, names: bytearray, shards: list[tuple], kinds: list[tuple]):
+    def __init__(self, rows: np.ndarray, names: bytearray, shards: list[tuple], kinds: list[tuple]) -> None:
         """
-        rows    (N,) ROW: places in `shards`, `kinds` and `names`, and where in the shard the file's bytes are
-        names   of all files inside their shards, one after the other
-        shards  path, what its files' names begin with, stamp
-        kinds   label and split
+        rows    (N,) ROW: indices into `shards`, `kinds` and `names`, and the place of the file's bytes in the shard
+        names   names of all files inside their shards, concatenated
+        shards  path, prefix of the names, and stamp of each shard
+        kinds   pairs of label and split
         """
         self._rows, self._names, self._shards, self._kinds = rows, names, shards, kinds
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int | slice) -> Picture | list[Picture]:
         if isinstance(i, slice):
-            return [self[at] for at in range(*i.indices(len(self)))]
+            return [self[row] for row in range(*i.indices(len(self)))]
         shard, kind, start, length, offset, size = self._rows[i].item()
-        path, above, stamp = self._shards[shard]
-        name = above + self._names[start : start + length].decode("utf-8", "surrogateescape")
+        path, prefix, stamp = self._shards[shard]
+        name = prefix + self._names[start : start + length].decode("utf-8", "surrogateescape")
         read = partial(_read_range, path, offset, size)
         return Picture(name, *self._kinds[kind], None, f"{size} {offset} {stamp}", read)
 
 
-def _list_shards(shards: list[Path]) -> Members:
-    """The members of .tar files. Names start with the shard's where there are several."""
+def _list_shards(shards: list[Path]) -> ShardPictures:
+    """The members of .tar files. With several shards, names start with that of the shard."""
     above = Path(os.path.commonpath([shard.parent for shard in shards]))
     several = len(shards) > 1
-    shards = sorted(set(shards), key=lambda shard: f"{shard.relative_to(above).as_posix()}/")  # so are the names sorted
+    shards = sorted(
+        set(shards), key=lambda shard: f"{shard.relative_to(above).as_posix()}/"
+    )  # then the names are sorted, too
     rows, names, facts, kinds = [], bytearray(), [], {}
     for shard in tqdm(shards, desc="listing shards", unit="shard", disable=not several):
         inside = shard.relative_to(above)
@@ -314,7 +317,9 @@ def _list_shards(shards: list[Path]) -> Members:
         except (tarfile.TarError, OSError, ValueError) as error:
             raise DataError(f"{shard} cannot be read as a .tar: {_reason(error)}") from error
 
-        def listed(members=members, labels=labels, folders=folders):
+        def listed(
+            members: dict = members, labels: dict = labels, folders: tuple = folders
+        ) -> Iterator[tuple[int, ...]]:
             for name in sorted(members):
                 parts = name.split("/")
                 if name.lower().endswith(SIDECARS) or any(map(_hidden, parts)):
@@ -324,42 +329,42 @@ def _list_shards(shards: list[Path]) -> Members:
                 yield len(facts), kind, len(names), len(encoded), *members[name]
                 names.extend(encoded)
 
-        rows.append(np.fromiter(listed(), Members.ROW))
+        rows.append(np.fromiter(listed(), ShardPictures.ROW))
         facts.append((shard, f"{inside.as_posix()}/" if several else "", f"{stamp.st_size} {stamp.st_mtime_ns}"))
     rows = np.concatenate(rows)
     layout = _layout({folder for folder, _ in kinds})
     rows = rows[np.array([folder in layout for folder, _ in kinds], bool)[rows["kind"]]]
     by_folder = [layout.get(folder, (None, "")) for folder, _ in kinds]
     kinds = [(own or label, split) for (_, own), (label, split) in zip(kinds, by_folder, strict=True)]
-    return Members(rows, names, facts, kinds)
+    return ShardPictures(rows, names, facts, kinds)
 
 
 def _members(shard: Path) -> dict[str, tuple[int, int]]:
-    """Path of every file in a .tar: offset and size of its bytes. raises TarError, OSError."""
+    """Offset and size of every file in a .tar, by its path. raises TarError, OSError"""
     places = {}
     with tarfile.open(shard, "r:") as archive:
         for member in archive:
-            archive.members.clear()  # tarfile would keep a kilobyte each
+            archive.members.clear()  # tarfile would keep a kilobyte per member
             name, target = ("/".join(_parts(path)) for path in (member.name, member.linkname))
             if name and member.isreg():
                 places[name] = (member.offset_data, member.size)
             elif name and member.islnk() and target in places:
                 places[name] = places[target]
         end = archive.offset
-    # tarfile takes a damaged header for the end; at the true end there are zeros, or nothing
+    # tarfile takes a damaged header for the end, but at the true end there are zeros or nothing
     if _read_range(shard, end, min(512, max(0, os.path.getsize(shard) - end))).strip(b"\0"):
         raise tarfile.ReadError("it is damaged in the middle")
     return places
 
 
 def _sample(name: str) -> str:
-    """WebDataset's key: the path up to the first dot of the file's name."""
+    """Key of a WebDataset sample: the path up to the first dot of the file name."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.partition(".")[0]
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Of a member's name. Some archivers on Windows write backslashes."""
+    """Parts of a member's path. Some archivers on Windows write backslashes."""
     return tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
 
 
@@ -367,34 +372,36 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def _check_size(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise UnreadableImage(f"is larger than {MAX_FILE_BYTES // 2**20} MiB")
+
+
 def read_file(path: Path) -> bytes:
     """raises UnreadableImage"""
     try:
-        if os.path.getsize(path) > MAX_FILE_BYTES:
-            raise UnreadableImage(f"is larger than {MAX_FILE_BYTES // 2**20} MiB")
+        _check_size(os.path.getsize(path))
         return path.read_bytes()
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {_reason(error)}") from error
 
 
 def _read_member(archive: zipfile.ZipFile, lock: threading.Lock, member: zipfile.ZipInfo) -> bytes:
-    if member.file_size > MAX_FILE_BYTES:
-        raise UnreadableImage(f"is larger than {MAX_FILE_BYTES // 2**20} MiB")
+    _check_size(member.file_size)
     try:
-        with lock:  # opening and closing count the archive's users, without a lock of their own; reading has one
+        with lock:  # opening and closing are not thread-safe in ZipFile; reading is
             file = archive.open(member)
         try:
             return file.read()
         finally:
             with lock:
                 file.close()
-    except Exception as error:  # damaged, encrypted or packed by a method that is not known
+    except Exception as error:  # damaged, encrypted, or an unknown compression method
         raise UnreadableImage(f"cannot be read from the .zip: {_reason(error)}") from error
 
 
 def _read_range(path: Path, offset: int, size: int) -> bytes:
-    if size > MAX_FILE_BYTES:
-        raise UnreadableImage(f"is larger than {MAX_FILE_BYTES // 2**20} MiB")
+    _check_size(size)
     try:
         with open(path, "rb") as file:
             file.seek(offset)
@@ -404,20 +411,20 @@ def _read_range(path: Path, offset: int, size: int) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """In a few words, on one line."""
+    """A short reason, on one line."""
     text = getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())
 
 
 def _download(name: str, folder: Path) -> None:
-    """Fetch a set of TORCHVISION and write it as PNG files; an interrupted download is taken up by the next."""
+    """Download a set of TORCHVISION and write it as PNG files. The next call resumes an interrupted download."""
     downloads = folder.with_name(f".{name}.download")
     class_name, *arguments = TORCHVISION[name]
     before = socket.getdefaulttimeout()
     try:
         dataset_class = getattr(importlib.import_module("torchvision.datasets"), class_name)
         if name == "svhn":
-            importlib.import_module("scipy.io")  # torchvision would miss it only after the download
+            importlib.import_module("scipy.io")  # otherwise torchvision would fail only after the download
         print(f"downloading {name} through torchvision")
         socket.setdefaulttimeout(30)
         train, test = (dataset_class(str(downloads), download=True, **chosen) for chosen in arguments)
@@ -434,7 +441,7 @@ def _download(name: str, folder: Path) -> None:
         for i in tqdm(range(len(dataset)), desc=f"writing {name} ({split})", unit="img"):
             image, label = dataset[i]
             place = folder / split
-            if label >= 0:  # STL-10 has pictures without one
+            if label >= 0:  # STL-10 has pictures without label
                 place /= re.sub(r"[^\w.-]+", "-", titles[label]) if titles else f"{label:02d}"
             place.mkdir(parents=True, exist_ok=True)
             image.save(place / f"{i:05d}.png", compress_level=1)

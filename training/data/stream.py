@@ -32,7 +32,7 @@ class Pixels:
     raises  DataError when more than half of a batch is unreadable
     """
 
-    def __init__(self, pictures: Sequence[Picture], rows: np.ndarray, preprocessing: Preprocessing):
+    def __init__(self, pictures: Sequence[Picture], rows: np.ndarray, preprocessing: Preprocessing) -> None:
         """rows: (N,) int64, ascending, the places in `pictures` of the pictures of this split."""
         self.pictures, self.rows, self.preprocessing = pictures, rows, preprocessing
         self.shape = (len(rows), preprocessing.size_px, preprocessing.size_px, 3)
@@ -142,7 +142,7 @@ def _free_bytes(folder: Path) -> int:
 class StreamedRows:
     """A view of pixels[indices] that reads only the rows asked for, so that they need not fit in memory."""
 
-    def __init__(self, pixels: np.ndarray | Pixels, indices: np.ndarray):
+    def __init__(self, pixels: np.ndarray | Pixels, indices: np.ndarray) -> None:
         self.pixels, self.indices = pixels, indices
 
     def __len__(self) -> int:

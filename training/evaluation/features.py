@@ -70,7 +70,7 @@ class Extractor:
             if not (finite := h.isfinite().all(dim=1)).all():
                 first = start + int((~finite).nonzero()[0])
                 picture = names[first] if names else f"picture {first}"
-                raise EncoderError(f"{self.name} gives values that are no numbers (NaN or infinite) for {picture}")
+                raise EncoderError(f"{self.name} gives values that are NaN or infinite for {picture}")
             rows.append(h)
         return torch.cat(rows)
 

@@ -45,7 +45,7 @@ class Standardised:
     h  (N, d) float32
     """
 
-    def __init__(self, h: Tensor):
+    def __init__(self, h: Tensor) -> None:
         self.mean, scale = h.mean(dim=0), h.std(dim=0, correction=0)
         self.scale = torch.where(scale > 1e-6 * scale.max(), scale, 1.0)  # constant features are not scaled
         self.x = (h - self.mean) / self.scale
