@@ -29,10 +29,9 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ from torch import Tensor, nn
 
 from export.artifact import Preprocessing
 from training import checkpoint, classifier
-from training.augment import AugmentSettings, draw, render
+from training.augment import draw, render
 from training.checkpoint import AtomicCheckpointIO
 from training.classifier import Classifier
 from training.config import RUNS, check_settings
@@ -51,7 +50,7 @@ from training.data.sources import DataError, open_source
 from training.device import mixed_precision, prepare, training_device
 from training.evaluate import print_table
 from training.evaluation.features import ENCODER_ERRORS, EncoderError
-from training.halfway import ResumableRun, is_finished, train_epochs
+from training.halfway import ResumableRun, ResumableSettings, is_finished, train_epochs
 from training.initial import initial
 from training.lars import LARS, lars_groups
 from training.schedule import cosine_schedule, scaled_lr
@@ -62,54 +61,27 @@ WARMUP, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 1e-4  # share of the steps; of LARS;
 CALIBRATION_STEPS = 8
 
 
-@dataclass(frozen=True)
-class DistilSettings:
+@dataclass(frozen=True, kw_only=True)
+class DistilSettings(ResumableSettings):
     """Distil a trained encoder or classifier into a smaller one, on pictures without labels, into runs/NAME."""
 
     teacher: str
     """Encoder or classifier to learn from: a run or checkpoint, pretrained or fine-tuned, an exported bundle, or a
     torchvision model whose features are learnt (resnet50, resnet50:IMAGENET1K_V1, resnet50:FILE.pth)."""
-    data: str = "shapes"
-    """Pictures to learn on; labels are not used: a folder, a .zip, shards, a torchvision name, or shapes."""
-    name: str = ""
-    """The run's folder is runs/NAME. By default made of the names of data, student and teacher."""
-    resume: bool = False
-    """Continue runs/NAME where it was interrupted (a finished run is left as it is)."""
-
-    init: str = ""
-    """Initial weights of the student: anything that --init of finetune.py takes. By default random weights."""
-    encoder: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] | None = None
-    """Architecture of a student with random weights (by default tiny)."""
-    width: Literal[1, 2, 4] | None = None
-    """Multiplies every channel count of a student with random weights (by default 1)."""
-    size_px: int | None = None
-    """Side of the square that the student sees; by default the teacher's, or that of the weights in --init."""
-
     temperature: float | None = None
     """tau; lower values give more weight to a classifier's first answer, or to an encoder's nearest pictures. By
     default 1 for a classifier and 0.1 for an encoder."""
-    augment: AugmentSettings = field(
-        default_factory=lambda: AugmentSettings(crop_area=(0.25, 1.0), jitter=0.0, grey=0.0, blur=0.0)
-    )
-    """Augmentation of the view that teacher and student see: crops and flips."""
-    epochs: int = 100
-    """Passes over the pictures."""
     minutes: float | None = None
     """Instead of --epochs: as many epochs as fit in this time, by the speed of the first steps."""
     batch_size: int = 128
     """Pictures per step; at most all of them."""
     lr: float = 0.15
     """Learning rate of LARS, before it is multiplied by the square root of the batch size."""
-    seed: int = 0
-    """Seed of the random weights, the order and the augmentation."""
 
     def __post_init__(self) -> None:
         check_settings(self, ("size_px", "temperature", "epochs", "minutes", "lr"))
         if not self.batch_size >= 2:
             raise ValueError(f"--batch-size must be at least 2, not {self.batch_size}")
-
-    def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
 
 
 def answers_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

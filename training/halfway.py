@@ -6,12 +6,13 @@ A resumed run gives the same result as one that was never interrupted.
 """
 
 import copy
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,22 +21,44 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from training import checkpoint
+from training.augment import AugmentSettings
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
 from training.pretrain import commit, write_metrics
 
 KINDS = {"label_share": "fine-tuning", "teacher": "distillation"}  # a setting that only this kind of run has
 
 
-class ResumableSettings(Protocol):
-    """What FinetuneSettings and DistilSettings have in common."""
+@dataclass(frozen=True)
+class ResumableSettings:
+    """Settings that fine-tuning and distillation share."""
 
-    @property
-    def data(self) -> str: ...
-    @property
-    def resume(self) -> bool: ...
-    @property
-    def epochs(self) -> int: ...
-    def to_dict(self) -> dict: ...
+    data: str = "shapes"
+    """Pictures to train on, for fine-tuning with labels: a folder, a .zip, shards, a torchvision name, or shapes."""
+    name: str = ""
+    """The run's folder is runs/NAME. By default made of the names of the data and the encoders."""
+    resume: bool = False
+    """Continue runs/NAME where it was interrupted (a finished run is left as it is)."""
+    init: str = ""
+    """Initial weights of the encoder: a run or checkpoint, an exported encoder's folder, or a ResNet of torchvision
+    (resnet18, resnet50:IMAGENET1K_V1, resnet50:FILE.pth). By default random weights."""
+    encoder: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] | None = None
+    """Architecture of an encoder with random weights (by default tiny)."""
+    width: Literal[1, 2, 4] | None = None
+    """Multiplies every channel count of an encoder with random weights (by default 1)."""
+    size_px: int | None = None
+    """Side of the square that the encoder sees, by default that of the weights in --init. With random weights: the
+    teacher's in a distillation, otherwise 48."""
+    augment: AugmentSettings = field(
+        default_factory=lambda: AugmentSettings(crop_area=(0.25, 1.0), jitter=0.0, grey=0.0, blur=0.0)
+    )
+    """Augmentation: crops and flips only. The published fine-tuning crops 0.08 to 1 of the area."""
+    epochs: int = 100
+    """Passes over the pictures."""
+    seed: int = 0
+    """Seed of the random weights, the choice of labels, the order and the augmentation."""
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
 
 
 @dataclass

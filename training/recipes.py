@@ -1,39 +1,24 @@
 """Settings of a fine-tuning, and presets with the published recipes. Field docstrings are the command line's help."""
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from training.augment import AugmentSettings
 from training.config import check_settings, over_preset
+from training.halfway import ResumableSettings
 
 PRETRAINED_LR, SCRATCH_LR = 0.02, 1.0
 
 
 @dataclass(frozen=True)
-class FinetuneSettings:
+class FinetuneSettings(ResumableSettings):
     """All settings of a fine-tuning; its checkpoint contains them."""
 
     preset: Literal["few", "linear", "v1", "v2"] = "few"
     """Gives the defaults of the other settings; see the list above."""
-    data: str = "shapes"
-    """Labelled pictures: a folder, a .zip, shards, a torchvision name, or shapes."""
-    name: str = ""
-    """The run's folder is runs/NAME. By default made of the names of data, preset and --init."""
-    resume: bool = False
-    """Continue runs/NAME where it was interrupted (a finished run is left as it is)."""
-    init: str = ""
-    """Initial weights of the encoder: a run or checkpoint, an exported encoder's folder, or a ResNet of torchvision
-    (resnet18, resnet50:IMAGENET1K_V1, resnet50:FILE.pth). By default random weights."""
     mode: Literal["linear", "full", "head"] = "full"
     """linear: train the classifier on a frozen encoder; full: train everything; head: train everything, and keep the
     projection head's first layer between h and the classifier (SimCLR v2)."""
-    encoder: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] | None = None
-    """Architecture of an encoder with random weights (by default tiny)."""
-    width: Literal[1, 2, 4] | None = None
-    """Multiplies every channel count of an encoder with random weights (by default 1)."""
-    size_px: int | None = None
-    """Side of the square that the encoder sees. By default the one it was trained at; 48 with random weights."""
 
     label_share: float = 1.0
     """Share of each class's labels that is used, such as 0.01 or 0.1."""
@@ -48,12 +33,6 @@ class FinetuneSettings:
     """For classes of different sizes: weight the loss by one over the class size, or draw each class equally often. The
     held-out accuracy is then the mean of the classes' accuracies."""
 
-    augment: AugmentSettings = field(
-        default_factory=lambda: AugmentSettings(crop_area=(0.25, 1.0), jitter=0.0, grey=0.0, blur=0.0)
-    )
-    """Augmentation: crops and flips only, as published; the published crops take 0.08 to 1 of the area."""
-    epochs: int = 100
-    """Passes over the labelled pictures."""
     batch_size: int = 32
     """Pictures per step; at most all labelled ones."""
     optimizer: Literal["sgd", "lars"] = "sgd"
@@ -69,8 +48,6 @@ class FinetuneSettings:
     """Momentum of SGD and LARS."""
     weight_decay: float = 0.0
     """Weight decay of matrices and kernels; biases and batch norm never decay."""
-    seed: int = 0
-    """Seed of the choice of labels, the order and the augmentation."""
 
     def __post_init__(self) -> None:
         positive = ("size_px", "labels_per_class", "patience", "epochs", "lr")
@@ -87,9 +64,6 @@ class FinetuneSettings:
     @property
     def learning_rate(self) -> float:
         return self.lr or (PRETRAINED_LR if self.init and self.mode != "linear" else SCRATCH_LR)
-
-    def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
 
 
 CROPS = AugmentSettings(jitter=0.0, grey=0.0, blur=0.0)  # crops and flips as published

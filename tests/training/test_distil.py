@@ -278,5 +278,5 @@ def test_a_loss_that_is_not_a_number_is_reported(settings, teacher):
 )
 def test_invalid_settings_are_refused(changes, named):
     with pytest.raises(ValueError) as raised:
-        DistilSettings("somebody", **changes)
+        DistilSettings(teacher="somebody", **changes)
     assert str(raised.value) == named
