@@ -1,13 +1,13 @@
-"""The contract between training and serving: the pixels an encoder sees, and the bundle it travels in.
+"""The contract between training and serving: an encoder's input pixels, and the bundle that contains it.
 
 A bundle is a folder of two files:
 
     encoder.onnx      input `pixels` uint8 (N, H, W, 3) RGB, output `embedding` float32 (N, d): h, not normalised;
-                      where the card names C classes also `logits` float32 (N, C), whose softmax are probabilities
+                      if the card names C classes also `logits` float32 (N, C), whose softmax gives probabilities
     model_card.json   the ModelCard below
 
-Training's evaluation and the service both read pictures through `read_pixels`, so what is evaluated is what
-is served. Only numpy, Pillow and the standard library are imported: whoever serves needs no torch.
+Training's evaluation and the service both read pictures with `read_pixels`, so the service gives the vectors that were
+evaluated. Only numpy, Pillow and the standard library are imported: serving needs no torch.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ GRAPH = "encoder.onnx"
 CARD = "model_card.json"
 PRECISIONS = ("fp32", "fp16", "int8")
 
-# What Pillow may try on bytes from strangers: raster formats only (its EPS plugin would start Ghostscript).
-# JPEG includes MPO, which Pillow does not register: asking for it by name fails whatever is not a JPEG.
+# The formats that Pillow may try on untrusted bytes: raster images only (its EPS plugin would start Ghostscript).
+# JPEG includes MPO, which Pillow does not register as a format: naming it would make all other formats fail.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 2**27  # 134 megapixels, 0.4 GB as RGB
 
-# `_open` refuses by the header, and with our own number; Pillow's own limit only warns below twice its size.
+# `_decode` has its own limit; Pillow's would only warn up to twice its size.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -45,20 +45,20 @@ class TooManyPixels(UnreadableImage):
 
 
 class BundleError(ValueError):
-    """A folder that is no usable encoder bundle. The message names the folder and what to do."""
+    """A folder without a usable encoder bundle. The message names the folder and what to do."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """How a picture becomes the encoder's `pixels`.
 
-    With `crop` None the whole picture is stretched to the square: nothing is cut away, and training takes its crops,
-    which vary in aspect by 3/4 to 4/3, from the same squares. With a number, the centred square of `crop` times the
-    shorter side is taken (0.875 in the paper's ImageNet evaluation).
+    With `crop` None the whole picture is stretched to the square: nothing is cut off, and training takes its crops, of
+    aspect ratios from 3/4 to 4/3, from the same squares. With a number, only the centred square of `crop` times the
+    shorter side is used (0.875 in the paper's ImageNet evaluation).
     """
 
     size_px: int
-    """Side of the square that the encoder sees."""
+    """Side of the encoder's square input."""
     crop: float | None = None
     """Side of the centred square, as a share of the shorter side, in (0, 1]; None for the whole picture."""
     interpolation: str = "bicubic"
@@ -74,24 +74,24 @@ class Preprocessing:
 
     @property
     def enough_px(self) -> float:
-        """Side down to which a JPEG may be decoded at a reduced scale."""
+        """Smallest shorter side that a JPEG may be decoded to at a reduced scale."""
         return 2 * self.size_px / (self.crop or 1)
 
 
 def read_image(data: bytes, max_pixels: int = MAX_PIXELS, enough_px: float | None = None) -> Image.Image:
-    """Decode to an upright 8-bit RGB image: EXIF orientation applied, transparency laid on white, first frame.
+    """Decode to an upright 8-bit RGB image: EXIF orientation applied, transparency on white, first frame.
 
-    enough_px  shorter side that is enough: a JPEG may come at a reduced scale, never below it
-    raises     UnreadableImage (TooManyPixels among them) for whatever cannot be decoded whole.
+    enough_px  a JPEG may be decoded at a reduced scale, with a shorter side of at least this
+    raises     UnreadableImage, or its subclass TooManyPixels, for bytes that cannot be decoded completely
     """
     return _decode(data, max_pixels, enough_px)
 
 
 def read_pixels(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode and preprocess in one: uint8 (S, S, 3) RGB, S = size_px.
+    """Decode and preprocess: uint8 (S, S, 3) RGB, S = size_px. raises UnreadableImage.
 
     A JPEG of at least four times the size is decoded at a reduced scale (never below twice the size), which
-    makes large photographs several times cheaper. raises UnreadableImage.
+    makes large photographs several times cheaper.
     """
     return preprocess(_decode(data, max_pixels, preprocessing.enough_px), preprocessing)
 
@@ -112,15 +112,15 @@ def _decode(data: bytes, max_pixels: int, enough_px: float | None) -> Image.Imag
         raise UnreadableImage("is empty")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception as error:  # the plugins' parsers raise nearly anything on hostile bytes
+    except Exception as error:  # Pillow's parsers raise nearly anything on malformed bytes
         raise UnreadableImage("is not an image of a format this reads") from error
     if image.width * image.height > max_pixels:
         raise TooManyPixels(f"has {image.width} x {image.height} pixels; at most {max_pixels:,} are read")
     try:
         if enough_px is not None:
-            image.draft(image.mode, (int(enough_px), int(enough_px)))  # JPEG only; others ignore it
+            image.draft(image.mode, (int(enough_px), int(enough_px)))  # a no-op for other formats than JPEG
         image.load()
-        with contextlib.suppress(Exception):  # EXIF that cannot be read turns nothing
+        with contextlib.suppress(Exception):  # unreadable EXIF data is ignored
             image = ImageOps.exif_transpose(image)
         return _to_rgb(image)
     except Exception as error:
@@ -141,28 +141,28 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is known of an encoder. `id` names the function: same graph and preprocessing, same id."""
+    """Facts about an encoder. `id` identifies the function: same graph and preprocessing, same id."""
 
     id: str
-    """Architecture and the start of a hash of graph and preprocessing; vectors are stored under it."""
+    """Architecture and a hash of graph and preprocessing; stored with every vector."""
     architecture: str
     """For instance resnet18 or resnet50-2x."""
     dimension: int
     """d, the length of an embedding."""
     preprocessing: Preprocessing
     sha256: str
-    """Of encoder.onnx."""
+    """SHA-256 of encoder.onnx."""
     training: dict = field(default_factory=dict)
     """Data, images, epochs, settings, commit."""
     figures: dict = field(default_factory=dict)
-    """What was measured: kNN accuracy, parity error."""
+    """Measurements: kNN accuracy, parity error."""
     licence: str = "unspecified"
     probe: list[float] = field(default_factory=list)
-    """The probe_values of probe_pixels: whoever loads the graph can see that it still gives them. Empty: not known."""
+    """probe_values for probe_pixels, to check the loaded graph with. Empty: unknown."""
     classes: list[str] = field(default_factory=list)
-    """Names in the order of the logits; empty for an encoder alone."""
+    """Names of the classes in the order of the logits; empty for an encoder without a classifier."""
     precision: str = "fp32"
-    """What the graph computes in, one of PRECISIONS. Another processor rounds the latter two more differently."""
+    """Arithmetic of the graph, one of PRECISIONS. The results of fp16 and int8 depend more on the processor."""
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
@@ -170,7 +170,7 @@ class ModelCard:
 
     @property
     def outputs(self) -> int:
-        """Numbers that the graph gives for a picture: h, and its logits."""
+        """How many numbers the graph returns per picture: h and the logits."""
         return self.dimension + len(self.classes)
 
     def to_dict(self) -> dict:
@@ -188,13 +188,13 @@ class Bundle:
 
 
 def probe_pixels(size_px: int) -> np.ndarray:
-    """A picture that is the same everywhere, with detail at every scale: uint8 (1, S, S, 3)."""
+    """A fixed picture with detail at every scale: uint8 (1, S, S, 3)."""
     row, column, colour = np.ogrid[:size_px, :size_px, :3]
     return ((row * row + 5 * row * column + (85 * colour + 1) * column) % 256).astype(np.uint8)[None]
 
 
 def probe_values(embedding: np.ndarray) -> list[float]:
-    """h (d,) in short: the means of its 16 equal parts, or itself where it is no longer than that."""
+    """A summary of h (d,): the means of 16 equal parts, or h itself up to d = 16."""
     return [float(part.mean()) for part in np.array_split(embedding, min(16, len(embedding)))]
 
 
@@ -204,7 +204,7 @@ def encoder_id(architecture: str, graph_sha256: str, preprocessing: Preprocessin
 
 
 def save_bundle(folder: Path, graph: bytes, card: ModelCard) -> Bundle:
-    """Write both files beside `folder`, then put them in its place by renaming: a reader sees old or new."""
+    """Write both files into a temporary folder, then rename it to `folder`: readers see the old bundle or the new."""
     folder = Path(folder)
     fresh, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
     for leftover in (fresh, old):
@@ -223,7 +223,7 @@ def save_bundle(folder: Path, graph: bytes, card: ModelCard) -> Bundle:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Read and check a bundle. raises BundleError: absent, incomplete, unreadable card, or hash that differs."""
+    """Read and check a bundle. raises BundleError: missing, incomplete, unreadable card, or wrong hash."""
     folder = Path(folder)
     for name in (CARD, GRAPH):
         if not (folder / name).is_file():

@@ -2,9 +2,9 @@
 
     python export/to_onnx.py runs/NAME
 
-The graph takes uint8 pixels [N, S, S, 3] and gives float32 h [N, d]; N is free and the scaling to [0, 1] is inside.
-Of a fine-tuned run it gives the logits [N, C] too: raw, so that whoever reads them can still choose a temperature.
-It gets its name only after ONNX Runtime has given torch's own values at several batch sizes.
+The graph maps uint8 pixels [N, S, S, 3] to float32 h [N, d], for any N, with the scaling to [0, 1] inside. For a
+fine-tuned run it also returns the logits [N, C], before any softmax, so that a temperature can still be chosen.
+The bundle is saved only if ONNX Runtime agrees with torch at several batch sizes.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -44,9 +44,9 @@ from training.config import PretrainSettings
 from training.encoders import Encoder, to_input
 
 OUTPUTS = ["embedding", "logits"]
-PATHS = ("data", "init", "teacher")  # settings that may name places on the machine that trained
+PATHS = ("data", "init", "teacher")  # settings that may contain paths of the machine that trained
 PARITY_BATCHES = (1, 2, 7, 32)
-PARITY_LIMIT = 1e-4  # greatest difference over the greatest value of torch's output
+PARITY_LIMIT = 1e-4  # largest difference, relative to the largest value of torch's output
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class ExportSettings:
     out: Path | None = None
     """The bundle's folder; by default RUN/encoder, where the service looks for the newest."""
     licence: str = "unspecified"
-    """Under which the encoder may be used; stands in its card."""
+    """Licence of the encoder, written into its card."""
 
 
-class Served(nn.Module):
-    """What is exported: uint8 (N, S, S, 3) -> h (N, d) float32; with a head, h and its logits (N, C)."""
+class ExportedModel(nn.Module):
+    """The exported function: uint8 (N, S, S, 3) -> h (N, d) float32; with a head, h and its logits (N, C)."""
 
     def __init__(self, encoder: Encoder, head: nn.Module | None = None):
         super().__init__()
@@ -75,7 +75,7 @@ class Served(nn.Module):
 
 
 def export(settings: ExportSettings) -> tuple[Bundle, bool]:
-    """Returns the bundle, and whether it was made now. Raises CheckpointError, BundleError."""
+    """Returns the bundle, and False if it existed already. Raises CheckpointError, BundleError."""
     path = checkpoint.find(settings.run)
     out = settings.out or (settings.run if settings.run.is_dir() else settings.run.parent) / "encoder"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -83,13 +83,13 @@ def export(settings: ExportSettings) -> tuple[Bundle, bool]:
     about = saved.get("classifier") or saved.get("distillation")
     classes = about.get("classes", []) if about else []
     try:
-        there = load_bundle(out)
-        card = there.card
+        existing = load_bundle(out)
+        card = existing.card
         same = card.training["checkpoint_sha256"] == digest and card.classes == classes and card.precision == "fp32"
         if same and card.licence == settings.licence and card.probe:
-            return there, False
+            return existing, False
     except (BundleError, KeyError):
-        pass  # absent or of another kind: made anew
+        pass  # missing or of another kind: export
     encoder, head = checkpoint.encoder_of(saved), None
     if classes:
         network, _ = classifier.load(path)
@@ -106,12 +106,12 @@ def export(settings: ExportSettings) -> tuple[Bundle, bool]:
 
 
 def to_graph(encoder: Encoder, size_px: int, head: nn.Module | None = None) -> bytes:
-    """The serialised ONNX graph, without the exporter's notes on source files: same weights, same bytes."""
+    """The serialised ONNX graph, reproducible: same weights, same bytes."""
     example = torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            Served(encoder, head).eval(),
+            ExportedModel(encoder, head).eval(),
             (example,),
             input_names=["pixels"],
             output_names=OUTPUTS[: 1 if head is None else 2],
@@ -123,7 +123,7 @@ def to_graph(encoder: Encoder, size_px: int, head: nn.Module | None = None) -> b
 
 
 def serialised(proto: onnx.ModelProto) -> bytes:
-    """Checked, and without what tells where it was made."""
+    """Checked and serialised, without the exporter's notes on source files."""
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.functions):
         del part.metadata_props[:]
         part.doc_string = ""
@@ -133,16 +133,18 @@ def serialised(proto: onnx.ModelProto) -> bytes:
 
 
 def parity_error(graph: bytes, encoder: Encoder, size_px: int, head: nn.Module | None = None) -> float:
-    """Greatest difference between ONNX Runtime and torch over several batch sizes, of h relative to the greatest |h|,
-    of logits to the greatest of theirs."""
+    """Largest difference between ONNX Runtime and torch over several batch sizes.
+
+    Relative to the largest absolute value of the output: h, or the logits.
+    """
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    served, rng = Served(encoder, head).eval(), np.random.default_rng(0)
+    model, rng = ExportedModel(encoder, head).eval(), np.random.default_rng(0)
     worst = 0.0
     for n in PARITY_BATCHES:
         pixels = rng.integers(0, 256, (n, size_px, size_px, 3), dtype=np.uint8)
         with torch.no_grad():
-            given = served(torch.from_numpy(pixels))
-        expected = [output.numpy() for output in (given if head is not None else [given])]
+            outputs = model(torch.from_numpy(pixels))
+        expected = [output.numpy() for output in (outputs if head is not None else [outputs])]
         actual = session.run(OUTPUTS[: len(expected)], {"pixels": pixels})
         if any(a.shape != e.shape for a, e in zip(actual, expected, strict=True)):
             return float("inf")
@@ -166,15 +168,15 @@ def make_card(
     licence: str,
     about: dict | None = None,
 ) -> ModelCard:
-    """about: what the checkpoint says of a fine-tuning (training/classifier.py) or a distillation, under its name."""
+    """about: the checkpoint's entry on a fine-tuning (training/classifier.py) or a distillation, if it is of one."""
     sha256 = hashlib.sha256(graph).hexdigest()
     preprocessing = Preprocessing(trained.size_px)
-    # The card is served: no path of this machine stands in it.
+    # The service publishes the card, so it contains no paths of this machine.
     how = {"settings": _without_paths(trained.to_dict()) | {"data": facts["data"]}}
     if about:
         how |= {"origin": Path(about["origin"]).name}
-        taught = "teacher" in about["settings"]
-        how |= {"distillation" if taught else "finetuning": _without_paths(about["settings"])}
+        distilled = "teacher" in about["settings"]
+        how |= {"distillation" if distilled else "finetuning": _without_paths(about["settings"])}
     return ModelCard(
         id=encoder_id(trained.architecture, sha256, preprocessing),
         architecture=trained.architecture,
@@ -204,17 +206,17 @@ def main() -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     settings = tyro.cli(ExportSettings)
     try:
-        bundle, fresh = export(settings)
+        bundle, exported = export(settings)
     except (CheckpointError, BundleError, OSError) as error:
         sys.exit(f"error: {error}")
     card = bundle.card
-    if fresh:
+    if exported:
         print(
             f"exported {card.id}: {bundle.graph.stat().st_size / 1e6:.1f} MB, {card.dimension} dimensions, "
             + (f"{len(card.classes)} classes, " if card.classes else "")
             + f"parity error {card.figures['parity_error']:.1e}"
         )
-    print(f"{'wrote' if fresh else 'already there:'} {bundle.folder}")
+    print(f"{'wrote' if exported else 'already there:'} {bundle.folder}")
     print("next: python serving/bulk.py --data YOUR_IMAGES, then bentoml serve")
 
 

@@ -147,14 +147,14 @@ def test_a_float_tiff_of_either_range_is_scaled(top):
     assert_close(decoded(data), np.stack([ramp()] * 3, axis=-1), 1)
 
 
-def test_what_is_no_number_in_a_float_tiff_harms_only_its_own_pixel():
+def test_nan_in_a_float_tiff_affects_only_its_own_pixel():
     values = (ramp() / 255).astype(np.float32)
     values[0, :3] = np.nan, np.inf, -np.inf
     assert_close(decoded(encode(Image.fromarray(values), "TIFF"))[1:], np.stack([ramp()] * 3, axis=-1)[1:], 1)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "LA"])
-def test_transparency_is_laid_on_white(mode):
+def test_transparency_becomes_white(mode):
     image = Image.fromarray(colours()).convert("RGBA")
     alpha = np.zeros((HEIGHT, WIDTH), np.uint8)
     alpha[:, WIDTH // 2 :] = 255
@@ -176,7 +176,7 @@ def test_a_transparent_colour_of_an_rgb_png_is_white():
     assert (decoded(data)[:, WIDTH // 2 :] == 255).all()
 
 
-def test_of_an_animation_the_first_frame_is_read():
+def test_the_first_frame_of_an_animation_is_read():
     frames = [Image.fromarray(colours()), Image.new("RGB", (WIDTH, HEIGHT), "white")]
     assert_close(decoded(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])), colours(), 0)
 
@@ -201,7 +201,7 @@ def png_header(width: int, height: int) -> bytes:
     ],
     ids=["empty", "text", "svg", "eps", "png signature", "jpeg signature"],
 )
-def test_what_is_no_image_is_refused_with_its_reason(data, reason):
+def test_bytes_that_are_not_an_image_are_refused_with_the_reason(data, reason):
     for read in (read_image, lambda data: read_pixels(data, Preprocessing(8))):
         with pytest.raises(UnreadableImage) as raised:
             read(data)
@@ -259,7 +259,7 @@ def test_a_crop_is_the_centred_share_of_the_shorter_side():
     assert preprocess(image, Preprocessing(16, crop=1.0))[:, 0].min() == 255
 
 
-def test_pixels_of_the_wanted_size_are_left_as_they_are():
+def test_pixels_of_the_right_size_stay_unchanged():
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     assert np.array_equal(read_pixels(encode(Image.fromarray(noise)), Preprocessing(32)), noise)
 
@@ -337,7 +337,7 @@ def test_saving_again_replaces_the_bundle_whole(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder"]
 
 
-def test_what_a_killed_save_left_does_not_hinder_the_next(tmp_path):
+def test_remains_of_a_killed_save_do_not_disturb_the_next(tmp_path):
     for name in (".encoder.new", ".encoder.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / GRAPH).write_bytes(b"half")
@@ -347,7 +347,7 @@ def test_what_a_killed_save_left_does_not_hinder_the_next(tmp_path):
 
 
 @pytest.mark.parametrize("name", [GRAPH, CARD])
-def test_an_incomplete_bundle_names_what_is_missing_and_how_to_make_one(tmp_path, name):
+def test_an_incomplete_bundle_names_the_missing_file_and_how_to_make_one(tmp_path, name):
     (save_bundle(tmp_path / "encoder", GRAPH_BYTES, card()).folder / name).unlink()
     with pytest.raises(BundleError, match=f"encoder is no encoder bundle: it has no {name}. Make one with"):
         load_bundle(tmp_path / "encoder")

@@ -1,4 +1,4 @@
-"""What a quantised bundle is, what its card says, and that the service takes it."""
+"""Quantised bundles: their card, their losses, and the service that loads them."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    """A classifier's, of an encoder whose every block does something."""
+    """A classifier's bundle. Every block of its encoder has an effect."""
     torch.manual_seed(0)
     network = Classifier(Encoder("tiny", 1, 20), None, 3)
     for module in network.modules():
@@ -46,7 +46,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Forty of each of two colours, in a folder of the colour's name."""
+    """Forty pictures of each of two colours, in folders named by colour."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for name, base in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
@@ -129,9 +129,9 @@ def test_without_labels_the_loss_is_measured_by_neighbours(bundle, pictures, tmp
 def test_the_knn_queries_do_not_calibrate(bundle, pictures, tmp_path, monkeypatch):
     seen = []
 
-    def to_int8_within(graph, pixels, judge):
-        seen.append({p.tobytes() for p in pixels} & {p.tobytes() for p in judge.asked_pixels[judge.asked]})
-        return graph, "none", judge(graph)
+    def to_int8_within(graph, pixels, compare):
+        seen.append({p.tobytes() for p in pixels} & {p.tobytes() for p in compare.query_pixels[compare.queries]})
+        return graph, "none", compare(graph)
 
     monkeypatch.setattr(quantizing, "to_int8_within", to_int8_within)
     quantize(QuantizeSettings(bundle.folder, "int8", str(pictures), out=tmp_path / "new"))
@@ -152,7 +152,7 @@ def test_a_card_of_an_unknown_precision_is_not_read(bundle, tmp_path):
 
 
 def test_an_int8_graph_that_saturates_is_not_served(made, tmp_path):
-    """As by a processor without VNNI, whose sums overflow."""
+    """As on a processor without VNNI, where sums overflow."""
     wrong = [1.1 * value for value in made.card.probe]
     copy = save_bundle(tmp_path / "encoder", made.graph.read_bytes(), dataclasses.replace(made.card, probe=wrong))
     with pytest.raises(BundleError, match=r"differs by .* from its output at the export"):

@@ -1,4 +1,4 @@
-"""What is exported: f alone, with torch's values, described by a card that is true."""
+"""Exported bundles: f alone, with torch's values, and a correct card."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,7 @@ SETTINGS = PretrainSettings(
 
 @pytest.fixture(scope="module")
 def trained():
-    """f and g with statistics and gains as after training, when every block and every batch norm does something."""
+    """f and g with statistics and gains as after training, so that every block and batch norm has an effect."""
     torch.manual_seed(0)
     encoder = Encoder("tiny", 1, SETTINGS.size_px)
     head = projection_head(encoder.dimension, 3, 128)
@@ -89,7 +89,7 @@ def test_no_weight_of_the_projection_head_is_in_the_file(bundle, trained):
             assert values.ravel()[:16].tobytes() not in bundle.graph.read_bytes()
 
 
-def test_the_card_says_what_the_bundle_is(bundle, trained):
+def test_the_card_describes_the_bundle(bundle, trained):
     card = load_bundle(bundle.folder).card
     assert card.sha256 == hashlib.sha256(bundle.graph.read_bytes()).hexdigest()
     assert (card.architecture, card.dimension, card.preprocessing.size_px) == ("tiny", 128, 20)
@@ -101,7 +101,7 @@ def test_the_card_says_what_the_bundle_is(bundle, trained):
     assert (card.training["images"], card.training["epochs"], card.training["commit"]) == (64, 3, "abc")
 
 
-def test_nothing_in_the_bundle_tells_where_it_was_made(bundle):
+def test_the_bundle_contains_no_path_of_the_machine_that_made_it(bundle):
     for file in bundle.folder.iterdir():
         content = file.read_bytes()
         assert b"somebody" not in content
@@ -117,7 +117,7 @@ def test_the_same_checkpoint_is_not_exported_twice_and_gives_the_same_bytes_else
     assert elsewhere.graph.read_bytes() == bundle.graph.read_bytes()
 
 
-def test_a_graph_that_differs_from_torch_gets_no_name(run, tmp_path, monkeypatch, trained):
+def test_a_graph_that_differs_from_torch_is_not_saved(run, tmp_path, monkeypatch, trained):
     other = to_onnx.to_graph(Encoder("tiny", 1, 20).eval(), 20)
     monkeypatch.setattr(to_onnx, "to_graph", lambda encoder, size_px, head: other)
     with pytest.raises(BundleError, match=r"last\.ckpt: ONNX Runtime differs from torch by .*; not exported"):
@@ -162,7 +162,7 @@ def test_a_classifiers_card_has_its_classes_in_order_and_no_path(adapted):
     assert all(b"somebody" not in file.read_bytes() for file in bundle.folder.iterdir())
 
 
-def test_an_export_from_before_its_run_had_classes_is_made_anew(adapted, monkeypatch):
+def test_an_export_from_before_its_run_had_classes_is_made_again(adapted, monkeypatch):
     bundle, _ = export(ExportSettings(adapted[0]))
     graph = bundle.graph.read_bytes()
     save_bundle(bundle.folder, graph, dataclasses.replace(bundle.card, classes=[]))
@@ -171,7 +171,7 @@ def test_an_export_from_before_its_run_had_classes_is_made_anew(adapted, monkeyp
     assert fresh and again.card.classes == ["cat", "dog", "Kuh"]
 
 
-def test_logits_that_differ_from_torchs_are_told(adapted):
+def test_logits_that_differ_from_torchs_are_found(adapted):
     graph, other = export(ExportSettings(adapted[0]))[0].graph.read_bytes(), torch.nn.Linear(128, 3)
     assert to_onnx.parity_error(graph, adapted[1].encoder, 20, other) > to_onnx.PARITY_LIMIT
 
