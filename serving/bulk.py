@@ -1,13 +1,13 @@
 """Embed a collection of pictures and add it to the index, so that it can be searched.
 
     python serving/bulk.py --data ~/Pictures
-    python serving/bulk.py --data ~/Pictures --watch          and go on with whatever comes, changes and goes
-    python serving/bulk.py --data list.parquet                a row a picture; more columns become metadata
+    python serving/bulk.py --data ~/Pictures --watch          then follow changes in the folder
+    python serving/bulk.py --data list.parquet                one row per picture; further columns become metadata
     python serving/bulk.py --reembed --encoder runs/new/encoder
 
-Pictures that are in the index already are left as they are, so what was broken off is taken up by running it again.
-Files that are no readable pictures are listed in INDEX/skipped.csv; where the index is an object store, here, in a file
-that bears the collection's name.
+Pictures that are already in the index are not embedded again. Interrupted? Run it again to resume. Files that cannot be
+read as pictures are listed in INDEX/skipped.csv; if the index is an object store, in COLLECTION.skipped.csv in the
+current folder.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -24,64 +24,64 @@ from pathlib import Path
 from typing import Literal
 
 from export.artifact import Bundle, BundleError
+from serving.cli.options import DEFAULT_ENCODER, CollectionOptions
 from serving.collection.index import DEFAULT, Index, IndexProblem, WrongEncoder, collections
-from serving.indexing.fill import Tally, fill, work_of, write_skipped
-from serving.indexing.originals import Originals, open_originals, stored
+from serving.indexing.fill import Tally, batch_encoder, fill, write_skipped
+from serving.indexing.originals import Originals, indexed_originals, open_originals
 from serving.inference.encoder import find_bundle
-from serving.limits import give_way
+from serving.limits import lower_priority
 from training.data.sources import DataError
 
 
-@dataclass(frozen=True)
-class BulkSettings:
+@dataclass(frozen=True, kw_only=True)
+class BulkSettings(CollectionOptions):
     data: str | None = None
     """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), a torchvision name (cifar10, cifar100,
-    stl10, ...), a .parquet with a column path or image, or shapes: the built-in set."""
-    encoder: str | None = os.environ.get("TWINVIEW_ENCODER", "").partition(",")[0].strip() or None
-    """An encoder bundle's folder, or a tag of BentoML's model store. By default the first that TWINVIEW_ENCODER names,
-    else the newest under runs/."""
-    index: str = os.environ.get("TWINVIEW_INDEX", "index")
-    """Folder of the collections, made where there is none, or s3://bucket/prefix. By default what TWINVIEW_INDEX names,
-    else ./index."""
+    stl10, ...), a .parquet with a column path or image, or shapes: the built-in set of images."""
+    encoder: str | None = DEFAULT_ENCODER
+    """An encoder bundle's folder, or a tag of BentoML's model store. Default: the first in TWINVIEW_ENCODER, or the
+    newest under runs/."""
     split: Literal["all", "train", "test"] = "all"
-    """Which part, where the data has parts."""
-    collection: str = DEFAULT
-    """Its name."""
+    """Which split, if the data has several."""
     watch: bool = False
-    """Follow the folder: what is new, changed or removed there is so in the index within seconds. Ctrl-C ends it."""
+    """Follow the folder: files that are added, changed or removed are updated in the index within seconds. Ctrl-C ends
+    it."""
     reembed: bool = False
-    """Let another encoder's vectors stand beside those that the collection has. Without --data its own pictures are
-    read again, from where they were."""
+    """Embed with another encoder, whose vectors are stored in addition. Without --data, the pictures of the collection
+    are read again from their paths."""
     ray: bool = False
-    """Share the work among the machines of a Ray cluster (the extra twinview[ray]); all must reach data and index."""
+    """Distribute the work over a Ray cluster (install twinview[ray]). All machines must reach data and index at the
+    same path."""
 
 
 def run(settings: BulkSettings) -> Tally:
-    """raises DataError, BundleError, IndexProblem; KeyboardInterrupt after keeping what was done."""
+    """raises DataError, BundleError, IndexProblem; KeyboardInterrupt after storing what is done"""
     _check(settings)
     bundle = find_bundle(settings.encoder)
     index = Index(settings.index, bundle.card.id, bundle.card.dimension, settings.collection)
-    _refuse_inside(settings.data, index)
-    known = _known(index, settings.reembed)
+    _check_index_outside(settings.data, index)
+    known = _known_ids(index, settings.reembed)
     tally = Tally()
     if settings.watch:
         from serving.indexing.follow import follow
 
-        follow(Path(settings.data).expanduser(), work_of(bundle), index, _skipped_path(index))
+        follow(Path(settings.data or "").expanduser(), batch_encoder(bundle), index, _skipped_path(index))
         return tally
-    own = settings.reembed and settings.data is None
-    originals = _own(settings, bundle) if own else open_originals(settings.data, settings.split)
-    source = f"the collection {index.name}" if own else settings.data
-    print(f"embedding {originals.count:,} pictures of {source} with {bundle.card.id} into {_place(settings)}")
+    if settings.reembed and settings.data is None:
+        originals, source = _own_originals(settings, bundle), f"the collection {index.name}"
+    else:
+        originals, source = open_originals(settings.data, settings.split), settings.data
+    target = settings.index if index.name == DEFAULT else f"{settings.index}, collection {index.name}"
+    print(f"embedding {originals.count:,} pictures of {source} with {bundle.card.id} into {target}")
     try:
         if settings.ray:
             from serving.indexing.cluster import fill_by_ray
 
             fill_by_ray(originals, bundle, index, tally, known, settings.reembed)
         else:
-            fill(originals.each, originals.count, work_of(bundle), index, tally, known, settings.reembed)
+            fill(originals.files, originals.count, batch_encoder(bundle), index, tally, known, settings.reembed)
     except KeyboardInterrupt:
-        print(f"stopped: {tally}; the same command goes on from here")
+        print(f"interrupted: {tally}; run the same command again to resume")
         raise
     index.maintain()
     skipped = _skipped_path(index)
@@ -92,49 +92,43 @@ def run(settings: BulkSettings) -> Tally:
 
 
 def command(settings: BulkSettings) -> Tally:
-    """`run`, behind whoever else wants the cores, such as a service on this machine."""
-    give_way()
+    """`run` at low priority, so that a service on this machine stays fast."""
+    lower_priority()
     return run(settings)
 
 
 def _check(settings: BulkSettings) -> None:
     if settings.watch and (settings.ray or settings.reembed or settings.split != "all"):
-        raise DataError("--watch goes with neither --ray nor --reembed nor --split: it follows a folder as a whole")
+        raise DataError("--watch cannot be combined with --ray, --reembed or --split: it follows a whole folder")
     if settings.watch and not os.path.isdir(os.path.expanduser(settings.data or "")):
-        raise DataError(f"--watch follows a folder, and {settings.data or '--data'} is none")
+        raise DataError(f"--watch needs a folder, and {settings.data or 'no --data'} is not one")
 
 
-def _refuse_inside(data: str | None, index: Index) -> None:
+def _check_index_outside(data: str | None, index: Index) -> None:
     folder, inside = os.path.abspath(os.path.expanduser(data or "")), index.store.local
     if data and os.path.isdir(folder) and inside is not None:
         parts = Path(os.path.relpath(inside, folder)).parts
-        if not any(part.startswith(".") for part in parts):  # what is hidden, or outside, is no picture
-            raise DataError(f"the index {index.store.uri} lies in {data}, which would take its thumbnails for pictures")
+        if not any(part.startswith(".") for part in parts):  # outside, or hidden, so that it is not listed
+            raise DataError(f"the index {index.store.uri} is inside {data}, so its thumbnails would be indexed too")
 
 
-def _known(index: Index, beside: bool) -> set[str]:
+def _known_ids(index: Index, allow_other_encoder: bool) -> set[str]:
     try:
         return index.ids()
     except WrongEncoder:
-        if not beside:
+        if not allow_other_encoder:
             raise
         return set()
 
 
-def _own(settings: BulkSettings, bundle: Bundle) -> Originals:
-    """The pictures of the collection, by the fullest table that another encoder has."""
+def _own_originals(settings: BulkSettings, bundle: Bundle) -> Originals:
+    """The pictures of the collection, from the largest table of another encoder."""
     tables = [facts for facts in collections(settings.index) if facts.name == settings.collection]
     others = [facts for facts in tables if facts.encoder != bundle.card.id]
     if not others:
-        held = f"holds vectors of {bundle.card.id} alone" if tables else "is not there"
-        raise DataError(f"nothing to embed anew: the collection {settings.collection} {held} in {settings.index}")
-    fullest = max(others, key=lambda facts: facts.count)
-    return stored(Index(settings.index, fullest.encoder, fullest.dimension, settings.collection))
-
-
-def _place(settings: BulkSettings) -> str:
-    collection = "" if settings.collection == DEFAULT else f", collection {settings.collection}"
-    return f"{settings.index}{collection}"
+        reason = f"only holds vectors of {bundle.card.id}" if tables else "does not exist"
+        raise DataError(f"nothing to re-embed: the collection {settings.collection} {reason} in {settings.index}")
+    return indexed_originals(settings.open(max(others, key=lambda facts: facts.count)))
 
 
 def _skipped_path(index: Index) -> Path:
@@ -144,7 +138,7 @@ def _skipped_path(index: Index) -> Path:
 def main() -> None:
     import tyro
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who ends a service ends it as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it like Ctrl-C
     try:
         command(tyro.cli(BulkSettings, description=__doc__))
     except (DataError, BundleError, IndexProblem, OSError) as error:

@@ -1,11 +1,11 @@
-"""`twinview embed`: the vectors of pictures, from a service that runs.
+"""`twinview embed`: embeds pictures with a running service.
 
     twinview embed ~/Pictures --service http://127.0.0.1:3000 -o vectors.npy
 
-writes a float32 array of (n, d), a row a picture in the order of their names, and vectors.csv with what each row is;
-`-o vectors.parquet` puts all of it into one table, which `twinview index import` takes. Files that are no readable
-pictures are listed in vectors.skipped.csv. A service that wants a key gets the one in TWINVIEW_API_KEY: an option's
-would stand in the list of processes.
+writes a float32 array (n, d), one row per picture in the order of their names, and vectors.csv with each row's name,
+label, split and path. `-o vectors.parquet` writes one table with both, which `twinview index import` reads. Files that
+cannot be read as pictures are listed in vectors.skipped.csv. If the service requires a key, set TWINVIEW_API_KEY; there
+is no option for it, because the list of processes would show it.
 """
 
 import csv
@@ -30,88 +30,91 @@ from serving.client import Client, ServiceError
 from serving.collection import exchange
 from serving.collection.exchange import FileProblem, writable
 from serving.collection.index import Item, content_id
-from serving.indexing.originals import text
+from serving.indexing.originals import valid_text
 from serving.inference.thumbnail import whole_size
 from training.data.sources import Picture, open_source
 
-TOGETHER = 32  # pictures, in a request
-AT_ONCE = 4  # requests: some are decoded while others are encoded
+REQUEST_PICTURES = 32
+REQUESTS_AT_ONCE = 4  # some are decoded while others are encoded
 COLUMNS = ("name", "label", "split", "path")
 
 
 @dataclass(frozen=True)
 class EmbedSettings:
-    """Embed pictures by a service: vectors and names into files."""
+    """Embed pictures with a running service; write vectors and names to files."""
 
     data: tyro.conf.Positional[str]
     """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), a torchvision name (cifar10, cifar100,
-    stl10, ...), or shapes: the built-in set."""
+    stl10, ...), or shapes: the built-in set of images."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("vectors.npy")
-    """A .npy, beside which the names go into a .csv; or a .parquet for both."""
+    """A .npy file, with a .csv file of the names next to it; or one .parquet file with both."""
     service: str = "http://127.0.0.1:3000"
-    """Address of the service (`bentoml serve`). If it wants a key: the one in TWINVIEW_API_KEY."""
+    """Address of the service (`bentoml serve`). If it requires a key, set TWINVIEW_API_KEY."""
     model: str | None = None
-    """One of the service's models; its default where none is named."""
+    """Id of one of the service's models. Default: the service's default."""
     normalize: bool = False
-    """Vectors of unit length."""
+    """Scale the vectors to unit length."""
 
 
 @dataclass
-class Outcome:
+class EmbeddedPictures:
     pictures: list[Picture] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
-    """What an index would keep of each."""
+    """The same pictures as items of an index."""
     vectors: list[np.ndarray] = field(default_factory=list)
-    """(n, d) float32 each; together as many rows as there are pictures."""
+    """(n, d) float32 each; together one row per picture."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Name and reason, which completes "<name> ..."."""
+    """Name and reason, which completes the sentence "<name> ..."."""
+
+    def add(self, other: "EmbeddedPictures") -> None:
+        self.pictures += other.pictures
+        self.items += other.items
+        self.vectors += other.vectors
+        self.skipped += other.skipped
 
 
-def embed(settings: EmbedSettings) -> Outcome:
+def embed(settings: EmbedSettings) -> EmbeddedPictures:
     """raises DataError, FileProblem, ServiceError"""
-    _check(settings.output)
+    _check_writable(settings.output)
     pictures = open_source(settings.data).pictures
     with Client(settings.service, os.environ.get("TWINVIEW_API_KEY")) as client:
-        model = settings.model or _default(client)
+        model = settings.model or _default_model(client)
         print(f"embedding {len(pictures):,} pictures of {settings.data} with {model}")
-        everything, stop = Outcome(), threading.Event()
+        embedded, stop = EmbeddedPictures(), threading.Event()
         with tqdm(total=len(pictures), desc="embedding", unit="img", dynamic_ncols=True) as bar:
-            work = partial(_embed_some, client, model, settings.normalize, stop)
-            for part in _in_order(work, pictures, stop):
-                everything.pictures += part.pictures
-                everything.items += part.items
-                everything.vectors += part.vectors
-                everything.skipped += part.skipped
+            embed_part = partial(_embed_part, client, model, settings.normalize, stop)
+            for part in _in_order(embed_part, pictures, stop):
+                embedded.add(part)
                 bar.update(len(part.pictures) + len(part.skipped))
-    written = _write(settings.output, everything, model)
+    written = _write(settings.output, embedded, model)
     print(
-        f"{len(everything.pictures):,} vectors in {' and '.join(map(str, written))}, "
-        f"{len(everything.skipped):,} files skipped"
+        f"{len(embedded.pictures):,} vectors in {' and '.join(map(str, written))}, "
+        f"{len(embedded.skipped):,} files skipped"
     )
-    for name, reason in everything.skipped[:10]:
+    for name, reason in embedded.skipped[:10]:
         print(f"  {name} {reason}")
-    return everything
+    return embedded
 
 
-def _default(client: Client) -> str:
+def _default_model(client: Client) -> str:
     models = client.models()
     if not models:
-        client.items(limit=1)  # raises the service's own sentence
+        client.items(limit=1)  # raises ServiceError with the service's explanation
         raise ServiceError("the service has no model")
     return models[0]["id"]
 
 
 def _in_order(
-    work: Callable[[list[Picture]], Outcome], pictures: Sequence[Picture], stop: threading.Event
-) -> Iterator[Outcome]:
-    """Of TOGETHER pictures each, AT_ONCE of them under way. What is under way at the end, whatever that was, is told to
-    `stop` and waited for."""
-    pool = ThreadPoolExecutor(AT_ONCE, "embed")
-    parts = (list(pictures[i : i + TOGETHER]) for i in range(0, len(pictures), TOGETHER))
-    pending: deque[Future] = deque()
+    embed_part: Callable[[list[Picture]], EmbeddedPictures], pictures: Sequence[Picture], stop: threading.Event
+) -> Iterator[EmbeddedPictures]:
+    """Results for REQUEST_PICTURES at a time, with REQUESTS_AT_ONCE in progress. At the end, also after an error, sets
+    `stop` and waits for the requests in progress."""
+    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE, "embed")
+    parts = (list(pictures[i : i + REQUEST_PICTURES]) for i in range(0, len(pictures), REQUEST_PICTURES))
+    pending: deque[Future[EmbeddedPictures]] = deque()
     try:
         while True:
-            pending.extend(pool.submit(work, part) for part in islice(parts, 2 * AT_ONCE - len(pending)))
+            pending.extend(pool.submit(embed_part, part) for part in islice(parts, 2 * REQUESTS_AT_ONCE - len(pending)))
             if not pending:
                 return
             yield pending.popleft().result()
@@ -120,15 +123,17 @@ def _in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _embed_some(client: Client, model: str, normalize: bool, stop: threading.Event, pictures: list[Picture]) -> Outcome:
-    """A broken picture fails its whole request: it is left out and the rest sent again, in smaller requests for as long
-    as there are more of them. A busy service is asked until it has time."""
-    outcome, waiting = Outcome(), []
+def _embed_part(
+    client: Client, model: str, normalize: bool, stop: threading.Event, pictures: list[Picture]
+) -> EmbeddedPictures:
+    """Embeds the pictures in as many requests as needed. A broken picture fails its whole request, so it is left out
+    and the others are sent again, in smaller requests while more are found. Waits while the service is busy."""
+    result, waiting = EmbeddedPictures(), []
     for picture in pictures:
         try:
             waiting.append((picture, picture.read()))
         except UnreadableImage as error:
-            outcome.skipped.append((picture.name, str(error)))
+            result.skipped.append((picture.name, str(error)))
     size = len(waiting)
     while waiting:
         part = waiting[:size]
@@ -141,19 +146,19 @@ def _embed_some(client: Client, model: str, normalize: bool, stop: threading.Eve
             if not broken:
                 raise
             picture, _ = waiting.pop(int(broken[1]))
-            outcome.skipped.append((picture.name, re.sub(r"^images\[\d+\] (\(.*?\) )?", "", error.message)))
+            result.skipped.append((picture.name, re.sub(r"^images\[\d+\] (\(.*?\) )?", "", error.message)))
             size = max(1, size // 2)
         else:
-            outcome.pictures += [picture for picture, _ in part]
-            outcome.items += [item_of(picture, data) for picture, data in part]
-            outcome.vectors.append(answer.vectors)
+            result.pictures += [picture for picture, _ in part]
+            result.items += [item_of(picture, data) for picture, data in part]
+            result.vectors.append(answer.vectors)
             del waiting[:size]
             size *= 2
-    return outcome
+    return result
 
 
-def _check(output: Path) -> None:
-    """Before the work, whether its fruits can be kept."""
+def _check_writable(output: Path) -> None:
+    """Before the work. Raises FileProblem."""
     if output.suffix not in (".npy", ".parquet"):
         raise FileProblem(f"--output: {output} must end in .npy or .parquet")
     with writable(output):
@@ -165,21 +170,21 @@ def _check(output: Path) -> None:
             output.unlink()
 
 
-def _write(output: Path, outcome: Outcome, model: str) -> list[Path]:
-    """The files that it has written."""
-    vectors = np.concatenate(outcome.vectors) if outcome.vectors else np.zeros((0, 0), np.float32)
-    rows = [tuple(_text(getattr(picture, name)) for name in COLUMNS) for picture in outcome.pictures]
+def _write(output: Path, embedded: EmbeddedPictures, model: str) -> list[Path]:
+    """Returns the files it has written."""
+    vectors = np.concatenate(embedded.vectors) if embedded.vectors else np.zeros((0, 0), np.float32)
+    rows = [tuple(_text(getattr(picture, name)) for name in COLUMNS) for picture in embedded.pictures]
     written = [output]
     if output.suffix == ".npy":
         np.save(output, vectors)
         written.append(_write_csv(output.with_suffix(".csv"), COLUMNS, rows))
     else:
-        _write_parquet(output, outcome, vectors, model)
+        _write_parquet(output, embedded, vectors, model)
     skipped = output.with_suffix(".skipped.csv")
-    if outcome.skipped:
-        written.append(_write_csv(skipped, ("name", "reason"), outcome.skipped))
+    if embedded.skipped:
+        written.append(_write_csv(skipped, ("name", "reason"), embedded.skipped))
     else:
-        skipped.unlink(missing_ok=True)  # of a run before
+        skipped.unlink(missing_ok=True)  # from an earlier run
     return written
 
 
@@ -189,17 +194,17 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[tuple]) -> Pat
     return path
 
 
-def _write_parquet(path: Path, outcome: Outcome, vectors: np.ndarray, model: str) -> None:
-    with exchange.Writer(path, model, max(1, vectors.shape[1]), metadata={"split": str}) as file:
+def _write_parquet(path: Path, embedded: EmbeddedPictures, vectors: np.ndarray, model: str) -> None:
+    with exchange.ParquetWriter(path, model, max(1, vectors.shape[1]), metadata={"split": str}) as file:
         for i in range(0, len(vectors), exchange.ROWS_AT_ONCE):
-            file.write(outcome.items[i : i + exchange.ROWS_AT_ONCE], vectors[i : i + exchange.ROWS_AT_ONCE])
+            file.write(embedded.items[i : i + exchange.ROWS_AT_ONCE], vectors[i : i + exchange.ROWS_AT_ONCE])
 
 
 def item_of(picture: Picture, data: bytes) -> Item:
-    """Of a picture that can be read, with its split as metadata."""
+    """The item of a picture that can be read, with its split as metadata."""
     name, label, path = (_text(value) for value in (picture.name, picture.label, picture.path))
     return Item(content_id(data), name, label, path, *whole_size(data), len(data), {"split": picture.split})
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else text(str(value))
+def _text(value: str | Path | None) -> str | None:
+    return None if value is None else valid_text(str(value))

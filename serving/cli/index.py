@@ -1,4 +1,4 @@
-"""`twinview index remove`, `search`, `list`, `verify` and `undo`: what is typed and printed. The work is index.py's."""
+"""`twinview index ...`: the options, questions and printed lines of its commands. `index add` is serving/bulk.py."""
 
 import json
 import os
@@ -7,83 +7,85 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from tyro.conf import Positional
 
-from serving.cli.place import Collection, Place, Table
-from serving.collection.index import Index, IndexProblem, collections
+from serving.cli.options import DEFAULT_ENCODER, CollectionOptions, IndexOptions, TableOptions
+from serving.collection.index import DEFAULT, Index, IndexProblem, collections, existing_collections
 from serving.protocol.filters import parse_shell
 
 SHOWN_VERSIONS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remove(Collection):
+class Remove(CollectionOptions):
     ids: Positional[tuple[str, ...]] = ()
-    """The items."""
+    """Ids of the items."""
     where: str | None = None
-    """Or what holds of them: 'label=shirt price>=3 colour=red,blue', or JSON as the service takes it."""
+    """Or a filter: 'label=shirt price>=3 colour=red,blue', or JSON as the service takes it."""
     yes: bool = False
     """Do not ask."""
 
 
 def remove(settings: Remove) -> None:
-    """From the tables of all encoders."""
+    """Remove the items from the tables of all encoders."""
     if bool(settings.ids) == bool(settings.where):
         raise IndexProblem("give the ids of the items to remove, or --where")
     tables = settings.tables()
     if settings.where:
-        which = parse_shell(settings.where)
-        ids = {item.id for table in tables for item in table.page(table.count(which), where=which)}
+        where = parse_shell(settings.where)
+        ids = {item.id for table in tables for item in table.page(table.count(where), where=where)}
     else:
         ids = set().union(*(table.known(settings.ids) for table in tables))
-        if strange := [id for id in settings.ids if id not in ids]:
-            print(f"{len(strange):,} of them {'is' if len(strange) == 1 else 'are'} not there: {_some(strange)}")
+        if unknown := [id for id in settings.ids if id not in ids]:
+            examples = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+            print(f"not in {settings.collection}: {len(unknown):,} of the ids ({examples})")
     if not ids:
         print(f"nothing to remove from {settings.collection}")
         return
     count = max(table.count() for table in tables)
-    _ask(f"Remove {len(ids):,} of {count:,} items from {settings.collection} in {settings.index}?", settings.yes)
+    _confirm(f"Remove {len(ids):,} of {count:,} items from {settings.collection} in {settings.index}?", settings.yes)
     for table in tables:
         table.delete(sorted(ids))
     print(f"removed {len(ids):,}; {settings.collection} holds {max(table.count() for table in tables):,}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(Collection):
+class Search(CollectionOptions):
     query: Positional[str]
     """An image file, or the id of an item."""
     k: int = 10
-    """How many."""
+    """Number of results."""
     where: str | None = None
-    """What must hold of them: 'label=shirt price>=3 colour=red,blue', or JSON as the service takes it."""
+    """Filter: 'label=shirt price>=3 colour=red,blue', or JSON as the service takes it."""
     threshold: float | None = None
-    """The least cosine."""
-    encoder: str | None = os.environ.get("TWINVIEW_ENCODER", "").partition(",")[0].strip() or None
-    """An encoder bundle's folder, or a tag of BentoML's model store. By default the first that TWINVIEW_ENCODER names,
-    else the newest under runs/. An id needs none where the collection holds vectors of one encoder."""
+    """Lowest cosine of a result."""
+    encoder: str | None = DEFAULT_ENCODER
+    """An encoder bundle's folder, or a tag of BentoML's model store. Default: the first in TWINVIEW_ENCODER, or the
+    newest under runs/. Not needed for an id, if the collection holds vectors of one encoder."""
     json: bool = False
-    """Print JSON, with everything that is known of an item."""
+    """Print JSON, with all facts of the items."""
 
 
 def search(settings: Search) -> None:
     if not settings.k > 0:
-        raise IndexProblem(f"--k {settings.k}: at least 1")
-    which = parse_shell(settings.where) if settings.where else None
+        raise IndexProblem(f"--k {settings.k}: must be at least 1")
+    where = parse_shell(settings.where) if settings.where else None
     index, vector, without = _query(settings)
-    found = index.search(vector, settings.k, which, without, settings.threshold)
+    results = index.search(vector, settings.k, where, without, settings.threshold)
     if settings.json:
-        print(json.dumps([{"similarity": round(cosine, 6), **asdict(item)} for item, cosine in found], indent=2))
-    elif found:
+        print(json.dumps([{"similarity": round(cosine, 6), **asdict(item)} for item, cosine in results], indent=2))
+    elif results:
         _print_table(
             ("cosine", "id", "name", "path"),
-            [(f"{cosine:.4f}", item.id, item.name, item.path or "") for item, cosine in found],
+            [(f"{cosine:.4f}", item.id, item.name, item.path or "") for item, cosine in results],
         )
     else:
         print(f"nothing found in {settings.collection}")
 
 
-def _query(settings: Search):
-    """The index, a vector (d,), and ids to leave out."""
+def _query(settings: Search) -> tuple[Index, np.ndarray, tuple[str, ...]]:
+    """The index, the vector (d,) to search for, and the ids to leave out."""
     from export.artifact import UnreadableImage, read_pixels
     from serving.inference.encoder import OnnxEncoder, find_bundle
 
@@ -104,63 +106,122 @@ def _query(settings: Search):
 
 
 @dataclass(frozen=True, kw_only=True)
-class List(Place):
+class List(IndexOptions):
     json: bool = False
     """Print JSON."""
 
 
 def list_(settings: List) -> None:
-    held = collections(settings.index)
+    everything = collections(settings.index)
     if settings.json:
-        print(json.dumps([asdict(facts) for facts in held], indent=2))
-    elif held:
-        rows = [(f.name, f.encoder, f"{f.count:,}", _size(f.bytes), f.index) for f in held]
+        print(json.dumps([asdict(collection) for collection in everything], indent=2))
+    elif everything:
+        rows = [(c.name, c.encoder, f"{c.count:,}", _size(c.bytes), c.index) for c in everything]
         _print_table(("collection", "encoder", "items", "size", "index"), rows)
     else:
         print(f"{settings.index} holds no collection")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify(Place):
+class Verify(IndexOptions):
     collection: str | None = None
-    """Its name; by default all."""
+    """Name of a collection; default: all."""
 
 
 def verify(settings: Verify) -> None:
-    wrong = False
-    for facts in settings.held(settings.collection):
-        found = settings.open(facts).verify()
-        wrong |= bool(found)
-        print(f"{facts.name} of {facts.encoder}: {facts.count:,} items, {'not sound' if found else 'sound'}")
-        for sentence in found:
-            print(f"  {sentence}")
-    if wrong:
+    damaged = False
+    for collection in existing_collections(settings.index, settings.collection):
+        problems = settings.open(collection).verify()
+        damaged |= bool(problems)
+        state = "damaged" if problems else "no damage"
+        print(f"{collection.name} of {collection.encoder}: {collection.count:,} items, {state}")
+        for problem in problems:
+            print(f"  {problem}")
+    if damaged:
         sys.exit(1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Undo(Table):
+class Undo(TableOptions):
     yes: bool = False
     """Do not ask."""
 
 
 def undo(settings: Undo) -> None:
-    index = settings.one()
+    index = settings.chosen_table()
     versions = sorted(index.versions(), key=lambda version: version[0])
     rows = [(str(number), f"{when:%Y-%m-%d %H:%M:%S}", f"{count:,}") for number, when, count in versions]
     _print_table(("version", "made", "items"), rows[-SHOWN_VERSIONS:])
     if len(versions) < 2:
-        raise IndexProblem(f"{settings.collection} has no version before this one")
-    _ask(f"Go back from version {versions[-1][0]} by one step?", settings.yes)
+        raise IndexProblem(f"{settings.collection} has no earlier version")
+    _confirm(f"Go back from version {versions[-1][0]} by one step?", settings.yes)
     print(f"version {index.undo()} of {settings.collection} holds {index.count():,} items")
 
 
-def _ask(question: str, yes: bool) -> None:
-    """Returns where the answer is yes."""
+@dataclass(frozen=True, kw_only=True)
+class Export(TableOptions):
+    output: Positional[Path]
+    """A .parquet file."""
+    where: str | None = None
+    """Filter: 'label=shirt price>=3 colour=red,blue', or JSON as the service takes it."""
+
+
+def export(settings: Export) -> None:
+    from serving.collection.exchange import FileProblem
+    from serving.indexing import transfer
+
+    if settings.output.suffix != ".parquet":
+        raise FileProblem(f"{settings.output} must end in .parquet")
+    where = parse_shell(settings.where) if settings.where else None
+    count = transfer.export(settings.chosen_table(), settings.output, where)
+    print(f"{count:,} items of {settings.collection} in {settings.output}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import(IndexOptions):
+    input: Positional[Path]
+    """A .parquet file of `twinview index export` or `twinview embed`."""
+    collection: str | None = None
+    """Name of the collection; default: the name in the file."""
+
+
+def import_(settings: Import) -> None:
+    from serving.collection import exchange
+    from serving.indexing import transfer
+
+    contents = exchange.contents(settings.input)
+    name = settings.collection or contents.collection or DEFAULT
+    target = Index(settings.index, contents.encoder, contents.dimension, name)
+    counts = transfer.import_(contents, target)
+    target.maintain()
+    print(f"{counts}; {name} holds {target.count():,}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    source: Positional[str]
+    """A folder, or s3://bucket/prefix."""
+    target: Positional[str]
+    """Another folder, or s3://bucket/prefix."""
+    collection: str | None = None
+    """Name of a collection; default: all."""
+
+
+def copy(settings: Copy) -> None:
+    from serving.indexing import transfer
+
+    for source, target in transfer.tables_to_copy(settings.source, settings.target, settings.collection):
+        counts = transfer.copy(source, target)
+        target.maintain()
+        print(f"{source.name} of {source.encoder_id}: {counts}; compared and equal")
+
+
+def _confirm(question: str, yes: bool) -> None:
+    """Returns if the answer is yes; otherwise ends the command."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise IndexProblem(f"{question} Nobody is here to ask; --yes answers it")
+        raise IndexProblem(f"{question} This is not a terminal, so nobody can answer; to confirm, add --yes")
     if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
         sys.exit("nothing was changed")
 
@@ -169,10 +230,6 @@ def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     for row in (heads, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _some(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
 
 
 def _size(bytes: int) -> str:

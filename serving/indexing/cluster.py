@@ -1,69 +1,84 @@
-"""serving/bulk.py's work, shared among the machines of a Ray cluster.
+"""The work of serving/bulk.py, distributed over a Ray cluster.
 
-RAY_ADDRESS names the cluster; without it this machine is one. Ray Data hands out portions of what there is to read, and
-an actor for each core, or each GPU where the cluster has some, loads the encoder once, reads, embeds and writes. Every
-machine reaches data and index at the same place, and has this package; the encoder is sent to it.
+RAY_ADDRESS names the cluster; without it this machine is the cluster. Ray Data hands out blocks of the files to read.
+There is one actor per core, or per GPU if the cluster has any: it loads the encoder once, then reads, embeds and
+writes. All machines must reach the data and the index at the same path and have this package; the encoder is sent to
+them.
 """
 
 import os
 import pickle
 import tempfile
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from tqdm import tqdm
 
 from export.artifact import Bundle, ModelCard, save_bundle
 from serving.collection.index import Index, IndexProblem
-from serving.indexing.fill import Tally, fill, work_of
+from serving.indexing.fill import Tally, batch_encoder, fill
 from serving.indexing.originals import Originals
 from training.data.sources import DataError
 
-PORTION = 512  # pictures; a commit each
+if TYPE_CHECKING:
+    import ray
+
+BLOCK_FILES = 512  # one commit per block
 
 
-class Filler:
-    """One of the actors."""
-
-    def __init__(self, graph: bytes, card: ModelCard, uri: str, name: str, known, beside: bool):
+class FillActor:
+    def __init__(
+        self, graph: bytes, card: ModelCard, uri: str, name: str, known: "ray.ObjectRef", allow_other_encoder: bool
+    ):
         import ray
 
         with tempfile.TemporaryDirectory() as folder:
-            self._work = work_of(save_bundle(Path(folder) / "encoder", graph, card), threads=1)
+            self._encoder = batch_encoder(save_bundle(Path(folder) / "encoder", graph, card), cpu_cores=1)
         self._index = Index(uri, card.id, card.dimension, name)
-        self._known, self._beside = set(ray.get(known)), beside
+        self._known, self._allow_other_encoder = set(ray.get(known)), allow_other_encoder
 
-    def __call__(self, portion: pa.Table) -> pa.Table:
-        """Pickled originals -> a row with the pickled Tally."""
-        originals, tally = [pickle.loads(each) for each in portion["original"].to_pylist()], Tally()
-        fill(originals, len(originals), self._work, self._index, tally, self._known, beside=self._beside, quiet=True)
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Pickled originals -> one row with their number and the pickled Tally."""
+        originals, tally = [pickle.loads(file) for file in block["original"].to_pylist()], Tally()
+        fill(
+            originals,
+            len(originals),
+            self._encoder,
+            self._index,
+            tally,
+            self._known,
+            allow_other_encoder=self._allow_other_encoder,
+            quiet=True,
+        )
         return pa.table({"done": [len(originals)], "tally": [pickle.dumps(tally)]})
 
 
 def fill_by_ray(
-    originals: Originals, bundle: Bundle, index: Index, tally: Tally, known: set[str], beside: bool
+    originals: Originals, bundle: Bundle, index: Index, tally: Tally, known: set[str], allow_other_encoder: bool
 ) -> None:
-    """As `fill`. raises DataError also where there is no Ray, or for a source that one process alone can read."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+    """Like `fill`. Also raises DataError if Ray is not installed, or for a source that only one process can read."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports
     try:
         import ray
         import ray.data
     except ImportError as error:
-        raise DataError("--ray needs Ray, which is not installed here: pip install 'twinview[ray]'") from error
-    begun = not ray.is_initialized()
-    if begun:
+        raise DataError("--ray needs Ray, which is not installed: pip install 'twinview[ray]'") from error
+    start_ray = not ray.is_initialized()
+    if start_ray:
         ray.init(log_to_driver=False, logging_level="warning")
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # there is one of our own
+    context.enable_progress_bars = False  # in favour of the bar below
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         actors = gpus or int(ray.cluster_resources()["CPU"])
         uri = str(index.store.local.resolve()) if index.store.local else index.store.uri
-        arguments = (bundle.graph.read_bytes(), bundle.card, uri, index.name, ray.put(known), beside)
-        portions = ray.data.from_arrow_refs([ray.put(portion) for portion in _portions(originals)])
-        done = portions.map_batches(
-            Filler,
+        arguments = (bundle.graph.read_bytes(), bundle.card, uri, index.name, ray.put(known), allow_other_encoder)
+        blocks = ray.data.from_arrow_refs([ray.put(block) for block in _blocks(originals)])
+        done = blocks.map_batches(
+            FillActor,
             batch_size=None,
             batch_format="pyarrow",
             fn_constructor_args=arguments,
@@ -77,16 +92,16 @@ def fill_by_ray(
                 bar.update(row["done"])
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise IndexProblem(f"an actor of Ray has failed ({reason}); what was done is kept") from error
+        raise IndexProblem(f"a Ray actor failed ({reason}); finished blocks are stored") from error
     finally:
-        if begun:
+        if start_ray:
             ray.shutdown()
 
 
-def _portions(originals: Originals):
-    each = iter(originals.each)
-    while some := list(islice(each, PORTION)):
+def _blocks(originals: Originals) -> Iterator[pa.Table]:
+    files = iter(originals.files)
+    while block := list(islice(files, BLOCK_FILES)):
         try:
-            yield pa.table({"original": pa.array([pickle.dumps(original) for original in some], pa.large_binary())})
-        except TypeError as error:  # the lock of a .zip
-            raise DataError("--ray reads no .zip, which one process at a time can read; unpack it") from error
+            yield pa.table({"original": pa.array([pickle.dumps(original) for original in block], pa.large_binary())})
+        except TypeError as error:  # a .zip holds a lock
+            raise DataError("--ray cannot read a .zip, which only one process at a time can read; unpack it") from error

@@ -1,13 +1,13 @@
-"""Filling a collection: threads read, decode and encode pictures, and one writes what they have done.
+"""Fills a collection: threads read, decode and encode pictures, and one more thread writes the results.
 
-On the CPU each thread decodes a batch and then encodes it on its own core, so that no core waits for another; twice as
-many threads as cores are at it, of which some read. On a GPU one encodes while the others decode.
+On the CPU each thread decodes a batch and then encodes it on its own core, so that no core waits for another. There are
+twice as many threads as cores, because some of them wait for files. On a GPU one thread encodes and the others decode.
 """
 
 import csv
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -22,17 +22,16 @@ from serving.collection.index import Index, Item, content_id
 from serving.indexing.originals import Original
 from serving.inference.decode import LARGE_PIXELS
 from serving.inference.encoder import CPU, MAX_BATCH, OnnxEncoder
-from serving.inference.thumbnail import Read, read
+from serving.inference.thumbnail import Picture, read_picture
 from serving.limits import cores
 
-# Each upsert leaves a piece on the disk that every search looks into, until they are joined.
-LEAST_ROWS, ROWS_PER_UPSERT = 512, 2048  # while nothing else is being written; in any case
-COMMIT_S = 15.0  # work that a crash may cost
-LOOK_S = 0.2  # how often the bar is moved on
-# Of a batch on the CPU: larger ones are no faster there, and at the end cores wait for whoever has the last.
-ENOUGH_PIXELS, LEAST_BATCH = 2**19, 4
-
-Encode = Callable[[np.ndarray], np.ndarray]
+# Each upsert leaves a fragment on the disk, which every search has to read until fragments are merged.
+MIN_ROWS_PER_UPSERT = 512  # written when the writer is idle
+MAX_ROWS_PER_UPSERT = 2048  # written even if the threads have to wait for the writer
+COMMIT_S = 15.0  # how much work a crash may cost
+BAR_S = 0.2  # how often the progress bar moves
+# Larger batches are no faster on the CPU, and at the end other cores would wait for the last one.
+MAX_CPU_BATCH_PIXELS, MIN_CPU_BATCH = 2**19, 4
 
 
 @dataclass
@@ -40,9 +39,9 @@ class Tally:
     indexed: int = 0
     present: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Name and reason, which completes "<name> ..."."""
+    """Name and reason, which completes the sentence "<name> ..."."""
     ids: dict[str, str] = field(default_factory=dict)
-    """By name, of every file that could be read; only where it is asked for."""
+    """Id of every file that could be read, by name; only if `note_ids` is set."""
 
     def __str__(self) -> str:
         return f"indexed {self.indexed:,}, already there {self.present:,}, skipped {len(self.skipped):,}"
@@ -54,71 +53,72 @@ class Tally:
         return self
 
 
-class Work(NamedTuple):
-    """What one thread does at a time."""
-
-    encode: Encode
-    """uint8 (n, S, S, 3) -> float32 (n, d), for any n from 1 to MAX_BATCH; from all threads at once."""
+class BatchEncoder(NamedTuple):
+    encode: Callable[[np.ndarray], np.ndarray]
+    """uint8 (n, S, S, 3) -> float32 (n, d), for n from 1 to MAX_BATCH; from all threads at once."""
     preprocessing: Preprocessing
     threads: int
+    """Threads that decode and encode."""
     batch: int = MAX_BATCH
-    """Pictures."""
+    """Pictures in a batch."""
 
 
-def work_of(bundle: Bundle, threads: int | None = None) -> Work:
-    """For as many cores as `threads`, by default all. raises BundleError."""
-    threads = threads or cores()
+def batch_encoder(bundle: Bundle, cpu_cores: int | None = None) -> BatchEncoder:
+    """Raises BundleError. cpu_cores: by default all."""
+    cpu_cores = cpu_cores or cores()
     encoder = OnnxEncoder(bundle, threads=1)
     on_cpu, size_px = encoder.providers[0] == CPU, bundle.card.preprocessing.size_px
-    at_once = threading.Semaphore(threads if on_cpu else 1)
-    batch = max(LEAST_BATCH, min(MAX_BATCH, ENOUGH_PIXELS // size_px**2)) if on_cpu else MAX_BATCH
+    at_once = threading.Semaphore(cpu_cores if on_cpu else 1)
+    batch = max(MIN_CPU_BATCH, min(MAX_BATCH, MAX_CPU_BATCH_PIXELS // size_px**2)) if on_cpu else MAX_BATCH
 
     def encode(pixels: np.ndarray) -> np.ndarray:
         with at_once:
             return encoder(pixels)
 
-    return Work(encode, bundle.card.preprocessing, 2 * threads, batch)
+    return BatchEncoder(encode, bundle.card.preprocessing, 2 * cpu_cores, batch)
 
 
 def fill(
     originals: Iterable[Original],
     count: int,
-    work: Work,
+    encoder: BatchEncoder,
     index: Index,
     tally: Tally,
     known: set[str] | None = None,
-    beside: bool = False,
+    allow_other_encoder: bool = False,
     note_ids: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Add what is not there yet, counting in `tally` as it goes.
+    """Add the pictures that are not in the collection yet. Updates `tally` during the work.
 
-    count     of the originals, for the bar
-    known     ids that are there already, by default the index's; those that are added come to them
-    beside    whether another encoder's vectors may stand beside these
-    note_ids  whether tally.ids is wanted
-    quiet     no bar
-    raises    IndexProblem, and what `originals` raises. What is embedded by then is kept, also where Ctrl-C ends it.
+    count                number of originals, for the progress bar
+    known                ids in the collection, by default read from `index`; the ids that are added are added here too
+    allow_other_encoder  also if the collection has only vectors of another encoder
+    note_ids             fill in tally.ids
+    quiet                no progress bar
+    raises               IndexProblem, and what `originals` raises. The pictures embedded by then are stored, also after
+                         Ctrl-C.
     """
-    threads = _Threads(originals, work, index, tally, index.ids() if known is None else known, beside, note_ids)
+    known = index.ids() if known is None else known
+    threads = _Threads(originals, encoder, _IndexWriter(index, tally, allow_other_encoder), tally, known, note_ids)
     with (
         tqdm(total=count, desc="indexing", unit="img", dynamic_ncols=True, disable=quiet) as bar,
         closing(threads.writer),
-        ThreadPoolExecutor(work.threads, "filling") as pool,
+        ThreadPoolExecutor(encoder.threads, "filling") as pool,
     ):
         try:
-            running = {pool.submit(threads.run) for _ in range(work.threads)}
+            running = {pool.submit(threads.run) for _ in range(encoder.threads)}
             while running:
-                done, running = wait(running, LOOK_S, FIRST_EXCEPTION)
+                done, running = wait(running, BAR_S, FIRST_EXCEPTION)
                 bar.update(threads.taken - bar.n)
                 for thread in done:
                     thread.result()
         finally:
-            threads.stop.set()  # they finish what they have in hand
+            threads.stop.set()  # they finish their current batches
 
 
 def write_skipped(path: Path, skipped: list[tuple[str, str]]) -> None:
-    """Of the last run; no file where nothing was skipped."""
+    """Replace the list of the last run; delete the file if nothing was skipped."""
     if not skipped:
         path.unlink(missing_ok=True)
         return
@@ -127,52 +127,67 @@ def write_skipped(path: Path, skipped: list[tuple[str, str]]) -> None:
         csv.writer(file).writerows([("name", "reason"), *sorted(skipped)])
 
 
-class _New(NamedTuple):
+class _Decoded(NamedTuple):
     item: Item
     thumbnail: bytes
     pixels: np.ndarray  # uint8 (S, S, 3)
 
 
-class _Threads:
-    """What they do, and what they share."""
+class _Rows(NamedTuple):
+    items: list[Item]
+    vectors: np.ndarray  # (n, d)
+    thumbnails: Mapping[str, bytes]
 
-    def __init__(self, originals, work, index, tally, known, beside, note_ids):
+
+class _Threads:
+    """The work of the threads, and the state they share."""
+
+    def __init__(
+        self,
+        originals: Iterable[Original],
+        encoder: BatchEncoder,
+        writer: "_IndexWriter",
+        tally: Tally,
+        known: set[str],
+        note_ids: bool,
+    ):
         self.taken = 0
         self.stop = threading.Event()
-        self.writer = _Writer(index, tally, beside)
+        self.writer = writer
         self._originals: Iterator[Original] = iter(originals)
-        self._work, self._tally, self._known, self._note_ids = work, tally, known, note_ids
+        self._encoder, self._tally, self._known, self._note_ids = encoder, tally, known, note_ids
         self._lock, self._large = threading.Lock(), threading.Lock()
 
     def run(self) -> None:
-        """One thread, until there is nothing more."""
-        while batch := self._batch():
-            vectors = self._work.encode(np.stack([new.pixels for new in batch]))
-            self.writer.put([new.item for new in batch], vectors, {new.item.id: new.thumbnail for new in batch})
+        """Embed batches until no originals are left. Each thread runs this."""
+        while batch := self._next_batch():
+            vectors = self._encoder.encode(np.stack([decoded.pixels for decoded in batch]))
+            thumbnails = {decoded.item.id: decoded.thumbnail for decoded in batch}
+            self.writer.put(_Rows([decoded.item for decoded in batch], vectors, thumbnails))
 
-    def _batch(self) -> list[_New]:
-        """As many that are not known, and now are, as make a batch; fewer at the end only."""
-        batch = []
-        while len(batch) < self._work.batch and not self.stop.is_set():
+    def _next_batch(self) -> list[_Decoded]:
+        """A full batch of pictures that are not known yet; fewer only at the end. Adds their ids to the known ones."""
+        batch: list[_Decoded] = []
+        while len(batch) < self._encoder.batch and not self.stop.is_set():
             with self._lock:
                 if (original := next(self._originals, None)) is None:
                     break
                 self.taken += 1
             try:
-                new = self._look(original)
+                decoded = self._decode_unless_known(original)
             except UnreadableImage as error:
                 self._tally.skipped.append((original.name, str(error)))
                 continue
             with self._lock:
-                if new is None or new.item.id in self._known:  # or another thread had the same one in hand
+                if decoded is None or decoded.item.id in self._known:  # or another thread has decoded an equal file
                     self._tally.present += 1
                 else:
-                    self._known.add(new.item.id)
-                    batch.append(new)
+                    self._known.add(decoded.item.id)
+                    batch.append(decoded)
         return batch
 
-    def _look(self, original: Original) -> _New | None:
-        """None for one that is known. raises UnreadableImage."""
+    def _decode_unless_known(self, original: Original) -> _Decoded | None:
+        """Raises UnreadableImage."""
         if original.id in self._known:
             return None
         data = original.read()
@@ -180,58 +195,59 @@ class _Threads:
         if self._note_ids:
             self._tally.ids[original.name] = id
         if original.id not in (None, id):
-            raise UnreadableImage(f"has another content than when it was indexed: {original.path}")
+            raise UnreadableImage(f"has changed since it was indexed: {original.path}")
         if id in self._known:
             return None
-        picture = self._read(data)
+        picture = self._decode(data)
         facts = (original.name, original.label, original.path, picture.width, picture.height, len(data))
-        return _New(Item(id, *facts, dict(original.metadata)), picture.thumbnail, picture.pixels)
+        return _Decoded(Item(id, *facts, dict(original.metadata)), picture.thumbnail, picture.pixels)
 
-    def _read(self, data: bytes) -> Read:
-        """Of very large pictures one at a time: while it is decoded each takes gigabytes."""
+    def _decode(self, data: bytes) -> Picture:
+        """Decodes very large pictures one at a time, because each takes gigabytes while it is decoded."""
         try:
-            return read(data, self._work.preprocessing, LARGE_PIXELS)
+            return read_picture(data, self._encoder.preprocessing, LARGE_PIXELS)
         except TooManyPixels:
             with self._large:
-                return read(data, self._work.preprocessing, MAX_PIXELS)
+                return read_picture(data, self._encoder.preprocessing, MAX_PIXELS)
 
 
-class _Writer:
-    """Gathers rows, and writes them while the next ones gather: no more than two portions are in memory."""
+class _IndexWriter:
+    """Gathers rows, and writes them while the next ones are gathered: at most two upserts are in memory."""
 
-    def __init__(self, index: Index, tally: Tally, beside: bool):
-        self._index, self._tally, self._beside = index, tally, beside
-        self._rows: list[tuple] = []
+    def __init__(self, index: Index, tally: Tally, allow_other_encoder: bool):
+        self._index, self._tally, self._allow_other_encoder = index, tally, allow_other_encoder
+        self._gathered: list[_Rows] = []
         self._since = 0.0
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, "writing")
         self._writing = self._pool.submit(lambda: None)
 
-    def put(self, items: list[Item], vectors: np.ndarray, thumbnails: dict[str, bytes]) -> None:
-        """raises what a write before this one has raised"""
+    def put(self, rows: _Rows) -> None:
+        """Raises the error of an earlier write."""
         with self._lock:
-            if not self._rows:
+            if not self._gathered:
                 self._since = time.monotonic()
-            self._rows.append((items, vectors, thumbnails))
-            rows, late = sum(len(items) for items, _, _ in self._rows), time.monotonic() - self._since > COMMIT_S
-            if late or rows >= (LEAST_ROWS if self._writing.done() else ROWS_PER_UPSERT):
+            self._gathered.append(rows)
+            count = sum(len(rows.items) for rows in self._gathered)
+            late = time.monotonic() - self._since > COMMIT_S
+            if late or count >= (MIN_ROWS_PER_UPSERT if self._writing.done() else MAX_ROWS_PER_UPSERT):
                 self._commit()
 
     def close(self) -> None:
-        """Write the rest. raises as put"""
+        """Write the rest. Raises like put."""
         with self._pool:
             self._commit()
             self._writing.result()
 
     def _commit(self) -> None:
-        self._writing.result()  # whoever holds the lock waits here, and then the others for it
-        rows, self._rows = self._rows, []
-        if rows:
-            self._writing = self._pool.submit(self._write, rows)
+        self._writing.result()  # other threads wait for the lock meanwhile
+        gathered, self._gathered = self._gathered, []
+        if gathered:
+            self._writing = self._pool.submit(self._write, gathered)
 
-    def _write(self, rows: list[tuple]) -> None:
-        items = [item for some, _, _ in rows for item in some]
-        vectors = np.concatenate([some for _, some, _ in rows])
-        thumbnails = {id: jpeg for _, _, some in rows for id, jpeg in some.items()}
-        self._index.upsert(items, vectors, thumbnails, self._beside)
+    def _write(self, gathered: list[_Rows]) -> None:
+        items = [item for rows in gathered for item in rows.items]
+        vectors = np.concatenate([rows.vectors for rows in gathered])
+        thumbnails = {id: jpeg for rows in gathered for id, jpeg in rows.thumbnails.items()}
+        self._index.upsert(items, vectors, thumbnails, self._allow_other_encoder)
         self._tally.indexed += len(items)

@@ -1,12 +1,12 @@
-"""A folder followed: what is new, changed or gone there is so in the collection within seconds.
+"""Follows a folder: files that are added, changed or removed there are updated in the collection within seconds.
 
-What the system reports says only that it is time to look. A look lists the folder and compares it with the look before,
-so nothing depends on reports being complete, and a start does the same as everything that follows it. A file is taken
-once two looks have found it alike: then nobody is writing it any more.
+A notification from the operating system only says that it is time to look. Each look lists the folder and compares it
+with the look before, so that no notification has to be complete; the start is a look like any other. A file is read
+once it is the same in two looks, because then nobody is writing it any more.
 
-An item is deleted when its path is in the folder and no file of the folder has its content any longer. Where another
-file has, the item gets that one's name. A folder that cannot be read, as of a drive that was taken away, deletes
-nothing.
+An item is deleted if its path is in the folder and no file of the folder has its content any more. If another file has
+the same content, the item gets that file's name. A folder that cannot be read, for instance on a drive that was
+removed, deletes nothing.
 """
 
 import os
@@ -15,121 +15,129 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from watchfiles import watch
 
 from serving.collection.index import Index, IndexProblem, Item
-from serving.indexing.fill import Tally, Work, fill, write_skipped
-from serving.indexing.originals import Original, original, text
+from serving.indexing.fill import BatchEncoder, Tally, fill, write_skipped
+from serving.indexing.originals import Original, original, valid_text
 from training.data.sources import DataError, Picture, open_source
 
 SETTLED_S = 1.0  # between two looks
-UNASKED_S = 60.0  # until a look without a report: some network drives make none
-RETRY_S = 10.0  # after a problem of the index
-LOOKS_A_MAINTENANCE = 64  # of those that changed something
+LOOK_ANYWAY_S = 60.0  # without a notification: some network drives send none
+RETRY_S = 10.0  # after an error of the index
+CHANGES_PER_MAINTENANCE = 64  # looks that changed something
 
 
-class _File(NamedTuple):
+class _SeenFile(NamedTuple):
     stamp: str
-    """When it was taken; empty for one that is still to be."""
+    """The picture's stamp when it was indexed; empty for one that is not indexed yet."""
     id: str | None
-    """Of its content; None where that could never be read."""
-    path: str
+    """The id of its content; None if it could never be read."""
+    path: str | None
 
 
-def follow(folder: Path, work: Work, index: Index, skipped: Path, stop: threading.Event | None = None) -> None:
-    """Until Ctrl-C or `stop`.
+def follow(
+    folder: Path, encoder: BatchEncoder, index: Index, skipped: Path, stop: threading.Event | None = None
+) -> None:
+    """Runs until Ctrl-C or `stop`.
 
-    skipped  where files that are no pictures are listed
-    raises   DataError, IndexProblem. What the index has for problems later than at first is told, and tried again.
+    skipped  where files that cannot be read as pictures are listed
+    raises   DataError, IndexProblem. After the first pass an IndexProblem is printed and the look is tried again.
     """
-    follower = Follower(folder, work, index, skipped)
-    looked, due, changes = -UNASKED_S, True, 0
-    how = {"watch_filter": None, "debounce": 500, "rust_timeout": 500, "yield_on_timeout": True, "stop_event": stop}
+    follower = Follower(folder, encoder, index, skipped)
+    looked, due, changes = -LOOK_ANYWAY_S, True, 0
+    options: dict[str, Any] = {"watch_filter": None, "debounce": 500, "rust_timeout": 500, "yield_on_timeout": True}
     try:
-        for reports in watch(folder, **how):
-            due = due or bool(reports)
-            if time.monotonic() - looked < (SETTLED_S if due else UNASKED_S):
+        for notifications in watch(folder, **options, stop_event=stop):
+            due = due or bool(notifications)
+            if time.monotonic() - looked < (SETTLED_S if due else LOOK_ANYWAY_S):
                 continue
             try:
                 changes += follower.look()
                 due = follower.unsettled
-                if changes >= LOOKS_A_MAINTENANCE:
+                if changes >= CHANGES_PER_MAINTENANCE:
                     index.maintain()
                     changes = 0
             except IndexProblem as error:
                 if not follower.started:
                     raise
-                print(f"{error} It is tried again.", flush=True)
+                print(f"{error} This is tried again in {RETRY_S:g} s.", flush=True)
                 time.sleep(RETRY_S)
             looked = time.monotonic()
     except KeyboardInterrupt:
-        print(f"stopped following {folder}; the same command goes on from here")
+        print(f"stopped following {folder}; run the same command again to resume")
 
 
 class Follower:
-    """What was found in the folder, and has been done about it."""
+    """The files of the folder that were seen, and the changes that were made for them."""
 
-    def __init__(self, folder: Path, work: Work, index: Index, skipped: Path):
+    def __init__(self, folder: Path, encoder: BatchEncoder, index: Index, skipped: Path):
         self.started = False
-        """Whether the collection has been what the folder is."""
+        """Whether the collection has been brought up to date with the folder once."""
         self.unsettled = True
-        """Whether there are files to look at again soon."""
+        """Whether there are changes to look at again soon."""
         self._folder = os.path.abspath(folder)
-        self._work, self._index, self._skipped = work, index, skipped
-        self._place = _place(self._folder)
-        self._before: dict[str, str] | None = None  # stamps of the last look, by name
-        self._files: dict[str, _File] = {}  # by name
+        self._encoder, self._index, self._skipped = encoder, index, skipped
+        self._identity = _identity(self._folder)
+        self._before: dict[str, str] | None = None  # stamps in the last look, by name
+        self._files: dict[str, _SeenFile] = {}  # by name
         self._broken: dict[str, str] = {}  # reasons, by name
 
     def look(self) -> bool:
-        """Whether anything was different. raises DataError, IndexProblem"""
-        listing = {text(picture.name): picture for picture in self._list()}
+        """Returns whether anything had changed. Raises DataError, IndexProblem."""
+        listing = {valid_text(picture.name): picture for picture in self._list()}
         before, self._before = self._before, {name: picture.stamp for name, picture in listing.items()}
         if before is None:
             return False
         fresh = {
-            n: picture
-            for n, picture in listing.items()
-            if n not in self._files or self._files[n].stamp != picture.stamp
+            name: picture
+            for name, picture in listing.items()
+            if name not in self._files or self._files[name].stamp != picture.stamp
         }
         settled = {name: picture for name, picture in fresh.items() if before.get(name) == picture.stamp}
-        closed = tuple(f"{name}/" for name, picture in listing.items() if picture.stamp.startswith("unreadable"))
-        missing = [name for name in self._files if name not in listing and not name.startswith(closed)]
-        gone = [name for name in missing if name not in before]  # so a new name is settled when the old one goes
+        unreadable = tuple(f"{name}/" for name, picture in listing.items() if picture.stamp.startswith("unreadable"))
+        missing = [name for name in self._files if name not in listing and not name.startswith(unreadable)]
+        gone = [name for name in missing if name not in before]  # so that a new name is settled when the old one goes
         self.unsettled = len(settled) + len(gone) < len(fresh) + len(missing)
         if self.started and not settled and not gone:
             return False
-        self._take(listing, settled, gone, closed)
+        self._update(listing, settled, gone, unreadable)
         return True
 
     def _list(self) -> Sequence[Picture]:
-        if _place(self._folder) != self._place:
-            raise DataError(f"{self._folder} is no longer the folder it was; nothing was deleted for that")
+        if _identity(self._folder) != self._identity:
+            raise DataError(f"{self._folder} has been replaced by another folder; nothing was deleted from the index")
         try:
             return open_source(self._folder).pictures
         except DataError:
             if any(os.scandir(self._folder)) and not os.access(self._folder, os.R_OK | os.X_OK):
                 raise
-            return []  # it holds no files
+            return []  # an empty folder
 
-    def _take(self, listing: dict[str, Picture], settled: dict[str, Picture], gone: list[str], closed: tuple) -> None:
-        """Bring the collection to what was found. Where this fails half way, the next look does all of it again."""
+    def _update(
+        self,
+        listing: dict[str, Picture],
+        settled: dict[str, Picture],
+        gone: list[str],
+        unreadable: tuple[str, ...],
+    ) -> None:
+        """Bring the collection up to date. If this fails half way, the next look repeats all of it."""
         tally, originals = Tally(), {name: original(picture) for name, picture in listing.items()}
         chosen = [originals[name] for name in settled]
-        fill(chosen, len(chosen), self._work, self._index, tally, note_ids=True, quiet=self.started)
+        fill(chosen, len(chosen), self._encoder, self._index, tally, note_ids=True, quiet=self.started)
         files = {name: file for name, file in self._files.items() if name not in set(gone)}
         for name, picture in settled.items():
             id = tally.ids.get(name) or (files[name].id if name in files else None)
-            files[name] = _File(picture.stamp, id, originals[name].path)
+            files[name] = _SeenFile(picture.stamp, id, originals[name].path)
         if self.started:
-            left = {self._files[name].id for name in (*gone, *settled) if name in self._files} - {None}
-            items = list(self._index.get_many(left).values())
+            old_ids = {self._files[name].id for name in (*gone, *settled) if name in self._files} - {None}
+            items = list(self._index.get_many(old_ids).values())
         else:
-            items = self._adopt(files, originals, closed)
-        lost, moved = self._sort(items, files, originals)
+            items = self._adopt(files, originals, unreadable)
+        lost, moved = self._lost_and_moved(items, files, originals)
         if lost:
             self._index.delete(lost)
         if moved:
@@ -146,33 +154,36 @@ class Follower:
         self.started = True
 
     def _adopt(
-        self, files: dict[str, _File], originals: dict[str, Original], closed: tuple
+        self, files: dict[str, _SeenFile], originals: dict[str, Original], unreadable: tuple[str, ...]
     ) -> list[tuple[Item, np.ndarray]]:
-        """The folder's items of before. Files that are not taken yet or cannot be read keep theirs."""
+        """The items that were indexed from the folder before. Adds to `files` those whose file is not indexed yet or
+        cannot be read, so that they keep their items."""
         names = {original.path: name for name, original in originals.items()}
         items = []
-        for some, vectors in self._index.scan():
-            for item, vector in zip(some, vectors, strict=True):
+        for batch, vectors in self._index.scan():
+            for item, vector in zip(batch, vectors, strict=True):
                 inside = self._inside(item)
-                if inside is None or inside.startswith(closed):
+                if inside is None or inside.startswith(unreadable):
                     continue
                 name = names.get(item.path)
                 if name is not None and (name not in files or files[name].id is None):
-                    files[name] = _File(files[name].stamp if name in files else "", item.id, item.path)
+                    files[name] = _SeenFile(files[name].stamp if name in files else "", item.id, item.path)
                 items.append((item, vector))
         if items and not originals:
             print(f"{self._folder} is empty; its {len(items):,} items are kept, in case a drive is missing", flush=True)
             return []
         return items
 
-    def _sort(self, items: Iterable[tuple[Item, np.ndarray]], files: dict[str, _File], originals: dict[str, Original]):
-        """Ids of items that no file has any longer; items that only another file has, with its name."""
+    def _lost_and_moved(
+        self, items: Iterable[tuple[Item, np.ndarray]], files: dict[str, _SeenFile], originals: dict[str, Original]
+    ) -> tuple[list[str], list[tuple[Item, np.ndarray]]]:
+        """Ids of items whose content no file has any more; items whose content only another file has, renamed to it."""
         names = {file.id: name for name, file in files.items() if name in originals}
-        held = {(file.id, file.path) for file in files.values()}
+        unchanged = {(file.id, file.path) for file in files.values()}
         all_ids = {file.id for file in files.values()}
         lost, moved = [], []
         for item, vector in items:
-            if self._inside(item) is None or (item.id, item.path) in held:
+            if self._inside(item) is None or (item.id, item.path) in unchanged:
                 continue
             if item.id in names:
                 new = originals[names[item.id]]
@@ -182,20 +193,20 @@ class Follower:
         return lost, moved
 
     def _inside(self, item: Item) -> str | None:
-        """The path in the folder; None for what is elsewhere."""
-        start = text(self._folder.rstrip(os.sep)) + os.sep
+        """The item's path relative to the folder; None if it is elsewhere."""
+        start = valid_text(self._folder.rstrip(os.sep)) + os.sep
         return item.path[len(start) :] if item.path and item.path.startswith(start) else None
 
-    def _list_broken(self, found: dict[str, str], done: set[str]) -> None:
-        broken = {name: reason for name, reason in self._broken.items() if name not in done} | found
+    def _list_broken(self, new: dict[str, str], done: set[str]) -> None:
+        broken = {name: reason for name, reason in self._broken.items() if name not in done} | new
         if broken != self._broken or not self.started:
             write_skipped(self._skipped, list(broken.items()))
         self._broken = broken
 
 
-def _place(folder: str) -> tuple[int, int]:
+def _identity(folder: str) -> tuple[int, int]:
     try:
-        facts = os.stat(folder)
+        status = os.stat(folder)
     except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error.strerror}); nothing was deleted for that") from error
-    return facts.st_dev, facts.st_ino
+        raise DataError(f"{folder} cannot be read ({error.strerror}); nothing was deleted from the index") from error
+    return status.st_dev, status.st_ino

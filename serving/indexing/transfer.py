@@ -1,7 +1,7 @@
-"""Moving collections: into a Parquet file, back from one, and from one index into another.
+"""Transfers collections: to a Parquet file, back from one, and from one index to another.
 
-What is there already is not sent again, and what has changed is: whatever was broken off, the same call completes it.
-A portion is durable once it is sent. Nothing is ever taken out of the target.
+Items that are the same in the target are not sent again, so an interrupted transfer is resumed by running it again.
+Each batch is durable once it is sent. Nothing is ever deleted from the target.
 """
 
 import random
@@ -14,26 +14,34 @@ import numpy as np
 from tqdm import tqdm
 
 from export.artifact import UnreadableImage, read_image
-from serving.cli.place import held
-from serving.collection.exchange import ROWS_AT_ONCE, Contents, Writer
-from serving.collection.index import Index, IndexProblem, Item, WrongEncoder, collections, unit
-from serving.collection.store import Store
+from serving.collection.exchange import ROWS_AT_ONCE, Contents, ParquetWriter
+from serving.collection.index import (
+    Index,
+    IndexProblem,
+    Item,
+    WrongEncoder,
+    collections,
+    existing_collections,
+    unit,
+)
+from serving.collection.store import FileStore
 from serving.inference.thumbnail import thumbnail
 from serving.limits import cores
 from serving.protocol.filters import Filter
+from serving.protocol.replies import Collection
 from training.data.sources import read_file
 
-READERS = 16  # threads that wait for thumbnails
+THUMBNAIL_THREADS = 16
 SAMPLE = 256  # items that are compared after a copy
-SAME = 1e-5  # normalising a unit vector once more changes 1e-7
-DIRECTIONS = 4
+TOLERANCE = 1e-5  # normalising a unit vector again changes it by 1e-7
+DIRECTIONS = 4  # for a fingerprint of a vector
 
 Rows = Iterable[tuple[list[Item], np.ndarray]]
 Thumbnails = Callable[[Sequence[Item]], Iterable[tuple[str, bytes | None]]]
 
 
 @dataclass
-class Sent:
+class TransferCounts:
     sent: int = 0
     present: int = 0
 
@@ -42,8 +50,8 @@ class Sent:
 
 
 def export(index: Index, path: Path, where: Filter | None = None) -> int:
-    """How many items there were. raises FileProblem, IndexProblem"""
-    writer = Writer(path, index.encoder_id, index.dimension, index.name, index.keys())
+    """Returns the number of items. Raises FileProblem, IndexProblem."""
+    writer = ParquetWriter(path, index.encoder_id, index.dimension, index.name, index.keys())
     with _bar(index.count(where), "exporting") as bar, writer as file:
         for items, vectors in index.scan(where, ROWS_AT_ONCE):
             file.write(items, vectors)
@@ -51,85 +59,95 @@ def export(index: Index, path: Path, where: Filter | None = None) -> int:
     return bar.n
 
 
-def import_(contents: Contents, target: Index) -> Sent:
-    """Thumbnails are made of the originals that still lie where they were; other items have none.
+def import_(contents: Contents, target: Index) -> TransferCounts:
+    """Makes thumbnails from the original files that still exist; other items get none.
 
     raises FileProblem, IndexProblem
     """
-    there = _thumbnails(target)
+    present = _thumbnail_paths(target)
 
     def make(items: Sequence[Item]) -> Iterator[tuple[str, bytes | None]]:
-        lacking = [item for item in items if item.path and target.thumbnail_path(item.id) not in there]
-        return zip([item.id for item in lacking], pool.map(_make_thumbnail, lacking), strict=True)
+        missing = [item for item in items if item.path and target.thumbnail_path(item.id) not in present]
+        return zip([item.id for item in missing], pool.map(_make_thumbnail, missing), strict=True)
 
     with _bar(contents.count, "importing") as bar, ThreadPoolExecutor(cores(), "thumbnails") as pool:
-        return _send(contents.rows(), target, make, bar, beside=False)
+        return _send(contents.rows(), target, make, bar, allow_other_encoder=False)
 
 
-def pairs(source: str, target: str, collection: str | None = None) -> list[tuple[Index, Index]]:
-    """What is to be copied and where to, for each encoder of each collection, or of the one. raises IndexProblem"""
-    if _place(source) == _place(target):
+def tables_to_copy(source: str, target: str, collection: str | None = None) -> list[tuple[Index, Index]]:
+    """Source and target for each encoder's table of each collection, or of the one named. Raises IndexProblem."""
+    if _resolved(source) == _resolved(target):
         raise IndexProblem(f"{source} and {target} are the same index")
-    tables, there = held(source, collection), collections(target)
-    for facts in tables:
-        encoders = {facts.encoder, *facts.others}
-        if strange := {other.encoder for other in there if other.name == facts.name} - encoders:
+    tables, in_target = existing_collections(source, collection), collections(target)
+    for table in tables:
+        encoders = {table.encoder, *table.others}
+        if others := {other.encoder for other in in_target if other.name == table.name} - encoders:
             raise WrongEncoder(
-                f"{facts.name} holds vectors of {', '.join(sorted(strange))} in {target}, and of "
-                f"{', '.join(sorted(encoders))} in {source}; copy it into another index"
+                f"{table.name} holds vectors of {', '.join(sorted(others))} in {target}, and of "
+                f"{', '.join(sorted(encoders))} in {source}; copy it to another index"
             )
-    return [
-        tuple(Index(uri, facts.encoder, facts.dimension, facts.name) for uri in (source, target)) for facts in tables
-    ]
+
+    def open_in(uri: str, table: Collection) -> Index:
+        return Index(uri, table.encoder, table.dimension, table.name)
+
+    return [(open_in(source, table), open_in(target, table)) for table in tables]
 
 
-def copy(source: Index, target: Index) -> Sent:
-    """One encoder's table, with the thumbnails; then both are compared. raises IndexProblem"""
-    lacking = _thumbnails(source) - _thumbnails(target)
+def copy(source: Index, target: Index) -> TransferCounts:
+    """Copies one encoder's table with the thumbnails, then compares both. Raises IndexProblem."""
+    missing = _thumbnail_paths(source) - _thumbnail_paths(target)
 
     def read(items: Sequence[Item]) -> Iterator[tuple[str, bytes | None]]:
-        ids = [item.id for item in items if source.thumbnail_path(item.id) in lacking]
+        ids = [item.id for item in items if source.thumbnail_path(item.id) in missing]
         return zip(ids, pool.map(source.read_thumbnail, ids), strict=True)
 
-    with _bar(source.count(), f"copying {source.name}") as bar, ThreadPoolExecutor(READERS, "thumbnails") as pool:
-        sent = _send(source.scan(batch=ROWS_AT_ONCE), target, read, bar, beside=True)
+    with (
+        _bar(source.count(), f"copying {source.name}") as bar,
+        ThreadPoolExecutor(THUMBNAIL_THREADS, "thumbnails") as pool,
+    ):
+        counts = _send(source.scan(batch=ROWS_AT_ONCE), target, read, bar, allow_other_encoder=True)
     compare(source, target)
-    return sent
+    return counts
 
 
 def compare(source: Index, target: Index) -> None:
-    """Whether all items of `source` are in `target`, and a sample of them is equal. raises IndexProblem"""
+    """Raises IndexProblem unless all items of `source` are in `target`, and a sample of them is equal."""
     ids = sorted(source.ids())
     if missing := sorted(set(ids) - target.ids()):
         raise IndexProblem(
             f"{len(missing):,} of {len(ids):,} items of {source.name} are not in {target.store.uri} after the copy, "
-            f"{missing[0]} among them; the same command sends what is missing"
+            f"for instance {missing[0]}; run the same command again to send them"
         )
     sample = random.sample(ids, min(SAMPLE, len(ids)))
     ours, theirs = source.get_many(sample), target.get_many(sample)
     for id, (item, vector) in ours.items():
-        if id not in theirs or _facts(theirs[id][0]) != _facts(item) or not np.abs(vector - theirs[id][1]).max() < SAME:
+        if (
+            id not in theirs
+            or _facts(theirs[id][0]) != _facts(item)
+            or not np.abs(vector - theirs[id][1]).max() < TOLERANCE
+        ):
             raise IndexProblem(
-                f"{id} of {source.name} is not the same in {target.store.uri} after the copy; if nobody is writing to "
-                f"either, the same command sends it again"
+                f"{id} of {source.name} is not the same in {target.store.uri} after the copy; make sure that nobody is "
+                f"writing to either, and run the same command again"
             )
 
 
-class _There:
-    """What an index holds, in some 150 bytes an item: facts as a hash, and a vector as a few products with others."""
+class _TargetItems:
+    """Fingerprints of the items of an index, some 150 bytes each: a hash of the facts, and the products of the vector
+    with a few random directions."""
 
-    def __init__(self, index: Index, beside: bool):
+    def __init__(self, index: Index, allow_other_encoder: bool):
         self._directions = np.random.default_rng(0).standard_normal((index.dimension, DIRECTIONS))
         self._rows: dict[str, int] = {}
         facts, products = [], [np.zeros((0, DIRECTIONS))]
-        for items, vectors in _scan(index, beside):
+        for items, vectors in _scan(index, allow_other_encoder):
             self._rows |= {item.id: len(self._rows) + i for i, item in enumerate(items)}
             facts += [hash(_facts(item)) for item in items]
             products.append(unit(vectors) @ self._directions)
         self._facts, self._products = np.array(facts, np.int64), np.concatenate(products)
 
-    def lacks(self, items: Sequence[Item], vectors: np.ndarray) -> list[int]:
-        """Which of them are not there, or are not the same there."""
+    def missing_or_different(self, items: Sequence[Item], vectors: np.ndarray) -> list[int]:
+        """The positions of the items to send."""
         products = unit(vectors) @ self._directions
         rows = [self._rows.get(item.id) for item in items]
         return [
@@ -137,55 +155,54 @@ class _There:
             for i, row in enumerate(rows)
             if row is None
             or self._facts[row] != hash(_facts(items[i]))
-            or not np.abs(self._products[row] - products[i]).max() < SAME
+            or not np.abs(self._products[row] - products[i]).max() < TOLERANCE
         ]
 
 
-def _scan(index: Index, beside: bool) -> Rows:
+def _scan(index: Index, allow_other_encoder: bool) -> Rows:
     try:
         yield from index.scan(batch=ROWS_AT_ONCE)
-    except WrongEncoder:  # another encoder's table is there, and this one's is to come
-        if not beside:
+    except WrongEncoder:  # only another encoder's table exists so far
+        if not allow_other_encoder:
             raise
 
 
-def _send(rows: Rows, target: Index, thumbnails: Thumbnails, bar: tqdm, beside: bool) -> Sent:
-    """beside  whether another encoder's vectors may stand beside these"""
-    there, sent = _There(target, beside), Sent()
+def _send(rows: Rows, target: Index, thumbnails: Thumbnails, bar: tqdm, allow_other_encoder: bool) -> TransferCounts:
+    """allow_other_encoder  also if the target's collection has only vectors of another encoder"""
+    target_items, counts = _TargetItems(target, allow_other_encoder), TransferCounts()
     for items, vectors in rows:
-        new = there.lacks(items, vectors)
+        new = target_items.missing_or_different(items, vectors)
         jpegs = {id: jpeg for id, jpeg in thumbnails(items) if jpeg is not None}
         if new:
-            target.upsert([items[i] for i in new], vectors[new], jpegs, beside)
+            target.upsert([items[i] for i in new], vectors[new], jpegs, allow_other_encoder)
         else:
             target.store.write_many({target.thumbnail_path(id): jpeg for id, jpeg in jpegs.items()})
-        sent.sent += len(new)
-        sent.present += len(items) - len(new)
+        counts.sent += len(new)
+        counts.present += len(items) - len(new)
         bar.update(len(items))
-    return sent
+    return counts
 
 
 def _make_thumbnail(item: Item) -> bytes | None:
-    """None where the file is no longer there, or another one is."""
+    """None if the original file has been deleted or replaced."""
     try:
-        data = read_file(Path(item.path))
+        data = read_file(Path(item.path or ""))
         return thumbnail(read_image(data)) if len(data) == item.bytes else None
     except UnreadableImage:
         return None
 
 
-def _thumbnails(index: Index) -> set[str]:
-    """Their paths in the store."""
+def _thumbnail_paths(index: Index) -> set[str]:
     return set(index.store.list(f"thumbnails/{index.name}"))
 
 
-def _place(uri: str) -> str | Path:
-    store = Store(uri)
+def _resolved(uri: str) -> str | Path:
+    store = FileStore(uri)
     return store.local.resolve() if store.local else store.uri
 
 
 def _facts(item: Item) -> str:
-    """As text: 3, 3.0 and True differ in it."""
+    """Text in which 3, 3.0 and True differ."""
     return repr(replace(item, metadata=dict(sorted(item.metadata.items()))))
 
 

@@ -51,10 +51,10 @@ def encoding(monkeypatch):
 
     def patch(told):
         def one_core(bundle):
-            work = fill.work_of(bundle, threads=1)
-            return work._replace(encode=lambda pixels: told(len(pixels)) or work.encode(pixels))
+            encoder = fill.batch_encoder(bundle, cpu_cores=1)
+            return encoder._replace(encode=lambda pixels: told(len(pixels)) or encoder.encode(pixels))
 
-        monkeypatch.setattr(bulk, "work_of", one_core)
+        monkeypatch.setattr(bulk, "batch_encoder", one_core)
 
     return patch
 
@@ -86,7 +86,7 @@ def test_indexing_again_adds_what_is_new_and_one_row_for_equal_files(pictures, s
 def test_what_is_there_already_is_not_decoded_again(pictures, settings, monkeypatch):
     folder, decoded = pictures(20), []
     run(settings(folder))
-    monkeypatch.setattr(fill, "read", lambda *arguments: decoded.append(1))
+    monkeypatch.setattr(fill, "read_picture", lambda *arguments: decoded.append(1))
     assert run(settings(folder)).present == 20
     assert decoded == []
 
@@ -167,8 +167,8 @@ def test_writing_does_not_hold_up_encoding_and_is_no_more_than_one_portion_behin
         upsert(self, items, *others)
         events.append(("written", len(items)))
 
-    monkeypatch.setattr(fill, "LEAST_ROWS", 32)
-    monkeypatch.setattr(fill, "ROWS_PER_UPSERT", 64)
+    monkeypatch.setattr(fill, "MIN_ROWS_PER_UPSERT", 32)
+    monkeypatch.setattr(fill, "MAX_ROWS_PER_UPSERT", 64)
     monkeypatch.setattr(Index, "upsert", slow)
     encoding(lambda n: events.append(("encoded", n)))
     run(settings(pictures(320)))
@@ -185,7 +185,7 @@ def test_an_index_that_cannot_be_written_ends_it_with_its_sentence(pictures, set
     def fail(*arguments):
         raise IndexProblem("the disk is full")
 
-    monkeypatch.setattr(fill, "LEAST_ROWS", 32)
+    monkeypatch.setattr(fill, "MIN_ROWS_PER_UPSERT", 32)
     monkeypatch.setattr(Index, "upsert", fail)
     with pytest.raises(IndexProblem, match="the disk is full"):
         run(settings(pictures(300)))
@@ -211,7 +211,7 @@ def test_reembedding_stands_beside_and_lists_what_is_gone(pictures, settings, in
     assert (tally.indexed, sorted(name for name, _ in tally.skipped)) == (10, ["train/a/000.png", "train/b/001.png"])
     reasons = dict(tally.skipped)
     assert reasons["train/a/000.png"] == "cannot be read: No such file or directory"
-    assert reasons["train/b/001.png"].startswith("has another content than when it was indexed")
+    assert reasons["train/b/001.png"].startswith("has changed since it was indexed")
     new = Index(index.store.uri, other.card.id, other.card.dimension)
     (old_item, old_vector), (new_item, new_vector) = (each.get(content_id(picture(5))) for each in (index, new))
     assert old_item == new_item
@@ -233,8 +233,8 @@ def test_reembedding_with_data_reads_those(pictures, settings, make_bundle, tmp_
 def test_without_anything_to_embed_anew_one_is_told(pictures, settings, filled):
     if filled:
         run(settings(pictures(2)))
-    reason = "holds vectors of means-.* alone" if filled else "is not there"
-    with pytest.raises(DataError, match=f"nothing to embed anew: the collection pictures {reason}"):
+    reason = "only holds vectors of means-.*" if filled else "does not exist"
+    with pytest.raises(DataError, match=f"nothing to re-embed: the collection pictures {reason}"):
         run(settings(None, reembed=True))
 
 
@@ -247,7 +247,7 @@ def test_collections_of_one_index_are_apart(pictures, settings, index, bundle):
 
 def test_an_index_inside_the_folder_is_refused(pictures, settings):
     folder = pictures(3)
-    with pytest.raises(DataError, match="would take its thumbnails for pictures"):
+    with pytest.raises(DataError, match="so its thumbnails would be indexed too"):
         run(settings(folder, index=str(folder / "index")))
     assert run(settings(folder, index=str(folder / ".index"))).indexed == 3
 
@@ -263,12 +263,15 @@ def test_ctrl_c_keeps_what_is_embedded_and_says_how_much(pictures, settings, ind
     encoding(told)
     arguments = ["--data", str(folder), "--encoder", settings("x").encoder, "--index", index.store.uri]
     monkeypatch.setattr(sys, "argv", ["bulk.py", *arguments])
-    monkeypatch.setattr(bulk, "give_way", lambda: None)  # the tests after this one would
+    monkeypatch.setattr(bulk, "lower_priority", lambda: None)  # the tests after this one would
     with pytest.raises(SystemExit) as stopped:
         bulk.main()
     assert stopped.value.code == 130
     assert (kept := index.count()) == sum(sizes) < 200
-    assert f"stopped: indexed {kept}, already there 0, skipped 0; the same command goes on" in capsys.readouterr().out
+    assert (
+        f"interrupted: indexed {kept}, already there 0, skipped 0; run the same command again to resume"
+        in capsys.readouterr().out
+    )
 
 
 def test_after_kill_9_the_same_command_completes_without_duplicates(pictures, settings, index, wait_until):
@@ -280,10 +283,10 @@ from serving import bulk
 from serving.indexing import fill
 from serving.inference.encoder import OnnxEncoder
 encode = OnnxEncoder.__call__
-Onnxbatches = itertools.count()
-Encoder.__call__ = lambda self, pixels: encode(self, pixels) if next(batches) < 4 else time.sleep(1000)
-fill.LEAST_ROWS = fill.ROWS_PER_UPSERT = 32
-bulk.run(bulk.BulkSettings({str(folder)!r}, {settings("x").encoder!r}, {index.store.uri!r}))
+batches = itertools.count()
+OnnxEncoder.__call__ = lambda self, pixels: encode(self, pixels) if next(batches) < 4 else time.sleep(1000)
+fill.MIN_ROWS_PER_UPSERT = fill.MAX_ROWS_PER_UPSERT = 32
+bulk.run(bulk.BulkSettings(data={str(folder)!r}, encoder={settings("x").encoder!r}, index={index.store.uri!r}))
 """
     environment = {**os.environ, "PYTHONPATH": sys.path[0]}
     process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL)
@@ -302,12 +305,12 @@ bulk.run(bulk.BulkSettings({str(folder)!r}, {settings("x").encoder!r}, {index.st
 
 def test_filling_by_command_lets_a_service_on_the_machine_go_first(monkeypatch, settings):
     done = []
-    monkeypatch.setattr(bulk, "give_way", lambda: done.append("gives way"))
+    monkeypatch.setattr(bulk, "lower_priority", lambda: done.append("gives way"))
     monkeypatch.setattr(bulk, "run", lambda settings: done.append("runs"))
     bulk.command(settings("x"))
     assert done == ["gives way", "runs"]
 
 
 def test_giving_way_lowers_the_priority_of_a_process_and_only_once():
-    code = "import os; from serving.limits import give_way; give_way(); give_way(); print(os.nice(0))"
+    code = "import os; from serving.limits import lower_priority; lower_priority(); lower_priority(); print(os.nice(0))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "10\n"

@@ -22,17 +22,18 @@ def test_two_actors_fill_one_collection(bundle, picture, tmp_path):
     for i in range(50):
         (folder / f"{i}.png").write_bytes(picture(i % 40))  # ten are there twice
     (folder / "broken.png").write_text("no picture")
-    run(BulkSettings(str(folder), str(bundle.folder), str(tmp_path / "index")))
+    run(BulkSettings(data=str(folder), encoder=str(bundle.folder), index=str(tmp_path / "index")))
     for i in range(40, 140):
         (folder / f"{i + 10}.png").write_bytes(picture(i))
+    options = {"data": str(folder), "encoder": str(bundle.folder), "index": str(tmp_path / "index")}
     program = f"""
 import ray
 from serving import bulk
 from serving.indexing import cluster
-cluster.PORTION = 16
+cluster.BLOCK_FILES = 16
 if __name__ == "__main__":
     ray.init(num_cpus=2, log_to_driver=False)
-    print(bulk.run(bulk.BulkSettings(*{[str(folder), str(bundle.folder), str(tmp_path / "index")]}, ray=True)))
+    print(bulk.run(bulk.BulkSettings(**{options!r}, ray=True)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=sys.path[0], timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -46,15 +47,15 @@ if __name__ == "__main__":
 def test_without_ray_one_is_told_how_to_get_it(bundle, picture, tmp_path, monkeypatch):
     (tmp_path / "0.png").write_bytes(picture(0))
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(DataError, match=r"--ray needs Ray, which is not installed here: pip install 'twinview\[ray\]'"):
-        run(BulkSettings(str(tmp_path), str(bundle.folder), str(tmp_path / ".index"), ray=True))
+    with pytest.raises(DataError, match=r"--ray needs Ray, which is not installed: pip install 'twinview\[ray\]'"):
+        run(BulkSettings(data=str(tmp_path), encoder=str(bundle.folder), index=str(tmp_path / ".index"), ray=True))
 
 
 def test_a_zip_is_refused(picture, tmp_path):
-    from serving.indexing.cluster import _portions
+    from serving.indexing.cluster import _blocks
     from serving.indexing.originals import open_originals
 
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
         archive.writestr("0.png", picture(0))
-    with pytest.raises(DataError, match=r"--ray reads no \.zip"):
-        list(_portions(open_originals(str(tmp_path / "pictures.zip"))))
+    with pytest.raises(DataError, match=r"--ray cannot read a \.zip"):
+        list(_blocks(open_originals(str(tmp_path / "pictures.zip"))))

@@ -177,7 +177,7 @@ def test_the_command_writes_one_row_per_picture_and_compares_once(put, tmp_path,
 
 def test_an_invalid_threshold_is_named(put, tmp_path):
     put(on_circle(0, 1))
-    with pytest.raises(DerivedProblem, match=r"--threshold 1\.5: over 0 and at most 1"):
+    with pytest.raises(DerivedProblem, match=r"--threshold 1\.5: must be above 0 and at most 1"):
         run(DuplicatesSettings(index=str(tmp_path / "index"), threshold=1.5))
 
 
@@ -248,3 +248,17 @@ def test_a_new_version_with_the_same_pictures_is_not_stale(put):
     index.upsert([Item("f" * 32, "new.jpg", None, None, 1, 1)], on_circle(50))
     result = derived.result()
     assert (result.new, result.gone) == (1, 0)
+
+
+def test_changes_of_two_collections_polled_in_turn_are_each_counted_once(tmp_path, monkeypatch):
+    indexes = [Index(tmp_path, "enc", D, name) for name in ("first", "second")]
+    for index in indexes:
+        index.upsert([Item("a", "a.jpg", None, None, 1, 1)], on_circle(0))
+        Derived(index, "duplicates").compute(threshold=0.9)
+        index.upsert([Item("b", "b.jpg", None, None, 1, 1)], on_circle(50))
+    reads, ids = [], Index.ids
+    monkeypatch.setattr(Index, "ids", lambda index: reads.append(index.name) or ids(index))
+    for _ in range(3):
+        for index in indexes:
+            assert Derived(index, "duplicates").result().new == 1
+    assert reads == ["first", "second"]

@@ -61,14 +61,14 @@ def test_several_lists_follow_each_other_and_dates_become_text(write, tmp_path):
 def test_one_split_of_a_list(write):
     path = write(path=["a", "b", "c"], split=["train", "test", "train"])
     assert open_originals(path, "train").count == 2
-    assert [one.name for one in open_originals(path, "test").each] == ["b"]
+    assert [one.name for one in open_originals(path, "test").files] == ["b"]
 
 
 @pytest.mark.parametrize(
     ("columns", "split", "sentence"),
     [
         ({"file": ["a"]}, "all", "has no column path or image; its columns are file"),
-        ({"path": ["a"], "boxes": [[1, 2]]}, "all", "the column boxes holds list<.*>, which no metadata can be"),
+        ({"path": ["a"], "boxes": [[1, 2]]}, "all", "the column boxes holds list<.*>, which cannot be metadata"),
         ({"path": ["a"]}, "test", "has no column split"),
         ({"path": ["a"], "split": ["train"]}, "test", "has no test split"),
     ],

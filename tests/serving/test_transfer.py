@@ -181,11 +181,14 @@ def table(**columns) -> pa.Table:
         (b"some text", "no.parquet cannot be read as Parquet: Parquet magic bytes not found"),
         (table(name=None), "has no column name; its columns are id, vector"),
         (table().replace_schema_metadata(None), "does not name the encoder of its vectors"),
-        (table(vector=["a", "b"]), "the column vector holds string, not a FixedSizeList"),
-        (table(when=pa.array([1, 2], pa.timestamp("s"))), r"the column when holds timestamp.*, which it cannot"),
-        (table(id=[1, 2]), "the column id holds int64, which it cannot"),
+        (table(vector=["a", "b"]), "the column vector has the type string, not a FixedSizeList"),
+        (
+            table(when=pa.array([1, 2], pa.timestamp("s"))),
+            r"the column when has the type timestamp.*, which is",
+        ),
+        (table(id=[1, 2]), "the column id has the type int64, which is not allowed"),
         (table(**{"a b": [1, 2]}), "'a b' is not a metadata key"),
-        (table(id=["0" * 32, None]), "has a row without id or name"),
+        (table(id=["0" * 32, None]), "has a row without an id or a name"),
         (
             table(vector=pa.array([[1.0] * 4, None], pa.list_(pa.float32(), 4))),
             f"the vector of {'1' * 32} is zero or not finite",

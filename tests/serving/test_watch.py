@@ -12,7 +12,7 @@ import pytest
 from serving.bulk import BulkSettings, run
 from serving.collection.index import Index, IndexProblem, Item, content_id
 from serving.indexing import follow
-from serving.indexing.fill import work_of
+from serving.indexing.fill import batch_encoder
 from serving.indexing.follow import Follower
 from training.data.sources import DataError
 
@@ -36,7 +36,7 @@ def start(bundle, folder, index, tmp_path):
     """start() -> a follower that has looked twice, so that the collection is what the folder is."""
 
     def begin() -> Follower:
-        follower = Follower(folder, work_of(bundle), index, tmp_path / "skipped.csv")
+        follower = Follower(folder, batch_encoder(bundle), index, tmp_path / "skipped.csv")
         follower.look()
         follower.look()
         assert follower.started
@@ -87,7 +87,7 @@ def test_a_renamed_picture_keeps_its_item_under_its_new_name(start, folder, inde
         (folder / name).mkdir()
     (folder / "3.png").rename(folder / "dogs" / "3.png")
     (folder / "2.png").rename(folder / "cats" / "two.png")
-    monkeypatch.setattr("serving.indexing.fill.read", lambda *arguments: pytest.fail("it is decoded again"))
+    monkeypatch.setattr("serving.indexing.fill.read_picture", lambda *arguments: pytest.fail("it is decoded again"))
     look(follower)
     item, vector = index.get(content_id(picture(2)))
     assert (item.name, item.label, item.path) == ("cats/two.png", "cats", str(folder / "cats" / "two.png"))
@@ -121,7 +121,7 @@ def test_what_came_from_elsewhere_stays(start, folder, index, picture, bundle, t
     elsewhere = tmp_path / "pictures-more"  # its path begins with the folder's
     elsewhere.mkdir()
     (elsewhere / "7.png").write_bytes(picture(7))
-    run(BulkSettings(str(elsewhere), str(bundle.folder), index.store.uri))
+    run(BulkSettings(data=str(elsewhere), encoder=str(bundle.folder), index=index.store.uri))
     index.upsert([Item("f" * 32, "uploaded", None, None, 1, 1)], np.ones((1, index.dimension)), {"f" * 32: b"jpeg"})
     (folder / "7.png").write_bytes(picture(7))
     follower = start()
@@ -215,7 +215,7 @@ def test_a_drive_that_was_taken_away_deletes_nothing(start, folder, index):
     with pytest.raises(DataError, match="nothing was deleted"):
         follower.look()
     folder.mkdir()  # where it was mounted
-    with pytest.raises(DataError, match="no longer the folder it was; nothing was deleted"):
+    with pytest.raises(DataError, match="has been replaced by another folder; nothing was deleted"):
         follower.look()
     start()
     assert index.count() == 4
@@ -250,10 +250,10 @@ def test_following_takes_up_what_the_system_reports_and_ends_with_its_event(
     bundle, folder, index, picture, tmp_path, monkeypatch, capfd, wait_until
 ):
     monkeypatch.setattr(follow, "SETTLED_S", 0.3)
-    monkeypatch.setattr(follow, "UNASKED_S", 1e6)  # no look without a report
+    monkeypatch.setattr(follow, "LOOK_ANYWAY_S", 1e6)  # no look without a notification
     stop = threading.Event()
     thread = threading.Thread(
-        target=follow.follow, args=(folder, work_of(bundle), index, tmp_path / "skipped.csv", stop)
+        target=follow.follow, args=(folder, batch_encoder(bundle), index, tmp_path / "skipped.csv", stop)
     )
     thread.start()
 
@@ -285,7 +285,7 @@ def test_the_command_follows_until_ctrl_c(bundle, folder, index):
         rest, _ = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert f"stopped following {folder}; the same command goes on from here" in rest
+    assert f"stopped following {folder}; run the same command again to resume" in rest
     assert process.returncode == 0
     assert index.count() == 4
 
@@ -293,10 +293,18 @@ def test_the_command_follows_until_ctrl_c(bundle, folder, index):
 @pytest.mark.parametrize(
     ("data", "others", "sentence"),
     [
-        ("pictures.zip", {}, "--watch follows a folder, and .*pictures.zip is none"),
-        ("pictures", {"ray": True}, "--watch goes with neither"),
+        ("pictures.zip", {}, "--watch needs a folder, and .*pictures.zip is not one"),
+        ("pictures", {"ray": True}, "--watch cannot be combined with"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(bundle, folder, tmp_path, data, others, sentence):
     with pytest.raises(DataError, match=sentence):
-        run(BulkSettings(str(tmp_path / data), str(bundle.folder), str(tmp_path / "index"), watch=True, **others))
+        run(
+            BulkSettings(
+                data=str(tmp_path / data),
+                encoder=str(bundle.folder),
+                index=str(tmp_path / "index"),
+                watch=True,
+                **others,
+            )
+        )

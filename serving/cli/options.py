@@ -1,0 +1,49 @@
+"""Options of several commands: which index, collection and encoder's table they work on."""
+
+import os
+from dataclasses import dataclass
+
+from serving.collection.index import DEFAULT, Index, IndexProblem, WrongEncoder, existing_collections
+from serving.protocol.replies import Collection
+
+DEFAULT_ENCODER = os.environ.get("TWINVIEW_ENCODER", "").partition(",")[0].strip() or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexOptions:
+    index: str = os.environ.get("TWINVIEW_INDEX") or "index"
+    """Folder of the collections, or s3://bucket/prefix. Default: TWINVIEW_INDEX, or ./index."""
+
+    def open(self, collection: Collection) -> Index:
+        return Index(self.index, collection.encoder, collection.dimension, collection.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionOptions(IndexOptions):
+    collection: str = DEFAULT
+    """Name of the collection."""
+
+    def tables(self) -> list[Index]:
+        """One table for each encoder. Raises IndexProblem."""
+        return [self.open(collection) for collection in existing_collections(self.index, self.collection)]
+
+    def table(self, encoder: str | None) -> Index:
+        """The table of that encoder, or the only one. Raises IndexProblem."""
+        tables = self.tables()
+        chosen = [table for table in tables if encoder in (None, table.encoder_id)]
+        if len(chosen) == 1:
+            return chosen[0]
+        encoders = ", ".join(table.encoder_id for table in tables)
+        if chosen:
+            raise IndexProblem(f"{self.collection} holds vectors of {encoders}; choose one with --encoder")
+        raise WrongEncoder(f"{self.collection} holds vectors of {encoders}, and none of {encoder}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(CollectionOptions):
+    encoder: str | None = None
+    """Id of the encoder, if the collection holds vectors of several."""
+
+    def chosen_table(self) -> Index:
+        """Raises IndexProblem."""
+        return self.table(self.encoder)
