@@ -89,10 +89,10 @@ def contents(path: Path) -> Contents:
     if not (pa.types.is_fixed_size_list(vector) and pa.types.is_floating(vector.value_type)):
         raise FileProblem(f"{path}: the column vector has the type {vector}, not a FixedSizeList of numbers")
     for field in schema:
-        wanted = PLAIN
+        allowed = PLAIN
         if field.name in FACTS.names:
-            wanted = (*(WHOLE if field.name in SIZES else TEXT), pa.types.is_null)
-        if field.name != "vector" and not any(test(field.type) for test in wanted):
+            allowed = (*(WHOLE if field.name in SIZES else TEXT), pa.types.is_null)
+        if field.name != "vector" and not any(test(field.type) for test in allowed):
             raise FileProblem(f"{path}: the column {field.name} has the type {field.type}, which is not allowed")
         if field.name not in OWN and not KEY.fullmatch(_key(field.name)):
             raise FileProblem(f"{path}: {field.name!r} is not a metadata key: letters, digits and _, at most 64")
@@ -136,7 +136,7 @@ class ParquetWriter:
         with writable(self._path):
             self._file.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             with writable(self._path):
                 self._file.close()

@@ -1,13 +1,14 @@
 """Keeps the vectors of a table in this process's memory, up to date with its commits.
 
-LanceDB's row id consists of fragment and row, and a fragment's vectors never change: a commit adds fragments and deletes
-rows. So an update reads the new fragments, and the list of row ids only if rows were deleted. Rows, filters and vectors
-are of one version, even if other processes commit meanwhile.
+LanceDB's row id consists of fragment and row, and a fragment's vectors never change: a commit adds fragments and
+deletes rows. So an update reads the new fragments, and the list of row ids only if rows were deleted. Rows, filters and
+vectors are of one version, even if other processes commit meanwhile.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ REMEMBERED = 16  # filters
 class Snapshot:
     """A table at one version. `reader` is LanceDB's table object."""
 
-    def __init__(self, reader, version: int, nearest: Nearest):
+    def __init__(self, reader: Any, version: int, nearest: Nearest):
         self.reader, self.version, self.nearest = reader, version, nearest
         self._among: OrderedDict[str, np.ndarray] = OrderedDict()
 
@@ -56,9 +57,9 @@ class Resident:
         self._lock = threading.Lock()
         self._last: Snapshot | None = None
 
-    def snapshot(self, table, reopen: Callable) -> Snapshot | None:
-        """Returns the snapshot of LanceDB's `table` as it is now; None if it is too large. reopen() returns another table
-        object of it."""
+    def snapshot(self, table: Any, reopen: Callable[[], Any]) -> Snapshot | None:
+        """Returns the snapshot of LanceDB's `table` as it is now; None if it is too large. reopen() returns another
+        object for the same table."""
         with self._lock:
             version = table.version
             if self._last is not None and version == self._last.version:
@@ -78,8 +79,8 @@ class Resident:
         with self._lock:
             self._last = None
 
-    def _followed(self, nearest: Nearest, reader) -> Nearest | None:
-        """Returns `nearest` with the changes since; None if most has changed, or if it is another table of that name."""
+    def _followed(self, nearest: Nearest, reader: Any) -> Nearest | None:
+        """Returns `nearest` with the changes since; None if most changed, or if it is another table of that name."""
         if not nearest.count:
             return None
         fragment = int(nearest.keys[: nearest.n].max()) >> 32
@@ -95,24 +96,24 @@ class Resident:
             nearest = nearest.added(_keys(batch), self._matrix(batch))
         return nearest
 
-    def _is_same(self, nearest: Nearest, reader) -> bool:
+    def _is_same(self, nearest: Nearest, reader: Any) -> bool:
         """Whether the last row in memory is the one in the table."""
         at = nearest.n - 1 if nearest.alive is None else int(np.flatnonzero(nearest.alive)[-1])
         rows = reader.take_row_ids([int(nearest.keys[at])]).select(["vector"]).to_arrow().to_batches()
         return len(rows) == 1 and np.array_equal(self._matrix(rows[0]), nearest.rows[at : at + 1])
 
-    def _loaded(self, reader) -> Nearest:
+    def _loaded(self, reader: Any) -> Nearest:
         batches = _vectors(reader).to_batches(max(1, BATCH_BYTES // (4 * self.dimension)))
         parts = ((_keys(batch), self._matrix(batch)) for batch in batches)
         return Nearest.of(parts, self.dimension, self.most)
 
-    def _matrix(self, batch) -> np.ndarray:
+    def _matrix(self, batch: Any) -> np.ndarray:
         return batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dimension)
 
 
-def _vectors(reader):
+def _vectors(reader: Any) -> Any:
     return reader.search().select(["_rowid", "vector"])
 
 
-def _keys(rows) -> np.ndarray:
+def _keys(rows: Any) -> np.ndarray:
     return rows["_rowid"].to_numpy()

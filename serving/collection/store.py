@@ -10,15 +10,19 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from serving.collection.lease import lease_in_folder, lease_in_objects
 from serving.collection.problems import IndexProblem
+
+if TYPE_CHECKING:
+    import lancedb
 
 THREADS = 16  # for writing and deleting: a disk combines their flushes, an object store's latencies overlap
 RETRIES = 5  # of a request to an object store
@@ -32,6 +36,8 @@ OBJECT_STORE_ERRORS = {  # the meaning of a text in an object store's error
     "error sending request": "it does not answer",
     "NotEnoughCredentials": "there are no keys",
 }
+
+T = TypeVar("T")
 
 
 class FileStore:
@@ -116,7 +122,7 @@ class FileStore:
         self.delete([path for path, _, at in self.entries(prefix) if at < now - older_s])
         self.delete([path for path, _, at in self.entries(".writing") if at < now - STALE_S])
 
-    def connect(self):
+    def connect(self) -> "lancedb.DBConnection":
         """Returns the LanceDB connection, the same at every call. Reads through it see the newest commit."""
         with self.explained("read"):
             return self._connection
@@ -204,14 +210,14 @@ class FileStore:
             os.utime(self.local / new)  # the time of the move, as in an object store
 
     @cached_property
-    def _connection(self):
+    def _connection(self) -> "lancedb.DBConnection":
         import lancedb  # takes seconds, and the supervisor of `bentoml serve` imports this module too
 
         options = {} if self.local is not None else {"allow_http": _allow_http(), "client_retry_timeout": "30"}
         return lancedb.connect(self.uri, read_consistency_interval=timedelta(0), storage_options=options or None)
 
     @cached_property
-    def _objects(self):
+    def _objects(self) -> Any:
         from obstore.store import from_url
 
         return from_url(
@@ -251,7 +257,7 @@ def _of_store(error: Exception) -> bool:
     return type(error).__module__.startswith("obstore")
 
 
-def _each(function, entries: Iterable) -> None:
+def _each(function: Callable[[T], object], entries: Iterable[T]) -> None:
     """Call function(entry) for each entry, in threads if there are several."""
     entries = list(entries)
     if len(entries) < 2:

@@ -14,18 +14,18 @@ KINDS: dict[type, KeyType] = {str: "text", bool: "truth", int: "whole", float: "
 
 def summary(rows: pa.Table, columns: Mapping[str, tuple[str, type]]) -> list[Key]:
     """Returns the keys that at least one row has. columns: (column of the table, type of its values) by key."""
-    found = []
+    keys = []
     for key, (name, kind) in columns.items():
         values = rows[name].drop_null()
         if not len(values):
             continue
         counts = pc.value_counts(values)
         top = counts.take(pc.select_k_unstable(counts.field("counts"), COMMONEST, [("", "descending")]))
-        commonest = [(one["values"], one["counts"]) for one in top.to_pylist()]
+        commonest = [(count["values"], count["counts"]) for count in top.to_pylist()]
         ends = {}
         if kind in (int, float):
             least_most = pc.min_max(values).as_py()
             median = pc.quantile(values, 0.5)[0].as_py()
             ends = {"least": least_most["min"], "median": median, "most": least_most["max"]}
-        found.append(Key(key, KINDS[kind], len(counts), commonest, **ends))
-    return found
+        keys.append(Key(key, KINDS[kind], len(counts), commonest, **ends))
+    return keys

@@ -58,36 +58,35 @@ def group(
     threshold  not lower than the one of `compute`
     known      the ids that still exist, if some were deleted
     """
-    kept = arrays["cosine"] >= threshold
+    ids, near = arrays["ids"], arrays["cosine"] >= threshold
     if known is not None:
-        there = np.array([id.decode() in known for id in arrays["ids"].tolist()], bool)
-        kept &= there[arrays["a"]] & there[arrays["b"]]
-    a, b = arrays["a"][kept], arrays["b"][kept]
-    taken = np.zeros(len(arrays["ids"]), bool)
+        exists = np.array([id.decode() in known for id in ids.tolist()], bool)
+        near &= exists[arrays["a"]] & exists[arrays["b"]]
+    a, b = arrays["a"][near], arrays["b"][near]
+    taken = np.zeros(len(ids), bool)
     edges = np.flatnonzero(np.diff(a, prepend=-1, append=-1))  # where a changes
-    found = []
+    groups = []
     for start, end in pairwise(edges):
         if not taken[a[start]]:
-            near = b[start:end]
-            near = near[~taken[near]]
-            taken[near] = True
-            if len(near):
-                found.append((a[start], near))
-    found.sort(key=lambda one: -len(one[1]))
-    ids = arrays["ids"]
-    return [(ids[first].decode(), [id.decode() for id in ids[others]]) for first, others in found]
+            others = b[start:end]
+            others = others[~taken[others]]
+            taken[others] = True
+            if len(others):
+                groups.append((a[start], others))
+    groups.sort(key=lambda group: -len(group[1]))
+    return [(ids[keep].decode(), [id.decode() for id in ids[others]]) for keep, others in groups]
 
 
 def looked_up(index: Index, groups: list[tuple[str, list[str]]], threshold: float) -> Iterator[DuplicateGroup]:
     """Yields the groups with their items as they are now, without those that were deleted or are no longer near."""
     waiting = iter(groups)
-    while some := list(islice(waiting, 256)):
-        known = index.get_many(id for first, others in some for id in (first, *others))
-        for first, others in some:
+    while batch := list(islice(waiting, 256)):
+        known = index.get_many(id for first, others in batch for id in (first, *others))
+        for first, others in batch:
             if first not in known:
                 continue
             keep, vector = known[first]
             near = [(known[id][0], min(1.0, float(known[id][1] @ vector))) for id in others if id in known]
             near = [(item, cosine) for item, cosine in near if cosine >= threshold - 1e-6]
             if near:
-                yield DuplicateGroup(keep, sorted(near, key=lambda one: -one[1]))
+                yield DuplicateGroup(keep, sorted(near, key=lambda entry: -entry[1]))

@@ -84,17 +84,18 @@ def _groups(vectors: np.ndarray, seed: int, report: Report) -> np.ndarray:
     sample = vectors[rng.choice(len(vectors), min(len(vectors), SAMPLE), replace=False)]
     with warnings.catch_warnings(action="ignore"):  # about a group without members, which is harmless
         centres, _ = kmeans2(sample, GROUPS, iter=20, minit="++", rng=rng)
-    found = (vectors @ centres.T - (centres**2).sum(axis=1) / 2).argmax(axis=1)
-    order = np.argsort(-np.bincount(found, minlength=GROUPS), kind="stable")
-    return np.argsort(order).astype(np.int32)[found]
+    nearest = (vectors @ centres.T - (centres**2).sum(axis=1) / 2).argmax(axis=1)
+    order = np.argsort(-np.bincount(nearest, minlength=GROUPS), kind="stable")
+    return np.argsort(order).astype(np.int32)[nearest]
 
 
 def _components(vectors: np.ndarray) -> np.ndarray:
     places = np.zeros((len(vectors), 2), np.float32)
     if len(vectors) > 1:
         left, scale, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
-        some = (left * scale)[:, :2]
-        places[:, : some.shape[1]] = some * np.sign(some[np.abs(some).argmax(axis=0), range(some.shape[1])])
+        first = (left * scale)[:, :2]
+        signs = np.sign(first[np.abs(first).argmax(axis=0), range(first.shape[1])])  # the sign of an axis is arbitrary
+        places[:, : first.shape[1]] = first * signs
     return places
 
 
@@ -108,15 +109,15 @@ def _normal(places: np.ndarray) -> np.ndarray:
 def _before(index: Index, ids: list[str]) -> np.ndarray | None:
     """Returns the positions (n, 2) on the last map, near the centre for ids it does not have; None if it has less than
     half of them."""
-    kept = Derived(index, "map").result()
-    if kept is None:
+    last = Derived(index, "map").result()
+    if last is None:
         return None
-    places = dict(zip(kept.arrays["ids"].tolist(), zip(kept.arrays["x"], kept.arrays["y"], strict=True), strict=True))
-    found = [places.get(id.encode()) for id in ids]
-    if 2 * sum(place is not None for place in found) < len(ids) or not places:
+    places = dict(zip(last.arrays["ids"].tolist(), zip(last.arrays["x"], last.arrays["y"], strict=True), strict=True))
+    before = [places.get(id.encode()) for id in ids]
+    if 2 * sum(place is not None for place in before) < len(ids) or not places:
         return None
     rng = np.random.default_rng(0)
-    return np.array([place or rng.normal(0, 0.01, 2) for place in found], np.float32)
+    return np.array([place or rng.normal(0, 0.01, 2) for place in before], np.float32)
 
 
 class _Steps(io.TextIOBase):
@@ -126,8 +127,8 @@ class _Steps(io.TextIOBase):
         self._report = report
 
     def write(self, text: str) -> int:
-        if found := re.search(r"Iteration:\s*(\d+)", text):
-            self._report("arranging", int(found[1]) / STEPS)
+        if match := re.search(r"Iteration:\s*(\d+)", text):
+            self._report("arranging", int(match[1]) / STEPS)
         return len(text)
 
 
@@ -143,31 +144,48 @@ def current(index: Index, result: Result) -> dict[str, Any]:
     stays = np.array([id in known for id in ids], bool)
     for name in ("ids", "x", "y", "group", "label"):
         arrays[name] = arrays[name][stays]
-    found = index.get_many(new[:PLACED])
-    hits = index.search_many(np.stack([v for _, v in found.values()]), SEARCHED) if found else []
-    near = {
-        id: [(one.id, max(cosine, 0.0) + 1e-6) for one, cosine in some] for id, some in zip(found, hits, strict=True)
-    }
+    added = index.get_many(new[:PLACED])
     columns = (result.arrays[name].tolist() for name in ("x", "y", "group"))
     known_places = dict(zip(ids, zip(*columns, strict=True), strict=True))
-    places = []
-    while placed := [id for id in near if any(one in known_places for one, _ in near[id])]:
-        # Pictures whose neighbours are all new get a position after those have theirs.
-        for id in placed:
-            some = [(*known_places[one], weight) for one, weight in near[id] if one in known_places][:NEIGHBOURS]
-            x, y, groups, weights = zip(*some, strict=True)
-            place = (np.average(x, weights=weights), np.average(y, weights=weights), groups[0])
-            places.append((id.encode(), *place, found[id][0].label))
-        known_places |= {place[0].decode(): place[1:4] for place in places[-len(placed) :]}
-        near = {id: some for id, some in near.items() if id not in known_places}
+    places = _places_of_new(index, {id: vector for id, (_, vector) in added.items()}, known_places)
     if places:
+        new_labels = [added[id][0].label for id in places]
         labels = arrays["labels"].tolist()
-        labels += sorted({label for *_, label in places if label is not None} - set(labels))
+        labels += sorted({label for label in new_labels if label is not None} - set(labels))
         number = {label: i for i, label in enumerate(labels)} | {None: -1}
-        arrays["ids"] = np.concatenate([arrays["ids"], np.array([place[0] for place in places], "S")])
-        for axis, i in (("x", 1), ("y", 2)):
-            arrays[axis] = np.concatenate([arrays[axis], np.array([place[i] for place in places], np.float32)])
-        arrays["group"] = np.concatenate([arrays["group"], np.array([place[3] for place in places], np.int32)])
-        arrays["label"] = np.concatenate([arrays["label"], np.array([number[p[4]] for p in places], np.int32)])
+        x, y, groups = zip(*places.values(), strict=True)
+        more = {
+            "ids": np.array([id.encode() for id in places], "S"),
+            "x": np.array(x, np.float32),
+            "y": np.array(y, np.float32),
+            "group": np.array(groups, np.int32),
+            "label": np.array([number[label] for label in new_labels], np.int32),
+        }
+        arrays |= {name: np.concatenate([arrays[name], column]) for name, column in more.items()}
         arrays["labels"] = np.array(labels, "U")
     return arrays | {"unplaced": len(new) - len(places)}
+
+
+Place = tuple[float, float, int]  # x, y, group
+
+
+def _places_of_new(index: Index, vectors: dict[str, np.ndarray], places: dict[str, Place]) -> dict[str, Place]:
+    """Returns the places of new pictures with these unit vectors (d,), by id, from the `places` of the others. Pictures
+    without a placed neighbour are left out."""
+    results = index.search_many(np.stack(list(vectors.values())), SEARCHED) if vectors else []
+    neighbours = {
+        id: [(item.id, max(cosine, 0.0) + 1e-6) for item, cosine in result]
+        for id, result in zip(vectors, results, strict=True)
+    }
+    places, new = dict(places), {}
+    while ready := [id for id in neighbours if any(other in places for other, _ in neighbours[id])]:
+        batch: dict[str, Place] = {}
+        for id in ready:
+            weighted = [(*places[other], weight) for other, weight in neighbours[id] if other in places][:NEIGHBOURS]
+            x, y, groups, weights = zip(*weighted, strict=True)
+            batch[id] = (float(np.average(x, weights=weights)), float(np.average(y, weights=weights)), groups[0])
+        # Pictures whose neighbours are all new get a place in the next round, after those have theirs.
+        places |= batch
+        new |= batch
+        neighbours = {id: result for id, result in neighbours.items() if id not in batch}
+    return new

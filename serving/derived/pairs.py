@@ -71,11 +71,11 @@ def near_pairs(
     order = np.argsort(own, kind="stable").astype(np.int32)
     heads, own = heads[order], own[order]
     cells = _Cells(vectors, heads, centres, own, order, threshold)
-    found, count = [], 0
+    parts, count = [], 0
     with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:  # BLAS threads are slow at small products
         try:
             for end, pairs in pool.map(cells.pairs, range(0, len(centres), CELLS_TOGETHER)):
-                found.append(pairs)
+                parts.append(pairs)
                 count += len(pairs.first)
                 if count > MOST_PAIRS:
                     raise TooManyPairs(
@@ -85,13 +85,21 @@ def near_pairs(
                 report(1 - (1 - end / n) ** 2)  # each cell is compared with itself and later ones
         finally:
             pool.shutdown(cancel_futures=True)
-    return _joined(found)
+    return _joined(parts)
 
 
 class _Cells:
     """Vectors sorted by cell: row r is vectors[order[r]]; its head is heads[r], its cell own[r]."""
 
-    def __init__(self, vectors, heads, centres, own, order, threshold: float):
+    def __init__(
+        self,
+        vectors: np.ndarray,
+        heads: np.ndarray,
+        centres: np.ndarray,
+        own: np.ndarray,
+        order: np.ndarray,
+        threshold: float,
+    ):
         self.vectors, self.heads, self.centres, self.own, self.order = vectors, heads, centres, own, order
         self.threshold = threshold
         self.ends = np.searchsorted(own, np.arange(len(centres) + 1))
@@ -100,38 +108,38 @@ class _Cells:
     def pairs(self, first_cell: int) -> tuple[int, NearPairs]:
         """Returns the row after CELLS_TOGETHER cells, and the pairs within them and with later cells."""
         cells = range(first_cell, min(first_cell + CELLS_TOGETHER, len(self.centres)))
-        start, some = self.ends[first_cell], self.centres[cells.start : cells.stop]
+        start, centres = self.ends[first_cell], self.centres[cells.start : cells.stop]
         sine = math.sqrt(1 - self.threshold**2)
-        within = np.linalg.norm(self.centres[:, None] - some, axis=2) * sine + SLACK  # (c, cells)
-        beyond = self.score[start:, None] - self.heads[start:, :-1] @ some.T  # (rows, cells)
+        within = np.linalg.norm(self.centres[:, None] - centres, axis=2) * sine + SLACK  # (c, cells)
+        beyond = self.score[start:, None] - self.heads[start:, :-1] @ centres.T  # (rows, cells)
         reaches = beyond <= within[self.own[start:]]
-        found = []
+        parts = []
         for column, cell in enumerate(cells):
             rows = np.flatnonzero(reaches[self.ends[cell] - start :, column]) + self.ends[cell]
             for a, b in self._candidates(rows, self.ends[cell], self.ends[cell + 1]):
                 a, b = self.order[a], self.order[b]
                 cosine = np.einsum("ij,ij->i", self.vectors[a], self.vectors[b])
-                kept = cosine >= self.threshold
-                found.append(NearPairs(np.minimum(a, b)[kept], np.maximum(a, b)[kept], cosine[kept]))
-        return self.ends[cells.stop], _joined(found)
+                near = cosine >= self.threshold
+                parts.append(NearPairs(np.minimum(a, b)[near], np.maximum(a, b)[near], cosine[near]))
+        return self.ends[cells.stop], _joined(parts)
 
     def _candidates(self, rows: np.ndarray, start: int, end: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields pairs of one of `rows` and an earlier row of start to end whose bound reaches the threshold."""
         for i in range(0, len(rows), BLOCK):
-            some = rows[i : i + BLOCK]
-            left = self.heads[some]
+            block = rows[i : i + BLOCK]
+            left = self.heads[block]
             for j in range(start, end, BLOCK):
                 right = self.heads[j : min(j + BLOCK, end)]
                 hits = np.flatnonzero((left @ right.T).ravel() >= self.threshold - SLACK)
-                a, b = some[hits // len(right)], hits % len(right) + j
+                a, b = block[hits // len(right)], hits % len(right) + j
                 a, b = a[a > b], b[a > b]
                 for piece in range(0, len(a), BLOCK):
                     yield a[piece : piece + BLOCK], b[piece : piece + BLOCK]
 
 
-def _joined(found: list[NearPairs]) -> NearPairs:
+def _joined(parts: list[NearPairs]) -> NearPairs:
     none = NearPairs(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
-    return NearPairs(*(np.concatenate(parts) for parts in zip(none, *found, strict=True)))
+    return NearPairs(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True)))
 
 
 def _basis(vectors: np.ndarray, threshold: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:

@@ -204,7 +204,7 @@ def _sql(column: str, operator: Operator, values: tuple[Value, ...]) -> str:
     return f"({' OR '.join(parts)})" if parts else "false"
 
 
-def _condition(key: str, operator: str, value) -> tuple[str, Operator, tuple[Value, ...]]:
+def _condition(key: str, operator: str, value: object) -> tuple[str, Operator, tuple[Value, ...]]:
     """Returns the checked condition of one operator of a JSON filter. Raises FilterProblem."""
     if operator not in OPERATORS:
         known = ", ".join(OPERATORS)
@@ -221,7 +221,7 @@ def _condition(key: str, operator: str, value) -> tuple[str, Operator, tuple[Val
     return key, checked, tuple(_scalar(key, checked, one) for one in value)
 
 
-def _scalar(key: str, operator: Operator, value) -> Value:
+def _scalar(key: str, operator: Operator, value: object) -> Value:
     compares = f"The filter on {key} compares with {_shown(value)}"
     good = isinstance(value, (str, int, float)) or value is None
     if not good or (isinstance(value, float) and not math.isfinite(value)):
@@ -238,5 +238,5 @@ def _scalar(key: str, operator: Operator, value) -> Value:
     return value
 
 
-def _shown(value) -> str:
+def _shown(value: object) -> str:
     return ascii(value)[:80]

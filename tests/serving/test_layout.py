@@ -96,7 +96,7 @@ def test_a_new_picture_joins_the_group_of_its_nearest_neighbour(index, quick):
 
 
 def test_new_pictures_with_only_new_neighbours_are_placed_among_the_neighbours_of_those(index, quick, monkeypatch):
-    monkeypatch.setattr("serving.derived.map.LOOKED_AT", 4)  # itself and three of its kind
+    monkeypatch.setattr("serving.derived.map.SEARCHED", 4)  # itself and three of its kind
     kept = Derived(index, "map")
     before = places(kept.compute(seed=0).arrays)
     here, far = two_kinds(1)[0], unit(np.eye(D)[2:3])[0]
