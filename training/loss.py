@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DENSE_ROWS = 8192  # 2N up to which all (2N, 2N) similarities are in memory: 256 MiB, and a few copies of them
-CHUNK_BYTES = 16 << 20  # of a chunk of similarities above it; two copies more. malloc maps blocks from 32 MiB on anew
+CHUNK_BYTES = 16 << 20  # above that: similarities at a time, and two copies. malloc returns 32 MiB and more at once
 
 
 def nt_xent(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:

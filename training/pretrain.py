@@ -261,7 +261,11 @@ def pretrain(settings: PretrainSettings) -> Path:
     train, test = open_pictures(settings, source)
     settings = check_batch(settings, len(train.pixels), devices * nodes)
     if saved:
-        check_same_pictures(settings, saved, len(train.pixels))
+        if saved["facts"]["images"] != len(train.pixels):
+            raise CheckpointError(
+                f"{run} was trained on {saved['facts']['images']:,} images and {settings.data} now has "
+                f"{len(train.pixels):,}: give another --name"
+            )
         if saved["facts"].get("epochs") == settings.epochs:
             print(f"{run} is finished: {knn.sentence(saved['facts']['before'], saved['facts']['after'])}")
             return run
@@ -376,14 +380,6 @@ def check_batch(settings: PretrainSettings, images: int, world: int) -> Pretrain
 def largest_batch(settings: PretrainSettings, images: int, world: int) -> int:
     """The batch size; with fewer images, all of them, the same number in every process."""
     return settings.batch_size if images >= settings.batch_size else images // world * world
-
-
-def check_same_pictures(settings: PretrainSettings, saved: dict, images: int) -> None:
-    if saved["facts"]["images"] != images:
-        raise CheckpointError(
-            f"{RUNS / settings.name} was trained on {saved['facts']['images']:,} images and {settings.data} now has "
-            f"{images:,}: give another --name"
-        )
 
 
 def calibrate(settings: PretrainSettings, train: PixelStore | Stream, world: int) -> PretrainSettings:
