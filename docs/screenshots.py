@@ -1,9 +1,9 @@
-"""The page's pictures for the documents: every tab, in a wide window and in a narrow one.
+"""Take the documents' screenshots of the page: every tab, in a wide window and in a narrow one.
 
     python docs/screenshots.py --encoder runs/clothing-tiny/encoder --index index --runs runs
 
-Starts the service over that collection and photographs it in Chromium, into docs/screenshots/TAB-wide.webp and
-TAB-narrow.webp. The map and the near-duplicates of the collection must have been computed before, or are now.
+Starts the service with that collection and writes docs/screenshots/TAB-wide.webp and TAB-narrow.webp from Chromium. The
+map and the near-duplicates of the collection are computed if that has not been done yet.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -31,27 +31,27 @@ from serving.client import Client
 FOLDER = Path(__file__).parent / "screenshots"
 SIZES = {"wide": (1400, 900), "narrow": (390, 844)}
 QUALITY = 82
-LONG_MS = 180_000  # for a map of the whole collection, where there is none yet
+LONG_MS = 180_000  # a map of the whole collection may have to be computed
 
 
 @dataclass(frozen=True)
 class Options:
     encoder: str
-    """The bundle to serve."""
+    """Folder of the encoder to serve."""
     index: str = "index"
-    """Where the collection `pictures` is."""
+    """Folder of the index with the collection `pictures`."""
     runs: str = "runs"
-    """Where the training runs are."""
+    """Folder of the training runs."""
     picture: str = ""
-    """Which of the collection to look at: a part of its name. By default the first."""
+    """The picture to show: a part of its name in the collection. By default the first."""
     only: str = ""
-    """One tab alone."""
+    """Take this tab only."""
     scheme: str = "light"
-    """Or dark."""
+    """light or dark."""
 
 
 def similar(page: Page, picture: str) -> None:
-    """Its neighbours. The other tabs look at the same picture."""
+    """Show the nearest pictures. The other tabs show the same picture."""
     tile = page.locator("#grid .tile")
     tile = page.locator(f'#grid .tile[data-name*="{picture}"]') if picture else tile
     tile.first.click()
@@ -60,7 +60,7 @@ def similar(page: Page, picture: str) -> None:
 
 
 def shown(tab: str, ready: str, begin: str | None = None) -> Callable[[Page, str], None]:
-    """ready: what is there when the tab has all. begin: a button to press, where it is there."""
+    """ready: a selector of what the finished tab has. begin: a button to press first, if it is shown."""
 
     def show(page: Page, picture: str) -> None:
         similar(page, picture)
@@ -70,13 +70,13 @@ def shown(tab: str, ready: str, begin: str | None = None) -> Callable[[Page, str
         if begin and page.locator(begin).first.is_visible() and not page.locator(ready).first.is_visible():
             page.locator(begin).first.click()
         page.locator(ready).first.wait_for(timeout=LONG_MS)
-        page.wait_for_timeout(2000)  # pictures that come after
+        page.wait_for_timeout(2000)  # for the pictures to load
 
     return show
 
 
 def runs(page: Page, picture: str) -> None:
-    """The two newest beside each other."""
+    """Compare the two newest."""
     shown("Runs", "#run-curves .chart")(page, picture)
     if (second := page.locator('[data-run][aria-pressed="false"]')).count():
         second.first.click()
@@ -96,24 +96,24 @@ TABS = {
 def main(options: Options) -> None:
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
-        own = {"TWINVIEW_ENCODER": options.encoder, "TWINVIEW_INDEX": options.index, "TWINVIEW_RUNS": options.runs}
-        own = {key: str(Path(value).absolute()) for key, value in own.items()}
-        server = Server("twinview", BENTOML, Path(name), "/readyz", own)
+        settings = {"TWINVIEW_ENCODER": options.encoder, "TWINVIEW_INDEX": options.index, "TWINVIEW_RUNS": options.runs}
+        settings = {key: str(Path(value).absolute()) for key, value in settings.items()}
+        server = Server("twinview", BENTOML, Path(name), "/readyz", settings)
         try:
             server.wait()
             os.killpg(server.process.pid, signal.SIGCONT)
             with Client(f"http://127.0.0.1:{server.port}", timeout_s=LONG_MS / 1000) as client:
-                client.invariance()  # loads PyTorch, which on a busy machine takes longer than a page waits
+                client.invariance()  # loads PyTorch, which may take longer than a page waits
             browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
             for tab, show in TABS.items():
                 if options.only in ("", tab):
                     for size in SIZES:
-                        photograph(browser, server.port, tab, show, size, options)
+                        take(browser, server.port, tab, show, size, options)
         finally:
             stop([server])
 
 
-def photograph(browser: Browser, port: int, tab: str, show: Callable, size: str, options: Options) -> None:
+def take(browser: Browser, port: int, tab: str, show: Callable, size: str, options: Options) -> None:
     width, height = SIZES[size]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=options.scheme)
     page = context.new_page()
@@ -121,7 +121,7 @@ def photograph(browser: Browser, port: int, tab: str, show: Callable, size: str,
     page.wait_for_function(OPENED_JS)
     show(page, options.picture)
     page.mouse.move(0, 0)
-    if size == "narrow":  # where the picture stands above the tabs
+    if size == "narrow":  # there the picture is above the tabs
         page.locator("#tabs").evaluate("tabs => tabs.scrollIntoView()")
     page.wait_for_timeout(500)
     path = FOLDER / f"{tab}-{size}.webp"

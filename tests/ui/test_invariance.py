@@ -70,6 +70,6 @@ def test_it_computes_only_while_shown_and_says_that_it_is_working(fake, in_loop)
 
 def test_what_is_missing_is_explained(fake, in_loop):
     small = ServiceError("collection: at least two pictures are compared", 400, "malformed", "collection")
-    assert "it holds fewer than two" in look(fake(failure=small), in_loop)[-1]
+    assert "which has fewer than two" in look(fake(failure=small), in_loop)[-1]
     absent = ServiceError("this service was built without training's code", 501, "not_offered")
     assert "built without training&#x27;s code" in look(fake(failure=absent), in_loop)[-1]

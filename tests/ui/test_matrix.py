@@ -32,7 +32,7 @@ def test_the_loss_and_the_shares_are_those_of_eq_1(found):
     html = matrix_html(found, 0.25)
     share = np.exp(2) / (np.exp(2) + 4 * np.exp(1))
     assert f'<b class="loss">{-np.log(share):.3f}</b>' in html
-    assert f"of 6 views all alike {np.log(5):.3f}" in html
+    assert f"if all 6 views were equal, {np.log(5):.3f}" in html
     rows = cells(html, "shares")
     assert rows[0][1][1] == f"{share:.2f}".removeprefix("0")
     assert rows[0][2][1] == f"{(1 - share) / 4:.2f}".removeprefix("0")

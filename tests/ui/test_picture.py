@@ -58,7 +58,7 @@ def test_a_clicked_tile_carries_its_picture(event):
 
 
 def test_the_well_describes_its_picture():
-    assert 'alt="The picture looked at: a/cat.jpg, cat"' in well_html(Picture("a/cat.jpg", "cat", id="id1"))
+    assert 'alt="The current picture: a/cat.jpg, cat"' in well_html(Picture("a/cat.jpg", "cat", id="id1"))
     assert "<img" not in well_html(None)
 
 

@@ -20,7 +20,7 @@ EXPLANATION = (
     "was, at 100 % it has gone as far as to another picture. A flat line: the encoder overlooks it."
 )
 WORKING = "Looking at {count} pictures, each changed in 26 ways. The first time, PyTorch has to be loaded for it."
-EMPTY = "Pictures of the collection are compared, and it holds fewer than two. Fill it, then come back."
+EMPTY = "This compares pictures of the collection, which has fewer than two. Add some, then come back."
 
 
 async def examine(client: AsyncClient, picture: Picture | None, count: int, seed: int, collection: str) -> str:

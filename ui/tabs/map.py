@@ -29,10 +29,10 @@ from ui.widgets.results import EMPTY
 
 MOST_SHOWN = 200  # pictures of a choice
 NONE = (
-    "There is no map of this collection yet. On it each picture has a place close to those that look like it. "
+    "There is no map of this collection yet. On it, pictures that look alike are close together. "
     "It takes seconds for some thousand pictures, and minutes for 100,000."
 )
-EXPLANATION = "What looks alike stands close together. Draw around some to see them; choose one to search."
+EXPLANATION = "Similar pictures are close together. Draw around some to see them; choose one to search."
 TOOLS = """
 <div class="map" hidden>
   <div class="map-tools" role="toolbar" aria-label="Map">
@@ -42,11 +42,11 @@ TOOLS = """
       <button type="button" data-mode="box" aria-pressed="false" title="Draw a box around pictures">Box</button>
     </span>
     <span class="map-set">
-      <button type="button" data-do="farther" aria-label="Farther">&minus;</button>
-      <button type="button" data-do="closer" aria-label="Closer">+</button>
+      <button type="button" data-do="farther" aria-label="Zoom out">&minus;</button>
+      <button type="button" data-do="closer" aria-label="Zoom in">+</button>
       <button type="button" data-do="whole">Whole map</button>
     </span>
-    <button type="button" data-do="view" title="Show the pictures of this part below">Gather these</button>
+    <button type="button" data-do="view" title="Show the pictures of this part below">Show these</button>
     <button type="button" data-do="pictures" aria-pressed="false">Thumbnails</button>
     <span class="map-set map-by" hidden>
       <button type="button" data-by="label" aria-pressed="true">Labels</button>
@@ -56,14 +56,14 @@ TOOLS = """
   <div class="map-frame">
     <div class="map-stage">
       <canvas tabindex="0" role="img" data-keys="Arrow keys move, plus and minus zoom, 0 shows the whole map, Enter
-        gathers the pictures of this part."></canvas>
+        lists the pictures of this part."></canvas>
       <div class="map-pictures" aria-hidden="true"></div>
       <div class="map-tip" hidden><img alt=""><span></span></div>
     </div>
     <div class="map-side">
-      <div class="map-legend" role="group" aria-label="What stands out"></div>
-      <button type="button" data-do="picked" hidden>Gather these</button>
-      <button type="button" data-do="all" hidden>All again</button>
+      <div class="map-legend" role="group" aria-label="Labels to highlight"></div>
+      <button type="button" data-do="picked" hidden>Show these</button>
+      <button type="button" data-do="all" hidden>Show all</button>
     </div>
   </div>
 </div>

@@ -156,7 +156,7 @@ class SimilarTab(Tab):
         data = event._data or {}
 
         def report(done: int, total: int) -> None:
-            progress((done, total), desc="Collecting what is known of them")
+            progress((done, total), desc="Loading the selected pictures")
 
         try:
             rows = await selection.selected(self.client, data, _settings(*controls), report)

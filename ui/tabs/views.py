@@ -23,8 +23,8 @@ EXPLANATION = (
 NOTHING = "Choose a picture first: drop one anywhere on this page, or click one under Similar."
 BATCH = (
     "<h2>A small batch, as the loss sees it</h2><p>Two views of each picture: the one you look at, and others of the "
-    "collection. Each view has to be recognised as its partner's among all; the temperature says how much the "
-    "hardest of the others count.</p>"
+    "collection. The loss asks for each view to be closest to the other view of its picture; the temperature "
+    "sets how much the most similar of the others count.</p>"
 )
 
 
@@ -38,7 +38,7 @@ async def pairs_html(
     projected = [pair.projected for pair in drawn if pair.projected is not None]
     if projected:
         means += f", under z = g(h): <b>{mean(projected):.2f}</b>"
-    summary = f"<p>Mean cosine of {which} {means} <i>Drawn as small as the encoder sees them.</i></p>"
+    summary = f"<p>Mean cosine of {which} {means} <i>Shown at the resolution of the encoder.</i></p>"
     return summary, f'<ul class="pairs">{"".join(map(_pair_html, drawn))}</ul>'
 
 

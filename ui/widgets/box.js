@@ -31,7 +31,7 @@ function paint() {
   });
   const px = [(right - left) * image.naturalWidth, (bottom - top) * image.naturalHeight].map(Math.round);
   const source = image.dataset.thumbnail === undefined ? "" : " of the thumbnail";
-  const warning = Math.min(...px) < LEAST_PX ? "; so small a part says little" : "";
+  const warning = Math.min(...px) < LEAST_PX ? "; too small to say much" : "";
   extent.textContent = `${px[0]} × ${px[1]} pixels${source}${warning}`;
 }
 

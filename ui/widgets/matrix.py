@@ -36,10 +36,10 @@ def matrix_html(matrix: Matrix, temperature: float) -> str:
         f'value="{temperature:g}" aria-label="Temperature"><span class="tau-value">{temperature:.2f}</span></label>'
         f'<fieldset aria-label="What is compared">{choice}</fieldset>'
         f'<p>NT-Xent of this batch: <b class="loss">{matrix.loss(temperature):.3f}</b>; '
-        f"of {2 * n} views all alike {matrix.chance:.3f}.</p></div>"
+        f"if all {2 * n} views were equal, {matrix.chance:.3f}.</p></div>"
         '<div class="sides">'
         + _table("cosines", "<b>Cosine</b> of each view with each other", matrix.cosines, names)
-        + _table("shares", "<b>Share</b> in the softmax of its row: the outlined should have all", shares, names)
+        + _table("shares", "<b>Share</b> in the softmax of its row: the outlined one should have it all", shares, names)
         + '</div><p class="readout" aria-live="polite">Outlined: the positive, the other view of the same picture. All '
         "others of a row are negatives. Point at a cell to read it.</p></div>"
     )

@@ -47,7 +47,7 @@ async def neighbours(client: AsyncClient, query: Query, settings: SearchSettings
         words = f"{len(both)} of {max(len(results), len(others))} are found by both encoders, and marked."
     elif results:
         tiles = grid_html(results, collection)
-        words = "Nearest first, with the cosine of the embeddings. Choose one to go on from there."
+        words = "Nearest first, with the cosine of the embeddings. Choose one to search from it."
     else:
         return "", notice(_nothing(settings, ALONE if query.picture.id else EMPTY))
     bar = selection_html(len(results), collection, f"{query}{settings}")

@@ -103,7 +103,7 @@ def steps_html(trail: Trail) -> str:
         return ""
     first = max(0, len(trail) - MOST_STEPS)
     steps = [_step(query, at, at == len(trail) - 1) for at, query in enumerate(trail[first:], first)]
-    return f'<h4>The way here</h4><ul class="steps">{"".join(steps)}</ul>'
+    return f'<h4>Searches so far</h4><ul class="steps">{"".join(steps)}</ul>'
 
 
 def _step(query: Query, at: int, current: bool) -> str:

@@ -18,7 +18,7 @@ def well_html(picture: Picture | None) -> str:
     if picture is None:
         invitation = '<span class="invitation"><b>Drop a picture</b>or paste one, or click to choose</span>'
         return f'<div class="well"><label class="another">{file_input}{invitation}</label></div>'
-    alt = f"The picture looked at: {picture.description}"
+    alt = f"The current picture: {picture.description}"
     thumbnail = "" if picture.id is None else " data-thumbnail"
     image = (
         f'<img src="{escape(picture.url)}" alt="{escape(alt)}" draggable="false" tabindex="0"{thumbnail} '
