@@ -1,5 +1,6 @@
-"""What all tests share: Ctrl-C reaches processes started here, and waiting for an event has one deadline."""
+"""Settings of the whole suite, and the one way to wait for an event."""
 
+import gc
 import signal
 import time
 from collections.abc import Callable
@@ -10,6 +11,16 @@ PATIENCE_S = 60.0
 
 # A shell makes its background jobs ignore Ctrl-C, and every process started by these tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What the test modules have imported is never freed: no later collection looks through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ def made(request, bundle, pictures, tmp_path_factory):
         return quantize(QuantizeSettings(bundle.folder, request.param, str(pictures)))
 
 
+@pytest.mark.slow
 def test_the_new_bundle_is_next_to_the_old_one_and_records_its_losses(made, bundle):
     card, found = load_bundle(made.folder).card, made.card.figures["quantized"]
     assert made.folder == bundle.folder.with_name(f"encoder-{card.precision}")
@@ -80,6 +81,7 @@ def test_the_new_bundle_is_next_to_the_old_one_and_records_its_losses(made, bund
     assert "parity_error" not in card.figures and card.figures["after"] == {"held_out": 0.5}
 
 
+@pytest.mark.slow
 def test_the_service_loads_it_and_gives_nearly_the_same_vectors(made, bundle):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), dtype=np.uint8)
     before, now = OnnxEncoder(bundle).rows(pixels), OnnxEncoder(made).rows(pixels)
@@ -115,6 +117,7 @@ def test_layers_stay_float32_until_the_loss_is_small_enough(bundle, monkeypatch,
     assert "60.0% are kept with these layers in float32: none" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_labels_the_loss_is_measured_by_neighbours(bundle, pictures, tmp_path):
     mixed = tmp_path / "mixed"
     mixed.mkdir()
@@ -126,6 +129,7 @@ def test_without_labels_the_loss_is_measured_by_neighbours(bundle, pictures, tmp
     assert found["pictures"] == 80 and found["neighbours_kept"] > 0.9 and "knn" not in found
 
 
+@pytest.mark.slow
 def test_the_knn_queries_do_not_calibrate(bundle, pictures, tmp_path, monkeypatch):
     seen = []
 
@@ -138,6 +142,7 @@ def test_the_knn_queries_do_not_calibrate(bundle, pictures, tmp_path, monkeypatc
     assert seen == [set()]
 
 
+@pytest.mark.slow
 def test_a_quantised_bundle_is_refused(made, pictures):
     with pytest.raises(BundleError, match=r"encoder-\w+ is (int8|fp16) already: give the bundle that it was made from"):
         quantize(QuantizeSettings(made.folder, "int8", str(pictures)))
@@ -151,6 +156,7 @@ def test_a_card_of_an_unknown_precision_is_not_read(bundle, tmp_path):
         load_bundle(copy.folder)
 
 
+@pytest.mark.slow
 def test_an_int8_graph_that_saturates_is_not_served(made, tmp_path):
     """As on a processor without VNNI, where sums overflow."""
     wrong = [1.1 * value for value in made.card.probe]

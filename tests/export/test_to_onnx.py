@@ -108,6 +108,7 @@ def test_the_bundle_contains_no_path_of_the_machine_that_made_it(bundle):
         assert b"encoders.py" not in content
 
 
+@pytest.mark.slow
 def test_the_same_checkpoint_is_not_exported_twice_and_gives_the_same_bytes_elsewhere(run, bundle, tmp_path):
     again, fresh = export(ExportSettings(run))
     assert not fresh
@@ -117,6 +118,7 @@ def test_the_same_checkpoint_is_not_exported_twice_and_gives_the_same_bytes_else
     assert elsewhere.graph.read_bytes() == bundle.graph.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_graph_that_differs_from_torch_is_not_saved(run, tmp_path, monkeypatch, trained):
     other = to_onnx.to_graph(Encoder("tiny", 1, 20).eval(), 20)
     monkeypatch.setattr(to_onnx, "to_graph", lambda encoder, size_px, head: other)
@@ -141,6 +143,7 @@ def adapted(request, trained, tmp_path_factory):
     return folder, network
 
 
+@pytest.mark.slow
 def test_a_classifiers_graph_gives_torchs_embeddings_and_logits(adapted):
     folder, network = adapted
     made, fresh = export(ExportSettings(folder))
@@ -154,6 +157,7 @@ def test_a_classifiers_graph_gives_torchs_embeddings_and_logits(adapted):
             assert np.abs(given - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_a_classifiers_card_has_its_classes_in_order_and_no_path(adapted):
     bundle, _ = export(ExportSettings(adapted[0]))
     assert bundle.card.classes == ["cat", "dog", "Kuh"]
@@ -162,6 +166,7 @@ def test_a_classifiers_card_has_its_classes_in_order_and_no_path(adapted):
     assert all(b"somebody" not in file.read_bytes() for file in bundle.folder.iterdir())
 
 
+@pytest.mark.slow
 def test_an_export_from_before_its_run_had_classes_is_made_again(adapted, monkeypatch):
     bundle, _ = export(ExportSettings(adapted[0]))
     graph = bundle.graph.read_bytes()
@@ -171,6 +176,7 @@ def test_an_export_from_before_its_run_had_classes_is_made_again(adapted, monkey
     assert fresh and again.card.classes == ["cat", "dog", "Kuh"]
 
 
+@pytest.mark.slow
 def test_logits_that_differ_from_torchs_are_found(adapted):
     graph, other = export(ExportSettings(adapted[0]))[0].graph.read_bytes(), torch.nn.Linear(128, 3)
     assert to_onnx.parity_error(graph, adapted[1].encoder, 20, other) > to_onnx.PARITY_LIMIT

@@ -1,4 +1,4 @@
-"""A tiny encoder made by hand, so that these tests need no torch: the embedding is a picture's 4 x 4 mean colours."""
+"""Fixtures with a tiny hand-made encoder, so that these tests need no torch: an embedding is 4 x 4 mean colours."""
 
 import asyncio
 import hashlib
@@ -14,6 +14,7 @@ import uuid
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -51,7 +52,7 @@ DIMENSION = 48
 
 
 def _make_bundle(folder, scale: float = 1 / 255) -> Bundle:
-    """embedding = scale * the means over 8 x 8 pixels, (N, 3 * 4 * 4). Another scale makes another encoder's id."""
+    """embedding = scale * the means over 8 x 8 pixels, (N, 3 * 4 * 4). Another scale gives another encoder id."""
     pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", SIZE_PX, SIZE_PX, 3])
     embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", DIMENSION])
     nodes = [
@@ -79,13 +80,13 @@ def _make_bundle(folder, scale: float = 1 / 255) -> Bundle:
 
 
 def _means(pixels: np.ndarray, scale: float = 1 / 255) -> np.ndarray:
-    """What the bundle's encoder gives, by numpy in float64: (n, 32, 32, 3) -> (n, 48)."""
+    """The bundle's embeddings, computed by numpy in float64: (n, 32, 32, 3) -> (n, 48)."""
     parts = pixels.astype(np.float64).reshape(-1, 4, 8, 4, 8, 3) * scale
     return parts.mean(axis=(2, 4)).transpose(0, 3, 1, 2).reshape(-1, DIMENSION)
 
 
 def _picture(seed: int, size: tuple[int, int] = (40, 30), format: str = "PNG") -> bytes:
-    """An encoded picture of large coloured squares; another for every seed."""
+    """An image file of large coloured squares, different for every seed."""
     squares = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(squares).resize(size, Image.Resampling.NEAREST).save(buffer, format)
@@ -113,7 +114,7 @@ def bundle(tmp_path_factory) -> Bundle:
 
 
 class InThread:
-    """A lane without a process of its own, which would take a second to start."""
+    """A lane in a thread instead of a process, which would take a second to start."""
 
     def __init__(self, bundle: Bundle, max_pixels: int):
         self.encode = OnnxEncoder(bundle, 1).rows
@@ -130,8 +131,14 @@ class InThread:
 
 
 @pytest.fixture(autouse=True)
+def no_collection(monkeypatch):
+    """An app collects garbage when it has loaded: with all that tests import that takes a quarter of a second."""
+    monkeypatch.setattr("serving.app.gc", Mock())
+
+
+@pytest.fixture(autouse=True)
 def lanes_in_threads(monkeypatch):
-    """In this process; what is launched has lanes as it has for a user."""
+    """Apps in this process have lanes in threads. Services started by `launch` have processes, as for a user."""
 
     def lanes(bundle: Bundle, cores: int, max_pixels: int, threads: Executor) -> tuple[list[InThread], str]:
         return [InThread(bundle, max_pixels) for _ in range(cores)], CPU
@@ -163,7 +170,7 @@ def http(serve) -> TestClient:
 
 
 class Awaited:
-    """An AsyncClient whose methods are awaited here, so that one test speaks to both."""
+    """Wraps AsyncClient's methods as blocking calls, so that one test covers both clients."""
 
     def __init__(self, app):
         self.app = app
@@ -178,7 +185,7 @@ class Awaited:
 
 @pytest.fixture(params=["sync", "async"])
 def connect(request):
-    """connect(http) -> a client of either kind for an app in this process."""
+    """connect(http) -> a Client or AsyncClient of an app in this process."""
 
     def relay(http):
         def answer(sent: httpx.Request) -> httpx.Response:
@@ -195,7 +202,7 @@ def connect(request):
 
 @pytest.fixture
 def listen(bundle, tmp_path, wait_until):
-    """listen(host=..., access=...) -> (port, app) of a started app behind a real socket."""
+    """listen(host=..., access=...) -> (port, app) of a started app that listens on a real socket."""
     running = []
 
     def start(
@@ -221,13 +228,13 @@ def listen(bundle, tmp_path, wait_until):
 
 @pytest.fixture
 def no_store(monkeypatch):
-    """BentoML's model store, empty."""
+    """Makes BentoML's model store empty."""
     monkeypatch.setattr("serving.inference.encoder._in_store", lambda tag: None)
 
 
 @pytest.fixture
 def fill(bundle, tmp_path):
-    """fill(n) -> the n items it has put into the index of `serve`, item i with the vector of picture(i)."""
+    """fill(n) -> the n items it has added to the index of `serve`, item i with the vector of picture(i)."""
 
     def put(n: int, folder=tmp_path / "index") -> list[Item]:
         index, encode = Index(folder, bundle.card.id, DIMENSION), OnnxEncoder(bundle)
@@ -245,11 +252,11 @@ def fill(bundle, tmp_path):
 
 @pytest.fixture
 def twinview(monkeypatch):
-    """twinview(argument, ...), as the shell calls it."""
+    """twinview(argument, ...) runs the command as a shell does."""
 
     def call(*arguments) -> None:
         monkeypatch.setattr(sys, "argv", ["twinview", *map(str, arguments)])
-        monkeypatch.setattr("serving.bulk.lower_priority", lambda: None)  # the tests after this one would
+        monkeypatch.setattr("serving.bulk.lower_priority", lambda: None)  # would slow down the tests after this one
         main.main()
 
     return call
@@ -257,10 +264,10 @@ def twinview(monkeypatch):
 
 @pytest.fixture(scope="session")
 def object_store():
-    """Address of a server that speaks S3."""
-    from moto.server import ThreadedMotoServer  # seconds
+    """URL of an S3 server in this process."""
+    from moto.server import ThreadedMotoServer  # the import takes seconds
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs a line per request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     yield "http://{}:{}".format(*server.get_host_and_port())
@@ -269,7 +276,7 @@ def object_store():
 
 @pytest.fixture
 def s3(object_store, monkeypatch) -> str:
-    """s3://bucket/prefix, empty, with the variables that lead to it."""
+    """s3://bucket/prefix of a new bucket, with the environment variables that give access to it."""
     for name, value in {
         "AWS_ENDPOINT_URL": object_store,
         "AWS_ACCESS_KEY_ID": "key",
@@ -284,14 +291,14 @@ def s3(object_store, monkeypatch) -> str:
 
 @dataclass
 class Running:
-    """A service that was started as a user starts it."""
+    """A service started as by a user."""
 
     address: str
     process: subprocess.Popen
     log: Path
 
     def workers(self) -> list[int]:
-        """Ids of the processes that answer; the one that was started looks after them."""
+        """Process ids of BentoML's workers, which are children of the started process."""
         ids = []
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
             ids += map(int, (task / "children").read_text().split())
@@ -344,26 +351,3 @@ def launch(bundle, tmp_path, wait_until):
         running.process.wait()
         for orphan in orphans:
             os.kill(orphan, signal.SIGKILL)
-
-
-@pytest.fixture(scope="session")
-def _object_store():
-    """URL of an S3 server of this process that has the bucket `bucket`."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
-    httpx.put(f"http://{host}:{port}/bucket").raise_for_status()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(_object_store, monkeypatch) -> str:
-    """An s3:// place of its own for a test."""
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
-    for name, value in {**keys, "AWS_ENDPOINT_URL": _object_store}.items():
-        monkeypatch.setenv(name, value)
-    return f"s3://bucket/{uuid.uuid4().hex}"

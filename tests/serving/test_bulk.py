@@ -47,19 +47,19 @@ def index(bundle, tmp_path) -> Index:
 
 @pytest.fixture
 def encoding(monkeypatch):
-    """encoding(told) -> on one core, `told` hears of every batch's size before it is encoded."""
+    """encoding(report) -> encode on one core, and call `report` with each batch's size before it is encoded."""
 
-    def patch(told):
+    def patch(report):
         def one_core(bundle):
             encoder = fill.batch_encoder(bundle, cpu_cores=1)
-            return encoder._replace(encode=lambda pixels: told(len(pixels)) or encoder.encode(pixels))
+            return encoder._replace(encode=lambda pixels: report(len(pixels)) or encoder.encode(pixels))
 
         monkeypatch.setattr(bulk, "batch_encoder", one_core)
 
     return patch
 
 
-def test_pictures_are_found_with_their_facts_vectors_and_thumbnails(pictures, settings, index, bundle, picture, capsys):
+def test_pictures_are_indexed_with_facts_vectors_and_thumbnails(pictures, settings, index, bundle, picture, capsys):
     folder = pictures(70)
     tally = run(settings(folder))
     assert (tally.indexed, tally.present, tally.skipped) == (70, 0, [])
@@ -83,7 +83,7 @@ def test_indexing_again_adds_what_is_new_and_one_row_for_equal_files(pictures, s
     assert index.count() == 41
 
 
-def test_what_is_there_already_is_not_decoded_again(pictures, settings, monkeypatch):
+def test_indexed_pictures_are_not_decoded_again(pictures, settings, monkeypatch):
     folder, decoded = pictures(20), []
     run(settings(folder))
     monkeypatch.setattr(fill, "read_picture", lambda *arguments: decoded.append(1))
@@ -118,20 +118,20 @@ def test_one_split_of_a_zip_is_indexed_and_its_items_have_no_path(pictures, sett
     assert (item.name, item.label, item.path) == ("test/a/other.png", "a", None)
 
 
-def test_a_split_that_is_not_there_is_named(pictures, settings):
+def test_a_missing_split_is_named(pictures, settings):
     with pytest.raises(DataError, match="has no test split"):
         run(settings(pictures(3), split="test"))
 
 
 @pytest.mark.skipif(sys.platform == "win32" or sys.platform == "darwin", reason="names there are always text")
-def test_a_name_that_is_no_text_is_kept_readable(pictures, settings, index, picture):
+def test_a_name_that_is_not_valid_text_stays_readable(pictures, settings, index, picture):
     folder = pictures(2)
     (folder / "train" / "a" / os.fsdecode(b"caf\xe9.png")).write_bytes(picture(60))
     run(settings(folder))
     assert index.get(content_id(picture(60)))[0].name == "train/a/caf\N{REPLACEMENT CHARACTER}.png"
 
 
-def test_a_picture_that_is_there_twice_and_broken_is_listed_twice(pictures, settings, tmp_path):
+def test_two_equal_broken_files_are_both_listed(pictures, settings, tmp_path):
     folder = pictures(3)
     for name in ("one", "two"):
         (folder / "train" / "a" / f"{name}.txt").write_text("no picture")
@@ -153,7 +153,7 @@ def test_batches_are_full_though_most_files_are_known_or_broken(pictures, settin
     assert len(sizes) <= 4  # two threads, each with an end
 
 
-def test_writing_does_not_hold_up_encoding_and_is_no_more_than_one_portion_behind(
+def test_encoding_continues_during_a_write_and_is_at_most_one_upsert_ahead(
     pictures, settings, index, encoding, monkeypatch, wait_until
 ):
     events, upsert = [], Index.upsert
@@ -181,7 +181,7 @@ def test_writing_does_not_hold_up_encoding_and_is_no_more_than_one_portion_behin
     assert index.count() == 320
 
 
-def test_an_index_that_cannot_be_written_ends_it_with_its_sentence(pictures, settings, monkeypatch):
+def test_an_error_of_the_index_ends_the_command(pictures, settings, monkeypatch):
     def fail(*arguments):
         raise IndexProblem("the disk is full")
 
@@ -200,7 +200,9 @@ def test_another_encoder_is_refused_before_anything_is_read(pictures, settings, 
         run(settings(folder, encoder=str(other.folder)))
 
 
-def test_reembedding_stands_beside_and_lists_what_is_gone(pictures, settings, index, make_bundle, picture, tmp_path):
+def test_reembedding_keeps_old_vectors_and_lists_missing_files(
+    pictures, settings, index, make_bundle, picture, tmp_path
+):
     folder = pictures(12)
     run(settings(folder))
     gone, changed = folder / "train/a/000.png", folder / "train/b/001.png"
@@ -222,7 +224,7 @@ def test_reembedding_stands_beside_and_lists_what_is_gone(pictures, settings, in
     assert run(settings(None, encoder=str(other.folder), reembed=True)).present == 10
 
 
-def test_reembedding_with_data_reads_those(pictures, settings, make_bundle, tmp_path):
+def test_reembedding_with_data_reads_the_data(pictures, settings, make_bundle, tmp_path):
     folder = pictures(6)
     run(settings(folder))
     other = make_bundle(tmp_path / "other", 1 / 100)
@@ -230,7 +232,7 @@ def test_reembedding_with_data_reads_those(pictures, settings, make_bundle, tmp_
 
 
 @pytest.mark.parametrize("filled", [False, True])
-def test_without_anything_to_embed_anew_one_is_told(pictures, settings, filled):
+def test_nothing_to_reembed_is_reported(pictures, settings, filled):
     if filled:
         run(settings(pictures(2)))
     reason = "only holds vectors of means-.*" if filled else "does not exist"
@@ -238,7 +240,7 @@ def test_without_anything_to_embed_anew_one_is_told(pictures, settings, filled):
         run(settings(None, reembed=True))
 
 
-def test_collections_of_one_index_are_apart(pictures, settings, index, bundle):
+def test_collections_of_one_index_are_separate(pictures, settings, index, bundle):
     folder = pictures(6)
     run(settings(folder))
     run(settings(folder, collection="parts", split="train"))
@@ -252,15 +254,15 @@ def test_an_index_inside_the_folder_is_refused(pictures, settings):
     assert run(settings(folder, index=str(folder / ".index"))).indexed == 3
 
 
-def test_ctrl_c_keeps_what_is_embedded_and_says_how_much(pictures, settings, index, encoding, monkeypatch, capsys):
+def test_ctrl_c_stores_what_is_embedded_and_prints_the_counts(pictures, settings, index, encoding, monkeypatch, capsys):
     folder, sizes = pictures(200), []
 
-    def told(n: int) -> None:
+    def report(n: int) -> None:
         sizes.append(n)
         if len(sizes) == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    encoding(told)
+    encoding(report)
     arguments = ["--data", str(folder), "--encoder", settings("x").encoder, "--index", index.store.uri]
     monkeypatch.setattr(sys, "argv", ["bulk.py", *arguments])
     monkeypatch.setattr(bulk, "lower_priority", lambda: None)  # the tests after this one would
@@ -274,17 +276,17 @@ def test_ctrl_c_keeps_what_is_embedded_and_says_how_much(pictures, settings, ind
     )
 
 
+@pytest.mark.slow
 def test_after_kill_9_the_same_command_completes_without_duplicates(pictures, settings, index, wait_until):
-    """Killed with some of the rows on the disk, in a process that commits often and encodes four batches of 32."""
+    """Killed with two of its small portions on the disk, at the third."""
     folder = pictures(200)
     program = f"""
 import itertools, time
 from serving import bulk
 from serving.indexing import fill
-from serving.inference.encoder import OnnxEncoder
-encode = OnnxEncoder.__call__
-batches = itertools.count()
-OnnxEncoder.__call__ = lambda self, pixels: encode(self, pixels) if next(batches) < 4 else time.sleep(1000)
+from serving.collection.index import Index
+upsert, portions = Index.upsert, itertools.count(1)
+Index.upsert = lambda *given: upsert(*given) if next(portions) < 3 else time.sleep(1000)
 fill.MIN_ROWS_PER_UPSERT = fill.MAX_ROWS_PER_UPSERT = 32
 bulk.run(bulk.BulkSettings(data={str(folder)!r}, encoder={settings("x").encoder!r}, index={index.store.uri!r}))
 """
@@ -303,7 +305,7 @@ bulk.run(bulk.BulkSettings(data={str(folder)!r}, encoder={settings("x").encoder!
     assert index.verify() == []
 
 
-def test_filling_by_command_lets_a_service_on_the_machine_go_first(monkeypatch, settings):
+def test_the_command_runs_at_low_priority(monkeypatch, settings):
     done = []
     monkeypatch.setattr(bulk, "lower_priority", lambda: done.append("gives way"))
     monkeypatch.setattr(bulk, "run", lambda settings: done.append("runs"))
@@ -311,6 +313,7 @@ def test_filling_by_command_lets_a_service_on_the_machine_go_first(monkeypatch, 
     assert done == ["gives way", "runs"]
 
 
+@pytest.mark.slow
 def test_giving_way_lowers_the_priority_of_a_process_and_only_once():
     code = "import os; from serving.limits import lower_priority; lower_priority(); lower_priority(); print(os.nice(0))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "10\n"

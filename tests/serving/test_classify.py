@@ -133,6 +133,7 @@ def test_a_broken_picture_is_named(http, picture):
     assert answer.json()["error"]["message"] == "images[1] (b.txt) is not an image of a format this reads"
 
 
+@pytest.mark.slow
 def test_a_lanes_process_returns_the_logits_after_the_embedding(classifier):
     pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
 

@@ -33,11 +33,11 @@ def test_a_path_bytes_and_a_pil_image_give_the_same_embedding(client, bundle, pi
     np.testing.assert_allclose(np.linalg.norm(client.embed(image, normalize=True).vectors), 1, rtol=1e-5)
 
 
-def test_an_image_in_a_mode_that_png_has_not_is_sent_too(client):
+def test_an_image_in_a_mode_that_png_lacks_is_converted(client):
     assert client.embed(Image.new("CMYK", (8, 8))).vectors.shape == (1, 48)
 
 
-def test_any_number_of_pictures_goes_in_packs_that_the_service_takes(serve, connect, picture, monkeypatch):
+def test_many_pictures_are_sent_in_packs_that_the_service_accepts(serve, connect, picture, monkeypatch):
     """200 pictures in packs of 64, to a service that takes 20 a request, and 12,000 bytes."""
     monkeypatch.setattr("serving.client.messages.PACK_IMAGES", 64)
     wide = connect(serve())
@@ -50,7 +50,7 @@ def test_any_number_of_pictures_goes_in_packs_that_the_service_takes(serve, conn
     np.testing.assert_allclose(narrow.embed(iter(pictures)).vectors, expected, atol=1e-5)
 
 
-def test_a_broken_picture_is_named_by_its_place_among_all_and_by_its_file(client, picture, tmp_path, monkeypatch):
+def test_a_broken_picture_is_named_by_its_index_among_all_and_its_file_name(client, picture, tmp_path, monkeypatch):
     monkeypatch.setattr("serving.client.messages.PACK_IMAGES", 2)
     (tmp_path / "cat.txt").write_text("no picture")
     with pytest.raises(ServiceError) as refused:
@@ -59,19 +59,19 @@ def test_a_broken_picture_is_named_by_its_place_among_all_and_by_its_file(client
     assert refused.value.param == "images[3]"
 
 
-def test_one_picture_that_is_too_large_for_the_service_is_refused_in_its_words(serve, connect, picture):
+def test_a_picture_too_large_for_the_service_raises_its_error(serve, connect, picture):
     client = connect(serve(limits=Limits(body_bytes=1_000)))
     with pytest.raises(ServiceError, match="the request is larger than"):
         client.embed([picture(0), b"x" * 2_000, picture(1)])
 
 
-def test_no_picture_at_all_is_refused_by_the_service(client):
+def test_an_empty_list_of_pictures_is_refused_by_the_service(client):
     with pytest.raises(ServiceError, match="images: the request has none") as refused:
         client.embed([])
     assert refused.value.status == 400
 
 
-def test_an_encoder_can_be_named_and_one_that_is_not_there_is_refused(client, bundle, picture):
+def test_an_encoder_can_be_chosen_and_an_unknown_one_is_refused(client, bundle, picture):
     assert client.embed(picture(0), model=bundle.card.id).model == bundle.card.id
     with pytest.raises(ServiceError, match="nobody") as refused:
         client.embed(picture(0), model="nobody")
@@ -123,7 +123,7 @@ def test_search_by_picture_vector_and_id(client, picture):
     ]
 
 
-def test_what_is_put_in_is_found_shown_and_taken_out_again(client, bundle, picture):
+def test_items_are_stored_searched_read_and_deleted(client, bundle, picture):
     with pytest.raises(ServiceError, match="there is no collection mine") as refused:
         client.items(collection="mine")
     assert refused.value.status == 404
@@ -149,7 +149,7 @@ def test_what_is_put_in_is_found_shown_and_taken_out_again(client, bundle, pictu
     assert {one.name: one.count for one in client.collections()} == {"mine": 3, "pictures": 5}
 
 
-def test_any_number_of_pictures_is_put_in_with_the_facts_of_each(client, picture, monkeypatch):
+def test_many_pictures_are_stored_each_with_its_facts(client, picture, monkeypatch):
     monkeypatch.setattr("serving.client.messages.PACK_IMAGES", 4)
     facts = [{"name": str(i)} for i in range(10)]
     put = client.put_items((picture(i) for i in range(10)), facts, collection="mine")
@@ -172,13 +172,13 @@ def test_items_thumbnails_views_models_and_readiness(client, bundle, picture):
     assert client.ready() is True
 
 
-def test_a_refusal_is_raised_with_the_services_sentence(client):
+def test_a_refusal_is_raised_with_the_services_message(client):
     with pytest.raises(ServiceError, match=r"^images\[0\] \(image\) is not an image") as refused:
         client.embed(b"no picture")
     assert (refused.value.status, refused.value.code, refused.value.param) == (422, "undecodable", "images[0]")
 
 
-def test_without_an_encoder_the_client_says_not_ready_and_does_not_wait(serve, connect, tmp_path, no_store):
+def test_without_an_encoder_the_client_reports_not_ready_and_does_not_wait(serve, connect, tmp_path, no_store):
     client = connect(serve(encoder=tmp_path / "nowhere"))
     assert client.ready() is False
     assert client.models() == []
@@ -202,7 +202,7 @@ def busy(after: str = "7") -> httpx.Response:
     return httpx.Response(429, headers={"Retry-After": after}, json={"error": error})
 
 
-def test_a_busy_service_is_asked_again_after_the_time_it_names(monkeypatch):
+def test_a_request_to_a_busy_service_is_repeated_after_retry_after(monkeypatch):
     waits = []
     monkeypatch.setattr("serving.client.sync_client.time.sleep", waits.append)
     transport, got = answering(busy(), busy(), httpx.Response(200, json={"model": "m", "results": []}))
@@ -211,7 +211,7 @@ def test_a_busy_service_is_asked_again_after_the_time_it_names(monkeypatch):
     assert len(set(map(len, got))) == 1 and b"picture" in got[2]
 
 
-def test_the_async_client_asks_again_after_the_same_time(monkeypatch):
+def test_the_async_client_also_waits_for_retry_after(monkeypatch):
     waits = []
 
     async def sleep(seconds):
@@ -236,7 +236,7 @@ def test_no_wait_is_longer_than_the_client_allows(monkeypatch):
     assert waits == [LONGEST_WAIT_S]
 
 
-def test_a_service_that_stays_busy_is_given_up(monkeypatch):
+def test_after_some_attempts_a_busy_service_raises_an_error(monkeypatch):
     monkeypatch.setattr("serving.client.sync_client.time.sleep", lambda _: None)
     transport, got = answering(*(busy() for _ in range(10)))
     with pytest.raises(ServiceError, match="come back"):
@@ -244,13 +244,13 @@ def test_a_service_that_stays_busy_is_given_up(monkeypatch):
     assert len(got) == ATTEMPTS
 
 
-def test_an_answer_that_is_not_the_services_is_told_by_its_status():
+def test_an_answer_of_a_proxy_is_reported_by_its_status():
     transport, _ = answering(httpx.Response(502, text="<html>Bad gateway</html>"))
     with pytest.raises(ServiceError, match=r"http://service/collections/pictures/items\S* answered 502"):
         Client("http://service", transport=transport).items()
 
 
-def test_a_service_that_is_not_there_is_named():
+def test_an_unreachable_service_is_named():
     with pytest.raises(ServiceError, match=r"http://127\.0\.0\.1:9\S* cannot be reached"):
         Client("http://127.0.0.1:9").items()
 
@@ -266,7 +266,7 @@ def test_the_key_is_sent_as_a_bearer_token():
     assert keys == ["Bearer secret"]
 
 
-def test_the_runs_beside_the_service_are_given(connect, http, tmp_path, monkeypatch):
+def test_the_training_runs_are_listed(connect, http, tmp_path, monkeypatch):
     monkeypatch.setenv("TWINVIEW_RUNS", str(tmp_path))
     folder = tmp_path / "cats & dogs" / "#1"
     folder.mkdir(parents=True)
@@ -280,6 +280,7 @@ def test_the_runs_beside_the_service_are_given(connect, http, tmp_path, monkeypa
     assert details.metrics["loss"] == [5.5, 5.0]
 
 
+@pytest.mark.slow
 def test_the_client_loads_nothing_of_the_service():
     program = "import sys, serving.client; print({'fastapi', 'starlette', 'onnxruntime', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

@@ -184,6 +184,7 @@ def test_an_invalid_threshold_is_named(put, tmp_path):
 # In the background ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_service_compares_in_the_background_and_reports_progress(http, fill, wait_until):
     items = fill(6)
     assert http.get("/collections/nothing/duplicates").status_code == 404

@@ -30,7 +30,7 @@ def ids(numbers) -> set[str]:
     return {content_id(b"%d" % i) for i in numbers}
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def either(request, tmp_path) -> Index:
     """In a folder and in an object store."""
     return Index(tmp_path / "index" if request.param == "folder" else request.getfixturevalue("bucket"), "enc-1", D)
@@ -470,6 +470,7 @@ def write(uri: str, numbers, together) -> None:
         index.delete(ids([i]))
 
 
+@pytest.mark.slow
 def test_processes_that_write_the_same_rows_at_once_leave_one_of_each(either):
     """Another process and this one write, step by step at the same moment, while a third index reads."""
     spawn = multiprocessing.get_context("spawn")
@@ -507,6 +508,7 @@ def write_on(uri: str, begun) -> None:
         begun.set()
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_whole_upserts_and_a_sound_collection(index):
     spawn = multiprocessing.get_context("spawn")
     begun = spawn.Event()

@@ -36,6 +36,7 @@ def test_curves_are_those_of_training_evaluate_on_the_collections_pictures(http,
     assert found.untrained is None
 
 
+@pytest.mark.slow
 @sync
 def test_it_is_compared_with_the_untrained_architecture(serve, fill, bundle, picture, tmp_path, connect):
     from training.encoders import Encoder, embed

@@ -24,7 +24,7 @@ def start(bundle, max_pixels: int = PIXELS) -> ProcessLane:
 
 
 def ask(lane: ProcessLane, *batches) -> list[BatchResult]:
-    """One after the other; then it is closed."""
+    """Run the batches one after the other, then close the lane."""
 
     async def asked():
         try:
@@ -44,7 +44,8 @@ def expected(bundle, picture, means):
     return rows
 
 
-def test_a_process_reads_files_and_takes_pixels_in_the_same_batch(lane, bundle, picture, expected):
+@pytest.mark.slow
+def test_a_batch_may_have_files_and_pixels(lane, bundle, picture, expected):
     pixels = np.stack([read_pixels(picture(i), bundle.card.preprocessing) for i in (3, 4, 5)])
     parts = [[picture(1), picture(2)], pixels, [b"no picture"], [picture(6), b""], [picture(7)]]
     [ran] = ask(lane, parts)
@@ -58,17 +59,20 @@ def test_a_process_reads_files_and_takes_pixels_in_the_same_batch(lane, bundle, 
     assert ran.decode_s[0] > 0 and ran.decode_s[1] == 0 and ran.model_s > 0
 
 
-def test_a_batch_without_any_picture_does_not_run(lane):
+@pytest.mark.slow
+def test_a_batch_of_undecodable_files_does_not_run_the_encoder(lane):
     [ran] = ask(lane, [[b"no picture"], [b""]])
     assert all(isinstance(part, Problem) for part in ran.parts) and ran.model_s == 0
 
 
-def test_a_file_of_too_many_pixels_is_told_apart(bundle, picture):
+@pytest.mark.slow
+def test_a_file_of_too_many_pixels_has_its_own_error(bundle, picture):
     [ran] = ask(start(bundle, 40 * 30), [[picture(1, (40, 30)), picture(1, (41, 30))]])
     assert ran.parts[0].image == 1 and isinstance(ran.parts[0].error, TooManyPixels)
 
 
-def test_a_process_that_was_killed_is_started_again_and_its_batch_is_answered(lane, picture, expected):
+@pytest.mark.slow
+def test_a_killed_process_is_restarted_and_its_batch_is_answered(lane, picture, expected):
     async def kill():
         await lane([[picture(1)]])
         os.kill(lane.process.pid, signal.SIGSTOP)
@@ -86,7 +90,8 @@ def test_a_process_that_was_killed_is_started_again_and_its_batch_is_answered(la
     np.testing.assert_allclose(after.parts[0], expected(4), atol=1e-5)
 
 
-def test_a_picture_that_brings_its_decoder_down_is_refused_and_those_beside_it_are_answered(
+@pytest.mark.slow
+def test_an_image_that_crashes_its_decoder_is_refused_and_the_rest_of_its_batch_is_answered(
     bundle, picture, expected, tmp_path, monkeypatch
 ):
     (tmp_path / "sitecustomize.py").write_text(
@@ -102,13 +107,15 @@ def test_a_picture_that_brings_its_decoder_down_is_refused_and_those_beside_it_a
     assert str(ran.parts[1].error) == "crashes its decoder" and ran.parts[1].image == 1
 
 
-def test_a_process_ends_with_whoever_started_it(lane):
-    lane._socket.shutdown(socket.SHUT_RDWR)  # as the system does when a process is gone
+@pytest.mark.slow
+def test_a_process_ends_with_the_service(lane):
+    lane._socket.shutdown(socket.SHUT_RDWR)  # as the system does when a process ends
     assert lane.process.wait(60) == 0
     lane.close()
 
 
-def test_a_process_ends_when_nobody_holds_its_lane_any_more(bundle, picture):
+@pytest.mark.slow
+def test_a_process_ends_when_its_lane_is_garbage_collected(bundle, picture):
     async def forget():
         lane = start(bundle)
         await lane([[picture(1)]])
@@ -119,7 +126,8 @@ def test_a_process_ends_when_nobody_holds_its_lane_any_more(bundle, picture):
     asyncio.run(forget())  # raises TimeoutExpired when the process does not end
 
 
-def test_a_bundle_that_has_been_replaced_is_not_run_in_place_of_the_first(make_bundle, picture, tmp_path):
+@pytest.mark.slow
+def test_a_restarted_lane_refuses_a_bundle_that_replaced_its_own(make_bundle, picture, tmp_path):
     first = make_bundle(tmp_path / "place")
     lane = start(first)
     second = make_bundle(tmp_path / "place", 1 / 128)
@@ -128,6 +136,7 @@ def test_a_bundle_that_has_been_replaced_is_not_run_in_place_of_the_first(make_b
         ask(lane, [[picture(1)]])
 
 
+@pytest.mark.slow
 def test_on_the_cpu_each_core_has_a_lane(bundle, picture, expected):
     lanes, provider = open_lanes(bundle, 2, PIXELS, None)
     assert provider == "CPUExecutionProvider" and len(lanes) == 2

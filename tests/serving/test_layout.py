@@ -135,6 +135,7 @@ def test_a_collection_of_no_or_one_picture_has_a_map(tmp_path):
     assert (columns["x"].tolist(), columns["y"].tolist()) == ([0], [0])
 
 
+@pytest.mark.slow
 def test_the_service_computes_a_map_and_returns_it_in_columns(http, fill, wait_until):
     fill(12)
     assert http.get("/collections/nothing/map").status_code == 404

@@ -96,6 +96,7 @@ def _(context, value):
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", GenerationMode)
 def test_the_service_conforms_to_the_document(schema, mode):
     """No 5xx, only documented statuses, media types and shapes, and no way around the keys, for valid and invalid

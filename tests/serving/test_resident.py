@@ -105,6 +105,7 @@ def followed(tmp_path, monkeypatch):
     return writer, model, upsert, check
 
 
+@pytest.mark.slow
 def test_a_reader_follows_additions_replacements_deletions_and_undoing(followed):
     writer, model, upsert, check = followed
     upsert(range(400), clustered(400))

@@ -190,6 +190,7 @@ def test_runs_need_no_encoder_but_a_key(tmp_path, make, serve, no_store):
     assert locked.get("/runs").status_code == 401
 
 
+@pytest.mark.slow
 def test_reading_runs_imports_neither_training_nor_fastapi():
     code = "import serving.runs, sys; sys.exit(any(n in ('torch', 'training', 'fastapi') for n in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -26,7 +26,7 @@ sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr
 
 
 @pytest.mark.slow
-def test_bentoml_serves_until_it_is_told_to_stop(launch, fill, bundle, picture):
+def test_bentoml_serves_until_it_is_stopped(launch, fill, bundle, picture):
     fill(5)
     running = launch()
     address, process, log = running.address, running.process, running.log
@@ -52,7 +52,7 @@ def test_bentoml_serves_until_it_is_told_to_stop(launch, fill, bundle, picture):
         socket.create_connection((host, int(port))) as upload,
     ):
         beats = page.iter_raw()
-        next(beats)  # neither an open page nor an upload that stalls may hold up the end
+        next(beats)  # neither an open page nor a stalled upload may delay the end
         head = (
             "POST /collections/pictures/search HTTP/1.1",
             "Host: a",
@@ -88,7 +88,7 @@ def test_workers_share_the_cores(launch, bundle, picture, wait_until):
 
 @pytest.fixture
 def bento(tmp_path) -> Path:
-    """The built bento's folder. The versions of what it needs are not looked up, which takes the network."""
+    """Folder of the built bento. Versions of requirements are not locked, because that needs the network."""
     config = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
     config["python"]["lock_packages"] = False
     file = tmp_path / "bentofile.yaml"
@@ -113,7 +113,7 @@ def test_a_built_bento_serves_where_there_is_no_checkout(launch, bento, fill, bu
         assert client.search(picture(2), k=1).results[0].name == "a/2.png"
     assert "gradio" in httpx.get(f"{running.address}/ui/").text
     views = httpx.post(f"{running.address}/views", files={"image": ("a.png", picture(0))}, timeout=60)
-    assert views.json()["error"]["code"] == "not_offered"  # training/ is not to be found
+    assert views.json()["error"]["code"] == "not_offered"  # training/ is not part of the bento
 
     folders = {file.relative_to(bento / "src").parts[0] for file in (bento / "src").rglob("*.py")}
     assert folders == {"export", "serving", "ui"}
@@ -123,7 +123,7 @@ def test_a_built_bento_serves_where_there_is_no_checkout(launch, bento, fill, bu
 
 
 def named(requirement: str) -> str:
-    """The distribution that it is about; empty for an option."""
+    """Name of the required distribution; empty for an option of pip."""
     name = re.match(r"\w[\w.-]*", requirement)
     return re.sub(r"[-_.]+", "-", name.group()).lower() if name else ""
 
@@ -137,7 +137,7 @@ def test_the_image_of_a_bento_holds_what_serving_needs_and_nothing_of_torch(bent
     names = {named(line) for line in wanted} - {""}
     assert {"bentoml", "onnxruntime", "lancedb", "gradio", "orjson", "uvloop"} <= names
     needed = set()
-    while names:  # and all that they need, as it is installed here
+    while names:  # and their requirements, as installed here
         name = names.pop()
         needed.add(name)
         try:
@@ -159,7 +159,7 @@ def test_the_image_of_a_bento_holds_what_serving_needs_and_nothing_of_torch(bent
         ("TWINVIEW_LOG", "xml", "TWINVIEW_LOG is json or text, not 'xml'"),
     ],
 )
-def test_a_variable_that_cannot_be_used_ends_the_start_with_a_sentence(name, value, sentence):
+def test_an_unusable_environment_variable_ends_the_start_with_a_message(name, value, sentence):
     command = [sys.executable, "-m", "bentoml", "serve"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, name: value}, capture_output=True, text=True)
     assert done.returncode == 1
@@ -168,10 +168,10 @@ def test_a_variable_that_cannot_be_used_ends_the_start_with_a_sentence(name, val
 
 
 @pytest.mark.slow
-def test_several_workers_count_together_and_leave_the_page_out(launch, picture):
+def test_several_workers_share_their_metrics_and_leave_the_page_out(launch, picture):
     running = launch(environment={"BENTOML_CONFIG_OPTIONS": "services.twinview.workers=2"})
     embedding = 'twinview_requests_total{route="/embed",status="200"}'
-    for i in range(1, 21):  # each a connection of its own, and so for any of the two
+    for i in range(1, 21):  # each on its own connection, so that either worker may answer
         answer = httpx.post(f"{running.address}/embed", content=picture(i), headers={"Content-Type": "image/png"})
         assert answer.status_code == 200
         assert f"{embedding} {i}.0" in httpx.get(f"{running.address}/metrics").text
@@ -181,8 +181,9 @@ def test_several_workers_count_together_and_leave_the_page_out(launch, picture):
     assert "the page is left out, because it works with one worker only" in running.log.read_text()
 
 
-def test_requests_are_traced_where_bentomls_configuration_asks_for_it(bundle, tmp_path):
-    """In a process of its own: importing the service reads the environment, and OpenTelemetry keeps its provider."""
+@pytest.mark.slow
+def test_requests_are_traced_if_bentomls_configuration_enables_it(bundle, tmp_path):
+    """In its own process, because importing the service reads the environment, and OpenTelemetry keeps its provider."""
     code = """
 import asyncio
 from bentoml._internal.configuration.containers import BentoMLContainer

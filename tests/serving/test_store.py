@@ -13,7 +13,7 @@ from serving.collection.problems import IndexProblem
 from serving.collection.store import FileStore
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def store(request, tmp_path) -> FileStore:
     return FileStore(tmp_path / "index" if request.param == "folder" else request.getfixturevalue("bucket"))
 
@@ -54,6 +54,7 @@ def hold(uri: str, held) -> None:
         time.sleep(60)
 
 
+@pytest.mark.slow
 def test_a_lease_of_a_killed_process_is_free(tmp_path):
     spawn = multiprocessing.get_context("spawn")
     held = spawn.Event()
@@ -68,11 +69,12 @@ def test_a_lease_of_a_killed_process_is_free(tmp_path):
         assert mine
 
 
-def test_a_lease_in_an_object_store_is_renewed_by_its_holder_and_runs_out_without_one(bucket, monkeypatch, wait_until):
+@pytest.mark.slow
+def test_a_lease_in_an_object_store_is_renewed_by_its_holder_and_runs_out_without_one(s3, monkeypatch, wait_until):
     now = 1000.0
     monkeypatch.setattr(lease, "time", SimpleNamespace(time=lambda: now))
     monkeypatch.setattr(lease, "LEASE_S", 0.4)
-    store = FileStore(bucket)
+    store = FileStore(s3)
 
     def renewed() -> bool:
         return float(store.read(".leases/x").split()[0]) == now + 0.4
@@ -147,13 +149,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         FileStore(tmp_path / "file").write("a", b"")
 
 
-def test_a_bucket_that_is_not_there_and_a_server_that_does_not_answer_are_said(bucket, monkeypatch):
+@pytest.mark.slow
+def test_a_bucket_that_is_not_there_and_a_server_that_does_not_answer_are_said(s3, monkeypatch):
     with pytest.raises(IndexProblem, match=r"s3://nowhere/x cannot be written \(there is no such bucket\)"):
         FileStore("s3://nowhere/x").write("a", b"")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(store_module, "RETRIES", 0)
     with pytest.raises(IndexProblem, match="it does not answer"):
-        FileStore(bucket).read("a")
+        FileStore(s3).read("a")
 
 
 def test_a_file_uri_is_a_folder(tmp_path):

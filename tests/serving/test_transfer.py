@@ -76,7 +76,7 @@ def small_portions(monkeypatch):
     monkeypatch.setattr(exchange, "ROWS_AT_ONCE", 7)
 
 
-def test_what_is_exported_and_imported_is_the_same_types_included(index, other, tmp_path, small_portions):
+def test_export_and_import_keep_values_and_types(index, other, tmp_path, small_portions):
     assert transfer.export(index, tmp_path / "v.parquet") == 50
     contents = exchange.contents(tmp_path / "v.parquet")
     assert (contents.encoder, contents.collection, contents.dimension, contents.count) == ("enc-a", "pictures", 8, 50)
@@ -101,7 +101,7 @@ def test_a_part_of_a_collection_can_be_exported(index, tmp_path):
     assert min(pyarrow.parquet.read_table(tmp_path / "v.parquet")["stock"].to_pylist()) == 40
 
 
-def test_an_export_that_fails_leaves_the_file_of_before(index, tmp_path, monkeypatch, small_portions):
+def test_a_failed_export_leaves_the_old_file(index, tmp_path, monkeypatch, small_portions):
     path = tmp_path / "v.parquet"
     path.write_text("before")
     scan = Index.scan
@@ -116,7 +116,7 @@ def test_an_export_that_fails_leaves_the_file_of_before(index, tmp_path, monkeyp
     assert path.read_text() == "before" and [p.name for p in tmp_path.glob("v.*")] == ["v.parquet"]
 
 
-def test_an_import_sends_what_is_missing_or_has_changed_and_nothing_else(index, other, tmp_path, small_portions):
+def test_an_import_sends_only_missing_and_changed_items(index, other, tmp_path, small_portions):
     transfer.export(index, tmp_path / "v.parquet")
     contents = exchange.contents(tmp_path / "v.parquet")
     items, vectors = items_of(50), vectors_of(50)
@@ -129,7 +129,7 @@ def test_an_import_sends_what_is_missing_or_has_changed_and_nothing_else(index, 
     assert_equal(index, other)
 
 
-def test_thumbnails_of_an_import_are_made_of_originals_that_are_still_what_they_were(other, picture, tmp_path):
+def test_an_import_makes_thumbnails_from_unchanged_originals(other, picture, tmp_path):
     files = {name: picture(seed) for seed, name in enumerate(["there.png", "gone.png", "another.png"])}
     items = [
         Item(content_id(data), name, None, str(tmp_path / name), 40, 30, len(data)) for name, data in files.items()
@@ -146,7 +146,7 @@ def test_thumbnails_of_an_import_are_made_of_originals_that_are_still_what_they_
     assert other.read_thumbnail(items[1].id).startswith(b"\xff\xd8")
 
 
-def test_of_an_id_that_comes_twice_the_first_is_taken(other, tmp_path, small_portions):
+def test_the_first_row_of_an_id_is_imported(other, tmp_path, small_portions):
     items = items_of(12)
     with exchange.ParquetWriter(tmp_path / "v.parquet", "enc-a", 8) as file:
         file.write([*items[:10], replace(items[2], name="again", metadata={})], vectors_of(11))
@@ -216,7 +216,7 @@ def test_a_file_that_cannot_be_written_is_named(index, tmp_path):
         transfer.export(index, tmp_path / "file" / "v.parquet")
 
 
-def test_a_metadata_key_may_be_called_as_a_column(other, tmp_path):
+def test_a_metadata_key_may_have_the_name_of_a_column(other, tmp_path):
     item = replace(items_of(1)[0], metadata={"vector": "v", "meta_x": 1})
     other.upsert([item], vectors_of(1))
     transfer.export(other, tmp_path / "v.parquet")
@@ -249,7 +249,7 @@ def test_one_collection_can_be_copied_alone(index, tmp_path):
     assert [facts.name for facts in collections(tmp_path / "other")] == ["parts"]
 
 
-def test_a_thumbnail_that_a_copy_lacks_is_sent_though_its_row_is_there(index, other, tmp_path):
+def test_a_missing_thumbnail_is_sent_although_its_row_is_present(index, other, tmp_path):
     copy(tmp_path / "index", tmp_path / "other")
     id = items_of(1)[0].id
     other.store.delete([other.thumbnail_path(id)])
@@ -271,14 +271,14 @@ def test_a_thumbnail_that_a_copy_lacks_is_sent_though_its_row_is_there(index, ot
         ),
     ],
 )
-def test_a_copy_that_is_not_equal_in_the_end_is_told(index, other, harm, sentence):
+def test_a_copy_that_is_not_equal_is_reported(index, other, harm, sentence):
     transfer.copy(index, other)
     harm(other)
     with pytest.raises(IndexProblem, match=sentence):
         transfer.compare(index, other)
 
 
-def test_a_collection_is_not_copied_onto_another_encoders(index, tmp_path):
+def test_a_collection_is_not_copied_onto_one_of_another_encoder(index, tmp_path):
     Index(tmp_path / "other", "enc-b", 8).upsert(items_of(1), vectors_of(1))
     with pytest.raises(WrongEncoder, match=r"pictures holds vectors of enc-b in .*other, and of enc-a in .*index"):
         copy(tmp_path / "index", tmp_path / "other")
@@ -289,7 +289,8 @@ def test_an_index_is_not_copied_onto_itself(index, tmp_path):
         copy(tmp_path / "index", f"{tmp_path}/nowhere/../index/")
 
 
-def test_a_copy_to_an_object_store_is_taken_up_after_kill_9_and_comes_back_equal(index, s3, tmp_path):
+@pytest.mark.slow
+def test_a_copy_to_an_object_store_resumes_after_kill_9_and_is_equal_when_copied_back(index, s3, tmp_path):
     program = f"""
 import itertools, time
 from serving.indexing import transfer

@@ -55,7 +55,7 @@ def names(index: Index) -> set[str]:
     return {item.name for item in index.page(100)}
 
 
-def test_new_changed_and_removed_pictures_are_taken_over(start, folder, index, picture):
+def test_new_changed_and_removed_pictures_are_updated(start, folder, index, picture):
     follower = start()
     (folder / "new").mkdir()
     (folder / "new" / "4.png").write_bytes(picture(4))
@@ -68,7 +68,7 @@ def test_new_changed_and_removed_pictures_are_taken_over(start, folder, index, p
     assert not follower.look()
 
 
-def test_a_file_is_taken_when_it_no_longer_grows(start, folder, index, picture):
+def test_a_file_is_indexed_when_it_no_longer_grows(start, folder, index, picture):
     follower, data = start(), picture(9, size=(300, 200))
     for end in (len(data) // 3, len(data) // 2, len(data)):
         (folder / "9.png").write_bytes(data[:end])
@@ -95,7 +95,7 @@ def test_a_renamed_picture_keeps_its_item_under_its_new_name(start, folder, inde
     assert index.count() == 4
 
 
-def test_the_last_of_equal_files_takes_the_item_with_it(start, folder, index, picture):
+def test_an_item_is_deleted_with_the_last_of_equal_files(start, folder, index, picture):
     shutil.copy(folder / "0.png", folder / "copy.png")
     follower = start()
     assert index.count() == 4
@@ -107,7 +107,7 @@ def test_the_last_of_equal_files_takes_the_item_with_it(start, folder, index, pi
     assert index.get(content_id(picture(0))) is None
 
 
-def test_a_start_makes_good_what_happened_in_between(start, folder, index, picture):
+def test_a_start_updates_what_changed_since_the_last_one(start, folder, index, picture):
     start()
     (folder / "0.png").unlink()
     (folder / "1.png").rename(folder / "one.png")
@@ -117,7 +117,7 @@ def test_a_start_makes_good_what_happened_in_between(start, folder, index, pictu
     assert content_id(picture(2)) not in index.ids()
 
 
-def test_what_came_from_elsewhere_stays(start, folder, index, picture, bundle, tmp_path):
+def test_items_from_elsewhere_are_kept(start, folder, index, picture, bundle, tmp_path):
     elsewhere = tmp_path / "pictures-more"  # its path begins with the folder's
     elsewhere.mkdir()
     (elsewhere / "7.png").write_bytes(picture(7))
@@ -130,7 +130,7 @@ def test_what_came_from_elsewhere_stays(start, folder, index, picture, bundle, t
     assert names(index) == {"0.png", "1.png", "2.png", "3.png", "7.png", "uploaded"}
 
 
-def test_a_broken_file_is_listed_until_it_is_mended(start, folder, index, picture, tmp_path):
+def test_a_broken_file_is_listed_until_it_is_repaired(start, folder, index, picture, tmp_path):
     (folder / "5.png").write_text("no picture")
     follower = start()
     with open(tmp_path / "skipped.csv", newline="") as file:
@@ -141,7 +141,7 @@ def test_a_broken_file_is_listed_until_it_is_mended(start, folder, index, pictur
     assert index.count() == 5
 
 
-def test_a_picture_that_is_broken_later_loses_its_item(start, folder, index):
+def test_a_picture_that_becomes_broken_loses_its_item(start, folder, index):
     follower = start()
     (folder / "0.png").write_text("no picture")
     look(follower)
@@ -149,7 +149,7 @@ def test_a_picture_that_is_broken_later_loses_its_item(start, folder, index):
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_what_cannot_be_read_for_now_keeps_its_items(start, folder, index, picture, monkeypatch, begun):
+def test_a_folder_that_is_temporarily_unreadable_keeps_its_items(start, folder, index, picture, monkeypatch, begun):
     (folder / "sub").mkdir()
     (folder / "sub" / "8.png").write_bytes(picture(8))
     follower = start()
@@ -172,7 +172,7 @@ def test_what_cannot_be_read_for_now_keeps_its_items(start, folder, index, pictu
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_a_file_that_cannot_be_read_for_now_keeps_its_item(start, folder, index, monkeypatch, begun):
+def test_a_file_that_is_temporarily_unreadable_keeps_its_item(start, folder, index, monkeypatch, begun):
     follower, getsize = start(), os.path.getsize
 
     def refuse(path):
@@ -193,7 +193,7 @@ def test_a_file_that_cannot_be_read_for_now_keeps_its_item(start, folder, index,
     assert index.count() == 3
 
 
-def test_an_item_stays_while_its_last_file_is_where_nobody_can_look(start, folder, index, monkeypatch):
+def test_an_item_is_kept_while_its_last_file_is_unreadable(start, folder, index, monkeypatch):
     (folder / "sub").mkdir()
     shutil.copy(folder / "0.png", folder / "sub" / "0.png")
     follower, scandir = start(), os.scandir
@@ -209,7 +209,7 @@ def test_an_item_stays_while_its_last_file_is_where_nobody_can_look(start, folde
     assert index.count() == 4
 
 
-def test_a_drive_that_was_taken_away_deletes_nothing(start, folder, index):
+def test_a_removed_drive_deletes_nothing(start, folder, index):
     follower = start()
     folder.rename(folder.with_name("away"))
     with pytest.raises(DataError, match="nothing was deleted"):
@@ -221,7 +221,7 @@ def test_a_drive_that_was_taken_away_deletes_nothing(start, folder, index):
     assert index.count() == 4
 
 
-def test_all_may_be_removed_while_it_is_followed(start, folder, index):
+def test_all_files_can_be_removed_while_the_folder_is_followed(start, folder, index):
     follower = start()
     for path in folder.iterdir():
         path.unlink()
@@ -229,7 +229,7 @@ def test_all_may_be_removed_while_it_is_followed(start, folder, index):
     assert index.count() == 0
 
 
-def test_after_a_problem_of_the_index_nothing_is_forgotten(start, folder, index, picture, monkeypatch):
+def test_after_an_error_of_the_index_no_change_is_lost(start, folder, index, picture, monkeypatch):
     follower = start()
     (folder / "0.png").unlink()
     (folder / "4.png").write_bytes(picture(4))
@@ -246,7 +246,8 @@ def test_after_a_problem_of_the_index_nothing_is_forgotten(start, folder, index,
     assert names(index) == {"1.png", "2.png", "3.png", "4.png"}
 
 
-def test_following_takes_up_what_the_system_reports_and_ends_with_its_event(
+@pytest.mark.slow
+def test_following_reacts_to_notifications_and_ends_with_its_event(
     bundle, folder, index, picture, tmp_path, monkeypatch, capfd, wait_until
 ):
     monkeypatch.setattr(follow, "SETTLED_S", 0.3)
@@ -273,6 +274,7 @@ def test_following_takes_up_what_the_system_reports_and_ends_with_its_event(
     assert "indexed 4, already there 0, skipped 0" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_follows_until_ctrl_c(bundle, folder, index):
     arguments = ["--data", str(folder), "--encoder", str(bundle.folder), "--index", index.store.uri, "--watch"]
     command = [sys.executable, "serving/bulk.py", *arguments]
@@ -297,7 +299,7 @@ def test_the_command_follows_until_ctrl_c(bundle, folder, index):
         ("pictures", {"ray": True}, "--watch cannot be combined with"),
     ],
 )
-def test_what_cannot_be_followed_is_refused(bundle, folder, tmp_path, data, others, sentence):
+def test_sources_that_cannot_be_followed_are_refused(bundle, folder, tmp_path, data, others, sentence):
     with pytest.raises(DataError, match=sentence):
         run(
             BulkSettings(

@@ -13,7 +13,7 @@ def small_shapes(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_settings(small_shapes):
     """Three epochs of two steps each."""
 

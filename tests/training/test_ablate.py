@@ -103,6 +103,7 @@ def test_a_studys_claims_and_figure_find_their_rows(name, tmp_path):
     assert len(ablate.table(study, rows).splitlines()) == len(rows) + 2
 
 
+@pytest.mark.slow
 def test_a_study_is_written_and_finished_runs_are_reused(small_shapes, in_this_process, monkeypatch, tmp_path, capsys):
     base = {"data": str(small_shapes), "size_px": 16, "batch_size": 32, "epochs": 1, "out": tmp_path / "out"}
     taus = [
@@ -129,6 +130,7 @@ def test_the_key_of_a_run_depends_on_settings_and_pictures_but_not_on_its_name(s
     assert len({cell.cell_key(one) for one in (settings, *different)}) == 4
 
 
+@pytest.mark.slow
 def test_measurements_are_those_of_the_checkpoint(small_settings, tmp_path):
     found = cell.run_cell(small_settings(epochs=1, head_layers=0), ("quality", "histograms"))
     assert found["linear h"] == found["linear z"] and found["steps"] == 2  # without a head z is h
@@ -163,6 +165,7 @@ class ColourCell:
         return h, h[:, 1:].sum(dim=1, keepdim=True)
 
 
+@pytest.mark.slow
 def test_whether_a_picture_was_made_grey_is_read_from_colour_and_not_from_brightness(small_shapes):
     found = factors.measure(ColourCell(small_shapes))
     assert found["made grey: linear h"] == 1.0
@@ -172,6 +175,7 @@ def test_whether_a_picture_was_made_grey_is_read_from_colour_and_not_from_bright
     assert len(found) == 5 * 11
 
 
+@pytest.mark.slow
 def test_pictures_without_known_factors_are_refused(small_settings, tmp_path):
     for name in ("train/a", "train/b", "test/a", "test/b"):
         (tmp_path / "own" / name).mkdir(parents=True)
@@ -226,6 +230,7 @@ def test_unusable_pictures_are_refused_before_anything_is_trained(small_shapes, 
         cell.check_pictures(PretrainSettings(data=str(tmp_path / "foreign"), size_px=16), ("factors",))
 
 
+@pytest.mark.slow
 def test_a_page_names_the_commits_of_its_runs(small_settings, monkeypatch):
     monkeypatch.setattr(cell, "commit", lambda: "abcdef0")
     settings = small_settings(epochs=1)
@@ -234,6 +239,7 @@ def test_a_page_names_the_commits_of_its_runs(small_settings, monkeypatch):
     assert cell.run_cell(settings, ("quality",))[cell.COMMIT] == "abcdef0"  # nothing was measured again
 
 
+@pytest.mark.slow
 def test_a_run_with_a_reduced_batch_size_is_found_again_by_its_requested_one(small_settings):
     settings = small_settings(epochs=1, batch_size=100)  # of 64 pictures
     cell.run_cell(settings, ("quality",))

@@ -457,6 +457,7 @@ def test_a_full_disk_leaves_no_part_of_a_set(tmp_path, fake_torchvision):
         open_source("cifar100", tmp_path)
 
 
+@pytest.mark.slow
 def test_every_named_set_exists_in_torchvision_with_these_arguments():
     datasets = importlib.import_module("torchvision.datasets")
     for class_name, *arguments in sources.TORCHVISION.values():
@@ -481,6 +482,7 @@ def test_an_existing_path_is_preferred_to_a_name(tmp_path, monkeypatch):
     assert list(layout(open_source("holiday [2020]"))) == ["beach.jpg"]
 
 
+@pytest.mark.slow
 def test_listing_pictures_needs_no_torch():
     code = "import sys, training.data.store; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -14,6 +14,7 @@ from training.device import mixed_precision
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="for runs on a CPU, of glibc")
 def test_a_run_on_a_cpu_keeps_the_memory_that_a_step_has_freed():
     code = """

@@ -114,6 +114,7 @@ def test_neighbours_shared_are_counted_one_by_one():
     assert neighbours_shared(h, 2 * h) == 1.0  # of fewer than ten
 
 
+@pytest.mark.slow
 def test_a_student_of_an_encoder_can_be_used_like_a_pretrained_run(settings, teacher, small_settings):
     run = distil.distil(settings(teacher))
     saved = checkpoint.load(checkpoint.find(run))
@@ -133,6 +134,7 @@ def test_a_student_of_an_encoder_can_be_used_like_a_pretrained_run(settings, tea
         pretrain(small_settings(name="student", resume=True))
 
 
+@pytest.mark.slow
 def test_figures_of_teacher_and_student_are_reported(settings, teacher, capsys):
     after = json.loads((distil.distil(settings(teacher)) / "result.json").read_text())["after"]
     student, taught = after["rows"]
@@ -145,12 +147,14 @@ def test_figures_of_teacher_and_student_are_reported(settings, teacher, capsys):
     assert "they agree on" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_brings_the_student_closer_to_its_teacher(settings, teacher):
     longer = settings(teacher, epochs=20, augment=PLAIN)  # the same views in every epoch: only learning moves the loss
     losses = [row["loss"] for row in checkpoint.load(checkpoint.find(distil.distil(longer)))["history"]]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.02
 
 
+@pytest.mark.slow
 def test_a_student_of_a_classifier_agrees_with_it_and_keeps_its_classes(settings, labelled):
     run = distil.distil(settings(labelled, epochs=25, augment=PLAIN))
     _, saved = classifier.load(checkpoint.find(run))
@@ -169,6 +173,7 @@ def test_a_student_of_a_classifier_agrees_with_it_and_keeps_its_classes(settings
     assert after["rows"][1]["accuracy"] == pytest.approx(right)
 
 
+@pytest.mark.slow
 def test_a_bundle_gives_the_same_answers_as_its_run_and_its_student_is_exported_with_its_classes(settings, labelled):
     bundle = export(ExportSettings(labelled))[0]
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
@@ -179,6 +184,7 @@ def test_a_bundle_gives_the_same_answers_as_its_run_and_its_student_is_exported_
     assert export(ExportSettings(run))[0].card.classes == by_run.classes
 
 
+@pytest.mark.slow
 def test_torchvision_models_can_teach_and_a_larger_student_gives_a_note(settings, capsys):
     run = distil.distil(settings("mobilenet_v3_small:random", epochs=1, encoder="resnet18", size_px=16))
     out = capsys.readouterr().out
@@ -187,12 +193,14 @@ def test_torchvision_models_can_teach_and_a_larger_student_gives_a_note(settings
     assert open_encoder(str(run)).preprocessing.size_px == 16
 
 
+@pytest.mark.slow
 def test_a_student_with_a_larger_input_than_its_teacher_gives_a_note(settings, teacher, capsys):
     run = distil.distil(settings(teacher, size_px=24, epochs=1))
     assert "the student sees 24 px and can learn only what its teacher sees at 16" in capsys.readouterr().out
     assert checkpoint.settings_of(checkpoint.load(checkpoint.find(run))).size_px == 24
 
 
+@pytest.mark.slow
 def test_a_resumed_run_gives_the_same_student(settings, teacher, tmp_path, monkeypatch):
     whole = checkpoint.load(checkpoint.find(distil.distil(settings(teacher, name="whole", epochs=3))))
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)

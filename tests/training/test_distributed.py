@@ -80,6 +80,7 @@ def one_of_two(rank: int, folder: str, function) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [nt_xent, dcl])
 def test_two_processes_give_the_loss_and_the_gradients_of_one(function, tmp_path):
     torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path), function), nprocs=WORLD)

@@ -34,6 +34,7 @@ def colours(tmp_path):
     return folder(tmp_path / "colours", {f"{s}/{c}": n for s, n in (("train", 20), ("test", 5)) for c in "abc"})
 
 
+@pytest.mark.slow
 def test_classes_of_different_colour_are_separated_by_pixels_and_everything_is_written(colours, capsys, tmp_path):
     result = evaluate(EvaluateSettings(("pixels", "pixels"), data=colours, size_px=8, out=tmp_path / "o" / "judged"))
     row = result["rows"][0]
@@ -70,6 +71,7 @@ def test_linear_evaluation_by_the_published_recipe(colours):
     assert row["linear"] == 1 and "decay" not in row
 
 
+@pytest.mark.slow
 def test_without_labels_pictures_are_compared_and_near_duplicates_named(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "heap").mkdir()

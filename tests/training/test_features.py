@@ -35,6 +35,7 @@ def run(small_settings, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_run_its_export_and_its_bare_graph_give_the_same_features(run, tmp_path):
     encoder = checkpoint.encoder_of(checkpoint.load(checkpoint.find(run)))
     expected = embed(encoder, PIXELS)

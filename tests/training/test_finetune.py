@@ -1,6 +1,8 @@
 """Small fine-tunings: what is trained and what is frozen, which epoch is kept, and the content of the checkpoint."""
 
+import contextlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,9 +35,16 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def pretrained_once(small_settings, tmp_path_factory) -> Path:
+    with contextlib.chdir(tmp_path_factory.mktemp("pretrained")):
+        return pretrain(small_settings(epochs=1)).resolve()
+
+
 @pytest.fixture
-def pretrained(small_settings):
-    return pretrain(small_settings(epochs=1))
+def pretrained(pretrained_once) -> Path:
+    """A run of one epoch, as a copy that a test may change."""
+    return Path(shutil.copytree(pretrained_once, Path("runs") / pretrained_once.name))
 
 
 @pytest.fixture
@@ -78,6 +87,7 @@ def test_the_saved_classifier_has_the_reported_accuracy(pretrained, settings, ca
         finetune(settings(init=str(pretrained)))
 
 
+@pytest.mark.slow
 def test_a_classifiers_encoder_can_be_evaluated_exported_and_used_as_init(pretrained, settings):
     run = finetune(settings(init=str(pretrained), epochs=1))
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
@@ -92,6 +102,7 @@ def test_a_classifiers_encoder_can_be_evaluated_exported_and_used_as_init(pretra
     assert evaluate(EvaluateSettings((str(run),), data=settings().data, linear="none"))["rows"][0]["dimension"] == 128
 
 
+@pytest.mark.slow
 def test_a_linear_probe_does_not_change_the_encoder(pretrained, settings):
     run = finetune(settings(init=str(pretrained), mode="linear"))
     before = checkpoint.load(checkpoint.find(pretrained))["state_dict"]
@@ -102,6 +113,7 @@ def test_a_linear_probe_does_not_change_the_encoder(pretrained, settings):
     assert after["classifier.weight"].abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_mode_head_starts_from_the_heads_first_layer_and_trains_it(pretrained, settings, monkeypatch):
     begun, layers = [], []
 
@@ -122,6 +134,7 @@ def test_mode_head_starts_from_the_heads_first_layer_and_trains_it(pretrained, s
     assert layers == [type(layer).__name__ for layer in network.hidden] == ["Linear", "BatchNorm1d", "ReLU"]
 
 
+@pytest.mark.slow
 def test_mode_head_refuses_a_head_without_a_hidden_layer(small_settings, settings):
     run = pretrain(small_settings(epochs=1, head_layers=1, name="one"))
     with pytest.raises(CheckpointError, match="this one's head has no hidden layer"):
@@ -176,12 +189,14 @@ def test_training_stops_after_patience_epochs_without_improvement_and_keeps_the_
     assert all(torch.equal(network.state_dict()[name], w) for name, w in states[1].items())
 
 
+@pytest.mark.slow
 def test_a_note_is_printed_for_pictures_much_smaller_than_the_encoders_input(small_settings, settings, capsys):
     pretrain(small_settings(epochs=1, size_px=64))
     finetune(settings(init="runs/small", epochs=1))
     assert "note: runs/small sees 64 px and these pictures have 24: enlarged" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_of_epochs_with_equal_accuracy_the_one_with_less_loss_is_kept(pretrained, settings, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 4.0])
     monkeypatch.setattr("training.finetune.judge_held_out", lambda *_: {"held_out": 0.5, "held_out_loss": next(losses)})
@@ -189,6 +204,7 @@ def test_of_epochs_with_equal_accuracy_the_one_with_less_loss_is_kept(pretrained
     assert json.loads((run / "result.json").read_text())["epochs"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["order", "classifier.save"])  # in its third epoch; after the last, at the very end
 def test_a_resumed_run_ends_like_an_uninterrupted_one(pretrained, settings, monkeypatch, place):
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
@@ -232,6 +248,7 @@ def test_optimizer_and_schedule_are_resumed(tmp_path, monkeypatch):
     assert all(torch.equal(w, pieces.state_dict()[name]) for name, w in whole.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_only_with_its_own_settings_and_pictures(settings, tmp_path, capsys):
     run = finetune(settings())
     finetune(settings(resume=True))
@@ -338,6 +355,7 @@ def test_a_class_of_the_test_split_without_training_pictures_is_named(tmp_path):
         Task(FinetuneSettings(), replace(learnt, classes=classes), replace(asked, classes=classes))
 
 
+@pytest.mark.slow
 def test_an_export_whose_checkpoint_has_changed_is_refused_as_init(pretrained):
     bundle, _ = export(ExportSettings(pretrained))
     path = pretrained / "checkpoints" / "last.ckpt"

@@ -133,6 +133,7 @@ def test_ctrl_c_ends_the_run_after_the_epoch_with_a_checkpoint(small_shapes, tmp
     assert (saved["epoch"], saved["global_step"]) == (epochs - 1, 2 * epochs)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(small_settings, capsys):
     run = pretrain(small_settings(epochs=1))
     written = (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
@@ -145,6 +146,7 @@ def test_a_finished_run_is_left_as_it_is(small_settings, capsys):
         pretrain(small_settings(epochs=2, resume=True))
 
 
+@pytest.mark.slow
 def test_a_run_is_not_continued_on_other_pictures(small_settings, tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -156,6 +158,7 @@ def test_a_run_is_not_continued_on_other_pictures(small_settings, tmp_path):
         pretrain(small_settings(data=str(pictures), batch_size=4, epochs=2, resume=True))
 
 
+@pytest.mark.slow
 def test_two_pictures_and_a_batch_of_512_are_trained_as_a_batch_of_two(small_settings, tmp_path, capsys):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -175,6 +178,7 @@ def test_one_picture_is_refused(small_settings, tmp_path):
         pretrain(small_settings(data=str(tmp_path / "pictures")))
 
 
+@pytest.mark.slow
 def test_broken_files_are_listed_in_the_run_and_the_rest_is_trained_on(small_settings, tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -188,6 +192,7 @@ def test_broken_files_are_listed_in_the_run_and_the_rest_is_trained_on(small_set
     assert checkpoint.load(checkpoint.find(run))["facts"]["images"] == 7
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(small_settings, monkeypatch):
     """os.fsync represents every call that can fail on a full disk."""
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
@@ -232,6 +237,7 @@ class RandomPictures:
         self.labels = np.full(n, -1)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_an_earlier_ones_encoder_and_head_and_resumes_without_it(small_settings, monkeypatch):
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     earlier = pretrain(small_settings(name="earlier", epochs=1))
@@ -252,12 +258,14 @@ def test_a_run_starts_from_an_earlier_ones_encoder_and_head_and_resumes_without_
     assert checkpoint.load(checkpoint.find(run))["global_step"] == 6
 
 
+@pytest.mark.slow
 def test_a_note_says_that_pictures_are_much_smaller_than_those_of_the_weights(small_settings, capsys):
     pretrain(small_settings(name="earlier", size_px=64, epochs=1))
     pretrain(small_settings(init="runs/earlier", size_px=64, epochs=1))
     assert "note: runs/earlier sees 64 px and these pictures have 24: enlarged" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_head_of_other_layers_starts_at_random_and_the_encoder_does_not(small_settings, capsys):
     earlier = pretrain(small_settings(name="earlier", epochs=1, head_layers=2))
     start = initial(str(earlier), None, None, None, 0)
@@ -339,6 +347,7 @@ def test_the_report_names_the_loss_and_draws_its_chance_level(small_settings, na
     assert list(level.get_ydata()) == [math.log(chance)] * 2
 
 
+@pytest.mark.slow
 def test_a_run_with_dcl_records_its_chance_level(small_settings):
     run = pretrain(small_settings(loss="dcl", epochs=1))
     (row,) = csv.DictReader((run / "metrics.csv").read_text().splitlines())
@@ -415,6 +424,7 @@ def test_a_step_reads_no_value_so_that_on_a_gpu_nothing_waits(chunk_size, dense_
             loss.item()
 
 
+@pytest.mark.slow
 def test_a_run_trains_uncompiled_where_nothing_compiles_and_says_so(small_settings, monkeypatch, capsys):
     def fails(*arguments, **options):
         def call(*arguments):
@@ -459,6 +469,7 @@ def test_the_learning_rate_starts_at_0_and_batch_norm_never_decays(small_setting
     assert trained == sum(p.numel() for group in (matrices, vectors) for p in group["params"])
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
     for arguments, words in (
         (["--data", "no/such/folder"], "error: there is no folder or file no/such/folder"),

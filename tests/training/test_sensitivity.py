@@ -79,6 +79,7 @@ def test_a_single_picture_is_refused(pixels):
         sensitivity(mean_colour, pixels[:1])
 
 
+@pytest.mark.slow
 def test_a_folder_without_labels_gets_curves_of_trained_and_untrained_encoder(pixels, tmp_path, capsys):
     (tmp_path / "heap").mkdir()
     for i, picture in enumerate(pixels):

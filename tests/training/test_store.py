@@ -168,6 +168,7 @@ def test_a_store_of_one_picture(tmp_path):
     assert loaded.pixels.shape == (1, 8, 8, 3)
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_decoding_leaves_no_store(pile, tmp_path):
     code = """if True:
         import os, pathlib, signal, sys

@@ -322,6 +322,7 @@ def test_a_split_without_pictures_is_named(tmp_path, asked):
 # Memory
 
 
+@pytest.mark.slow
 def test_a_listed_picture_takes_less_than_100_bytes(tmp_path):
     count = 20_000
     for shard in range(4):

@@ -70,6 +70,7 @@ def test_a_learning_rate_out_of_range_is_named_with_the_settings_that_give_it():
         assert lr_warning(preset) is None
 
 
+@pytest.mark.slow
 def test_a_run_with_an_extreme_learning_rate_prints_a_warning_and_ends_with_a_message(
     small_settings, capsys, tmp_path, monkeypatch
 ):
