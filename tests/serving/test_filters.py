@@ -74,7 +74,7 @@ def rows(tmp_path_factory) -> tuple[Index, list[dict]]:
 
 @settings(max_examples=100, deadline=None)
 @given(given_conditions=st.lists(condition, min_size=1, max_size=3, unique_by=lambda pair: pair[0]))
-def test_a_filter_keeps_the_rows_that_plain_python_keeps(rows, given_conditions):
+def test_a_filter_returns_the_rows_that_plain_python_selects(rows, given_conditions):
     index, plain = rows
     where = Filter.parse({key: {op: value} for key, (op, value) in given_conditions})
     wanted = {row["id"] for row in plain if all(holds(row, key, *rest) for key, rest in given_conditions)}
@@ -82,7 +82,7 @@ def test_a_filter_keeps_the_rows_that_plain_python_keeps(rows, given_conditions)
     assert index.count(where) == len(wanted)
 
 
-def test_a_bare_value_is_equality_and_null_is_having_none(rows):
+def test_a_bare_value_means_equality_and_null_means_no_value(rows):
     index, plain = rows
     assert index.count(Filter.parse({"flag": True})) == sum(row.get("flag") is True for row in plain)
     assert index.count(Filter.parse({"flag": None})) == sum("flag" not in row for row in plain)
@@ -95,7 +95,7 @@ def test_two_operators_on_a_key_must_both_hold(rows):
     assert index.count(Filter.parse({"height": {"gte": 0, "lt": 2}})) == wanted
 
 
-def test_equal_filters_are_one_key_of_a_dictionary():
+def test_equal_filters_are_the_same_key_of_a_dictionary():
     given = {"a": {"in": ["x", 1, None]}, "b": 2.5}
     assert len({Filter.parse(given), Filter.parse(given)}) == 1
 
@@ -138,7 +138,7 @@ def test_an_invalid_filter_is_refused_by_name(given, message):
         ({"few": {"in": [1, True]}}, "The filter on few compares with True"),
     ],
 )
-def test_a_filter_that_the_rows_cannot_answer_is_refused_by_name(rows, given, message):
+def test_a_filter_with_an_unknown_key_or_another_type_is_refused_by_name(rows, given, message):
     with pytest.raises(UnknownKey, match=message):
         rows[0].count(Filter.parse(given))
 

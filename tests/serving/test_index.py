@@ -50,7 +50,7 @@ def newest(index: Index) -> Path:
     return min((folder(index) / "_versions").glob("*.manifest"))
 
 
-# What is kept
+# Items
 
 
 def test_upserting_again_replaces_and_adds_nothing(either):
@@ -64,7 +64,7 @@ def test_upserting_again_replaces_and_adds_nothing(either):
     np.testing.assert_allclose(vector, -vectors[3] / np.linalg.norm(vectors[3]), rtol=1e-5)
 
 
-def test_reading_what_is_not_there_is_empty_and_makes_nothing(either):
+def test_reading_a_collection_that_does_not_exist_is_empty_and_creates_nothing(either):
     assert (either.count(), either.ids(), either.page(5), either.get("0" * 32)) == (0, set(), [], None)
     assert (either.search(np.ones(D), 3), either.search_many(np.ones((2, D)), 3)) == ([], [[], []])
     assert (list(either.scan()), either.known(["0" * 32]), either.delete(["0" * 32])) == ([], set(), 0)
@@ -75,7 +75,7 @@ def test_reading_what_is_not_there_is_empty_and_makes_nothing(either):
     assert either.store.local is None or not either.store.local.exists()
 
 
-def test_scan_page_vectors_and_get_many_give_all_rows_as_they_are(either):
+def test_scan_page_vectors_and_get_many_return_all_rows_unchanged(either):
     items, vectors = made(range(30), colour=lambda i: f"c{i}")
     either.upsert(items, vectors, {item.id: item.name.encode() for item in items})
     unit = {item.id: v / np.linalg.norm(v) for item, v in zip(items, vectors, strict=True)}
@@ -91,7 +91,7 @@ def test_scan_page_vectors_and_get_many_give_all_rows_as_they_are(either):
     assert either.known([items[0].id, "f" * 32]) == {items[0].id}
 
 
-def test_a_deleted_item_does_not_come_back_and_its_thumbnail_neither(either):
+def test_a_deleted_item_and_its_thumbnail_do_not_come_back(either):
     items, vectors = made(range(10))
     either.upsert(items, vectors, {item.id: b"jpeg" for item in items})
     assert either.delete([items[0].id, items[4].id, "f" * 32, "' or true"]) == 2
@@ -101,7 +101,7 @@ def test_a_deleted_item_does_not_come_back_and_its_thumbnail_neither(either):
     assert either.verify() == []
 
 
-def test_a_reader_sees_what_another_wrote_after_it_had_opened(either):
+def test_a_reader_sees_what_others_write_after_it_opened(either):
     items, vectors = made(range(20))
     either.upsert(items[:10], vectors[:10])
     reader = Index(either.store.uri, "enc-1", D)
@@ -111,7 +111,7 @@ def test_a_reader_sees_what_another_wrote_after_it_had_opened(either):
     assert reader.search(vectors[15], 1)[0][0] == items[15]
 
 
-def test_an_index_that_was_deleted_and_filled_anew_is_found_again(index):
+def test_an_index_that_was_deleted_and_filled_again_is_read(index):
     items, vectors = made(range(4))
     index.upsert(items, vectors)
     shutil.rmtree(index.store.local)
@@ -122,7 +122,7 @@ def test_an_index_that_was_deleted_and_filled_anew_is_found_again(index):
     assert index.count() == 2
 
 
-def test_collections_of_one_place_do_not_meet(either):
+def test_collections_in_one_folder_are_separate(either):
     items, vectors = made(range(4))
     either.upsert(items, vectors, {items[0].id: b"jpeg"})
     parts = Index(either.store.uri, "enc-1", D, "parts")
@@ -133,7 +133,7 @@ def test_collections_of_one_place_do_not_meet(either):
     assert [(facts.name, facts.count) for facts in collections(either.store.uri)] == [("parts", 0), ("pictures", 4)]
 
 
-def test_vectors_of_another_encoder_come_only_beside(either):
+def test_vectors_of_another_encoder_need_a_table_of_their_own(either):
     items, vectors = made(range(4))
     either.upsert(items, vectors, {item.id: b"jpeg" for item in items})
     other = Index(either.store.uri, "enc-2", 5)
@@ -151,7 +151,7 @@ def test_vectors_of_another_encoder_come_only_beside(either):
 # Metadata
 
 
-def test_metadata_keeps_its_types_and_comes_key_by_key(either):
+def test_metadata_keeps_its_types_and_keys_may_be_added(either):
     either.upsert(*made([0]))
     either.upsert(*made([1], text=str, whole=int, real=lambda i: i + 0.5, flag=bool))
     either.upsert(*made([2], Text=lambda i: 'quote\'s "ß" 🙂'))
@@ -192,7 +192,7 @@ def test_a_key_of_another_type_is_refused_by_name_and_nothing_changes(index):
         ({"a": 2**63}, "1.png: the metadata a is 9223372036854775808, which does not fit in 64 bits"),
     ],
 )
-def test_metadata_that_cannot_be_kept_is_refused_by_name(index, metadata, message):
+def test_invalid_metadata_is_refused_by_name(index, metadata, message):
     items, vectors = made([1])
     items[0].metadata.update(metadata)
     with pytest.raises(IndexProblem, match=message):
@@ -200,7 +200,7 @@ def test_metadata_that_cannot_be_kept_is_refused_by_name(index, metadata, messag
     assert index.count() == 0
 
 
-def test_an_item_that_cannot_be_kept_is_refused_by_name(index):
+def test_an_invalid_item_is_refused_by_name(index):
     items, vectors = made([1, 2])
     for bad, message in [
         (lambda: index.upsert(items, vectors * [[1], [0]]), "2.png: its vector is zero or not finite"),
@@ -260,7 +260,7 @@ def indexed(index, monkeypatch):
 
 
 @pytest.mark.parametrize("where", [None, {"share": 3}, {"half": 1}, {"share": {"ne": 3}}])
-def test_with_an_index_little_is_missed_nothing_by_a_narrow_filter_and_cosines_are_exact(indexed, where):
+def test_a_vector_index_misses_little_and_nothing_behind_a_narrow_filter_and_cosines_are_exact(indexed, where):
     index, items, vectors = indexed
     kept = [i for i in range(1200) if where is None or index_holds(where, i)]
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -280,7 +280,7 @@ def index_holds(where: dict, i: int) -> bool:
     return has != value["ne"] if isinstance(value, dict) else has == value
 
 
-def test_the_index_is_built_anew_when_much_has_come_since_and_searches_go_on(indexed):
+def test_the_index_is_built_again_after_many_new_rows_while_searches_continue(indexed):
     index, _, vectors = indexed
     index.upsert(*made(range(1200, 2000), 64, share=int, half=int))
     done = threading.Event()
@@ -301,7 +301,7 @@ def test_the_index_is_built_anew_when_much_has_come_since_and_searches_go_on(ind
     assert index._table._index_facts(index._table._open()).num_unindexed_rows == 0
 
 
-# Durable and sound
+# Durability and damage
 
 
 def test_every_file_of_an_upsert_is_flushed_before_it_returns(index, monkeypatch):
@@ -316,7 +316,7 @@ def test_every_file_of_an_upsert_is_flushed_before_it_returns(index, monkeypatch
         assert files | folders <= flushed
 
 
-def test_maintaining_joins_the_pieces_and_keeps_the_rows(either):
+def test_maintenance_joins_small_files_and_keeps_the_rows(either):
     items, vectors = made(range(8))
     for i in range(8):
         either.upsert(items[i : i + 1], vectors[i : i + 1])
@@ -325,14 +325,14 @@ def test_maintaining_joins_the_pieces_and_keeps_the_rows(either):
     assert either.store.connect().open_table("pictures.enc-1").stats()["fragment_stats"]["num_fragments"] == 1
 
 
-def test_one_maintains_at_a_time(either):
+def test_one_process_maintains_at_a_time(either):
     either.upsert(*made([1]))
     with either.store.lease("maintain.pictures.enc-1"):
         assert not either.maintain()
     assert either.maintain()
 
 
-def test_undo_takes_back_a_change_with_its_thumbnails_and_then_the_undoing(either):
+def test_undo_takes_back_a_change_with_its_thumbnails_and_a_second_undo_takes_back_the_first(either):
     items, vectors = made(range(6))
     jpegs = {item.id: b"jpeg" for item in items}
     either.upsert(items[:4], vectors[:4], {item.id: b"jpeg" for item in items[:4]})
@@ -358,7 +358,7 @@ def test_a_replacement_is_a_change_that_undo_takes_back(index):
     assert {item.name for item in index.page(9)} == {item.name for item in items}
 
 
-def test_there_is_nothing_to_undo_where_there_is_one_version(index):
+def test_a_single_version_cannot_be_undone(index):
     index.upsert(*made([1]))
     index.undo()  # to the empty table
     assert index.count() == 0
@@ -370,7 +370,7 @@ def test_there_is_nothing_to_undo_where_there_is_one_version(index):
 
 
 @pytest.mark.parametrize("left", [b"", b"\0" * 500, None], ids=["empty", "zeros", "half"])
-def test_a_newest_manifest_that_a_power_cut_left_is_put_aside_and_the_version_before_opens(index, left):
+def test_an_unfinished_newest_manifest_is_put_aside_and_the_version_before_opens(index, left):
     index.upsert(*made(range(5)))
     index.upsert(*made(range(5, 9)))
     content = newest(index).read_bytes()
@@ -382,7 +382,7 @@ def test_a_newest_manifest_that_a_power_cut_left_is_put_aside_and_the_version_be
     assert again.ids() == ids(range(9))
 
 
-def test_a_commit_whose_rows_a_power_cut_left_empty_is_put_aside_and_later_damage_is_not(index, monkeypatch):
+def test_a_commit_whose_files_a_power_cut_left_empty_is_put_aside_and_later_damage_is_not(index, monkeypatch):
     index.upsert(*made(range(5)))
     index.upsert(*made(range(5, 9)))
     max((folder(index) / "data").iterdir(), key=lambda path: path.stat().st_mtime_ns).write_bytes(b"")
@@ -399,7 +399,7 @@ def damaged_file(index: Index) -> Path:
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "short", "bent"])
-def test_verify_names_the_file_that_is_damaged_and_undo_still_works(index, how):
+def test_verify_names_the_damaged_file_and_versions_can_still_be_listed(index, how):
     file = damaged_file(index)
     content = bytearray(file.read_bytes())
     if how == "missing":
@@ -417,7 +417,7 @@ def test_verify_names_the_file_that_is_damaged_and_undo_still_works(index, how):
     assert len(again.versions()) == 3
 
 
-def test_verify_names_rows_that_are_not_what_they_should_be(index):
+def test_verify_names_invalid_rows(index):
     items, vectors = made(range(4))
     index.upsert(items, vectors, {item.id: b"jpeg" for item in items[:3]})
     assert index.verify() == ["1 of the pictures have no thumbnail: 3.png"]
@@ -434,7 +434,7 @@ def test_verify_names_rows_that_are_not_what_they_should_be(index):
     assert "The table counts 8 pictures, but has 4 different ones" in said
 
 
-def test_a_full_disk_is_said_and_nothing_changes(index, monkeypatch):
+def test_a_full_disk_is_reported_and_nothing_changes(index, monkeypatch):
     index.upsert(*made(range(3)))
 
     def full(builder, new):
@@ -447,7 +447,7 @@ def test_a_full_disk_is_said_and_nothing_changes(index, monkeypatch):
     assert index.ids() == ids(range(3))
 
 
-def test_a_table_of_another_make_is_refused_by_name(index):
+def test_a_table_with_another_schema_is_refused_by_name(index):
     index.upsert(*made(range(3)))
     with pytest.raises(IndexProblem, match=r"index has a table pictures.enc-1 that Twinview did not write"):
         Index(index.store.uri, "enc-1", 9).count()
@@ -471,7 +471,7 @@ def write(uri: str, numbers, together) -> None:
 
 
 @pytest.mark.slow
-def test_processes_that_write_the_same_rows_at_once_leave_one_of_each(either):
+def test_processes_that_write_the_same_rows_together_leave_one_of_each(either):
     """Another process and this one write, step by step at the same moment, while a third index reads."""
     spawn = multiprocessing.get_context("spawn")
     together = spawn.Barrier(2)
@@ -494,7 +494,7 @@ def test_processes_that_write_the_same_rows_at_once_leave_one_of_each(either):
     assert [said for said in either.verify() if "no thumbnail" not in said] == []
 
 
-def test_a_table_that_another_process_has_made_meanwhile_is_taken_as_it_is(index):
+def test_a_table_that_another_process_created_meanwhile_is_used(index):
     index.upsert(*made([1], colour=str))
     late = Index(index.store.uri, "enc-1", D)._table
     assert "meta_colour" in late._create(late.store.connect()).schema.names
@@ -509,7 +509,7 @@ def write_on(uri: str, begun) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_writer_leaves_whole_upserts_and_a_sound_collection(index):
+def test_a_killed_writer_leaves_whole_upserts_and_an_undamaged_collection(index):
     spawn = multiprocessing.get_context("spawn")
     begun = spawn.Event()
     writer = spawn.Process(target=write_on, args=(index.store.uri, begun))

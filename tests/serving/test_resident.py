@@ -56,7 +56,7 @@ def test_noise_without_neighbours_is_compared_in_full():
     assert sum(right) >= 198
 
 
-def test_what_is_added_is_found_and_who_has_the_old_one_sees_the_old():
+def test_added_rows_are_found_and_the_old_object_is_unchanged():
     vectors = clustered(HEADS_FROM + 4000)
     old = held(vectors[:HEADS_FROM], len(vectors))
     new = old
@@ -67,7 +67,7 @@ def test_what_is_added_is_found_and_who_has_the_old_one_sees_the_old():
         assert old.search(query[None], 3)[0][0].tolist() == exact(vectors, query, 3, np.arange(HEADS_FROM))
 
 
-def test_room_of_what_is_gone_is_used_again():
+def test_memory_of_removed_rows_is_reused():
     vectors = clustered(HEADS_FROM + 2000)
     nearest = held(vectors[:HEADS_FROM], HEADS_FROM + 100).removed(np.arange(1000, dtype=np.uint64) + 10)
     for at in range(HEADS_FROM, HEADS_FROM + 1000, 250):
@@ -106,7 +106,7 @@ def followed(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_reader_follows_additions_replacements_deletions_and_undoing(followed):
+def test_a_reader_follows_additions_replacements_deletions_and_undo(followed):
     writer, model, upsert, check = followed
     upsert(range(400), clustered(400))
     assert check() == 1
@@ -132,7 +132,7 @@ def test_a_reader_follows_additions_replacements_deletions_and_undoing(followed)
     check()
 
 
-def test_another_table_of_the_same_name_is_not_taken_for_the_old(followed):
+def test_another_table_of_the_same_name_is_recognised(followed):
     writer, model, upsert, check = followed
     upsert(range(400), clustered(400))
     check()

@@ -18,10 +18,10 @@ def store(request, tmp_path) -> FileStore:
     return FileStore(tmp_path / "index" if request.param == "folder" else request.getfixturevalue("bucket"))
 
 
-def test_what_was_written_is_read_listed_sized_and_deleted(store):
+def test_written_files_are_read_listed_measured_and_deleted(store):
     store.write_many({f"a/b/{i}": b"x" * i for i in range(20)})
     store.write("a/c", b"whole")
-    store.write("ab", b"beside")
+    store.write("ab", b"other")
     store.write("a/c", b"new")
     assert store.read("a/c") == b"new"
     assert set(store.list("a")) == {"a/c", *(f"a/b/{i}" for i in range(20))}
@@ -30,18 +30,18 @@ def test_what_was_written_is_read_listed_sized_and_deleted(store):
     assert (store.read("a/c"), store.read("a/b/7"), store.read("a/b/8")) == (None, None, b"x" * 8)
 
 
-def test_what_is_not_there_reads_as_none_and_makes_nothing(store):
+def test_a_missing_file_reads_as_none_and_creates_nothing(store):
     assert (store.read("a/b"), list(store.list("a")), store.size("a")) == (None, [], 0)
     assert store.local is None or not store.local.exists()
 
 
-def test_moving_replaces_and_leaves_out_what_is_not_there(store):
+def test_moving_replaces_files_and_skips_missing_ones(store):
     store.write_many({"a/1": b"1", "a/2": b"2", "b/2": b"old"})
     store.move({"a/1": "b/1", "a/2": "b/2", "a/3": "b/3"})
     assert [store.read(path) for path in ("a/1", "a/2", "b/1", "b/2", "b/3")] == [None, None, b"1", b"2", None]
 
 
-def test_a_lease_has_one_holder_and_is_free_after_it(store):
+def test_a_lease_has_one_holder_and_is_free_afterwards(store):
     with store.lease("x") as first, FileStore(store.uri).lease("x") as second, store.lease("y") as other:
         assert (first, second, other) == (True, False, True)
     with store.lease("x") as again:
@@ -70,7 +70,7 @@ def test_a_lease_of_a_killed_process_is_free(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_lease_in_an_object_store_is_renewed_by_its_holder_and_runs_out_without_one(s3, monkeypatch, wait_until):
+def test_a_lease_in_an_object_store_is_renewed_by_its_holder_and_expires_without_one(s3, monkeypatch, wait_until):
     now = 1000.0
     monkeypatch.setattr(lease, "time", SimpleNamespace(time=lambda: now))
     monkeypatch.setattr(lease, "LEASE_S", 0.4)
@@ -102,7 +102,7 @@ def test_every_file_and_folder_is_flushed_before_writing_returns(tmp_path, monke
     assert {store.local / "a" / "b", store.local / "a", store.local} <= set(flushed[1:])
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_piece(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_no_part_of_the_new_one(tmp_path, monkeypatch):
     store = FileStore(tmp_path)
     store.write("a", b"old")
 
@@ -117,7 +117,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_piece(tmp_path, monkeypat
     assert list(store.list(".writing")) == []
 
 
-def test_who_reads_a_file_while_it_is_replaced_reads_the_old_one(tmp_path):
+def test_an_open_file_that_is_replaced_is_read_as_it_was(tmp_path):
     store = FileStore(tmp_path)
     store.write("a", b"old")
     with open(tmp_path / "a", "rb") as file:
@@ -125,7 +125,7 @@ def test_who_reads_a_file_while_it_is_replaced_reads_the_old_one(tmp_path):
         assert file.read() == b"old"
 
 
-def test_what_was_moved_is_as_old_as_the_move(tmp_path):
+def test_a_moved_file_has_the_time_of_the_move(tmp_path):
     store = FileStore(tmp_path)
     store.write("a", b"")
     os.utime(tmp_path / "a", (0, 0))
@@ -134,7 +134,7 @@ def test_what_was_moved_is_as_old_as_the_move(tmp_path):
     assert store.read("x/a") == b""
 
 
-def test_sweeping_removes_what_is_old(tmp_path):
+def test_sweeping_deletes_old_files(tmp_path):
     store = FileStore(tmp_path)
     store.write_many({"x/new": b"", "x/old": b"", ".writing/old": b"", ".writing/new": b""})
     for name in ("x/old", ".writing/old"):
@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_bucket_that_is_not_there_and_a_server_that_does_not_answer_are_said(s3, monkeypatch):
+def test_a_missing_bucket_and_a_silent_server_are_reported(s3, monkeypatch):
     with pytest.raises(IndexProblem, match=r"s3://nowhere/x cannot be written \(there is no such bucket\)"):
         FileStore("s3://nowhere/x").write("a", b"")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

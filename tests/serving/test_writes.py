@@ -83,7 +83,7 @@ async def after_the_first(index, first, *others):
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def test_what_comes_while_a_commit_runs_is_one_commit(writer, index):
+def test_writes_that_arrive_during_a_commit_share_the_next_one(writer, index):
     async def ask():
         return await after_the_first(index, put(writer, index, "a"), *(put(writer, index, f"b{i}") for i in range(50)))
 
@@ -91,7 +91,7 @@ def test_what_comes_while_a_commit_runs_is_one_commit(writer, index):
     assert index.commits == [("put", ["a"]), ("put", [f"b{i}" for i in range(50)])]
 
 
-def test_each_write_hears_which_of_its_items_were_new(writer, index):
+def test_each_write_returns_which_of_its_items_were_new(writer, index):
     async def ask():
         puts = [put(writer, index, "a", "b"), put(writer, index, "b", "c", "c")]
         return await after_the_first(index, put(writer, index, "a"), *puts)
@@ -99,7 +99,7 @@ def test_each_write_hears_which_of_its_items_were_new(writer, index):
     assert asyncio.run(ask()) == [[True], [False, True], [False, True, False]]
 
 
-def test_writes_take_effect_in_the_order_in_which_they_came(writer, index):
+def test_writes_take_effect_in_order_of_arrival(writer, index):
     async def ask():
         return await after_the_first(
             index,
@@ -115,7 +115,7 @@ def test_writes_take_effect_in_the_order_in_which_they_came(writer, index):
     assert index.rows["a"].tolist() == [4, 4]
 
 
-def test_a_write_that_fails_fails_its_request_alone(writer, index):
+def test_a_failing_write_fails_only_its_own_request(writer, index):
     async def ask():
         puts = [put(writer, index, "b"), put(writer, index, "bad"), put(writer, index, "c")]
         return await after_the_first(index, put(writer, index, "a"), *puts)
@@ -127,7 +127,7 @@ def test_a_write_that_fails_fails_its_request_alone(writer, index):
     assert asyncio.run(put(writer, index, "d")) == [True]
 
 
-def test_what_its_client_waits_for_no_longer_is_not_written(writer, index):
+def test_a_cancelled_write_is_not_written(writer, index):
     async def ask():
         first = await begin(index, put(writer, index, "a"))
         gone = asyncio.create_task(put(writer, index, "gone"))
@@ -141,7 +141,7 @@ def test_what_its_client_waits_for_no_longer_is_not_written(writer, index):
     assert set(index.rows) == {"a", "b"}
 
 
-def test_beyond_its_room_writes_are_turned_away_until_there_is_some(index):
+def test_writes_beyond_the_limit_are_refused_until_there_is_room(index):
     writer = CommitQueue(10)
 
     async def ask():
@@ -156,7 +156,7 @@ def test_beyond_its_room_writes_are_turned_away_until_there_is_some(index):
     writer.close()
 
 
-def test_the_collection_is_tidied_up_after_many_commits_and_some_time_after_a_few(writer, index, monkeypatch):
+def test_maintenance_follows_many_commits_or_some_time_after_a_few(writer, index, monkeypatch):
     monkeypatch.setattr("serving.collection.writes.MAINTAIN_COMMITS", 5)
 
     async def many():
@@ -185,7 +185,7 @@ def test_the_collection_is_tidied_up_after_many_commits_and_some_time_after_a_fe
     assert index.tidied == 3
 
 
-def test_tidying_up_that_fails_is_logged_and_writing_goes_on(writer, index, monkeypatch, caplog):
+def test_failed_maintenance_is_logged_and_writing_continues(writer, index, monkeypatch, caplog):
     monkeypatch.setattr("serving.collection.writes.MAINTAIN_COMMITS", 1)
 
     def fail():
@@ -198,7 +198,7 @@ def test_tidying_up_that_fails_is_logged_and_writing_goes_on(writer, index, monk
     assert asyncio.run(put(writer, index, "b")) == [True]
 
 
-def test_a_commit_takes_so_many_rows_and_no_more(writer, index, monkeypatch):
+def test_a_commit_has_a_limit_of_rows(writer, index, monkeypatch):
     monkeypatch.setattr("serving.collection.writes.MOST_ROWS", 3)
 
     async def ask():
