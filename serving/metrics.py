@@ -6,6 +6,7 @@ over all workers, whichever worker responds; the `process_` metrics are that wor
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -20,41 +21,24 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64)
 
 class Metrics:
     def __init__(self):
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         self.requests = Counter(
-            "twinview_requests", "Requests answered, by route and status.", ["route", "status"], registry=self.registry
+            "twinview_requests", "Requests answered, by route and status.", ["route", "status"], registry=registry
         )
-        self.seconds = Histogram(
-            "twinview_request_seconds",
-            "Time from the first byte of a request to the last byte of its response.",
-            ["route"],
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.batch = Histogram(
-            "twinview_batch_images", "Images per run of the encoder.", buckets=IMAGES, registry=self.registry
-        )
-        self.encoding = Counter("twinview_encoding_seconds", "Time in runs of the encoder.", registry=self.registry)
-        self.in_flight = Gauge(
-            "twinview_images_at_once", "Images in flight.", registry=self.registry, multiprocess_mode="livesum"
-        )
-        self.waiting = Gauge(
-            "twinview_images_waiting",
-            "Images waiting for a batch.",
-            registry=self.registry,
-            multiprocess_mode="livesum",
-        )
+        what = "Time from the first byte of a request to the last byte of its response."
+        self.seconds = Histogram("twinview_request_seconds", what, ["route"], buckets=SECONDS, registry=registry)
+        what = "Images per run of the encoder."
+        self.batch = Histogram("twinview_batch_images", what, buckets=IMAGES, registry=registry)
+        self.encoding = Counter("twinview_encoding_seconds", "Time in runs of the encoder.", registry=registry)
+        gauge = partial(Gauge, registry=registry, multiprocess_mode="livesum")
+        self.in_flight = gauge("twinview_images_at_once", "Images in flight.")
+        self.waiting = gauge("twinview_images_waiting", "Images waiting for a batch.")
         self.levels: Callable[[], tuple[int, int]] = lambda: (0, 0)
         """Returns the present values of the two gauges: images in flight, images waiting."""
-        self.images = Counter("twinview_images", "Images embedded for requests.", registry=self.registry)
-        stages = Histogram(
-            "twinview_stage_seconds",
-            "Time of an embedding request in each stage: decoding, waiting for a batch, runs of the encoder.",
-            ["stage"],
-            buckets=STAGE_SECONDS,
-            registry=self.registry,
-        )
+        self.images = Counter("twinview_images", "Images embedded for requests.", registry=registry)
+        what = "Time of an embedding request in each stage: decoding, waiting for a batch, runs of the encoder."
+        stages = Histogram("twinview_stage_seconds", what, ["stage"], buckets=STAGE_SECONDS, registry=registry)
         self.stages = {stage: stages.labels(stage) for stage in STAGES}
 
     def record_request(self, route: str, status: int, seconds: float) -> None:

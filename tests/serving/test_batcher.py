@@ -11,7 +11,7 @@ from serving.inference.lane import BatchResult, run_batch
 
 
 class Recorder:
-    """Stands in for a lane: a vector is its image's mean. Waits for `release` before each batch."""
+    """Fake lane: a vector is its image's mean. Waits for `release` before each batch."""
 
     def __init__(self, released: bool = False):
         self.sizes, self.release, self.busy = [], asyncio.Event(), False
@@ -54,13 +54,13 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_requests_that_wait_are_joined_into_batches_and_get_their_own_rows():
+def test_waiting_requests_share_batches_and_get_their_own_rows():
     lane, told = Recorder(), []
     batch = Batcher([lane], lambda *facts: told.append(facts), max_batch=8)
 
     async def ask():
         first = asyncio.create_task(batch(images(0)))
-        await settle()  # its batch runs; the others gather
+        await settle()  # its batch runs, and the others wait
         others = [asyncio.create_task(batch(images(i, i + 100))) for i in range(1, 8)]
         await settle()
         assert batch.waiting == 14
@@ -74,14 +74,14 @@ def test_requests_that_wait_are_joined_into_batches_and_get_their_own_rows():
     assert [answer.vectors.ravel().tolist() for answer in answers] == [[0], *([i, i + 100] for i in range(1, 8))]
 
 
-def test_a_request_larger_than_a_batch_comes_back_whole():
+def test_a_request_larger_than_a_batch_gets_all_its_rows():
     lane = Recorder(released=True)
     answer = asyncio.run(Batcher([lane], max_batch=4)(images(*range(11))))
     assert answer.vectors.ravel().tolist() == list(range(11))
     assert lane.sizes == [4, 4, 3]
 
 
-def test_a_batch_that_fails_is_told_to_its_requests_and_the_next_one_runs():
+def test_a_failed_batch_fails_its_requests_and_the_next_one_runs():
     batch = Batcher([Recorder(released=True)], max_batch=1)
 
     async def ask():
@@ -93,7 +93,7 @@ def test_a_batch_that_fails_is_told_to_its_requests_and_the_next_one_runs():
 
 
 @pytest.mark.parametrize("size", [2, 20])
-def test_a_request_that_has_gone_away_is_not_encoded(size):
+def test_a_cancelled_request_is_not_encoded(size):
     lane = Recorder()
     batch = Batcher([lane], max_batch=8)
 
@@ -127,14 +127,14 @@ def test_as_many_batches_run_at_once_as_there_are_lanes():
     assert asyncio.run(ask()) == list(range(8))
 
 
-def test_a_request_alone_is_spread_over_the_lanes():
+def test_a_single_request_is_split_over_the_lanes():
     lanes = [Recorder(released=True), Recorder(released=True)]
     answer = asyncio.run(Batcher(lanes)(images(*range(30))))
     assert [lane.sizes for lane in lanes] == [[15], [15]]
     assert answer.vectors.ravel().tolist() == list(range(30))
 
 
-def test_a_request_that_goes_while_its_batch_runs_takes_nothing_from_the_others():
+def test_a_request_cancelled_during_its_batch_does_not_affect_the_others():
     go_on, sizes = [asyncio.Event(), asyncio.Event()], []
 
     async def lane(parts) -> BatchResult:
@@ -160,7 +160,7 @@ def test_a_request_that_goes_while_its_batch_runs_takes_nothing_from_the_others(
     assert sizes == [1, 2]
 
 
-def test_a_file_that_cannot_be_read_fails_its_request_and_none_of_the_same_batch():
+def test_an_undecodable_file_fails_only_its_own_request_of_the_batch():
     lane, told = Recorder(), []
     batch = Batcher([lane], lambda images, seconds: told.append(images))
 
@@ -181,13 +181,13 @@ def test_a_file_that_cannot_be_read_fails_its_request_and_none_of_the_same_batch
     assert rows == [[0], [1], [3], [5, 6]]
 
 
-def test_of_a_request_in_several_batches_the_first_file_that_cannot_be_read_is_named():
+def test_the_first_undecodable_file_of_a_request_in_several_batches_is_named():
     batch = Batcher([Recorder(released=True)], max_batch=2)
     with pytest.raises(Undecodable, match=r"images\[5\]"):
         asyncio.run(batch(files(*(None if i in (5, 7) else i for i in range(9)))))
 
 
-def test_a_file_that_is_too_large_for_a_lane_may_be_read_elsewhere():
+def test_a_file_that_is_too_large_for_a_lane_raises_too_many_pixels():
     batch = Batcher([Recorder(released=True)])
     with pytest.raises(TooManyPixels):
         asyncio.run(batch([Upload("images[0]", "", b"large")]))
@@ -201,7 +201,7 @@ def test_a_lone_request_does_not_wait_for_others(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_the_time_in_the_queue_and_in_the_model_are_separate(size, monkeypatch):
-    """By a clock that only the encoder moves: a second a batch."""
+    """With a clock that only the encoder advances, by a second per batch."""
     now, go_on = 0.0, asyncio.Event()
     monkeypatch.setattr("serving.inference.batcher.perf_counter", lambda: now)
 
@@ -227,7 +227,7 @@ def test_the_time_in_the_queue_and_in_the_model_are_separate(size, monkeypatch):
 
 
 def test_the_time_in_decoding_is_separate_from_the_queue_and_the_model(monkeypatch):
-    """By a clock that only the lane moves: a batch takes 5 s, and 2 s in the queue are left of it."""
+    """With a clock that only the lane advances: a batch takes 5 s, of which 2 s are the queue's."""
     now = 0.0
     monkeypatch.setattr("serving.inference.batcher.perf_counter", lambda: now)
 

@@ -27,14 +27,14 @@ def decode(*images: bytes, preprocessing: Preprocessing = SQUARE, **options) -> 
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"])
-def test_pixels_are_those_of_the_export_to_the_bit(picture, format):
+def test_pixels_equal_those_of_the_export_bit_for_bit(picture, format):
     files = [picture(i, size, format) for i, size in enumerate([(40, 30), (300, 200), (32, 32), (900, 700)])]
     for preprocessing in (SQUARE, Preprocessing(24, crop=0.875, interpolation="bilinear")):
         expected = [read_pixels(data, preprocessing) for data in files]
         np.testing.assert_array_equal(decode(*files, preprocessing=preprocessing), np.stack(expected))
 
 
-def test_small_files_are_decoded_together_and_large_ones_alone():
+def test_small_files_share_a_call_and_large_ones_have_their_own():
     def sizes(*lengths):
         return [[len(file.data) for file in group] for group in _groups([Upload("", "", b"x" * n) for n in lengths])]
 
@@ -45,7 +45,7 @@ def test_small_files_are_decoded_together_and_large_ones_alone():
 
 
 @pytest.mark.parametrize("broken", [0, 5, FILES_PER_CALL, 2 * FILES_PER_CALL + 3])
-def test_the_first_file_that_cannot_be_read_is_named(picture, broken):
+def test_the_first_undecodable_file_is_named(picture, broken):
     files = [picture(1)] * (3 * FILES_PER_CALL)
     files[broken] = files[-1] = b"no picture"
     with pytest.raises(Undecodable) as refused:
@@ -59,7 +59,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def bombs() -> dict[str, bytes]:
-    """Files of a few bytes that announce 3.6 thousand million pixels."""
+    """Files of a few bytes whose headers announce 3.6 billion pixels."""
     png = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
     png += png_chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + png_chunk(b"IEND", b"")
     bmp = b"BM" + struct.pack("<IHHI", 54, 0, 0, 54)
@@ -70,7 +70,7 @@ def bombs() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["png", "bmp", "gif", "ppm"])
-def test_a_bomb_is_refused_by_its_header_before_anything_is_decoded(kind):
+def test_a_decompression_bomb_is_refused_by_its_header(kind):
     tracemalloc.start()
     try:
         with pytest.raises(TooLarge, match=r"images\[0\] \(0.png\) has 60000 x 60000 pixels"):
@@ -81,18 +81,18 @@ def test_a_bomb_is_refused_by_its_header_before_anything_is_decoded(kind):
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_of_an_animation_the_first_frame_is_taken_and_the_others_are_not_looked_at(format):
+def test_only_the_first_frame_of_an_animation_is_read(format):
     red, blue, green = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "green"))
     buffer = io.BytesIO()
     red.save(buffer, format, save_all=True, append_images=[blue, green] * 20)
     data = buffer.getvalue()
     assert Image.open(io.BytesIO(data)).n_frames > 1
     np.testing.assert_allclose(decode(data)[0], np.broadcast_to([255, 0, 0], (32, 32, 3)), atol=2)
-    if format == "GIF":  # whose frames follow one another in the file: without most of it the first is still whole
+    if format == "GIF":  # stores its frames one after the other, so a truncated file still has the first
         np.testing.assert_array_equal(decode(data[: len(data) // 2]), decode(data))
 
 
-def test_what_no_thread_has_begun_is_not_decoded_for_a_request_that_has_gone_away(monkeypatch):
+def test_a_cancelled_request_does_not_decode_what_no_thread_has_begun(monkeypatch):
     begun, has_begun, go_on = [], threading.Event(), threading.Event()
 
     def read(data, *_):
@@ -103,7 +103,7 @@ def test_what_no_thread_has_begun_is_not_decoded_for_a_request_that_has_gone_awa
 
     monkeypatch.setattr("serving.inference.decode.read_pixels", read)
     decoder = Decoder(1)
-    large = b"x" * BYTES_PER_CALL  # each goes to a thread alone
+    large = b"x" * BYTES_PER_CALL  # each has its own call
 
     async def ask():
         gone = asyncio.create_task(decoder([Upload("", "", large + b"%d" % i) for i in range(4)], SQUARE))
@@ -111,7 +111,7 @@ def test_what_no_thread_has_begun_is_not_decoded_for_a_request_that_has_gone_awa
         assert await asyncio.to_thread(has_begun.wait, 60)
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await gone  # it has taken back what no thread has begun
+            await gone  # the calls that no thread has begun are cancelled
         go_on.set()
         return await stays
 
@@ -123,7 +123,7 @@ def test_what_no_thread_has_begun_is_not_decoded_for_a_request_that_has_gone_awa
 def test_very_large_pictures_are_decoded_one_at_a_time(picture, monkeypatch):
     monkeypatch.setattr("serving.inference.decode.LARGE_PIXELS", 40 * 30)
     large, small, lock = picture(1, (41, 30)), picture(1, (40, 30)), threading.Lock()
-    pair = threading.Barrier(2, timeout=60)  # two small ones are inside at the same moment
+    pair = threading.Barrier(2, timeout=60)  # two small ones are decoded at the same time
 
     def read(data, preprocessing, max_pixels):
         pixels = read_pixels(data, preprocessing, max_pixels)
@@ -131,7 +131,7 @@ def test_very_large_pictures_are_decoded_one_at_a_time(picture, monkeypatch):
             pair.wait()
             return pixels
         assert lock.acquire(blocking=False), "two large pictures are decoded at once"
-        time.sleep(0.02)  # a second one has the time to come in
+        time.sleep(0.02)  # time enough for a second one to begin
         lock.release()
         return pixels
 

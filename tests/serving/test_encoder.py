@@ -21,14 +21,14 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, (MAX_BATCH, 32, 32, 3), np.uint8)
 
 
-def test_the_newest_export_is_served_unless_another_is_chosen(make_bundle, tmp_path):
+def test_the_newest_export_is_served_unless_another_is_named(make_bundle, tmp_path):
     old, new = (make_bundle(tmp_path / "runs" / name / "encoder", scale) for name, scale in (("b", 1), ("a", 2)))
     os.utime(old.folder / "model_card.json", (1, 1))
     assert find_bundle(None, tmp_path / "runs").card.id == new.card.id
     assert find_bundle(str(old.folder), tmp_path / "runs").card.id == old.card.id
 
 
-def test_the_model_store_is_asked_for_a_tag_and_when_there_is_no_export(bundle, tmp_path, monkeypatch):
+def test_the_model_store_is_searched_for_a_tag_and_if_there_is_no_export(bundle, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("serving.inference.encoder._in_store", lambda tag: asked.append(tag) or bundle.folder)
     assert find_bundle("cats:v2", tmp_path).card.id == bundle.card.id
@@ -44,19 +44,19 @@ def test_without_any_encoder_the_message_says_how_to_make_one(tmp_path, no_store
 
 
 def changed(bundle, folder, **facts):
-    """A copy of the bundle with these facts in its card."""
+    """A copy of the bundle with these changes to its card."""
     shutil.copytree(bundle.folder, folder)
     (folder / "model_card.json").write_text(json.dumps({**bundle.card.to_dict(), **facts}))
     return find_bundle(str(folder))
 
 
-def test_a_graph_that_does_not_run_or_gives_another_dimension_is_refused(bundle, tmp_path):
+def test_a_graph_that_does_not_run_or_has_another_dimension_is_refused(bundle, tmp_path):
     for change, message in (({"dimension": 47}, "48"), ({"preprocessing": {"size_px": 16}}, "does not run")):
         with pytest.raises(BundleError, match=message):
             OnnxEncoder(changed(bundle, tmp_path / message, **change))
 
 
-def test_a_graph_that_gives_other_values_than_at_its_export_is_refused(bundle, tmp_path):
+def test_a_graph_whose_output_differs_from_its_export_is_refused(bundle, tmp_path):
     within, beyond = (np.multiply(bundle.card.probe, factor).tolist() for factor in (1.0005, 1.002))
     for i, probe in enumerate((within, [])):  # an older export has none
         assert OnnxEncoder(changed(bundle, tmp_path / str(i), probe=probe)).card.id == bundle.card.id
@@ -75,7 +75,7 @@ def names(accelerations: list[list]) -> list[list[str]]:
     return [[name if isinstance(name, str) else name[0] for name in providers] for providers in accelerations]
 
 
-def test_the_best_is_taken_of_what_the_runtime_the_driver_and_the_libraries_all_have(monkeypatch, tmp_path):
+def test_the_fastest_provider_is_chosen_that_runtime_driver_and_libraries_support(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     trt, cuda, cpu = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
     monkeypatch.setattr("serving.inference.encoder.ort.preload_dlls", lambda: None, raising=False)
@@ -94,7 +94,7 @@ def test_the_best_is_taken_of_what_the_runtime_the_driver_and_the_libraries_all_
         assert names(encoder._accelerations()) == expected
 
 
-def test_an_acceleration_that_gives_other_values_is_named_and_left_for_the_next(bundle, pixels, monkeypatch, caplog):
+def test_a_provider_with_wrong_output_is_logged_and_the_next_is_tried(bundle, pixels, monkeypatch, caplog):
     cpu = "CPUExecutionProvider"
     monkeypatch.setattr("serving.inference.encoder._accelerations", lambda: [[cpu], [cpu]])
     differences = iter((0.5, 0.0))
@@ -105,8 +105,8 @@ def test_an_acceleration_that_gives_other_values_is_named_and_left_for_the_next(
     assert "differs by 5.0e-01" in caplog.messages[0]
 
 
-def test_bound_buffers_give_what_a_plain_run_gives_at_every_batch_size(bundle, pixels):
-    """On the CPU in place of a GPU."""
+def test_bound_buffers_equal_a_plain_run_at_every_batch_size(bundle, pixels):
+    """On the CPU instead of a GPU."""
     session = onnxruntime.InferenceSession(bundle.graph, providers=["CPUExecutionProvider"])
     run = Buckets(session, 32, "cpu")
     for n in (*range(1, 33), 5, 1):
@@ -145,7 +145,7 @@ def bundled(folder, model: onnx.ModelProto):
     )
 
 
-def test_graphs_in_half_precision_and_in_whole_numbers_run_as_they_are(tmp_path, pixels):
+def test_graphs_in_fp16_and_int8_run_unchanged(tmp_path, pixels):
     half, weights = projection(tmp_path, TensorProto.FLOAT16)
     single, _ = projection(tmp_path, TensorProto.FLOAT)
     onnx.save(single, tmp_path / "single.onnx")
@@ -162,7 +162,7 @@ def test_graphs_in_half_precision_and_in_whole_numbers_run_as_they_are(tmp_path,
         np.testing.assert_allclose(vectors, expected, atol=tolerance * np.abs(expected).max())
 
 
-def test_the_card_of_an_encoder_with_a_probe_reads_as_it_was_written(bundle):
+def test_a_model_card_with_a_probe_survives_writing_and_reading(bundle):
     assert find_bundle(str(bundle.folder)).card == bundle.card
     assert dataclasses.asdict(bundle.card)["probe"] == bundle.card.probe
     assert len(bundle.card.probe) == 16

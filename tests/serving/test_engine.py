@@ -25,7 +25,7 @@ CPU = "CPUExecutionProvider"
 
 @pytest.fixture
 def start(bundle, tmp_path):
-    """start(encoders, limits) -> an Engine that is closed in the end."""
+    """start(encoders, limits) -> an Engine that is closed after the test."""
     opened = []
 
     def engine(encoders: str = str(bundle.folder), limits: Limits = DEFAULT_LIMITS) -> Engine:
@@ -39,7 +39,7 @@ def start(bundle, tmp_path):
 
 @pytest.fixture
 def expected(bundle, picture, means):
-    """expected(*seeds, scale=...) -> the embeddings of picture(seed), by numpy."""
+    """expected(*seeds, scale=...) -> the embeddings of picture(seed), computed by numpy."""
 
     def rows(*seeds: int, scale: float = 1 / 255) -> np.ndarray:
         pixels = [read_pixels(picture(seed), bundle.card.preprocessing) for seed in seeds]
@@ -62,7 +62,7 @@ class Held:
     def __init__(self, engine: Engine):
         self.go_on = threading.Event()
         self.images = 0
-        """Images whose batch has begun."""
+        """Number of images whose batch has begun."""
         for lane in engine._encoders.default.batch.lanes:
             lane.encode = partial(self._encode, lane.encode)
 
@@ -73,13 +73,13 @@ class Held:
 
 
 async def admitted(engine: Engine, images: int) -> None:
-    """Returns once so many images are in the engine."""
+    """Returns once this many images are in flight."""
     while engine._gate.in_flight < images:
         await asyncio.sleep(0)
 
 
-def test_an_answer_says_which_encoder_made_it_and_where_the_time_went(start, bundle, files, expected):
-    engine = start(limits=Limits(threads=1))  # one lane: nothing runs beside another, so the times add up
+def test_embedded_images_name_their_encoder_and_the_time_in_each_stage(start, bundle, files, expected):
+    engine = start(limits=Limits(threads=1))  # one lane: no batches run at the same time, so the times add up
     started = time.perf_counter()
     answer = asyncio.run(engine.embed(files(*range(40))))
     took = time.perf_counter() - started
@@ -91,7 +91,7 @@ def test_an_answer_says_which_encoder_made_it_and_where_the_time_went(start, bun
     assert 0 < sum(answer.times.values()) < took
 
 
-def test_a_picture_in_any_company_gets_the_embedding_that_it_gets_alone(start, files):
+def test_an_embedding_does_not_depend_on_the_other_images_of_the_batch(start, files):
     engine = start()
 
     async def ask():
@@ -103,7 +103,7 @@ def test_a_picture_in_any_company_gets_the_embedding_that_it_gets_alone(start, f
         np.testing.assert_allclose(answer.vectors, [alone[i], alone[i + 1], alone[i]], atol=1e-5)
 
 
-def test_a_broken_picture_fails_its_request_and_no_other(start, files, expected):
+def test_a_broken_image_fails_only_its_own_request(start, files, expected):
     engine = start()
     broken = [*files(1), Upload("images[1]", "", b"no picture")]
 
@@ -119,7 +119,7 @@ def test_a_broken_picture_fails_its_request_and_no_other(start, files, expected)
             np.testing.assert_allclose(answer.vectors, expected(i), atol=1e-5)
 
 
-def test_many_pixels_in_few_bytes_are_decoded_where_nobody_else_waits(start, bundle, means):
+def test_many_pixels_in_few_bytes_are_not_decoded_within_a_batch(start, bundle, means):
     engine, buffer = start(), io.BytesIO()
     Image.new("RGB", (1100, 1000), (200, 30, 90)).save(buffer, "PNG")
     file = Upload("images[0]", "", buffer.getvalue())
@@ -133,7 +133,7 @@ def test_many_pixels_in_few_bytes_are_decoded_where_nobody_else_waits(start, bun
 # Several encoders -----------------------------------------------------------------------------------------------------
 
 
-def test_several_encoders_are_served_side_by_side_the_first_to_whoever_names_none(
+def test_several_encoders_are_served_and_the_first_is_the_default(
     start, make_bundle, bundle, files, expected, tmp_path
 ):
     other = make_bundle(tmp_path / "other", scale=1 / 128)
@@ -157,27 +157,27 @@ def test_an_encoder_that_is_not_served_is_not_found(start, bundle, files):
     assert refused.value.param == "model"
 
 
-def test_one_that_cannot_be_served_among_several_is_named(start, bundle, tmp_path, no_store):
+def test_the_one_of_several_encoders_that_cannot_be_served_is_named(start, bundle, tmp_path, no_store):
     with pytest.raises(BundleError, match="nowhere is neither"):
         start(f"{bundle.folder},{tmp_path / 'nowhere'}")
 
 
-# Another encoder in its place -----------------------------------------------------------------------------------------
+# Replaced encoders ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Looks for newer encoders all the time."""
+    """Checks for newer encoders all the time."""
     monkeypatch.setattr("serving.inference.served.CHECK_EVERY_S", 0.02)
 
 
 @pytest.fixture
 def place(make_bundle, tmp_path):
-    """A bundle in a place of its own, where another can be put."""
+    """A bundle that another can replace."""
     return make_bundle(tmp_path / "place")
 
 
-def test_a_newer_encoder_takes_over_and_requests_end_with_the_encoder_they_began_with(
+def test_a_newer_encoder_takes_over_and_running_requests_keep_theirs(
     quick, start, make_bundle, place, files, expected, caplog, wait_until
 ):
     engine = start(str(place.folder))
@@ -209,7 +209,7 @@ def test_a_newer_encoder_takes_over_and_requests_end_with_the_encoder_they_began
         asyncio.run(engine.embed(files(1), old))
 
 
-def test_the_newest_export_is_taken_up_where_none_was_chosen(
+def test_without_a_configured_name_the_newest_export_takes_over(
     quick, start, make_bundle, files, tmp_path, monkeypatch, wait_until
 ):
     monkeypatch.chdir(tmp_path)
@@ -217,7 +217,7 @@ def test_the_newest_export_is_taken_up_where_none_was_chosen(
     engine = start("")
     asyncio.run(engine.embed(files(1)))
     old = weakref.ref(engine._encoders.default.batch.lanes[0])
-    gc.freeze()  # as the service does: from now on nobody looks for circles among what is there
+    gc.freeze()  # as the service does: existing objects are never collected from now on
     try:
         newer = make_bundle(tmp_path / "runs" / "b" / "encoder", 1 / 128)
         wait_until(lambda: engine.card.id == newer.card.id, "the newer one does not serve")
@@ -226,10 +226,10 @@ def test_the_newest_export_is_taken_up_where_none_was_chosen(
         gc.unfreeze()
 
 
-def test_an_unusable_encoder_is_refused_with_the_reason_and_the_old_one_serves_on(
+def test_an_export_that_does_not_work_is_logged_and_the_old_encoder_keeps_serving(
     start, make_bundle, place, files, tmp_path, caplog, no_store, monkeypatch
 ):
-    monkeypatch.setattr("serving.inference.served.CHECK_EVERY_S", 3600)  # looks only when this test does
+    monkeypatch.setattr("serving.inference.served.CHECK_EVERY_S", 3600)  # only this test checks
     engine = start(str(place.folder))
     old = engine.card.id
     good = make_bundle(tmp_path / "good", 1 / 128)
@@ -262,7 +262,7 @@ def test_an_unusable_encoder_is_refused_with_the_reason_and_the_old_one_serves_o
             look_four_times()
         assert engine.card.id == old
         assert asyncio.run(engine.embed(files(1))).model == old
-        assert len(caplog.messages) == bool(reason)  # once, not at every look
+        assert len(caplog.messages) == bool(reason)  # once, not at every check
         if reason:
             assert caplog.messages[0].startswith(
                 f"still serving {old}, because the export that replaced it does not work:"
@@ -273,7 +273,9 @@ def test_an_unusable_encoder_is_refused_with_the_reason_and_the_old_one_serves_o
     assert engine.card.id == good.card.id
 
 
-def test_an_encoder_that_arrives_in_pieces_is_waited_for(start, make_bundle, place, tmp_path, monkeypatch, caplog):
+def test_an_encoder_that_is_still_being_copied_is_not_loaded_yet(
+    start, make_bundle, place, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr("serving.inference.served.CHECK_EVERY_S", 3600)
     engine = start(str(place.folder))
     newer = make_bundle(tmp_path / "newer", 1 / 128)
@@ -292,10 +294,10 @@ def test_an_encoder_that_arrives_in_pieces_is_waited_for(start, make_bundle, pla
     assert caplog.messages == []
 
 
-# More than there is room for ------------------------------------------------------------------------------------------
+# Admission ------------------------------------------------------------------------------------------------------------
 
 
-def test_beyond_its_room_the_engine_turns_away_at_once_and_afterwards_works_as_before(start, files):
+def test_beyond_its_limit_the_engine_refuses_at_once_and_recovers(start, files):
     engine = start(limits=Limits(images_at_once=8))
     held = Held(engine)
 
@@ -303,7 +305,7 @@ def test_beyond_its_room_the_engine_turns_away_at_once_and_afterwards_works_as_b
         accepted = [asyncio.create_task(engine.embed(files(i, i))) for i in range(4)]
         await admitted(engine, 8)
         refused = await asyncio.gather(*(engine.embed(files(1)) for _ in range(500)), return_exceptions=True)
-        held.go_on.set()  # not before: the refused ones have waited for nothing
+        held.go_on.set()  # only now: the refused requests did not wait
         return refused, await asyncio.gather(*accepted)
 
     for _ in range(2):
@@ -315,7 +317,7 @@ def test_beyond_its_room_the_engine_turns_away_at_once_and_afterwards_works_as_b
         assert engine._decode._pool._work_queue.qsize() == 0
 
 
-def test_a_request_that_fails_or_goes_away_makes_room(start, files):
+def test_a_failed_or_cancelled_request_is_no_longer_in_flight(start, files):
     engine = start(limits=Limits(images_at_once=4))
     held = Held(engine)
 

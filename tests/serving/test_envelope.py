@@ -1,4 +1,4 @@
-"""What is around every answer."""
+"""Request ids, security headers, metrics and the log."""
 
 import asyncio
 import io
@@ -23,7 +23,7 @@ SAFETY = {
 
 @pytest.fixture
 def json_log(monkeypatch):
-    """json_log() -> what was logged as JSON since the start, parsed."""
+    """json_log() -> the parsed lines of the JSON log."""
     service, written = logging.getLogger("twinview"), io.StringIO()
     before = service.handlers[:], service.propagate, service.level, log.requests.level
     monkeypatch.setattr("sys.stderr", written)
@@ -34,7 +34,7 @@ def json_log(monkeypatch):
     log.requests.setLevel(before[3])
 
 
-def test_every_answer_is_safe_in_a_browser_whatever_its_status(serve, picture, monkeypatch):
+def test_every_response_has_the_security_headers(serve, picture, monkeypatch):
     http = serve()
     answers = [
         http.get("/livez"),
@@ -62,17 +62,17 @@ def test_every_answer_is_safe_in_a_browser_whatever_its_status(serve, picture, m
 
 
 @pytest.mark.parametrize("given", ["abc", "2026-01-31T12:00:00+00:00/7", "a" * 128])
-def test_a_sane_request_id_is_kept(http, given):
+def test_a_valid_request_id_is_kept(http, given):
     assert http.get("/livez", headers={"X-Request-Id": given}).headers["x-request-id"] == given
 
 
 @pytest.mark.parametrize("given", ["", "a b", 'a"b', "a\tb", "ä".encode(), "a" * 129, "<script>", "{}"])
-def test_any_other_is_replaced(http, given):
+def test_an_invalid_request_id_is_replaced(http, given):
     got = http.get("/livez", headers={"X-Request-Id": given}).headers.get_list("x-request-id")
     assert len(got) == 1 and re.fullmatch(r"[0-9a-f]{32}", got[0])
 
 
-def test_where_the_time_went_stands_in_a_header_and_in_the_metrics(http, picture):
+def test_a_header_and_the_metrics_have_the_time_in_each_stage(http, picture):
     for path, body in (("/embed", {"content": picture(0)}), ("/embed", {"files": {"images": ("a.png", picture(1))}})):
         answer = http.post(path, **body)
         stages = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["server-timing"]))
@@ -85,7 +85,7 @@ def test_where_the_time_went_stands_in_a_header_and_in_the_metrics(http, picture
     assert "twinview_images_waiting 0.0" in text
 
 
-def test_the_labels_of_the_metrics_do_not_grow_with_what_visitors_invent(http, picture):
+def test_clients_cannot_add_labels_to_the_metrics(http, picture):
     def series() -> set[str]:
         return {line.rpartition(" ")[0] for line in http.get("/metrics").text.splitlines() if line[0] != "#"}
 
@@ -127,7 +127,7 @@ def test_a_request_is_a_line_of_json(http, picture, bundle, json_log):
     assert "secret" not in json.dumps(missed)
 
 
-def test_a_fault_is_logged_whole_under_the_requests_id(http, picture, json_log, monkeypatch):
+def test_an_unexpected_exception_is_logged_under_the_requests_id(http, picture, json_log, monkeypatch):
     async def fail(*_):
         raise RuntimeError("the disk is gone")
 
@@ -139,7 +139,7 @@ def test_a_fault_is_logged_whole_under_the_requests_id(http, picture, json_log, 
     assert request["status"] == 500
 
 
-def test_a_request_from_within_is_a_line_too(http, json_log):
+def test_a_request_from_this_process_is_logged_too(http, json_log):
     async def ask() -> int:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(http.app), base_url="http://service") as within:
             return (await within.get("/collections")).status_code
@@ -149,7 +149,7 @@ def test_a_request_from_within_is_a_line_too(http, json_log):
     assert (line["route"], line["status"]) == ("/collections", 200)
 
 
-def test_who_is_answered_is_told_at_the_start(serve, caplog):
+def test_the_start_logs_whom_the_service_answers(serve, caplog):
     caplog.set_level(logging.INFO, "twinview")
     for access, told in (
         (Access(), "there are no API keys, so the service answers requests from this machine only"),
@@ -163,12 +163,12 @@ def test_who_is_answered_is_told_at_the_start(serve, caplog):
     assert "API keys" not in caplog.text
 
 
-def test_without_it_requests_leave_no_line(http, picture, caplog):
+def test_the_text_log_has_no_line_per_request(http, picture, caplog):
     caplog.set_level(logging.INFO, "twinview")
     http.post("/embed", content=picture(0))
     assert "POST" not in caplog.text
 
 
-def test_a_form_of_log_that_there_is_not_is_refused():
+def test_an_unknown_form_of_log_is_refused():
     with pytest.raises(ValueError, match="TWINVIEW_LOG is json or text, not 'xml'"):
         log.install({"TWINVIEW_LOG": "xml"})

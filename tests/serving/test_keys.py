@@ -42,7 +42,7 @@ def bearer(key: str) -> dict:
         basic("me", "schlüssel"),
     ],
 )
-def test_every_key_opens_as_a_bearer_token_or_as_a_password(http, given):
+def test_every_key_is_accepted_as_a_bearer_token_or_as_a_password(http, given):
     assert http.get("/collections", **given).status_code == 200
 
 
@@ -64,7 +64,7 @@ def test_every_key_opens_as_a_bearer_token_or_as_a_password(http, given):
         {"params": {"api_key": "first"}},
     ],
 )
-def test_nothing_else_does_and_a_browser_is_told_to_ask_for_one(http, given):
+def test_anything_else_is_refused_and_makes_a_browser_ask_for_the_key(http, given):
     answer = http.get("/collections", **given)
     assert answer.status_code == 401
     challenges = answer.headers.get_list("WWW-Authenticate")
@@ -73,7 +73,7 @@ def test_nothing_else_does_and_a_browser_is_told_to_ask_for_one(http, given):
     assert "first" not in answer.text
 
 
-def test_whether_it_lives_and_is_ready_is_told_to_everybody_and_nothing_else(http):
+def test_only_liveness_and_readiness_need_no_key(http):
     assert http.get("/livez").status_code == http.get("/readyz").status_code == 200
     for path in (
         "/livez/",
@@ -114,7 +114,7 @@ def test_keys_come_from_the_environment_and_from_a_file(tmp_path):
     assert not Access.from_environment({"TWINVIEW_OPEN": "0"}).open
 
 
-def test_keys_that_were_announced_and_are_not_there_do_not_open_the_service(tmp_path):
+def test_configured_keys_that_are_missing_are_an_error(tmp_path):
     (tmp_path / "empty").write_text("# nothing\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     for environment, words in (
@@ -134,7 +134,7 @@ def test_the_service_takes_its_keys_from_the_environment(bundle, tmp_path, monke
         assert http.get("/collections", **bearer("first")).status_code == 200
 
 
-def test_a_key_stands_in_no_log_and_no_answer(serve, caplog, monkeypatch):
+def test_no_log_and_no_response_contains_a_key(serve, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG)
     http = serve(access=Access.of_keys("s3cr3t-key"))
 
@@ -152,7 +152,7 @@ def test_a_key_stands_in_no_log_and_no_answer(serve, caplog, monkeypatch):
         assert "s3cr3t" not in text and "czNjcjN0" not in text
 
 
-def test_the_openapi_document_tells_of_the_keys(serve):
+def test_the_openapi_document_describes_the_keys(serve):
     document = serve(access=Access.of_keys("first")).get("/openapi.json", **bearer("first")).json()
     assert {scheme["scheme"] for scheme in document["components"]["securitySchemes"].values()} == {"bearer", "basic"}
     assert {} not in document["security"] and len(document["security"]) == 2
@@ -164,7 +164,7 @@ def test_the_openapi_document_tells_of_the_keys(serve):
 
 
 def outside_address() -> str | None:
-    """An address of this machine that is no loopback, where it has one. Nothing is sent."""
+    """An address of this machine other than loopback, if it has one. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -174,7 +174,7 @@ def outside_address() -> str | None:
     return None if address.startswith("127.") else address
 
 
-def test_without_keys_only_this_machine_is_answered_wherever_the_service_listens(listen, picture):
+def test_without_keys_only_this_machine_is_answered_at_any_listening_address(listen, picture):
     port, _ = listen(host="0.0.0.0")
     with Client(f"http://127.0.0.1:{port}") as near:
         assert near.embed(picture(0)).vectors.shape == (1, 48)
@@ -207,7 +207,7 @@ def test_without_keys_only_this_machine_is_answered_wherever_the_service_listens
         (("::ffff:10.0.0.5", 3000), "localhost", 403),
     ],
 )
-def test_the_sockets_own_address_counts_and_a_name_that_strangers_can_point_here_does_not(serve, server, host, status):
+def test_the_sockets_address_decides_and_host_names_that_others_can_register_are_refused(serve, server, host, status):
     scope = {"type": "http", "path": "/collections", "server": server, "headers": [(b"host", host.encode())]}
     refusal = Access().refusal(scope)
     assert (refusal.status if refusal else 200) == status
@@ -218,7 +218,7 @@ def test_an_app_in_this_process_is_answered(serve):
     assert serve().get("/collections").status_code == 200
 
 
-def test_a_request_that_the_process_makes_of_itself_needs_no_key_and_cannot_be_feigned(http):
+def test_a_request_from_this_process_needs_no_key_and_clients_cannot_imitate_it(http):
     async def ask() -> int:
         transport = httpx.ASGITransport(access.internal(http.app))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as within:
@@ -253,7 +253,7 @@ def test_bentoml_serves_behind_keys_and_logs_json(launch, fill, picture, tmp_pat
 
 
 @pytest.mark.slow
-def test_bentoml_does_not_serve_where_the_keys_cannot_be_read(launch, tmp_path):
+def test_bentoml_does_not_serve_if_the_keys_cannot_be_read(launch, tmp_path):
     running = launch(environment={"TWINVIEW_API_KEYS_FILE": str(tmp_path / "nowhere"), "TWINVIEW_API_KEYS": "s3cr3t"})
     assert running.process.wait(60) != 0
     told = running.log.read_text()

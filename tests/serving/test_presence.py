@@ -1,4 +1,4 @@
-"""Clients that go away, over a real socket."""
+"""Clients that disconnect, over a real socket."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ ITEMS, SEARCH = "/collections/pictures/items", "/collections/pictures/search"
 
 @pytest.fixture
 def slow(listen, monkeypatch):
-    """(port, what has happened to the work) of a service that never comes to the end of its work by itself."""
+    """(port, events) of a service whose work ends only when it is cancelled."""
     port, app = listen()
     happened = []
 
@@ -40,8 +40,8 @@ def slow(listen, monkeypatch):
 
 
 @pytest.fixture
-def counts_as_gone(wait_until):
-    """counts_as_gone(port, route, count) waits until so many of the route's requests have the status 499."""
+def counts_as_disconnected(wait_until):
+    """counts_as_disconnected(port, route, count) waits until this many requests of the route have the status 499."""
 
     def wait(port: int, route: str, count: int) -> None:
         line = f'twinview_requests_total{{route="{route}",status="499"}} {count}.0'
@@ -57,7 +57,7 @@ def form(data: bytes, field: str) -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("path", ["/embed", "/v1/embeddings", SEARCH, ITEMS, "/views"])
-def test_the_work_of_a_client_that_has_gone_is_cancelled(slow, picture, path, caplog, wait_until, counts_as_gone):
+def test_work_is_cancelled_when_its_client_disconnects(slow, picture, path, caplog, wait_until, counts_as_disconnected):
     port, happened = slow
     kind, body = {
         "/embed": ("image/png", picture(0)),
@@ -71,14 +71,14 @@ def test_the_work_of_a_client_that_has_gone_is_cancelled(slow, picture, path, ca
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(head.encode() + body)
         wait_until(lambda: happened, "the work has not begun")
-        time.sleep(0.1)  # while the client is there nothing is cancelled
+        time.sleep(0.1)  # nothing is cancelled while the client is connected
         assert happened == ["begun"]
     wait_until(lambda: happened == ["begun", "cancelled"], "the work is not cancelled")
-    counts_as_gone(port, path.replace("/pictures/", "/{name}/"), 1)
+    counts_as_disconnected(port, path.replace("/pictures/", "/{name}/"), 1)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_client_that_goes_while_it_sends_is_no_fault_of_the_service(slow, caplog, counts_as_gone):
+def test_a_client_that_disconnects_during_its_upload_causes_no_error(slow, caplog, counts_as_disconnected):
     port, happened = slow
     for kind in ("image/png", "multipart/form-data; boundary=x"):
         with socket.create_connection(("127.0.0.1", port)) as client:
@@ -86,13 +86,13 @@ def test_a_client_that_goes_while_it_sends_is_no_fault_of_the_service(slow, capl
             client.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
             assert client.recv(100).startswith(b"HTTP/1.1 100 Continue")  # the service is reading the body
             client.sendall(b"--x\r\n")
-    counts_as_gone(port, "/embed", 2)
+    counts_as_disconnected(port, "/embed", 2)
     assert happened == []
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_what_waits_for_a_batch_is_dropped_from_it(listen, picture, wait_until, counts_as_gone):
-    """The encoder is held up with one picture; of the two that wait, one client goes: one of them is encoded."""
+def test_images_waiting_for_a_batch_are_dropped_from_it(listen, picture, wait_until, counts_as_disconnected):
+    """While the encoder is busy, one of two waiting clients disconnects: only the other's picture is encoded."""
     port, app = listen(limits=Limits(threads=1))
     batch = app.state.engine._encoders.default.batch
     lane = batch.lanes[0]
@@ -112,7 +112,7 @@ def test_what_waits_for_a_batch_is_dropped_from_it(listen, picture, wait_until, 
         clients[-1].sendall(head.encode() + body)
         wait_until(lambda waiting=waiting: len(sizes) == 1 and batch.waiting == waiting, f"{waiting} do not wait")
     clients[1].close()
-    counts_as_gone(port, "/embed", 1)
+    counts_as_disconnected(port, "/embed", 1)
     go_on.set()
     for client in (clients[0], clients[2]):
         assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
