@@ -263,6 +263,11 @@ def test_a_run_is_resumed_only_with_its_own_settings_and_pictures(settings, tmp_
         finetune(settings(resume=True))
 
 
+def test_a_pretraining_run_is_not_resumed_as_a_fine_tuning(pretrained, settings):
+    with pytest.raises(CheckpointError, match="runs/small is not a fine-tuning: give another --name"):
+        finetune(settings(name="small", resume=True))
+
+
 def test_sampling_draws_each_class_equally_often_and_the_loss_weighs_it(tmp_path):
     settings = FinetuneSettings(held_out=0.0, balance="sampling")
     task = Task(settings, brightness({0: 900, 1: 100}, tmp_path), None)

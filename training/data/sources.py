@@ -218,7 +218,9 @@ def _layout(folders: set[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str | 
 def _list_folder(root: Path) -> dict[str, _SourceFile]:
     """All files below, following symbolic links, each folder once. Unreadable entries are listed too."""
     root = Path(os.path.abspath(root))
-    files, visited, waiting = {}, set(), deque([(root, ())])
+    files: dict[str, _SourceFile] = {}
+    visited: set[tuple[int, int]] = set()
+    waiting: deque[tuple[Path, tuple[str, ...]]] = deque([(root, ())])
 
     def add(path: Path, inside: tuple[str, ...], stamp: str) -> None:
         files["/".join(inside)] = _SourceFile(inside, stamp, partial(read_file, path), path)
@@ -299,9 +301,8 @@ def _list_shards(shards: list[Path]) -> ShardPictures:
     """The members of .tar files. With several shards, names start with that of the shard."""
     above = Path(os.path.commonpath([shard.parent for shard in shards]))
     several = len(shards) > 1
-    shards = sorted(
-        set(shards), key=lambda shard: f"{shard.relative_to(above).as_posix()}/"
-    )  # then the names are sorted, too
+    # The trailing slash makes the order of the shards that of the names of their pictures.
+    shards = sorted(set(shards), key=lambda shard: f"{shard.relative_to(above).as_posix()}/")
     rows, names, facts, kinds = [], bytearray(), [], {}
     for shard in tqdm(shards, desc="listing shards", unit="shard", disable=not several):
         inside = shard.relative_to(above)
@@ -335,8 +336,8 @@ def _list_shards(shards: list[Path]) -> ShardPictures:
     layout = _layout({folder for folder, _ in kinds})
     rows = rows[np.array([folder in layout for folder, _ in kinds], bool)[rows["kind"]]]
     by_folder = [layout.get(folder, (None, "")) for folder, _ in kinds]
-    kinds = [(own or label, split) for (_, own), (label, split) in zip(kinds, by_folder, strict=True)]
-    return ShardPictures(rows, names, facts, kinds)
+    labelled = [(own or label, split) for (_, own), (label, split) in zip(kinds, by_folder, strict=True)]
+    return ShardPictures(rows, names, facts, labelled)
 
 
 def _members(shard: Path) -> dict[str, tuple[int, int]]:

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,7 +29,8 @@ from tqdm import tqdm
 from export.artifact import Preprocessing, UnreadableImage, read_pixels
 from training.data.sources import DataError, Picture, Source, make_once
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 DECODING = 1  # part of the key: increase it when read_pixels gives other pixels than before
 PER_TASK = 16  # pictures per task of a thread
 AHEAD = 64  # tasks that may be queued or done before the oldest is written
@@ -82,7 +83,7 @@ def load(source: Source, preprocessing: Preprocessing, split: str, cache: Path =
     readable = [picture for picture in pictures if picture.name not in skipped_names]
     classes = sorted({picture.label for picture in source.pictures if picture.label is not None})
     number = {label: i for i, label in enumerate(classes)}
-    labels = np.array([number.get(picture.label, -1) for picture in readable], dtype=np.int64)
+    labels = np.array([-1 if picture.label is None else number[picture.label] for picture in readable], dtype=np.int64)
     return PixelStore(source.name, pixels, labels, classes, [picture.name for picture in readable], skipped, folder)
 
 
@@ -149,7 +150,7 @@ def _write(source: Source, pictures: list[Picture], preprocessing: Preprocessing
 
 def _decode(preprocessing: Preprocessing, pictures: Sequence[Picture]) -> list[np.ndarray | str]:
     """uint8 (S, S, 3) for each picture, or the reason why it cannot be read."""
-    results = []
+    results: list[np.ndarray | str] = []
     for picture in pictures:
         try:
             results.append(read_pixels(picture.read(), preprocessing))
@@ -158,7 +159,7 @@ def _decode(preprocessing: Preprocessing, pictures: Sequence[Picture]) -> list[n
     return results
 
 
-def map_ahead(function: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
+def map_ahead(function: Callable[[T], R], items: Iterable[T], most: int) -> Generator[R, None, None]:
     """function(item) for each item, in order: threads compute up to `most` results ahead of the caller.
 
     An error is raised in its item's place. A caller that stops early, by close() or by dropping the iterator, waits
