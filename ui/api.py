@@ -11,7 +11,10 @@ from serving.protocol.filters import FilterProblem
 from ui.search.picture import UploadFailed
 
 PROBLEMS = (ServiceError, UploadFailed, FilterProblem)  # their text is a sentence for the user
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # for events: no spinner, not offered to programs
+QUIET: dict[str, Any] = {
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}  # for events: no spinner, not offered to programs
 
 
 def publish(function: Callable[..., Awaitable[Any]], name: str) -> None:

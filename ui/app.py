@@ -16,10 +16,12 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -145,7 +147,7 @@ def _stop_cleanly(app: FastAPI, stop: asyncio.Event, uploads: Path) -> None:
     lifespan = app.router.lifespan_context
 
     @asynccontextmanager
-    async def stopping(app: FastAPI):
+    async def stopping(app: FastAPI) -> AsyncIterator[Any]:
         loop, before = asyncio.get_running_loop(), {}
 
         def on_signal(number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,7 @@
 """A choice on the map: the pictures within an outline that have the highlighted labels or groups."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class Choice:
     """The highlighted labels or groups; empty for all."""
 
     @classmethod
-    def parse(cls, data: dict) -> "Choice":
+    def parse(cls, data: dict[str, Any]) -> "Choice":
         """Raises ValueError if a browser would not send such data."""
         try:
             polygon = data.get("polygon")

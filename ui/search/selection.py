@@ -34,7 +34,9 @@ def download_html(path: Path) -> str:
     return f'<a href="gradio_api/file={escape(str(path))}" download="{escape(path.name)}" tabindex="-1"></a>'
 
 
-async def selected(client: AsyncClient, selection: dict, settings: SearchSettings, report: Report) -> list[Row]:
+async def selected(
+    client: AsyncClient, selection: dict[str, Any], settings: SearchSettings, report: Report
+) -> list[Row]:
     """selection: as the grid's `export` event sends it. Raises ServiceError, FilterProblem."""
     chosen = {str(id): cosine and float(cosine) for id, cosine in selection.get("chosen") or []}
     if selection.get("all"):

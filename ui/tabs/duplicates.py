@@ -99,7 +99,7 @@ async def suggest(client: AsyncClient, threshold: float, collection: str) -> lis
             return ids
 
 
-async def remove(client: AsyncClient, ids: list[str], collection: str) -> dict:
+async def remove(client: AsyncClient, ids: list[str], collection: str) -> dict[str, Any]:
     """Returns {deleted: ids that are no longer in the collection, message: what happened}."""
     deleted: list[str] = []
     try:
@@ -118,10 +118,10 @@ async def listed(client: AsyncClient, ids: list[str], format: str, collection: s
     return selection.as_csv([(item, None) for item in items]) if format == "csv" else selection.as_paths(items)
 
 
-def plain(duplicates: Duplicates) -> dict:
+def plain(duplicates: Duplicates) -> dict[str, Any]:
     """For programs. A path is called `file`: gradio_client would try to download from a `path`."""
 
-    def facts(item: Match) -> dict:
+    def facts(item: Match) -> dict[str, Any]:
         names = ("id", "name", "label", "width", "height", "similarity")
         return {name: getattr(item, name) for name in names} | {"file": item.path}
 
@@ -154,32 +154,32 @@ class DuplicatesTab(Tab):
         outputs = [self.status, self.compare, self.threshold, self.groups, self.previous, self.more]
         outputs += [self.offset, self.timer]
         inputs = [self.in_sight, self.collection, self.threshold, self.offset]
-        looking = {"fn": self.look, "inputs": inputs, "outputs": outputs, **QUIET}
+        looking: dict[str, Any] = {"fn": self.look, "inputs": inputs, "outputs": outputs, **QUIET}
         self.tabs.select(self.is_selected, None, self.in_sight, **QUIET).then(**looking)
         self.compare.click(self.start, self.collection, None, **QUIET).then(**looking)
         self.timer.tick(**looking)
         self.groups.removed(**looking)
         others = [self.collection.change, self.threshold.release]
         gr.on(others, lambda: 0, None, self.offset, **QUIET).then(**looking)
-        pages = {"inputs": self.offset, "outputs": self.offset, **QUIET}
+        pages: dict[str, Any] = {"inputs": self.offset, "outputs": self.offset, **QUIET}
         self.previous.click(lambda offset: max(0, offset - PAGE), **pages).then(**looking)
         self.more.click(lambda offset: offset + PAGE, **pages).then(**looking)
         self.groups.seek(self.seek, self.trail, [self.trail, self.tabs], **QUIET)
         publish(self.duplicates, "duplicates")
 
-    async def suggested(self, data: dict) -> dict:
+    async def suggested(self, data: dict[str, Any]) -> dict[str, Any]:
         try:
             return {"ids": await suggest(self.client, float(data["threshold"]), data["collection"])}
         except ServiceError as error:
             return {"ids": [], "problem": str(error)}
 
-    async def listed(self, data: dict) -> dict:
+    async def listed(self, data: dict[str, Any]) -> dict[str, Any]:
         try:
             return {"text": await listed(self.client, data["ids"], data["format"], data["collection"])}
         except ServiceError as error:
             return {"problem": str(error)}
 
-    async def remove(self, data: dict) -> dict:
+    async def remove(self, data: dict[str, Any]) -> dict[str, Any]:
         return await remove(self.client, [str(id) for id in data["ids"]], data["collection"])
 
     async def look(self, in_sight: bool, collection: str, threshold: float, offset: int) -> tuple[Any, ...]:
@@ -217,5 +217,5 @@ class DuplicatesTab(Tab):
 
     async def duplicates(
         self, threshold: float = 0.95, limit: int = 100, offset: int = 0, collection: str = COLLECTION
-    ) -> dict:
+    ) -> dict[str, Any]:
         return plain(await self.client.duplicates(threshold, limit, offset, collection=collection))

@@ -46,7 +46,13 @@ class InvarianceTab(Tab):
 
     def connect(self) -> None:
         inputs = [self.trail, self.in_sight, self.count, self.seed, self.collection]
-        looking = {"fn": self.look, "inputs": inputs, "outputs": self.curves, "trigger_mode": "always_last", **QUIET}
+        looking: dict[str, Any] = {
+            "fn": self.look,
+            "inputs": inputs,
+            "outputs": self.curves,
+            "trigger_mode": "always_last",
+            **QUIET,
+        }
         self.tabs.select(self.is_selected, None, self.in_sight, **QUIET).then(**looking)
         self.others.click(lambda seed: seed + 1, self.seed, self.seed, **QUIET).then(**looking)
         gr.on([self.trail.change, self.count.release, self.collection.change], **looking)
@@ -63,7 +69,9 @@ class InvarianceTab(Tab):
             empty = isinstance(error, ServiceError) and error.param in ("collection", "name")
             yield notice(EMPTY if empty else str(error))
 
-    async def invariance(self, id: str = "", collection: str = COLLECTION, count: int = 16, seed: int = 0) -> dict:
+    async def invariance(
+        self, id: str = "", collection: str = COLLECTION, count: int = 16, seed: int = 0
+    ) -> dict[str, Any]:
         """id: an item to follow; by default the first picture of the sample."""
         image = await self.client.thumbnail(id, collection=collection) if id else None
         return asdict(await self.client.invariance(image, count, seed, collection=collection))

@@ -90,7 +90,7 @@ async def choice_html(client: AsyncClient, choice: Choice) -> str:
     return heading + grid_html(items, choice.collection)
 
 
-def plain(map: Map) -> dict:
+def plain(map: Map) -> dict[str, Any]:
     """For programs: columns of numbers, and the progress of the next map."""
     names = ("state", "stage", "share", "problem", "count", "new", "gone")
     numbers = {name: np.asarray(getattr(map, name)).tolist() for name in ("x", "y", "group")}
@@ -113,7 +113,12 @@ class MapTab(Tab):
 
     def connect(self) -> None:
         outputs = [self.status, self.make, self.stage, self.timer]
-        looking = {"fn": self.look, "inputs": [self.in_sight, self.collection], "outputs": outputs, **QUIET}
+        looking: dict[str, Any] = {
+            "fn": self.look,
+            "inputs": [self.in_sight, self.collection],
+            "outputs": outputs,
+            **QUIET,
+        }
         self.tabs.select(self.is_selected, None, self.in_sight, **QUIET).then(**looking)
         self.make.click(self.start, self.collection, None, **QUIET).then(**looking)
         self.timer.tick(**looking)
@@ -129,7 +134,7 @@ class MapTab(Tab):
         except ServiceError:
             return None  # the next `look` says why
 
-    async def listed(self, data: dict) -> str | None:
+    async def listed(self, data: dict[str, Any]) -> str | None:
         """The chosen pictures as CSV; None if that fails."""
         try:
             choice = Choice.parse(data)
@@ -179,5 +184,5 @@ class MapTab(Tab):
     def click(self, trail: Trail, event: gr.EventData) -> tuple[Trail, gr.Tabs]:
         return (*trail, Query((clicked(event),))), to_similar()
 
-    async def map(self, collection: str = COLLECTION) -> dict:
+    async def map(self, collection: str = COLLECTION) -> dict[str, Any]:
         return plain(await self.client.map(collection=collection))

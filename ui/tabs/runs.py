@@ -190,7 +190,7 @@ class RunsTab(Tab):
 
     def connect(self) -> None:
         inputs = [self.chosen, self.shown, self.in_sight]
-        showing = {"fn": self.show, "inputs": inputs, "outputs": self.outputs, **QUIET}
+        showing: dict[str, Any] = {"fn": self.show, "inputs": inputs, "outputs": self.outputs, **QUIET}
         self.tabs.select(self.is_selected, None, self.in_sight, **QUIET).then(**showing)
         self.timer.tick(**showing)
         self.list.click(self.toggle, self.chosen, [self.chosen, self.drawn], **QUIET).then(**showing)
@@ -240,10 +240,10 @@ class RunsTab(Tab):
 
     # For programs
 
-    async def runs(self, limit: int = 100) -> list[dict]:
+    async def runs(self, limit: int = 100) -> list[dict[str, Any]]:
         """The training runs, the newest first."""
         return [asdict(run) for run in await self.client.runs(int(limit))]
 
-    async def run(self, name: str) -> dict:
+    async def run(self, name: str) -> dict[str, Any]:
         """One run with its settings and curves."""
         return asdict(await self.client.run(name))

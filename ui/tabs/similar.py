@@ -54,9 +54,14 @@ class SimilarTab(Tab):
         controls = [self.k, self.least, self.where, self.collection, self.encoder, self.other]
         outputs = [self.trail, self.offset, self.heading, self.grid, self.link]
         outputs += [self.k, self.least, self.previous, self.more]
-        loading = {"show_progress_on": self.grid, "api_visibility": "private"}
-        showing = {"fn": self.show, "inputs": [self.trail, self.offset, *controls], "outputs": outputs, **loading}
-        offering = {"fn": self.offer, "inputs": self.collection, "outputs": self.where, **QUIET}
+        loading: dict[str, Any] = {"show_progress_on": self.grid, "api_visibility": "private"}
+        showing: dict[str, Any] = {
+            "fn": self.show,
+            "inputs": [self.trail, self.offset, *controls],
+            "outputs": outputs,
+            **loading,
+        }
+        offering: dict[str, Any] = {"fn": self.offer, "inputs": self.collection, "outputs": self.where, **QUIET}
 
         self.page.load(self.start, None, [self.trail, *controls], **QUIET).then(**showing).then(**offering)
         self.trail.change(trigger_mode="always_last", **showing)
@@ -152,7 +157,7 @@ class SimilarTab(Tab):
             return gr.skip()
         return (*trail, trail[-1].unlike(clicked(event)))
 
-    async def export(self, event: gr.EventData, progress=gr.Progress(), *controls: Any) -> Any:  # noqa: B008
+    async def export(self, event: gr.EventData, progress: gr.Progress = gr.Progress(), *controls: Any) -> Any:  # noqa: B008
         data = event._data or {}
 
         def report(done: int, total: int) -> None:
@@ -180,7 +185,7 @@ class SimilarTab(Tab):
         where: list[str] = [],  # noqa: B006
         collection: str = COLLECTION,
         encoder: str | None = None,
-    ) -> list[dict]:
+    ) -> list[dict[str, Any]]:
         """The items nearest to a picture and to the items `like`, and unlike the items `unlike`, with their cosine."""
         uploads = [from_path(picture["path"])] if picture else []
         positive, negative = ([Picture(id, id=id, collection=collection) for id in ids] for ids in (like, unlike))
@@ -195,14 +200,14 @@ class SimilarTab(Tab):
         offset: int = 0,
         collection: str = COLLECTION,
         encoder: str | None = None,
-    ) -> dict:
+    ) -> dict[str, Any]:
         """How many items match the conditions, and `limit` of them."""
         conditions = parse_conditions(where)
         answer = await self.client.items(limit, offset, conditions, collection=collection, model=encoder)
         return {"count": answer.count, "items": [_plain(item) for item in answer.items]}
 
 
-def _plain(item: Item | Match) -> dict:
+def _plain(item: Item | Match) -> dict[str, Any]:
     """The path is called `file`: gradio_client would try to download from a `path`."""
     facts = {name: value for name, value in vars(item).items() if name != "path"}
     return facts | {"file": item.path}

@@ -89,12 +89,12 @@ class ViewsTab(Tab):
         self.trained = gr.State(None)  # the augmentation that the encoder was trained with
 
     def connect(self) -> None:
-        last = {"trigger_mode": "always_last", "api_visibility": "private"}
+        last: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
         inputs = [self.trail, self.in_sight, self.count, self.seed, *self.settings]
-        drawing = {"fn": self.draw, "inputs": inputs, "outputs": [self.summary, self.pairs], **last}
+        drawing: dict[str, Any] = {"fn": self.draw, "inputs": inputs, "outputs": [self.summary, self.pairs], **last}
         drawing |= {"show_progress_on": self.pairs}
         inputs = [self.trail, self.in_sight, self.collection, self.batch_count, self.seed, *self.settings]
-        comparing = {"fn": self.compare, "inputs": inputs, "outputs": self.batch, **last}
+        comparing: dict[str, Any] = {"fn": self.compare, "inputs": inputs, "outputs": self.batch, **last}
 
         looked = self.tabs.select(self.look, None, [self.in_sight, self.trained, self.as_trained], **QUIET)
         changes = [looked, self.again.click(self.next_seed, self.seed, self.seed, **QUIET)]
@@ -147,15 +147,25 @@ class ViewsTab(Tab):
     # For programs
 
     async def views(
-        self, id: str, collection: str = COLLECTION, pairs: int = 4, seed: int = 0, settings: dict | None = None
-    ) -> list[dict]:
+        self,
+        id: str,
+        collection: str = COLLECTION,
+        pairs: int = 4,
+        seed: int = 0,
+        settings: dict[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
         """Pairs of views of an item. settings: those of the augmentation."""
         image = await self.client.thumbnail(id, collection=collection)
         return [asdict(pair) for pair in await self.client.views(image, pairs, seed, **(settings or {}))]
 
     async def matrix(
-        self, id: str = "", collection: str = COLLECTION, count: int = 6, seed: int = 0, settings: dict | None = None
-    ) -> dict:
+        self,
+        id: str = "",
+        collection: str = COLLECTION,
+        count: int = 6,
+        seed: int = 0,
+        settings: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """The matrix of an item and others of the collection; without an item, of others alone."""
         images = [await self.client.thumbnail(id, collection=collection)] if id else []
         batch = await self.client.matrix(images, count, seed, collection=collection, **(settings or {}))

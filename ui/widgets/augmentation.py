@@ -20,16 +20,18 @@ PRESETS = {
 }
 
 
-def of_card(card: dict) -> Augmentation | None:
+def of_card(card: dict[str, Any]) -> Augmentation | None:
     """The augmentation in an encoder's model card; None if the card has none."""
     augment = ((card.get("training") or {}).get("settings") or {}).get("augment")
     return {**augment, "crop_area": tuple(augment["crop_area"])} if augment and set(augment) == set(NAMES) else None
 
 
-def controls() -> list[gr.components.Component]:
+def controls() -> list[gr.Slider | gr.Radio]:
     """The sliders, in the order that `settings` reads them."""
 
-    def slider(label: str, value: float, elem_id: str, least: float = 0.0, most: float = 1.0, step: float = 0.05):
+    def slider(
+        label: str, value: float, elem_id: str, least: float = 0.0, most: float = 1.0, step: float = 0.05
+    ) -> gr.Slider:
         return gr.Slider(least, most, value=value, step=step, label=label, elem_id=elem_id)
 
     return [
@@ -44,14 +46,14 @@ def controls() -> list[gr.components.Component]:
     ]
 
 
-def settings(values: Sequence) -> Augmentation:
+def settings(values: Sequence[Any]) -> Augmentation:
     """The augmentation that the controls are set to."""
     least, greatest, flip, jitter, strength, grey, blur, sampling = values
     area = (min(least, greatest), max(least, greatest))
     return dict(zip(NAMES, (area, sampling, flip, jitter, strength, grey, blur), strict=True))
 
 
-def values(settings: Augmentation) -> list:
+def values(settings: Augmentation) -> list[Any]:
     """The values of the controls for this augmentation."""
     others = ("flip", "jitter", "strength", "grey", "blur", "crop_sampling")
     return [*settings["crop_area"], *(settings[name] for name in others)]

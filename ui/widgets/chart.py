@@ -5,7 +5,7 @@ The values of a run's chart are also in `data-lines`, so that chart.js can show 
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -168,7 +168,7 @@ def _strip(curve: Curve, invariance: Invariance) -> str:
     )
 
 
-def _panel_svg(curves: Mapping[str, Curve], highest: float) -> str:
+def _panel_svg(curves: dict[str, Curve], highest: float) -> str:
     """One augmentation. curves: by CSS class, the first is drawn on top; highest: top of the scale, at least 1."""
     first = next(iter(curves.values()))
     end = first.strengths[-1]
