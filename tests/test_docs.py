@@ -1,5 +1,6 @@
-"""The documents speak of what there is."""
+"""What the documents say about files, commands and options is true."""
 
+import ast
 import dataclasses
 import re
 import shlex
@@ -19,7 +20,7 @@ from training.recipes import FinetuneSettings
 from ui.app import PageOptions
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("training", "export", "serving", "ui", "benchmarks")
+PACKAGES = ("training", "export", "serving", "ui", "benchmarks")
 COMMANDS = {
     "training/pretrain.py": PretrainSettings,
     "training/evaluate.py": EvaluateSettings,
@@ -33,13 +34,48 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_the_architecture_names_every_file_of_a_room_and_no_other(room):
+def folders() -> list[str]:
+    """Every folder with source files, as `training/data`."""
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    return sorted({file.parent.relative_to(ROOT).as_posix() for file in files})
+
+
+@pytest.mark.parametrize("folder", folders())
+def test_the_architecture_names_every_file_of_a_folder_and_no_other(folder):
+    row = re.search(rf"^\| `{folder}/` \| (.*) \|$", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    files = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
+    assert set(re.findall(r"`(\w+\.\w+)`", row[1])) == files - {"RECORDS.md", "__init__.py", "py.typed"}
+
+
+def test_the_walks_of_the_architecture_name_functions_that_are_there():
+    steps = re.findall(r"^\| (`.+?) \| (`.+?) \| .+ \|$", walks(), re.MULTILINE)
+    assert len(steps) > 25
+    for files, functions in steps:
+        texts = [next(ROOT.glob(f"*/{file}")).read_text() for file in re.findall(r"`([\w/]+\.py)`", files)]
+        for function in re.findall(r"`([\w.]+)`", functions):
+            name = function.rpartition(".")[2]
+            assert any(re.search(rf"\b(def|class) {name}\b|^{name} = ", text, re.MULTILINE) for text in texts), function
+
+
+def walks() -> str:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    section = re.search(rf"\| \*\*{room}/\*\* \|.*?(?=\| \*\*|\n\n)", text, re.DOTALL).group()
-    named = {name for row in section.splitlines() for name in re.findall(r"`(\w+\.\w+)`", row.split("|")[1])}
-    there = {path.name for path in (ROOT / room).iterdir() if path.is_file() and path.name != "__init__.py"}
-    assert named == there - {"RECORDS.md"}
+    return text.partition("## Three walks")[2].partition("\n## ")[0]
+
+
+def test_contributing_shows_lines_that_are_in_the_source():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:training|serving|ui|export|tests)/[\w/.]*)`", text)
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    for source in ("training/loss.py", "serving/protocol/filters.py"):
+        example = re.search(rf"\({source}\).*?```python\n(.*?)```", text, re.DOTALL)[1]
+        assert example in re.sub(r"^ +", "", (ROOT / source).read_text(), flags=re.MULTILINE), source
+
+
+def test_every_module_begins_with_a_sentence_about_it():
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py") if file.name != "__init__.py"]
+    assert len(files) > 100
+    assert [str(file) for file in files if not ast.get_docstring(ast.parse(file.read_text()))] == []
 
 
 def test_the_readme_names_commands_and_options_that_exist():
