@@ -33,7 +33,7 @@ def ids(numbers) -> set[str]:
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def either(request, tmp_path) -> Index:
     """In a folder and in an object store."""
-    return Index(tmp_path / "index" if request.param == "folder" else request.getfixturevalue("bucket"), "enc-1", D)
+    return Index(tmp_path / "index" if request.param == "folder" else request.getfixturevalue("s3"), "enc-1", D)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from serving.collection.store import FileStore
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def store(request, tmp_path) -> FileStore:
-    return FileStore(tmp_path / "index" if request.param == "folder" else request.getfixturevalue("bucket"))
+    return FileStore(tmp_path / "index" if request.param == "folder" else request.getfixturevalue("s3"))
 
 
 def test_written_files_are_read_listed_measured_and_deleted(store):
