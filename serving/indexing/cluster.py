@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -23,16 +23,12 @@ from serving.indexing.fill import Tally, batch_encoder, fill
 from serving.indexing.originals import Originals
 from training.data.sources import DataError
 
-if TYPE_CHECKING:
-    import ray
-
 BLOCK_FILES = 512  # one commit per block
 
 
 class FillActor:
-    def __init__(
-        self, graph: bytes, card: ModelCard, uri: str, name: str, known: "ray.ObjectRef", allow_other_encoder: bool
-    ):
+    def __init__(self, graph: bytes, card: ModelCard, uri: str, name: str, known: Any, allow_other_encoder: bool):
+        """known  Ray's reference to the ids in the collection"""
         import ray
 
         with tempfile.TemporaryDirectory() as folder:

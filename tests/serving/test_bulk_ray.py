@@ -44,7 +44,7 @@ if __name__ == "__main__":
     assert "broken.png" in (tmp_path / "index" / "skipped.csv").read_text()
 
 
-def test_without_ray_one_is_told_how_to_get_it(bundle, picture, tmp_path, monkeypatch):
+def test_without_ray_the_error_says_how_to_install_it(bundle, picture, tmp_path, monkeypatch):
     (tmp_path / "0.png").write_bytes(picture(0))
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DataError, match=r"--ray needs Ray, which is not installed: pip install 'twinview\[ray\]'"):

@@ -46,7 +46,7 @@ def read(path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def test_a_folder_becomes_vectors_and_names_in_the_order_of_the_names(service, pictures, twinview, picture, tmp_path):
+def test_embed_writes_vectors_and_names_in_the_order_of_the_names(service, pictures, twinview, picture, tmp_path):
     twinview("embed", pictures, "--service", service, "-o", tmp_path / "out" / "v.npy")
     vectors, rows = np.load(tmp_path / "out" / "v.npy"), read(tmp_path / "out" / "v.csv")
     names = sorted(f"{'ab'[i % 2]}/{i:02}.png" for i in range(100))
@@ -59,7 +59,7 @@ def test_a_folder_becomes_vectors_and_names_in_the_order_of_the_names(service, p
     assert sorted(os.listdir(tmp_path / "out")) == ["v.csv", "v.npy"]
 
 
-def test_a_parquet_file_holds_both(service, pictures, twinview, bundle, tmp_path):
+def test_a_parquet_file_holds_vectors_and_names(service, pictures, twinview, bundle, tmp_path):
     twinview("embed", pictures, "--service", service, "--output", tmp_path / "v.npy", "--normalize")
     twinview("embed", pictures, "--service", service, "--output", tmp_path / "v.parquet", "--normalize")
     table = pyarrow.parquet.read_table(tmp_path / "v.parquet")
@@ -72,7 +72,7 @@ def test_a_parquet_file_holds_both(service, pictures, twinview, bundle, tmp_path
     assert table.schema.metadata[b"twinview.encoder"].decode() == bundle.card.id
 
 
-def test_a_parquet_file_becomes_a_collection(service, pictures, twinview, picture, bundle, tmp_path, capsys):
+def test_a_parquet_file_of_embed_can_be_imported(service, pictures, twinview, picture, bundle, tmp_path, capsys):
     twinview("embed", pictures, "--service", service, "-o", tmp_path / "v.parquet")
     twinview("index", "import", tmp_path / "v.parquet", "--index", tmp_path / "other", "--collection", "parts")
     assert "100 sent, 0 already there; parts holds 100" in capsys.readouterr().out
@@ -96,8 +96,8 @@ def test_broken_files_are_listed_and_the_rest_is_embedded(service, pictures, twi
     assert {row["name"] for row in skipped} == set(broken)
     assert all(row["reason"].startswith("is ") for row in skipped)
     assert len(rows) == len(np.load(tmp_path / "v.npy")) == 100 - len(broken)
-    told = capsys.readouterr().out
-    assert "66 vectors" in told and "34 files skipped" in told and "a/00.png is not an image" in told
+    output = capsys.readouterr().out
+    assert "66 vectors" in output and "34 files skipped" in output and "a/00.png is not an image" in output
     with Client(service) as client:
         expected = client.embed([pictures / row["name"] for row in rows]).vectors
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
@@ -111,7 +111,7 @@ def test_a_picture_of_too_many_pixels_is_skipped_too(listen, pictures, twinview,
     assert skipped == {"name": "a/huge.png", "reason": "has 50 x 30 pixels; at most 1,200 are read"}
 
 
-def test_a_busy_service_is_asked_until_it_has_time(listen, pictures, twinview, tmp_path, monkeypatch):
+def test_embed_waits_for_a_busy_service(listen, pictures, twinview, tmp_path, monkeypatch):
     port, app = listen()
     embed, asked = app.state.engine.embed, []
 
@@ -126,7 +126,7 @@ def test_a_busy_service_is_asked_until_it_has_time(listen, pictures, twinview, t
     assert len(np.load(tmp_path / "v.npy")) == 100 and len(asked) > 30
 
 
-def test_a_failure_ends_the_command_though_the_service_is_busy_with_the_rest(
+def test_an_error_ends_embed_although_other_requests_wait_for_a_busy_service(
     listen, pictures, twinview, picture, tmp_path, monkeypatch
 ):
     port, app = listen()
@@ -141,7 +141,7 @@ def test_a_failure_ends_the_command_though_the_service_is_busy_with_the_rest(
         twinview("embed", pictures, "--service", f"http://127.0.0.1:{port}", "-o", tmp_path / "v.npy")
 
 
-def test_a_list_of_a_run_before_does_not_stay(service, pictures, twinview, picture, tmp_path):
+def test_the_skipped_list_of_an_earlier_run_is_deleted(service, pictures, twinview, picture, tmp_path):
     (pictures / "a" / "00.png").write_text("text")
     twinview("embed", pictures, "--service", service, "-o", tmp_path / "v.npy")
     assert (tmp_path / "v.skipped.csv").exists()
@@ -150,7 +150,7 @@ def test_a_list_of_a_run_before_does_not_stay(service, pictures, twinview, pictu
     assert not (tmp_path / "v.skipped.csv").exists()
 
 
-def test_the_key_comes_from_the_environment_and_is_told_nobody(
+def test_the_key_comes_from_the_environment_and_is_never_printed(
     listen, pictures, twinview, tmp_path, monkeypatch, capsys
 ):
     port, _ = listen(access=Access.of_keys("s3cr3t"))
@@ -161,11 +161,11 @@ def test_the_key_comes_from_the_environment_and_is_told_nobody(
     twinview(*command)
     with pytest.raises(SystemExit):
         twinview("embed", "--help")
-    told = capsys.readouterr()
-    assert "100 vectors" in told.out and "s3cr3t" not in told.out + told.err
+    output = capsys.readouterr()
+    assert "100 vectors" in output.out and "s3cr3t" not in output.out + output.err
 
 
-def test_what_cannot_work_is_said_before_anything_is_embedded(service, pictures, twinview, tmp_path):
+def test_wrong_arguments_are_reported_before_anything_is_embedded(service, pictures, twinview, tmp_path):
     for arguments, sentence in (
         ((pictures, "-o", tmp_path / "v.txt"), r"v\.txt must end in \.npy or \.parquet"),
         ((pictures, "-o", pictures / "a" / "00.png" / "v.npy"), "v.npy cannot be written"),
@@ -180,7 +180,7 @@ def test_what_cannot_work_is_said_before_anything_is_embedded(service, pictures,
     assert not (tmp_path / "v.npy").exists()
 
 
-def test_a_service_without_an_encoder_says_so_itself(pictures, twinview, serve, no_store, tmp_path, monkeypatch):
+def test_a_service_without_an_encoder_explains_it(pictures, twinview, serve, no_store, tmp_path, monkeypatch):
     http = serve(encoder=tmp_path / "nowhere")
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -193,21 +193,26 @@ def test_a_service_without_an_encoder_says_so_itself(pictures, twinview, serve, 
         twinview("embed", pictures, "-o", tmp_path / "v.npy")
 
 
-def test_the_command_explains_itself(twinview, capsys):
+def test_help_lists_commands_and_options(twinview, capsys):
     twinview("--help")
     with pytest.raises(SystemExit):
         twinview("embed", "--help")
-    told = capsys.readouterr().out
-    assert "index add" in told and "--service" in told and "TWINVIEW_API_KEY" in told
+    output = capsys.readouterr().out
+    assert "index add" in output and "--service" in output and "TWINVIEW_API_KEY" in output
 
 
-def test_help_loads_nothing_that_takes_time():
-    program = "import sys; from serving.cli import main as cli; sys.argv = ['twinview', '--help']; cli.main(); print(*sys.modules)"
-    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert not {"numpy", "torch", "lancedb", "pyarrow", "tyro", "httpx"} & set(told.splitlines()[-1].split())
+@pytest.mark.slow
+def test_help_imports_no_large_package():
+    program = (
+        "import sys; from serving.cli.main import main; sys.argv = ['twinview', '--help']; main(); print(*sys.modules)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert not {"numpy", "torch", "lancedb", "pyarrow", "tyro", "httpx"} & set(output.splitlines()[-1].split())
 
 
-def test_every_command_is_there_with_its_settings():
+def test_every_command_has_a_function_and_settings():
     for place, *_ in main.COMMANDS.values():
         module, _, function = place.partition(":")
         settings = get_type_hints(getattr(import_module(module), function))["settings"]
@@ -215,7 +220,7 @@ def test_every_command_is_there_with_its_settings():
 
 
 @pytest.mark.parametrize("words", [["indx"], ["index", "ad"], ["--version"]])
-def test_a_command_that_is_none_is_named(words, twinview, capsys):
+def test_an_unknown_command_is_named(words, twinview, capsys):
     with pytest.raises(SystemExit) as ended:
         twinview(*words)
     assert ended.value.code == 2

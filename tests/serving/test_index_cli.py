@@ -67,7 +67,7 @@ def test_pictures_are_added_and_added_again(command, picture, bundle, tmp_path, 
     assert index.count() == 5
 
 
-def test_a_collection_is_embedded_anew_by_another_encoder(command, picture, bundle, make_bundle, tmp_path, place):
+def test_a_collection_is_reembedded_with_another_encoder(command, picture, bundle, make_bundle, tmp_path, place):
     (tmp_path / "pictures").mkdir()
     for i in range(5):
         (tmp_path / "pictures" / f"{i}.png").write_bytes(picture(i))
@@ -85,7 +85,7 @@ def test_a_picture_finds_itself_first(command, fill, picture, bundle, tmp_path):
     assert rows[0].split() == ["1.0000", content_id(picture(3)), "b/3.png", "/pictures/3.png"]
 
 
-def test_an_item_finds_others_and_needs_no_encoder(command, fill, picture, no_store, tmp_path, monkeypatch):
+def test_a_search_by_item_needs_no_encoder(command, fill, picture, no_store, tmp_path, monkeypatch):
     fill(8)
     monkeypatch.chdir(tmp_path)
     found = json.loads(command("search", content_id(picture(3)), "--json", "--where", "label=a"))
@@ -97,7 +97,7 @@ def test_an_item_finds_others_and_needs_no_encoder(command, fill, picture, no_st
     assert "nothing found in pictures" in command("search", content_id(picture(3)), "--threshold", 1)
 
 
-def test_what_cannot_be_searched_for_is_named(refused, command, fill, picture, bundle, make_bundle, tmp_path):
+def test_an_impossible_search_is_explained(refused, command, fill, picture, bundle, make_bundle, tmp_path):
     assert "holds no collection" in refused("search", "x.png", "--encoder", bundle.folder)
     fill(2)
     named = ("--encoder", bundle.folder)
@@ -118,20 +118,20 @@ def test_items_are_removed_after_a_question(command, refused, fill, index, at_te
     at_terminal("n")
     assert refused("remove", items[0].id) == "nothing was changed" and index.count() == 6
     at_terminal("y")
-    told = command("remove", items[0].id, items[1].id, "0" * 32)
-    assert f"not in pictures: 1 of the ids ({'0' * 32})" in told
-    assert "Remove 2 of 6 items from pictures in " in told and "removed 2; pictures holds 4" in told
+    output = command("remove", items[0].id, items[1].id, "0" * 32)
+    assert f"not in pictures: 1 of the ids ({'0' * 32})" in output
+    assert "Remove 2 of 6 items from pictures in " in output and "removed 2; pictures holds 4" in output
     assert index.ids() == {item.id for item in items[2:]}
 
 
-def test_what_a_filter_names_is_removed_without_a_question_if_told_so(command, fill, index):
+def test_yes_removes_filtered_items_without_a_question(command, fill, index):
     fill(6)
     assert "removed 3; pictures holds 3" in command("remove", "--where", "label=a", "--yes")
     assert {item.label for item in index.page(10)} == {"b"}
     assert "nothing to remove from pictures" in command("remove", "--where", "label=a")
 
 
-def test_nobody_is_asked_where_nobody_is(refused, fill, index):
+def test_without_a_terminal_nothing_is_removed_unless_yes_is_given(refused, fill, index):
     items = fill(3)
     assert "to confirm, add --yes" in refused("remove", items[0].id)
     assert "to confirm, add --yes" in refused("undo")
@@ -143,10 +143,10 @@ def test_nobody_is_asked_where_nobody_is(refused, fill, index):
 def test_an_item_is_removed_from_the_tables_of_all_encoders(command, fill, index, place):
     items = fill(3)
     _, vector = index.get(items[0].id)
-    beside = Index(place, "enc-b", DIMENSION)
-    beside.upsert(items[:1], vector[None], allow_other_encoder=True)
+    other = Index(place, "enc-b", DIMENSION)
+    other.upsert(items[:1], vector[None], allow_other_encoder=True)
     command("remove", items[0].id, "--yes")
-    assert items[0].id not in index.ids() | beside.ids()
+    assert items[0].id not in index.ids() | other.ids()
     assert index.read_thumbnail(items[0].id) is None
 
 
@@ -161,15 +161,15 @@ def test_collections_are_listed(command, fill, index, place):
     assert json.loads(command("list", "--json"))[1]["count"] == 3
 
 
-def test_a_sound_index_is_said_to_be_so_and_damage_ends_with_1(command, fill, index, capsys):
+def test_verify_reports_damage_and_exits_with_1(command, fill, index, capsys):
     items = fill(3)
     assert command("verify") == f"pictures of {index.encoder_id}: 3 items, no damage\n"
     index.store.delete([index.thumbnail_path(items[0].id)])
     with pytest.raises(SystemExit) as ended:
         command("verify", "--collection", "pictures")
-    told = capsys.readouterr().out.splitlines()
-    assert ended.value.code == 1 and told[0].endswith("3 items, damaged")
-    assert len(told) == 2 and items[0].name in told[1]
+    output = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 1 and output[0].endswith("3 items, damaged")
+    assert len(output) == 2 and items[0].name in output[1]
 
 
 def test_the_last_change_is_undone_after_a_question(command, refused, fill, index, at_terminal):
@@ -178,14 +178,14 @@ def test_the_last_change_is_undone_after_a_question(command, refused, fill, inde
     at_terminal("")
     assert refused("undo") == "nothing was changed"
     at_terminal("yes")
-    told = command("undo")
-    versions = [line.split() for line in told.splitlines() if re.match(r"\d", line)]
+    output = command("undo")
+    versions = [line.split() for line in output.splitlines() if re.match(r"\d", line)]
     assert [row[-1] for row in versions][-2:] == ["3", "2"] and re.match(r"\d{4}-\d\d-\d\d", versions[0][1])
-    assert re.search(r"version \d+ of pictures holds 3 items", told)
+    assert re.search(r"version \d+ of pictures holds 3 items", output)
     assert index.count() == 3
 
 
-def test_a_collection_goes_into_a_file_and_comes_back(command, refused, fill, index, tmp_path, place):
+def test_a_collection_is_exported_and_imported(command, refused, fill, index, tmp_path, place):
     fill(4)
     file = tmp_path / "out" / "v.parquet"
     assert f"4 items of pictures in {file}" in command("export", file)
@@ -197,7 +197,7 @@ def test_a_collection_goes_into_a_file_and_comes_back(command, refused, fill, in
     assert "nowhere.parquet cannot be read" in refused("import", tmp_path / "nowhere.parquet")
 
 
-def test_of_several_encoders_one_is_to_be_chosen(command, refused, fill, index, place, tmp_path):
+def test_with_several_encoders_one_must_be_chosen(command, refused, fill, index, place, tmp_path):
     items = fill(3)
     Index(place, "enc-b", 2).upsert(items[:1], [[1.0, 2.0]], allow_other_encoder=True)
     sentence = refused("export", tmp_path / "v.parquet")
@@ -208,8 +208,8 @@ def test_of_several_encoders_one_is_to_be_chosen(command, refused, fill, index, 
 
 def test_an_index_is_copied_and_copied_again(twinview, fill, place, tmp_path, bundle, capsys):
     fill(3)
-    for said in ("3 sent, 0 already there", "0 sent, 3 already there"):
+    for counts in ("3 sent, 0 already there", "0 sent, 3 already there"):
         twinview("index", "copy", place, tmp_path / "other")
-        assert f"pictures of {bundle.card.id}: {said}; compared and equal" in capsys.readouterr().out
+        assert f"pictures of {bundle.card.id}: {counts}; compared and equal" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"error: .*nowhere holds no collection"):
         twinview("index", "copy", tmp_path / "nowhere", tmp_path / "other")

@@ -33,7 +33,7 @@ def test_a_list_of_paths_has_names_labels_and_metadata(write, tmp_path):
         second.read()
 
 
-def test_images_inside_are_read_from_there_as_hugging_face_writes_them(write):
+def test_images_in_the_list_are_read_as_hugging_face_writes_them(write):
     _, each = open_originals(write(image=[{"bytes": b"x", "path": "x.jpg"}, {"bytes": None, "path": None}]))
     first, second = each
     assert (first.name, first.path, first.read()) == ("x.jpg", None, b"x")
@@ -42,7 +42,7 @@ def test_images_inside_are_read_from_there_as_hugging_face_writes_them(write):
         second.read()
 
 
-def test_images_inside_may_be_plain_bytes(write):
+def test_images_in_the_list_may_be_plain_bytes(write):
     _, (only,) = open_originals(write(image=[b"x"], id=["z"], width=[7]))
     assert (only.read(), only.metadata) == (b"x", {})
 
@@ -78,7 +78,7 @@ def test_a_list_that_cannot_be_used_is_explained(write, columns, split, sentence
         open_originals(write(**columns), split)
 
 
-def test_what_is_no_parquet_is_named(tmp_path):
+def test_a_file_that_is_not_parquet_is_named(tmp_path):
     (tmp_path / "list.parquet").write_text("path\na.png")
     with pytest.raises(DataError, match=r"list\.parquet cannot be read as Parquet"):
         open_originals(str(tmp_path / "list.parquet"))
@@ -86,6 +86,6 @@ def test_what_is_no_parquet_is_named(tmp_path):
         open_originals(str(tmp_path / "none.parquet"))
 
 
-def test_without_data_one_is_told_what_there_is():
+def test_without_data_the_error_lists_the_sources():
     with pytest.raises(DataError, match="no data was named"):
         open_originals(None)
