@@ -71,7 +71,7 @@ def test_contributing_shows_lines_that_are_in_the_source():
     assert len(paths) > 10
     assert [path for path in paths if not (ROOT / path).exists()] == []
     for source in ("training/loss.py", "serving/protocol/filters.py"):
-        example = re.search(rf"\({source}\).*?```python\n(.*?)```", text, re.DOTALL)[1]
+        example = re.search(rf"\({source}\).*?```\n(.*?)```", text, re.DOTALL)[1]
         assert example in re.sub(r"^ +", "", (ROOT / source).read_text(), flags=re.MULTILINE), source
 
 
