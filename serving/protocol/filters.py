@@ -97,7 +97,8 @@ class Filter:
 
     def sql(self, columns: Mapping[str, str] = {}) -> str:
         """Returns the SQL condition; "true" for no condition. `columns`: column names, where they differ from keys."""
-        return " AND ".join(_sql(columns.get(key, key), *rest) for key, *rest in self.conditions) or "true"
+        parts = [_sql(columns.get(key, key), operator, values) for key, operator, values in self.conditions]
+        return " AND ".join(parts) or "true"
 
 
 def parse_shell(text: str) -> Filter:
@@ -133,19 +134,22 @@ def parse_conditions(conditions: Sequence[str]) -> dict[str, dict] | None:
     query: dict[str, dict] = {}
     for condition in conditions:
         match = _ON_PAGE.fullmatch(condition)
-        typed = [value for value in map(str.strip, _PAGE_VALUE.findall(match[3])) if value] if match else []
-        if not typed or (len(typed) > 1 and match[2] != "="):
+        if not match:
+            raise _no_condition(condition)
+        key, sign, values = match.groups()
+        typed = [value for value in map(str.strip, _PAGE_VALUE.findall(values)) if value]
+        if not typed or (len(typed) > 1 and sign != "="):
             raise _no_condition(condition)
         if any(value[0] == '"' and not re.fullmatch(_QUOTED, value) for value in typed):
             raise _no_condition(condition)
-        key, (operator, value) = match[1], _typed(match[1], match[2], typed)
+        operator, value = _typed(key, sign, typed)
         try:
             Filter.parse({key: {operator: value}})
         except FilterProblem as error:
             raise _no_condition(condition) from error
         bounds = query.setdefault(key, {})
         if operator in ("eq", "in"):
-            bounds["in"] = [*bounds.get("in", []), *(value if operator == "in" else [value])]
+            bounds["in"] = [*bounds.get("in", []), *(value if isinstance(value, list) else [value])]
         elif bounds.setdefault(operator, value) != value:
             raise FilterProblem(f"{condition} sets a second limit of the same kind; remove one of them.")
     return query or None

@@ -5,13 +5,16 @@ JSON as plain dicts, because building and checking objects takes longer than emb
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema
 
-R = TypeVar("R")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
 Value = str | bool | int | float
 KeyType = Literal["text", "truth", "whole", "number"]
 RunKind = Literal["pretraining", "fine-tuning", "distillation"]
