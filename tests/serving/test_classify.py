@@ -98,6 +98,7 @@ def test_k_limits_the_number_of_classes(http, picture, expected):
 def test_pictures_of_several_batches_stay_in_order(http, picture, expected):
     files = [("images", (f"{i}.png", picture(i))) for i in range(75)]
     predictions = http.post("/classify?k=2", files=files).json()["predictions"]
+    assert len(predictions) == 75
     for i, prediction in enumerate(predictions):
         assert_is(prediction, expected(i), 2)
 

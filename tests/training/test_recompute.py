@@ -40,7 +40,7 @@ def test_without_batch_statistics_chunks_have_the_gradients_of_one_pass(images, 
     expected, actual = loss(whole, images, None), loss(chunked, images, chunk)
     expected.backward()
     actual.backward()
-    assert torch.equal(actual, expected) or abs(actual - expected) < 1e-6
+    assert abs(actual - expected) < 1e-6
     for ours, theirs in zip(chunked.parameters(), whole.parameters(), strict=True):
         assert theirs.grad.norm() > 1e-4
         assert (ours.grad - theirs.grad).norm() < 1e-5 * theirs.grad.norm()

@@ -125,7 +125,9 @@ def test_the_object_is_at_the_place_of_its_factors(folder, factors):
 
 
 def test_scale_is_the_diameter_over_the_side(folder, factors):
-    for i in plain(factors, "disc"):
+    discs = plain(factors, "disc")
+    assert len(discs) > 0
+    for i in discs:
         area = inside(folder, factors, i).mean()
         assert 2 * np.sqrt(area / np.pi) == pytest.approx(0.95 * factors["scale"][i], rel=0.03)
 

@@ -194,6 +194,7 @@ def test_only_the_next_batches_are_computed_ahead(batches):
         for after in pixels.began[i : i + batches + 1]:
             assert after.wait(PATIENCE_S)
         assert len(asked) == min(20, i + batches + 1)
+    assert len(asked) == 20
 
 
 def test_batches_of_a_store_are_read_ahead_too(tmp_path):
