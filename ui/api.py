@@ -1,4 +1,4 @@
-"""The page's functions for programs: gradio_client calls them by name and gets errors in the page's own words."""
+"""The page's functions for programs: gradio_client calls them by name, and gets the same error messages as the page."""
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -14,11 +14,11 @@ PROBLEMS = (ServiceError, UploadFailed, FilterProblem)  # their text is a senten
 QUIET: dict[str, Any] = {
     "show_progress": "hidden",
     "api_visibility": "private",
-}  # for events: no spinner, not offered to programs
+}  # for events: no spinner, and programs cannot call them
 
 
 def publish(function: Callable[..., Awaitable[Any]], name: str) -> None:
-    """Offer the coroutine function `function`, with plain inputs and outputs, to programs under `name`."""
+    """Let programs call the coroutine function `function`, whose arguments and result are JSON, under `name`."""
 
     @wraps(function)
     async def call(*args: Any, **kwargs: Any) -> Any:

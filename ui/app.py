@@ -4,8 +4,8 @@ The service mounts it at /ui; its requests then stay within the process. Alone, 
 
     python ui/app.py --service http://127.0.0.1:3000
 
-with the key in TWINVIEW_API_KEY if the service requires one. Who may see the page is decided as for the service (see
-serving/access.py): anyone with one of TWINVIEW_API_KEYS, or without keys anyone on this machine.
+with the key in TWINVIEW_API_KEY if the service requires one. The page has the same access control as the service (see
+serving/access.py): visitors need one of the keys in TWINVIEW_API_KEYS; without keys only this machine can open it.
 """
 
 import asyncio
@@ -48,22 +48,22 @@ from ui.widgets import side
 PATH = "/ui"
 TABS = (SimilarTab, MapTab, DuplicatesTab, ViewsTab, InvarianceTab, RunsTab)
 UPLOADS = "twinview-uploads-"
-MASTHEAD = '<header class="masthead"><h1>Twinview</h1><p>Pictures by likeness, without a single label.</p></header>'
+MASTHEAD = '<header class="masthead"><h1>Twinview</h1><p>Search pictures by similarity, without labels.</p></header>'
 
 
 @dataclass(frozen=True)
 class PageOptions:
-    """Serve the search page on this machine, for a service that runs elsewhere or without it."""
+    """Serve only the page, for a service that runs elsewhere."""
 
     service: str = "http://127.0.0.1:3000"
-    """Address of the service (`bentoml serve`). It need not be up yet."""
+    """Address of the service (`bentoml serve`). It can be started later."""
     port: int = 7860
     """Port of the page: http://127.0.0.1:PORT."""
 
 
 def build(client: AsyncClient) -> gr.Blocks:
     """The page of the client's service."""
-    deletion_s = (600, 3600)  # every ten minutes, uploads of more than an hour ago
+    deletion_s = (600, 3600)  # every ten minutes, delete uploads older than an hour
     with gr.Blocks(title="Twinview", fill_width=True, delete_cache=deletion_s) as page:
         with gr.Row(elem_id="top"):
             raw_html(MASTHEAD)
@@ -83,7 +83,7 @@ def build(client: AsyncClient) -> gr.Blocks:
 
 def mount(app: FastAPI) -> FastAPI:
     """Add the page at /ui to the service's own app. Its requests are answered in this process, without a socket."""
-    # A failure is answered by 500, like over a socket.
+    # An exception becomes a response with status 500, as over a socket.
     transport = httpx.ASGITransport(internal(app), raise_app_exceptions=False)
     return _add_page(app, AsyncClient("http://service", transport=transport))
 
@@ -108,7 +108,7 @@ def standalone(client: AsyncClient) -> FastAPI:
 
 
 def _add_page(app: FastAPI, client: AsyncClient) -> FastAPI:
-    if "GRADIO_TEMP_DIR" not in os.environ:  # uploads go into a folder that only this process's user can read
+    if "GRADIO_TEMP_DIR" not in os.environ:  # uploads go into a folder that only this user can read
         os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix=UPLOADS)
     for route in ("file=http{url:path}", "proxy={url:path}"):  # Gradio would fetch any address that a visitor names
         app.add_api_route(f"{PATH}/gradio_api/{route}", _refuse, methods=["GET", "HEAD"], include_in_schema=False)
@@ -134,11 +134,11 @@ def _add_page(app: FastAPI, client: AsyncClient) -> FastAPI:
 
 
 async def _fetch_nothing(url: str, cache_dir: str) -> str:
-    raise gr.Error("this page fetches nothing from elsewhere; upload the picture", print_exception=False)
+    raise gr.Error("this page loads nothing from other addresses; upload the picture", print_exception=False)
 
 
 async def _refuse() -> Response:
-    return Response("this page fetches nothing from elsewhere", status_code=404, media_type="text/plain")
+    return Response("this page loads nothing from other addresses", status_code=404, media_type="text/plain")
 
 
 def _stop_cleanly(app: FastAPI, stop: asyncio.Event, uploads: Path) -> None:
@@ -182,7 +182,7 @@ def main(options: PageOptions) -> None:
         try:
             listener.bind(("127.0.0.1", options.port))
         except (OSError, OverflowError) as error:
-            sys.exit(f"Port {options.port} cannot be used ({error}); name another with --port.")
+            sys.exit(f"Port {options.port} cannot be used ({error}); choose another with --port.")
         print(f"The page is at http://127.0.0.1:{options.port}, for the service at {options.service}. Ctrl-C stops it.")
         app = standalone(AsyncClient(options.service, os.environ.get("TWINVIEW_API_KEY")))
         app.add_middleware(RequireAccess, access=access)

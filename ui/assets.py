@@ -12,12 +12,12 @@ from typing import Any, TypeAlias
 import gradio as gr
 
 FOLDER = Path(__file__).parent
-FROM_GENERAL_TO_PARTICULAR = ("", "search", "widgets", "tabs")  # a later rule of equal weight wins
+STYLE_ORDER = ("", "search", "widgets", "tabs")  # folders; on a tie in CSS the later rule wins
 
 
 def style_sheet() -> str:
     """All style sheets of the page in one."""
-    files = [file for folder in FROM_GENERAL_TO_PARTICULAR for file in sorted((FOLDER / folder).glob("*.css"))]
+    files = [file for folder in STYLE_ORDER for file in sorted((FOLDER / folder).glob("*.css"))]
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 

@@ -1,4 +1,4 @@
-"""The theme: warm greys around the pictures, which bring the colour. System fonts only."""
+"""The theme: warm greys, so that only the pictures are colourful. System fonts only."""
 
 import gradio as gr
 

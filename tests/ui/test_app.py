@@ -75,7 +75,7 @@ def test_no_program_has_a_picture_fetched_from_elsewhere(fake, alone):
     with alone(fake()) as client:
         call = "/ui/gradio_api/call/similar"
         event = client.post(call, json={"data": [picture, [], [], 3, 0, [], "pictures", None]}).json()["event_id"]
-        assert "this page fetches nothing from elsewhere" in client.get(f"{call}/{event}").text
+        assert "this page loads nothing from other addresses" in client.get(f"{call}/{event}").text
 
 
 def test_programs_get_results_and_readable_errors(fake, alone, uploads):
@@ -134,11 +134,11 @@ def test_a_click_starts_a_new_search_and_plus_and_minus_change_the_current_one(f
 
 def test_paging_stops_at_the_first_picture_and_a_condition_returns_to_it(fake, page_of):
     page = page_of(fake())
-    _, offset, *_, previous, more = asyncio.run(callback(page, "turn_on")(0, *USUAL))
+    _, offset, *_, previous, more = asyncio.run(callback(page, "next_page")(0, *USUAL))
     assert (offset, previous["visible"], more["visible"]) == (60, True, False)
-    _, offset, *_, previous, more = asyncio.run(callback(page, "turn_back")(30, *USUAL))
+    _, offset, *_, previous, more = asyncio.run(callback(page, "previous_page")(30, *USUAL))
     assert (offset, previous["visible"], more["visible"]) == (0, False, True)
-    _, offset, *_ = asyncio.run(callback(page, "narrow")((), *USUAL))
+    _, offset, *_ = asyncio.run(callback(page, "show_first_page")((), *USUAL))
     assert offset == 0
 
 
@@ -239,7 +239,7 @@ def test_a_port_in_use_is_reported_in_one_sentence():
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(SystemExit, match=f"^Port {port} cannot be used .*; name another with --port.$"):
+        with pytest.raises(SystemExit, match=f"^Port {port} cannot be used .*; choose another with --port.$"):
             main(PageOptions(port=port))
     with pytest.raises(SystemExit, match=r"^Port 99999 cannot be used"):
         main(PageOptions(port=99999))

@@ -56,11 +56,11 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_fills_the_memory(monk
 
 
 def test_a_box_is_clipped_to_the_picture_and_its_text_reads_back():
-    box = Box.of([-0.2, "0.25", 0.71234567, 3])
-    assert box == Box(0, 0.25, 0.7123, 1) and Box.of(str(box).split(",")) == box
+    box = Box.from_edges([-0.2, "0.25", 0.71234567, 3])
+    assert box == Box(0, 0.25, 0.7123, 1) and Box.from_edges(str(box).split(",")) == box
 
 
 @pytest.mark.parametrize("edges", [[0.5, 0, 0.5, 1], [0.9, 0, 0.1, 1], [0, 0, 1], ["nan"] * 4, ["a"] * 4, 7])
 def test_edges_that_form_no_box_are_refused(edges):
     with pytest.raises((ValueError, TypeError)):
-        Box.of(edges)
+        Box.from_edges(edges)

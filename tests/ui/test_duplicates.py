@@ -6,7 +6,7 @@ import gradio as gr
 import pytest
 
 from serving.client import Duplicates, Match, ServiceError
-from ui.tabs.duplicates import AT_ONCE, DuplicatesTab, groups_html, listed, plain, remove, suggest
+from ui.tabs.duplicates import AT_ONCE, DuplicatesTab, export_text, groups_html, remove, suggest, to_dict
 
 HOSTILE = "\"><script>alert('x')</script>${1}{{x}}`"
 
@@ -66,7 +66,7 @@ def test_a_page_says_which_groups_it_shows():
 
 
 def test_without_groups_the_threshold_is_named():
-    assert "as alike as 0.975" in groups_html(found([]), 0.975, 0, "shop")
+    assert "have a cosine of 0.975" in groups_html(found([]), 0.975, 0, "shop")
     assert "alike" not in groups_html(found([], made=None), 0.975, 0, "shop")
 
 
@@ -101,16 +101,16 @@ def test_what_was_not_removed_stays_marked(client):
     client.refuse_after = 1
     answer = asyncio.run(remove(client, [str(i) for i in range(AT_ONCE + 5)], "shop"))
     assert answer["deleted"] == [str(i) for i in range(AT_ONCE)]
-    assert answer["message"] == "1,000 pictures removed, then: the disk is full"
+    assert answer["message"] == "1,000 pictures removed, then an error: the disk is full"
 
 
 def test_marks_are_saved_as_paths_and_as_a_table(client):
-    assert asyncio.run(listed(client, ["c", "a"], "paths", "shop")) == "/p/c.jpg\n/p/a.jpg\n"
-    assert asyncio.run(listed(client, ["c", "a"], "csv", "shop")).startswith("id,name,label,")
+    assert asyncio.run(export_text(client, ["c", "a"], "paths", "shop")) == "/p/c.jpg\n/p/a.jpg\n"
+    assert asyncio.run(export_text(client, ["c", "a"], "csv", "shop")).startswith("id,name,label,")
 
 
 def test_programs_get_plain_groups():
-    told = plain(found([["a", "b"]]))
+    told = to_dict(found([["a", "b"]]))
     assert [one["id"] for one in told["groups"][0]] == ["a", "b"]
     assert "path" not in told["groups"][0][0] and told["groups"][0][0]["file"] == "/p/a.jpg"
     assert (told["total"], told["groups"][0][1]["similarity"]) == (1, 0.99)
@@ -118,15 +118,15 @@ def test_programs_get_plain_groups():
 
 @pytest.fixture
 def look(client, in_loop):
-    """look(in_sight, threshold) -> what the tab shows then"""
+    """look(is_open, threshold) -> what the tab shows then"""
 
     def make() -> gr.Blocks:
         with gr.Blocks() as page:
             DuplicatesTab(client, gr.State(()), gr.Dropdown(["pictures"]), gr.Tabs(), page)
         return page
 
-    fn = next(one.fn for one in in_loop(make).fns.values() if one.name == "look")
-    return lambda in_sight, threshold: asyncio.run(fn(in_sight, "pictures", threshold, 0))
+    fn = next(one.fn for one in in_loop(make).fns.values() if one.name == "refresh")
+    return lambda is_open, threshold: asyncio.run(fn(is_open, "pictures", threshold, 0))
 
 
 def test_nothing_is_requested_while_the_tab_is_hidden(look, client):

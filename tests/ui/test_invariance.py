@@ -13,7 +13,7 @@ from ui.widgets.chart import panels_html
 CAT = Picture("pets/<cat>.jpg", id="id1")
 
 
-def look(client, in_loop, trail=(), in_sight=True) -> list:
+def look(client, in_loop, trail=(), is_open=True) -> list:
     """All that is shown in the course of one look."""
 
     def build():
@@ -21,10 +21,10 @@ def look(client, in_loop, trail=(), in_sight=True) -> list:
             InvarianceTab(client, gr.State(()), gr.Dropdown(["pictures"]), tabs, page)
         return page
 
-    fn = next(fn.fn for fn in in_loop(build).fns.values() if fn.name == "look")
+    fn = next(fn.fn for fn in in_loop(build).fns.values() if fn.name == "refresh")
 
     async def all_of():
-        return [shown async for shown in fn(trail, in_sight, 16.0, 3, "pictures")]
+        return [shown async for shown in fn(trail, is_open, 16.0, 3, "pictures")]
 
     return asyncio.run(all_of())
 
@@ -52,7 +52,7 @@ def test_the_curves_start_at_zero_and_pass_through_the_measurements(fake):
 def test_every_value_is_in_a_tooltip_a_label_and_a_table(fake):
     html = panels_html(asyncio.run(fake().invariance()), None)
     assert "<title>1: 80% of the way to another picture, cosine 0.600</title>" in html
-    assert 'aria-label="crop, share cut away: h goes 80% of the way to another picture at 1"' in html
+    assert 'aria-label="crop, share cut away: h moves 80% of the way to another picture at 1"' in html
     assert '<th scope="row">crop</th><td>1</td><td>80% (0.600)</td>' in html
     assert re.findall(r'<img src="(data:\d)" alt="([^"]*)"', html) == [
         *(("data:0", "as it is"), ("data:1", "crop 0.5"), ("data:2", "crop 1")),
@@ -62,9 +62,9 @@ def test_every_value_is_in_a_tooltip_a_label_and_a_table(fake):
 
 def test_it_computes_only_while_shown_and_says_that_it_is_working(fake, in_loop):
     client = fake()
-    assert look(client, in_loop, in_sight=False) == [gr.skip()] and client.asked == []
+    assert look(client, in_loop, is_open=False) == [gr.skip()] and client.asked == []
     working, shown = look(client, in_loop, (Query((CAT,)),))
-    assert "Looking at 16 pictures" in working and "panels" in shown
+    assert "Embedding 16 pictures" in working and "panels" in shown
     assert client.asked[-1] == ("invariance", b"a thumbnail", 16, 3, "pictures")
 
 

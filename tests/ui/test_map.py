@@ -11,7 +11,7 @@ from serving.client import Map
 from ui.search.choice import Choice, within
 from ui.search.query import SearchSettings
 from ui.search.selection import items_of
-from ui.tabs.map import MOST_SHOWN, MapTab, choice_html, columns, plain
+from ui.tabs.map import MOST_SHOWN, MapTab, choice_html, columns, to_dict
 from ui.widgets import computing
 
 HOSTILE = "<script>alert(1)</script>"
@@ -68,9 +68,9 @@ def test_a_choice_is_the_highlighted_pictures_within_the_outline():
 
 @pytest.mark.parametrize("told", [{"by": "__class__"}, {"numbers": ["x"]}, {"polygon": [[1, "b"]]}, {"polygon": [1]}])
 def test_data_that_no_browser_sends_is_refused_with_a_sentence(told):
-    with pytest.raises(ValueError, match="choose again"):
+    with pytest.raises(ValueError, match="select again"):
         choose(**told)
-    with pytest.raises(ValueError, match="choose again"):
+    with pytest.raises(ValueError, match="select again"):
         Choice.parse({})
 
 
@@ -85,7 +85,7 @@ def test_a_choice_is_counted_and_shown_and_can_be_listed(client):
     html = asyncio.run(choice_html(client, choose(numbers=[0])))
     assert "<h2>3 pictures chosen</h2>" in html
     assert re.findall(r'data-id="(\w+)"', html) == ["id0", "id3", "id6"]
-    assert "No picture lies there" in asyncio.run(choice_html(client, choose(polygon=[[5, 5], [6, 5], [6, 6]])))
+    assert "No picture is in this part" in asyncio.run(choice_html(client, choose(polygon=[[5, 5], [6, 5], [6, 6]])))
 
 
 def test_a_large_choice_loads_and_shows_its_first_pictures_only(client):
@@ -102,7 +102,7 @@ def test_deleted_items_are_left_out_of_a_list(client):
 
 
 def test_programs_get_numbers_and_words():
-    told = plain(a_map(3))
+    told = to_dict(a_map(3))
     assert (told["x"], told["group"], told["label"]) == ([-1.0, 0.0, 1.0], [1, 0, 0], ["cat", None, None])
     json.dumps(told)
 
@@ -114,7 +114,7 @@ def test_programs_get_numbers_and_words():
         ({"state": "failed", "problem": HOSTILE}, "The map could not be made: &lt;script&gt;"),
         ({"state": "none", "count": None, "made": None}, "make one"),
         ({}, "9 pictures. Look."),
-        ({"new": 3, "gone": 1}, "9 pictures; 3 new and 1 gone since it was made"),
+        ({"new": 3, "gone": 1}, "9 pictures; 3 new and 1 deleted since it was made"),
     ],
 )
 def test_progress_is_shown(facts, words):
@@ -139,7 +139,7 @@ def test_nothing_is_requested_while_hidden_and_no_places_when_shown(client, in_l
             MapTab(client, gr.State(()), gr.Dropdown(["pictures"]), gr.Tabs(), page)
         return page
 
-    look = next(one.fn for one in in_loop(make).fns.values() if one.name == "look")
+    look = next(one.fn for one in in_loop(make).fns.values() if one.name == "refresh")
     asyncio.run(look(False, "pictures"))
     assert client.asked == []
     words, _, shown, _ = asyncio.run(look(True, "pictures"))

@@ -35,7 +35,7 @@ def test_a_failed_upload_says_why(event):
 
 
 def test_a_deleted_upload_is_asked_for_again(fake, uploads):
-    with pytest.raises(UploadFailed, match=r"^cat\.jpg is no longer held here"):
+    with pytest.raises(UploadFailed, match=r"^cat\.jpg is no longer stored here"):
         asyncio.run(read(fake(), Picture("cat.jpg", file=uploads / "cat.jpg")))
 
 
@@ -46,7 +46,7 @@ def test_the_picture_of_an_item_is_its_thumbnail(fake):
 def test_a_part_that_cannot_be_cut_is_reported(fake, uploads):
     (uploads / "notes.jpg").write_text("no picture")
     for chosen in (Picture("notes.jpg", file=uploads / "notes.jpg"), Picture("notes.jpg", id="id1")):
-        with pytest.raises(UploadFailed, match=r"^No part can be cut from notes\.jpg: it is not an image"):
+        with pytest.raises(UploadFailed, match=r"^notes\.jpg cannot be cropped: it is not an image"):
             asyncio.run(read(fake(), replace(chosen, box=Box(0, 0, 0.5, 0.5))))
 
 

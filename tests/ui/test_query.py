@@ -39,7 +39,7 @@ def test_the_last_picture_to_be_like_stays():
 
 def test_a_part_takes_the_place_of_its_picture():
     part = Picture("0.jpg", id="id0", box=Box(0, 0, 0.5, 0.5))
-    assert Query((A, B), (C,)).instead(part) == Query((part, B), (C,))
+    assert Query((A, B), (C,)).replace_first(part) == Query((part, B), (C,))
 
 
 def test_items_are_searched_by_id_and_uploads_by_their_file(fake, mine):

@@ -68,7 +68,7 @@ def test_measurements_have_charts_and_counters_have_none():
 
 
 def test_before_the_first_epoch_a_sentence_replaces_the_curves():
-    assert "first epoch is not over" in curves_html([detailed(metrics={})])
+    assert "first epoch is not finished" in curves_html([detailed(metrics={})])
 
 
 def test_chance_is_drawn_if_it_is_the_same_for_all_runs():
@@ -95,7 +95,7 @@ def test_settings_that_differ_come_first_and_are_marked():
     html = settings_html([detailed(), detailed("dogs", settings=other)])
     differing = re.findall(r'<tr class="differs"><th scope="row">([^<]*)</th><td>([^<]*)</td><td>([^<]*)</td>', html)
     assert differing == [("lr", "0.1", "0.2"), ("mode", "–", "full"), ("compile", "–", "no")]
-    assert "2 that are the same" in html and "<td>0.25 to 1</td>" in html
+    assert "2 settings that are the same" in html and "<td>0.25 to 1</td>" in html
 
 
 def test_settings_of_one_run_are_all_there():

@@ -5,7 +5,7 @@ import io
 from serving.client import Item
 from ui.search import selection
 from ui.search.query import SearchSettings
-from ui.search.selection import as_csv, as_paths, selected, write
+from ui.search.selection import as_csv, as_paths, selected_rows, write
 
 SHIRT = Item("a", "x/shirt, blue.jpg", "shirt", "/data/x/shirt, blue.jpg", metadata={"price": 3.5, "path": "p"})
 USUAL = SearchSettings()
@@ -14,7 +14,7 @@ HAT = Item("b", "hat.jpg", None, None, metadata={"sold": True})
 
 def rows_of(client, told: dict, settings: SearchSettings = USUAL) -> tuple[list, list]:
     reports = []
-    rows = asyncio.run(selected(client, told, settings, lambda *report: reports.append(report)))
+    rows = asyncio.run(selected_rows(client, told, settings, lambda *report: reports.append(report)))
     return [(item.id, similarity) for item, similarity in rows], reports
 
 

@@ -65,8 +65,8 @@ def test_one_picture_has_no_chips_and_one_search_no_steps():
 def test_chips_are_listed_by_side_and_have_titles():
     html = chips_html((MIXED,))
     likes, unlikes = html.split("<h4>Not like these</h4>")
-    assert re.findall(r'data-at="(\d)" title="Take out (\d).jpg"', likes) == [("0", "0"), ("1", "1")]
-    assert re.findall(r'data-at="(\d)" title="Take out (\d).jpg"', unlikes) == [("2", "2")]
+    assert re.findall(r'data-at="(\d)" title="Remove (\d).jpg"', likes) == [("0", "0"), ("1", "1")]
+    assert re.findall(r'data-at="(\d)" title="Remove (\d).jpg"', unlikes) == [("2", "2")]
 
 
 def test_the_last_steps_are_shown_and_the_current_one_is_marked():

@@ -59,7 +59,7 @@ def test_a_missing_collection_says_how_to_fill_it_too(fake, upload):
 def test_without_results_the_page_says_what_to_do(fake, upload):
     none = fake(count=0)
     assert "no other picture" in asyncio.run(neighbours(fake(count=1), like(0), USUAL))[1]
-    assert "Lower the least similarity" in asyncio.run(neighbours(none, upload, SearchSettings(min_similarity=0.9)))[1]
+    assert "Lower the limit" in asyncio.run(neighbours(none, upload, SearchSettings(min_similarity=0.9)))[1]
     narrow = SearchSettings(where=("label=dog", "price>3"))
     assert (
         "No picture matches <code>label=dog</code> and <code>price&gt;3</code>"
@@ -78,7 +78,7 @@ def test_neighbours_come_in_the_services_order_with_cosines_of_two_decimals(fake
 def test_two_encoders_are_compared_and_common_results_are_counted_and_marked(fake):
     client = fake()
     heading, html = asyncio.run(neighbours(client, like(0), SearchSettings(k=3, encoder="tiny", other_encoder="other")))
-    assert "2 of 3 are found by both encoders" in heading
+    assert "2 of 3 results are found by both encoders" in heading
     first, second = html.split("<section>")[1:]
     assert "<h3>tiny</h3>" in first and "<h3>other</h3>" in second
     assert re.findall(r'<li( class=both)?><button class="tile" data-id="(\w+)"', first) == [
@@ -90,7 +90,7 @@ def test_two_encoders_are_compared_and_common_results_are_counted_and_marked(fak
 
 def test_a_side_that_finds_nothing_leaves_the_other(fake):
     html = asyncio.run(neighbours(fake(count=2), like(0), SearchSettings(other_encoder="other")))[1]
-    assert html.count('class="tile"') == 1 and "Nothing." in html
+    assert html.count('class="tile"') == 1 and "No results." in html
 
 
 def test_the_browser_loads_thumbnails_when_they_are_scrolled_to(fake):

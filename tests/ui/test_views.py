@@ -62,10 +62,10 @@ def test_the_controls_are_all_settings_of_pretraining_and_begin_with_its_default
 
 def test_the_augmentation_in_the_encoders_card_is_a_preset():
     trained = dict(augmentation.PHOTOGRAPHS, crop_area=[0.25, 1.0])
-    told = augmentation.of_card({"training": {"settings": {"augment": trained}}})
+    told = augmentation.from_card({"training": {"settings": {"augment": trained}}})
     assert told == trained | {"crop_area": (0.25, 1.0)}
     for card in ({}, {"training": {}}, {"training": {"settings": {"augment": {"flip": 1}}}}):
-        assert augmentation.of_card(card) is None
+        assert augmentation.from_card(card) is None
 
 
 def test_the_current_picture_is_the_first_of_the_batch_if_there_is_one(fake):

@@ -10,7 +10,7 @@ from serving.client import Map
 
 @dataclass(frozen=True)
 class Choice:
-    """As the browser sends it."""
+    """The choice as the browser sends it."""
 
     collection: str
     polygon: list[list[float]] | None
@@ -30,7 +30,7 @@ class Choice:
                 raise ValueError(data["by"])
             return cls(str(data["collection"]), corners, data["by"], [int(number) for number in data["numbers"]])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError("what was chosen on the map cannot be read; choose again") from error
+            raise ValueError("the selection on the map cannot be read; select again") from error
 
     def ids(self, map: Map) -> list[str]:
         """Ids of the chosen pictures of this map."""

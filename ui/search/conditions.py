@@ -1,14 +1,14 @@
-"""Conditions on the page: the ones it offers to choose from, and the hint how to type others."""
+"""Conditions on the page: the choices it offers, and a hint how to type others."""
 
 from collections.abc import Sequence
 
 from serving.client import Key
 from serving.protocol.filters import typed_equality
 
-FEW = 12  # values of a key to offer
+FEW = 12  # most values offered for a key
 
 
-def offered(keys: Sequence[Key]) -> list[tuple[str, str]]:
+def condition_choices(keys: Sequence[Key]) -> list[tuple[str, str]]:
     """Returns the choices (shown, typed): a key's commonest values, or below and above its median number."""
     choices = []
     for key in keys:
@@ -21,7 +21,7 @@ def offered(keys: Sequence[Key]) -> list[tuple[str, str]]:
     return choices
 
 
-def hint(keys: Sequence[Key]) -> str:
+def condition_hint(keys: Sequence[Key]) -> str:
     """Returns how to type conditions, with this collection's keys and ranges of numbers."""
     ranges = [f"{key.key} ({key.least:g} to {key.most:g})" for key in keys if key.least is not None]
     names = [key.key for key in keys if key.least is None] + ranges

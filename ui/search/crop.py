@@ -20,8 +20,8 @@ class Box:
     bottom: float
 
     @classmethod
-    def of(cls, edges: Iterable[float | str]) -> "Box":
-        """From four numbers or their texts, clipped to the picture. Raises ValueError if they form no box."""
+    def from_edges(cls, edges: Iterable[float | str]) -> "Box":
+        """A box from four numbers or texts, clipped to the picture. Raises ValueError if they form no box."""
         left, top, right, bottom = (round(min(max(float(edge), 0.0), 1.0), 4) for edge in edges)
         if not (right - left >= MIN_SIDE and bottom - top >= MIN_SIDE):
             raise ValueError("the part is too small; draw a larger one")

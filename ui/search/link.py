@@ -1,6 +1,6 @@
-"""The address that brings a search back: `?like=ID&unlike=ID&k=24&least=0.5&where=label=shirt&in=NAME&encoder=ID`.
+"""The address of a search: `?like=ID&unlike=ID&k=24&least=0.5&where=label=shirt&in=NAME&encoder=ID`.
 
-A picture from the user's disk cannot be part of it. A part of an item is `like=ID@left,top,right,bottom`.
+It cannot contain a picture from the user's disk. A part of an item is `like=ID@left,top,right,bottom`.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ UPLOADS = (
     "A link cannot carry a picture from your disk. Search from one of the results, or put the picture into the "
     "collection (twinview index add) and search from there; then copy the link."
 )
-MOST = 20  # pictures of a link, of either kind
+MOST = 20  # most pictures to be like, and to be unlike, in a link
 
 
 def link_button() -> gr.HTML:
-    """Copies the link. Its `refuse` event says that the search has none."""
+    """Copies the link. Its `refuse` event means that the search has no link."""
     return raw_html(link_html(None, SearchSettings()), ["search/link"], elem_id="link")
 
 
@@ -70,7 +70,7 @@ async def load_query(client: AsyncClient, params: Sequence[tuple[str, str]], col
     async def load(value: str) -> Picture:
         id, _, edges = value.partition("@")
         try:
-            box = Box.of(edges.split(",")) if edges else None
+            box = Box.from_edges(edges.split(",")) if edges else None
         except ValueError:
             box = None
         item = await client.item(id, collection=collection)

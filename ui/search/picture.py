@@ -1,4 +1,4 @@
-"""A picture to look at: one that was dropped, pasted, photographed or chosen from disk, or one of the collection."""
+"""A picture on the page: dropped, pasted, photographed or chosen from disk, or an item of the collection."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ class Picture:
 
     @property
     def url(self) -> str:
-        """Of the whole picture, relative to the page."""
+        """Address of the whole picture, relative to the page."""
         if self.file:
             return f"gradio_api/file={quote(str(self.file))}"
         return thumbnail_url(self.id or "", self.collection)
@@ -73,13 +73,13 @@ async def read(client: AsyncClient, picture: Picture) -> Path | bytes:
     elif picture.file and picture.file.is_file():
         image = picture.file
     else:
-        raise UploadFailed(f"{picture.name} is no longer held here; drop it again.")
+        raise UploadFailed(f"{picture.name} is no longer stored here; drop it again.")
     if picture.box is None:
         return image
     try:
         return await asyncio.to_thread(cut, image, picture.box)
     except OSError as error:
-        raise UploadFailed(f"No part can be cut from {picture.name}: it is not an image this page can read.") from error
+        raise UploadFailed(f"{picture.name} cannot be cropped: it is not an image this page can read.") from error
 
 
 def thumbnail_url(id: str, collection: str = COLLECTION) -> str:
@@ -98,7 +98,7 @@ def counted(pictures: int) -> str:
 
 
 def notice(sentence: str) -> str:
-    """A sentence in the place where pictures would be; text between backticks is set as code."""
+    """A sentence shown instead of pictures; text between backticks is set as code."""
     parts = [f"<code>{escape(p)}</code>" if i % 2 else escape(p) for i, p in enumerate(sentence.split("`"))]
     return f'<p class="notice" role="status">{"".join(parts)}</p>'
 

@@ -11,12 +11,12 @@ from ui.search.picture import Picture, read
 @dataclass(frozen=True)
 class Query:
     positive: tuple[Picture, ...]
-    """At least one; the search is by the mean of their vectors."""
+    """At least one. The search uses the mean of their vectors."""
     negative: tuple[Picture, ...] = ()
 
     @property
     def picture(self) -> Picture:
-        """The one that the other tabs show."""
+        """The picture that the other tabs show."""
         return self.positive[0]
 
     @property
@@ -27,16 +27,16 @@ class Query:
         return Query((*_without(self.positive, picture), picture), _without(self.negative, picture))
 
     def unlike(self, picture: Picture) -> "Query":
-        """Unchanged if no other picture would remain to be like."""
+        """The query unchanged if it has no other positive picture."""
         positive = _without(self.positive, picture)
         return Query(positive, (*_without(self.negative, picture), picture)) if positive else self
 
-    def instead(self, picture: Picture) -> "Query":
+    def replace_first(self, picture: Picture) -> "Query":
         """With the first picture replaced."""
         return Query((picture, *self.positive[1:]), self.negative)
 
     def without(self, picture: Picture) -> "Query | None":
-        """None if no other picture would remain to be like."""
+        """None if it has no other positive picture."""
         positive = _without(self.positive, picture)
         return Query(positive, _without(self.negative, picture)) if positive else None
 
@@ -53,7 +53,7 @@ class SearchSettings:
     k: int = 24
     """Number of results."""
     min_similarity: float = 0.0
-    """Least cosine of a result; 0 for no limit."""
+    """Lowest cosine of a result; 0 for no limit."""
     where: tuple[str, ...] = ()
     """Conditions as the user types them: `price>=3`."""
     collection: str = COLLECTION
@@ -64,7 +64,7 @@ class SearchSettings:
 
 
 async def nearest(client: AsyncClient, query: Query, settings: SearchSettings) -> list[Match]:
-    """Nearest first; none if there is no such collection yet. Raises ServiceError, UploadFailed, FilterProblem."""
+    """Nearest first; empty if the collection does not exist yet. Raises ServiceError, UploadFailed, FilterProblem."""
     where = parse_conditions(settings.where)
     ids = {p: p.id for p in query.pictures if p.id and p.box is None and p.collection == settings.collection}
     images = [await read(client, picture) for picture in query.positive if picture not in ids]

@@ -1,4 +1,4 @@
-"""The selected pictures as a file for the user: a CSV with all that is known about them, or a list of their paths."""
+"""The selected pictures as a file for the user: a CSV with all their fields, or a list of their paths."""
 
 import csv
 import io
@@ -16,17 +16,17 @@ from serving.protocol.filters import parse_conditions
 from ui.assets import raw_html
 from ui.search.query import SearchSettings
 
-PAGE = 1000  # items of one request
-IDS = 200  # ids of one condition, which is part of an address
+PAGE = 1000  # items per request
+IDS = 200  # ids per condition, because it is part of an address
 FACTS = ("id", "name", "label", "similarity", "path")
 NAMES = {"csv": "twinview.csv", "paths": "twinview-paths.txt"}
 
 Row: TypeAlias = tuple[Item, float | None]  # with its similarity
-Report: TypeAlias = Callable[[int, int], None]  # done, of all
+Report: TypeAlias = Callable[[int, int], None]  # called with the number done and the total
 
 
 def download() -> gr.HTML:
-    """Saves the file whose `download_html` is put into it."""
+    """A hidden component that saves the file named by the `download_html` put into it."""
     return raw_html(scripts=["search/selection"], elem_id="download", elem_classes="unseen")
 
 
@@ -34,7 +34,7 @@ def download_html(path: Path) -> str:
     return f'<a href="gradio_api/file={escape(str(path))}" download="{escape(path.name)}" tabindex="-1"></a>'
 
 
-async def selected(
+async def selected_rows(
     client: AsyncClient, selection: dict[str, Any], settings: SearchSettings, report: Report
 ) -> list[Row]:
     """selection: as the grid's `export` event sends it. Raises ServiceError, FilterProblem."""
@@ -79,7 +79,7 @@ def write(rows: Sequence[Row], format: str) -> Path:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """A column for each key of the metadata; `metadata.` goes before a key that has the name of another column."""
+    """Has a column for each metadata key, with the prefix `metadata.` if the key has the name of another column."""
     keys = sorted({key for item, _ in rows for key in item.metadata})
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -91,7 +91,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def as_paths(items: Sequence[Item]) -> str:
-    """One a line; the name if the path is not known."""
+    """One path per line; the name if an item has no path."""
     return "".join(f"{' '.join((item.path or item.name).splitlines())}\n" for item in items)
 
 

@@ -6,8 +6,8 @@ element.addEventListener("click", async (event) => {
   const button = event.target.closest("button[data-choice]");
   if (!button) return;
   button.disabled = true;
-  const text = await server.listed(JSON.parse(button.dataset.choice)).catch(() => null);
+  const text = await server.export_text(JSON.parse(button.dataset.choice)).catch(() => null);
   button.disabled = false;
-  if (text === null) button.textContent = "The list could not be made; try again";
+  if (text === null) button.textContent = "The list could not be loaded; try again";
   else save(text, "chosen.csv");
 });

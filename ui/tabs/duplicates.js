@@ -16,7 +16,7 @@ function mark(copy, marked) {
 function paint() {
   for (const copy of copies()) {
     copy.setAttribute("aria-pressed", String(isMarked(copy)));
-    const suggestion = copy.dataset.first ? "suggested to stay" : "";
+    const suggestion = copy.dataset.first ? "keep (suggested)" : "";
     copy.querySelector(".verdict").textContent = isMarked(copy) ? "remove" : suggestion;
   }
   for (const group of element.querySelectorAll(".copies")) {
@@ -52,7 +52,7 @@ async function run(button, work) {
 
 const saveList = (button, format, name) =>
   run(button, async () => {
-    const { text, problem } = await server.listed({ collection, ids: [...marks], format });
+    const { text, problem } = await server.export_text({ collection, ids: [...marks], format });
     message = problem ?? "";
     if (text) save(text, name);
   });
@@ -94,7 +94,7 @@ element.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button || !element.contains(button)) return;
   if (button.dataset.do) ACTIONS[button.dataset.do](button);
-  else if (button.matches(".seek")) trigger("seek", { ...button.dataset });
+  else if (button.matches(".search")) trigger("search", { ...button.dataset });
   else if (button.matches(".copy")) mark(button, !isMarked(button));
   else if (button.matches(".others")) {
     const [first, ...others] = copies(button.closest(".copies"));

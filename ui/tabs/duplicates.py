@@ -1,4 +1,4 @@
-"""The tab Duplicates: groups of near-duplicates, of which one picture can stay; the others are marked and removed."""
+"""The tab Duplicates: groups of near-duplicates. All pictures of a group but one can be marked and removed."""
 
 from html import escape
 from pathlib import PurePosixPath
@@ -18,13 +18,13 @@ from ui.widgets.results import EMPTY
 
 PAGE = 20  # groups at a time
 AT_ONCE = 1000  # groups or ids in one request
-LEAST = 0.9  # pairs from this cosine on are kept, or from a lower one if it was used before
+LEAST = 0.9  # lowest cosine of the pairs that are stored, unless a lower one was used before
 NONE = (
-    "The pictures of this collection have not been compared yet. Compare them: all with all, exactly. "
-    "It takes seconds, also for 100,000."
+    "The pictures of this collection have not been compared yet. Comparing every pair takes seconds, even for "
+    "100,000 pictures."
 )
-EXPLANATION = "Mark what can go; of each group the first is suggested to stay, as it has the most pixels."
-ALONE = "No two pictures are as alike as {threshold:.3f}. Lower the threshold to see those that are less alike."
+EXPLANATION = "Mark the pictures to remove. The first of each group has the most pixels: keeping it is suggested."
+ALONE = "No two pictures have a cosine of {threshold:.3f} or more. Lower the threshold to see less similar pictures."
 FRAME = """
 <div class="mark-bar" hidden>
   <b class="marked" role="status"></b>
@@ -42,7 +42,7 @@ ${value}
   <h3>Remove <span class="pictures"></span> from the collection <span class="collection"></span>?</h3>
   <p>Searches will not find them any more. The files on disk are not touched.
     Within an hour <code>twinview index undo --collection <span class="collection"></span></code> takes this back.</p>
-  <label>Type <b class="number"></b> to go on <input inputmode="numeric" autocomplete="off"></label>
+  <label>Type <b class="number"></b> to confirm <input inputmode="numeric" autocomplete="off"></label>
   <p class="buttons"><button type="button" class="small" data-do="keep">Keep them</button>
     <button type="button" class="small danger" data-do="remove" disabled>Remove them</button></p>
 </dialog>
@@ -82,7 +82,7 @@ def _copy(item: Match, collection: str, first: bool) -> str:
         f'<li><button type="button" class="copy" data-id="{id}"{" data-first=yes" if first else ""}'
         f' aria-pressed="false" aria-label="Remove {name}">{image}<span class="verdict"></span></button>'
         f'<span class="facts">{cosine}<span>{size}</span></span>'
-        f'<button type="button" class="link seek" title="Search for pictures like {name}" data-id="{id}"'
+        f'<button type="button" class="link search" title="Search for pictures like {name}" data-id="{id}"'
         f' data-name="{name}"{label} data-collection="{escape(collection)}">'
         f"{escape(PurePosixPath(item.name).name)}</button></li>"
     )
@@ -106,20 +106,20 @@ async def remove(client: AsyncClient, ids: list[str], collection: str) -> dict[s
         for at in range(0, len(ids), AT_ONCE):
             deleted += await client.delete_items(ids[at : at + AT_ONCE], collection=collection)
     except ServiceError as error:
-        return {"deleted": deleted, "message": f"{counted(len(deleted))} removed, then: {error}"}
+        return {"deleted": deleted, "message": f"{counted(len(deleted))} removed, then an error: {error}"}
     back = "this back" if len(ids) <= AT_ONCE else f"the last {len(ids) % AT_ONCE or AT_ONCE:,} back"
     undo = f"Within an hour, twinview index undo --collection {collection} takes {back}."
     return {"deleted": ids, "message": f"{counted(len(deleted))} removed; files were not touched. {undo}"}
 
 
-async def listed(client: AsyncClient, ids: list[str], format: str, collection: str) -> str:
+async def export_text(client: AsyncClient, ids: list[str], format: str, collection: str) -> str:
     """These items as CSV or as a list of paths. Raises ServiceError."""
     items = await selection.items_of(client, ids, SearchSettings(collection=collection))
     return selection.as_csv([(item, None) for item in items]) if format == "csv" else selection.as_paths(items)
 
 
-def plain(duplicates: Duplicates) -> dict[str, Any]:
-    """For programs. A path is called `file`: gradio_client would try to download from a `path`."""
+def to_dict(duplicates: Duplicates) -> dict[str, Any]:
+    """The result for programs. A path is called `file`: gradio_client would try to download from a `path`."""
 
     def facts(item: Match) -> dict[str, Any]:
         names = ("id", "name", "label", "width", "height", "similarity")
@@ -131,7 +131,7 @@ def plain(duplicates: Duplicates) -> dict[str, Any]:
 
 
 class DuplicatesTab(Tab):
-    """It asks for the groups when it is selected, and again and again while they are computed."""
+    """Loads the groups when it is selected, and repeatedly while they are computed."""
 
     title = "Duplicates"
 
@@ -140,9 +140,9 @@ class DuplicatesTab(Tab):
             self.status = raw_html(elem_id="duplicates-status")
             self.compare = gr.Button("Compare all", size="sm", elem_id="compare", visible=False)
         self.threshold = gr.Slider(
-            LEAST, 1, value=0.95, step=0.005, label="Least cosine", elem_id="threshold", visible=False, interactive=True
+            LEAST, 1, value=0.95, step=0.005, label="Min. cosine", elem_id="threshold", visible=False, interactive=True
         )
-        functions = [self.suggested, self.listed, self.remove]
+        functions = [self.suggested, self.export_text, self.remove]
         self.groups = raw_html("", ["save", "tabs/duplicates"], functions, html_template=FRAME, elem_id="duplicates")
         with gr.Row(elem_id="duplicate-pager"):
             self.previous = gr.Button("Previous", size="sm", visible=False, elem_id="previous-groups")
@@ -153,18 +153,18 @@ class DuplicatesTab(Tab):
     def connect(self) -> None:
         outputs = [self.status, self.compare, self.threshold, self.groups, self.previous, self.more]
         outputs += [self.offset, self.timer]
-        inputs = [self.in_sight, self.collection, self.threshold, self.offset]
-        looking: dict[str, Any] = {"fn": self.look, "inputs": inputs, "outputs": outputs, **QUIET}
-        self.tabs.select(self.is_selected, None, self.in_sight, **QUIET).then(**looking)
-        self.compare.click(self.start, self.collection, None, **QUIET).then(**looking)
-        self.timer.tick(**looking)
-        self.groups.removed(**looking)
+        inputs = [self.is_open, self.collection, self.threshold, self.offset]
+        refreshing: dict[str, Any] = {"fn": self.refresh, "inputs": inputs, "outputs": outputs, **QUIET}
+        self.tabs.select(self.is_selected, None, self.is_open, **QUIET).then(**refreshing)
+        self.compare.click(self.start, self.collection, None, **QUIET).then(**refreshing)
+        self.timer.tick(**refreshing)
+        self.groups.removed(**refreshing)
         others = [self.collection.change, self.threshold.release]
-        gr.on(others, lambda: 0, None, self.offset, **QUIET).then(**looking)
+        gr.on(others, lambda: 0, None, self.offset, **QUIET).then(**refreshing)
         pages: dict[str, Any] = {"inputs": self.offset, "outputs": self.offset, **QUIET}
-        self.previous.click(lambda offset: max(0, offset - PAGE), **pages).then(**looking)
-        self.more.click(lambda offset: offset + PAGE, **pages).then(**looking)
-        self.groups.seek(self.seek, self.trail, [self.trail, self.tabs], **QUIET)
+        self.previous.click(lambda offset: max(0, offset - PAGE), **pages).then(**refreshing)
+        self.more.click(lambda offset: offset + PAGE, **pages).then(**refreshing)
+        self.groups.search(self.search, self.trail, [self.trail, self.tabs], **QUIET)
         publish(self.duplicates, "duplicates")
 
     async def suggested(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -173,17 +173,17 @@ class DuplicatesTab(Tab):
         except ServiceError as error:
             return {"ids": [], "problem": str(error)}
 
-    async def listed(self, data: dict[str, Any]) -> dict[str, Any]:
+    async def export_text(self, data: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {"text": await listed(self.client, data["ids"], data["format"], data["collection"])}
+            return {"text": await export_text(self.client, data["ids"], data["format"], data["collection"])}
         except ServiceError as error:
             return {"problem": str(error)}
 
     async def remove(self, data: dict[str, Any]) -> dict[str, Any]:
         return await remove(self.client, [str(id) for id in data["ids"]], data["collection"])
 
-    async def look(self, in_sight: bool, collection: str, threshold: float, offset: int) -> tuple[Any, ...]:
-        if not in_sight:
+    async def refresh(self, is_open: bool, collection: str, threshold: float, offset: int) -> tuple[Any, ...]:
+        if not is_open:
             return *[gr.skip()] * 6, offset, gr.Timer(active=False)
         try:
             least = (await self.client.duplicates(1.0, 1, collection=collection)).least
@@ -212,10 +212,10 @@ class DuplicatesTab(Tab):
         except ServiceError as error:
             warn(error)
 
-    def seek(self, trail: Trail, event: gr.EventData) -> tuple[Trail, gr.Tabs]:
+    def search(self, trail: Trail, event: gr.EventData) -> tuple[Trail, gr.Tabs]:
         return (*trail, Query((clicked(event),))), to_similar()
 
     async def duplicates(
         self, threshold: float = 0.95, limit: int = 100, offset: int = 0, collection: str = COLLECTION
     ) -> dict[str, Any]:
-        return plain(await self.client.duplicates(threshold, limit, offset, collection=collection))
+        return to_dict(await self.client.duplicates(threshold, limit, offset, collection=collection))

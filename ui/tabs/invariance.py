@@ -16,10 +16,10 @@ from ui.tabs.tab import Tab
 from ui.widgets.chart import panels_html
 
 EXPLANATION = (
-    "Each picture is changed in one way only, more and more: how far does its embedding h go? At 0 % it stays where it "
-    "was, at 100 % it has gone as far as to another picture. A flat line: the encoder overlooks it."
+    "One property of each picture is changed, step by step. The lines show how far the embedding h moves: 0 % is no "
+    "change, 100 % is the distance to a different picture. A flat line means that the encoder ignores the change."
 )
-WORKING = "Looking at {count} pictures, each changed in 26 ways. The first time, PyTorch has to be loaded for it."
+WORKING = "Embedding {count} pictures, each changed in 26 ways. The first time takes longer, because PyTorch is loaded."
 EMPTY = "This compares pictures of the collection, which has fewer than two. Add some, then come back."
 
 
@@ -32,7 +32,7 @@ async def examine(client: AsyncClient, picture: Picture | None, count: int, seed
 
 
 class InvarianceTab(Tab):
-    """It computes only while it is the selected tab."""
+    """Computes only while it is the selected tab."""
 
     title = "Invariance"
 
@@ -45,21 +45,21 @@ class InvarianceTab(Tab):
         self.seed = gr.State(0)
 
     def connect(self) -> None:
-        inputs = [self.trail, self.in_sight, self.count, self.seed, self.collection]
-        looking: dict[str, Any] = {
-            "fn": self.look,
+        inputs = [self.trail, self.is_open, self.count, self.seed, self.collection]
+        refreshing: dict[str, Any] = {
+            "fn": self.refresh,
             "inputs": inputs,
             "outputs": self.curves,
             "trigger_mode": "always_last",
             **QUIET,
         }
-        self.tabs.select(self.is_selected, None, self.in_sight, **QUIET).then(**looking)
-        self.others.click(lambda seed: seed + 1, self.seed, self.seed, **QUIET).then(**looking)
-        gr.on([self.trail.change, self.count.release, self.collection.change], **looking)
+        self.tabs.select(self.is_selected, None, self.is_open, **QUIET).then(**refreshing)
+        self.others.click(lambda seed: seed + 1, self.seed, self.seed, **QUIET).then(**refreshing)
+        gr.on([self.trail.change, self.count.release, self.collection.change], **refreshing)
         publish(self.invariance, "invariance")
 
-    async def look(self, trail: Trail, in_sight: bool, count: int, seed: int, collection: str) -> AsyncIterator[Any]:
-        if not in_sight:
+    async def refresh(self, trail: Trail, is_open: bool, count: int, seed: int, collection: str) -> AsyncIterator[Any]:
+        if not is_open:
             yield gr.skip()
             return
         yield f'<p class="notice working" role="status">{WORKING.format(count=int(count))}</p>'

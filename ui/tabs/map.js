@@ -46,7 +46,7 @@ async function show() {
     y: column(columns.y, Float32Array),
     group: column(columns.group, Int32Array),
     label: column(columns.label, Int32Array),
-    order: shuffled(n), // in the table's order, its last pictures would cover the others
+    order: shuffled(n), // in random order: in the table's order, the last pictures would cover the others
   };
   path = [];
   hovered = -1;
@@ -141,7 +141,7 @@ function drawPoints() {
   const area = stage.clientWidth * stage.clientHeight;
   const radius = Math.min(6, Math.max(1.3, 0.3 * Math.sqrt((area / map.n) * zoomed))) * devicePixelRatio;
   const colours = new Map([...map.colour].map(([number, hex]) => [number, packed(hex)]));
-  const none = Math.max(...colours.keys()) + 1; // the palette's place for number -1
+  const none = Math.max(...colours.keys()) + 1; // the palette's index for points without a label
   const palette = new Uint32Array(none + 1);
   for (const [number, rgb] of colours) palette[number < 0 ? none : number] = rgb;
   const faint = packed(isDark() ? "#57534e" : "#cfcac4");
@@ -331,15 +331,15 @@ function hover(i, p, q) {
 
 // Choosing -------------------------------------------------------------------------------------------------------------
 
-function gather(polygon) {
-  trigger("gather", { polygon, by, numbers: [...picked], collection: map.collection });
+function choose(polygon) {
+  trigger("choose", { polygon, by, numbers: [...picked], collection: map.collection });
 }
 
 function gatherView() {
   clearPath();
   const [left, up] = onMap(0, 0);
   const [right, down] = onMap(stage.clientWidth, stage.clientHeight);
-  gather([
+  choose([
     [left, up],
     [right, up],
     [right, down],
@@ -406,8 +406,8 @@ canvas.addEventListener("pointerup", (event) => {
   if (travelled < 5 && !pointers.size) {
     clearPath();
     const i = nearest(...place(event));
-    if (i >= 0) trigger("seek", { id: map.ids[i] });
-  } else if (drawing && path.length > 2) gather(path);
+    if (i >= 0) trigger("search", { id: map.ids[i] });
+  } else if (drawing && path.length > 2) choose(path);
   drawing = false;
   canvas.style.cursor = modeCursor();
 });
@@ -446,7 +446,7 @@ const ACTIONS = {
   farther: () => zoom(1 / 1.6),
   whole: fit,
   view: gatherView,
-  picked: () => gather(null),
+  picked: () => choose(null),
   all: () => {
     picked.clear();
     showPicked();

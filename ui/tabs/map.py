@@ -1,7 +1,7 @@
 """The tab Map: the whole collection in the plane, with similar pictures close together.
 
-map.js draws it, from columns that the browser loads once. It sends back the outline of a choice, not the ids; the
-chosen pictures are listed below the map.
+map.js draws it from columns that the browser loads once. When pictures are chosen, the browser sends the outline, not
+their ids; the pictures inside are listed below the map.
 """
 
 import base64
@@ -32,12 +32,12 @@ NONE = (
     "There is no map of this collection yet. On it, pictures that look alike are close together. "
     "It takes seconds for some thousand pictures, and minutes for 100,000."
 )
-EXPLANATION = "Similar pictures are close together. Draw around some to see them; choose one to search."
+EXPLANATION = "Similar pictures are close together. Draw around some to list them; click one to search."
 TOOLS = """
 <div class="map" hidden>
   <div class="map-tools" role="toolbar" aria-label="Map">
     <span class="map-set">
-      <button type="button" data-mode="move" aria-pressed="true" title="Shift and drag draws">Move</button>
+      <button type="button" data-mode="move" aria-pressed="true" title="Drag with Shift to draw">Move</button>
       <button type="button" data-mode="lasso" aria-pressed="false" title="Draw around pictures">Lasso</button>
       <button type="button" data-mode="box" aria-pressed="false" title="Draw a box around pictures">Box</button>
     </span>
@@ -81,17 +81,17 @@ async def choice_html(client: AsyncClient, choice: Choice) -> str:
     """The first MOST_SHOWN of the chosen pictures, and how many there are. Raises ServiceError."""
     ids = choice.ids(await client.map(collection=choice.collection))
     if not ids:
-        return notice("No picture lies there. Draw around some, or choose labels next to the map.")
+        return notice("No picture is in this part. Draw around some pictures, or choose labels next to the map.")
     items = await selection.items_of(client, ids[:MOST_SHOWN], SearchSettings(collection=choice.collection))
     part = f"The first {MOST_SHOWN} are shown. " if len(ids) > MOST_SHOWN else ""
     data = escape(json.dumps(asdict(choice)))
-    words = f'{part}Choose one to find others like it. <button type="button" class="link" data-choice="{data}">'
+    words = f'{part}Click one to find others like it. <button type="button" class="link" data-choice="{data}">'
     heading = f'<div class="heading"><h2>{counted(len(ids))} chosen</h2><p>{words}List all as CSV</button></p></div>'
     return heading + grid_html(items, choice.collection)
 
 
-def plain(map: Map) -> dict[str, Any]:
-    """For programs: columns of numbers, and the progress of the next map."""
+def to_dict(map: Map) -> dict[str, Any]:
+    """The map for programs: columns of numbers, and the progress of the next map."""
     names = ("state", "stage", "share", "problem", "count", "new", "gone")
     numbers = {name: np.asarray(getattr(map, name)).tolist() for name in ("x", "y", "group")}
     labels = [map.labels[number] if number >= 0 else None for number in map.label]
@@ -99,7 +99,7 @@ def plain(map: Map) -> dict[str, Any]:
 
 
 class MapTab(Tab):
-    """It asks for the map's state when it is selected, and again and again while a map is computed."""
+    """Loads the map's state when it is selected, and repeatedly while a map is computed."""
 
     title = "Map"
 
@@ -108,23 +108,23 @@ class MapTab(Tab):
             self.status = raw_html(elem_id="map-status")
             self.make = gr.Button("Make the map", size="sm", elem_id="make-map", visible=False)
         self.stage = raw_html(None, ["tabs/map"], [self.places], html_template=TOOLS, elem_id="map")
-        self.choice = raw_html("", ["save", "tabs/choice"], [self.listed], elem_id="map-choice")
+        self.choice = raw_html("", ["save", "tabs/choice"], [self.export_text], elem_id="map-choice")
         self.timer = gr.Timer(computing.POLL_S, active=False)
 
     def connect(self) -> None:
         outputs = [self.status, self.make, self.stage, self.timer]
-        looking: dict[str, Any] = {
-            "fn": self.look,
-            "inputs": [self.in_sight, self.collection],
+        refreshing: dict[str, Any] = {
+            "fn": self.refresh,
+            "inputs": [self.is_open, self.collection],
             "outputs": outputs,
             **QUIET,
         }
-        self.tabs.select(self.is_selected, None, self.in_sight, **QUIET).then(**looking)
-        self.make.click(self.start, self.collection, None, **QUIET).then(**looking)
-        self.timer.tick(**looking)
-        self.collection.change(**looking).then(lambda: "", None, self.choice, **QUIET)
-        self.stage.gather(self.gather, None, self.choice, trigger_mode="always_last", **QUIET)
-        self.stage.seek(self.seek, [self.trail, self.collection], [self.trail, self.tabs], **QUIET)
+        self.tabs.select(self.is_selected, None, self.is_open, **QUIET).then(**refreshing)
+        self.make.click(self.start, self.collection, None, **QUIET).then(**refreshing)
+        self.timer.tick(**refreshing)
+        self.collection.change(**refreshing).then(lambda: "", None, self.choice, **QUIET)
+        self.stage.choose(self.choose, None, self.choice, trigger_mode="always_last", **QUIET)
+        self.stage.search(self.search, [self.trail, self.collection], [self.trail, self.tabs], **QUIET)
         self.choice.click(self.click, self.trail, [self.trail, self.tabs], **QUIET)
         publish(self.map, "map")
 
@@ -132,9 +132,9 @@ class MapTab(Tab):
         try:
             return await columns(self.client, collection)
         except ServiceError:
-            return None  # the next `look` says why
+            return None  # the next `refresh` says why
 
-    async def listed(self, data: dict[str, Any]) -> str | None:
+    async def export_text(self, data: dict[str, Any]) -> str | None:
         """The chosen pictures as CSV; None if that fails."""
         try:
             choice = Choice.parse(data)
@@ -144,8 +144,8 @@ class MapTab(Tab):
         except (ServiceError, ValueError):
             return None
 
-    async def look(self, in_sight: bool, collection: str) -> tuple[Any, ...]:
-        if not in_sight:
+    async def refresh(self, is_open: bool, collection: str) -> tuple[Any, ...]:
+        if not is_open:
             return gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False)
         try:
             map = await self.client.map(places=False, collection=collection)
@@ -166,13 +166,13 @@ class MapTab(Tab):
         except ServiceError as error:
             warn(error)
 
-    async def gather(self, event: gr.EventData) -> str:
+    async def choose(self, event: gr.EventData) -> str:
         try:
             return await choice_html(self.client, Choice.parse(event._data or {}))
         except (ServiceError, ValueError) as error:
             return notice(str(error))
 
-    async def seek(self, trail: Trail, collection: str, event: gr.EventData) -> Any:
+    async def search(self, trail: Trail, collection: str, event: gr.EventData) -> Any:
         """Search from a point of the map. The browser knows its id only."""
         try:
             item = await self.client.item(str((event._data or {}).get("id")), collection=collection)
@@ -185,4 +185,4 @@ class MapTab(Tab):
         return (*trail, Query((clicked(event),))), to_similar()
 
     async def map(self, collection: str = COLLECTION) -> dict[str, Any]:
-        return plain(await self.client.map(collection=collection))
+        return to_dict(await self.client.map(collection=collection))

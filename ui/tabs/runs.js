@@ -1,4 +1,4 @@
-// Reports which run of the list was clicked.
+// Triggers an event for the clicked run of the list.
 
 element.addEventListener("click", (event) => {
   const row = event.target.closest("button[data-run]");

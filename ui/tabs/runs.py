@@ -1,4 +1,4 @@
-"""The tab Runs: the training runs, how each went, and how several differ."""
+"""The tab Runs: the training runs, their curves, and the settings in which they differ."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ EMPTY = (
     "No run has been trained here yet. `python training/pretrain.py --data ~/Pictures` starts one, and its curves grow "
     "here."
 )
-FULL = f"{MOST} runs can be compared at a time; take one out first."
+FULL = f"{MOST} runs can be compared at a time; remove one first."
 NO_PICTURE = "The collection is empty; drop a picture to draw views of it."
 STATES = {"training": "training now", "finished": "finished", "stopped": "stopped"}
 FIGURES = {"accuracy": "accuracy", "held_out": "held out", "knn": "kNN", "views_matched": "views matched"}  # best first
@@ -37,14 +37,14 @@ TITLES = {
     "held_out": "Held-out accuracy",
     "held_out_loss": "Held-out loss",
     "lr": "Learning rate",
-    "images_per_s": "Images a second",
+    "images_per_s": "Images per second",
     "wait_share": "Time spent waiting for data",
 }
 SHARES = ("knn", "views_matched", "held_out", "wait_share")  # shown as percentages
 
 
 def still_listed(runs: Sequence[Run], chosen: Sequence[str]) -> tuple[str, ...]:
-    """Names of the chosen runs that still exist; if there is none, of the newest."""
+    """Names of the chosen runs that still exist; if none exists, of the newest run."""
     names = [run.name for run in runs]
     return tuple([name for name in chosen if name in names] or names[:1])
 
@@ -89,7 +89,7 @@ def curves_html(runs: Sequence[RunDetails]) -> str:
     known = {name for run in runs for name, column in run.metrics.items() if any(v is not None for v in column)}
     columns = [name for name in dict.fromkeys([*TITLES, *sorted(known)]) if name in known and name not in NOT_DRAWN]
     if not columns:
-        return notice("Its first epoch is not over yet; the curves begin with it.")
+        return notice("The first epoch is not finished yet; the curves start after it.")
     charts = "".join(_chart(name, runs) for name in columns)
     names = "".join(f'<span class="c{i}">{escape(run.name)}</span>' for i, run in enumerate(runs))
     key = f'<p class="key">{names}</p>' if len(runs) > 1 else ""
@@ -129,8 +129,8 @@ def settings_html(runs: Sequence[RunDetails]) -> str:
 
     differing = [name for name in names if len(set(texts[name])) > 1]
     same = [name for name in names if name not in differing]
-    first = table(differing, "differs") if differing else "<p>All are the same.</p>"
-    rest = f"<details><summary>{len(same)} that are the same</summary>{table(same, 'same')}</details>"
+    first = table(differing, "differs") if differing else "<p>All settings are the same.</p>"
+    rest = f"<details><summary>{len(same)} settings that are the same</summary>{table(same, 'same')}</details>"
     return f"<h3>Settings that differ</h3>{first}{rest}"
 
 
@@ -173,7 +173,7 @@ async def views_html(client: AsyncClient, runs: Sequence[RunDetails], picture: P
 
 
 class RunsTab(Tab):
-    """It asks for the runs when it is selected, and every POLL_S seconds while one of them is training."""
+    """Loads the runs when it is selected, and every POLL_S seconds while one of them is training."""
 
     title = "Runs"
 
@@ -189,9 +189,9 @@ class RunsTab(Tab):
         self.outputs = [self.chosen, self.shown, self.list, self.curves, self.settings, self.draw, self.timer]
 
     def connect(self) -> None:
-        inputs = [self.chosen, self.shown, self.in_sight]
+        inputs = [self.chosen, self.shown, self.is_open]
         showing: dict[str, Any] = {"fn": self.show, "inputs": inputs, "outputs": self.outputs, **QUIET}
-        self.tabs.select(self.is_selected, None, self.in_sight, **QUIET).then(**showing)
+        self.tabs.select(self.is_selected, None, self.is_open, **QUIET).then(**showing)
         self.timer.tick(**showing)
         self.list.click(self.toggle, self.chosen, [self.chosen, self.drawn], **QUIET).then(**showing)
         inputs = [self.chosen, self.trail, self.collection]
@@ -199,9 +199,9 @@ class RunsTab(Tab):
         publish(self.runs, "runs")
         publish(self.run, "run")
 
-    async def show(self, names: tuple[str, ...], before: tuple | None, in_sight: bool) -> dict[Any, Any]:
-        """Updates nothing if nothing has changed since `before`: the page would lose what is pointed at."""
-        if not in_sight:
+    async def show(self, names: tuple[str, ...], before: tuple | None, is_open: bool) -> dict[Any, Any]:
+        """Skips the update if nothing has changed since `before`: it would hide the values shown at the pointer."""
+        if not is_open:
             return {self.timer: gr.Timer(active=False)}
         try:
             runs = await self.client.runs()

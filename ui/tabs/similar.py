@@ -11,7 +11,7 @@ from serving.protocol.filters import parse_conditions
 from ui.api import PROBLEMS, QUIET, publish
 from ui.assets import raw_html
 from ui.search import link, selection
-from ui.search.conditions import hint, offered
+from ui.search.conditions import condition_choices, condition_hint
 from ui.search.picture import Picture, UploadFailed, clicked, from_path, notice, warn
 from ui.search.query import Query, SearchSettings, Trail, nearest
 from ui.tabs.tab import Tab
@@ -37,9 +37,9 @@ class SimilarTab(Tab):
                 elem_id="where",
                 min_width=220,
             )
-            self.k = gr.Slider(1, MOST_K, value=24, step=1, label="How many", elem_id="k", visible=False, min_width=150)
+            self.k = gr.Slider(1, MOST_K, value=24, step=1, label="Results", elem_id="k", visible=False, min_width=150)
             self.least = gr.Slider(
-                0, 1, value=0, step=0.01, label="Least similarity", elem_id="least", visible=False, min_width=150
+                0, 1, value=0, step=0.01, label="Min. similarity", elem_id="least", visible=False, min_width=150
             )
             self.encoder = gr.Dropdown([], label="Encoder", elem_id="encoder", visible=False, min_width=150)
             self.other = gr.Dropdown([], label="Compare with", elem_id="beside", visible=False, min_width=150)
@@ -61,16 +61,16 @@ class SimilarTab(Tab):
             "outputs": outputs,
             **loading,
         }
-        offering: dict[str, Any] = {"fn": self.offer, "inputs": self.collection, "outputs": self.where, **QUIET}
+        offering: dict[str, Any] = {"fn": self.conditions, "inputs": self.collection, "outputs": self.where, **QUIET}
 
         self.page.load(self.start, None, [self.trail, *controls], **QUIET).then(**showing).then(**offering)
         self.trail.change(trigger_mode="always_last", **showing)
         changes = [self.k.release, self.least.release, self.where.change]
         changes += [self.collection.input, self.encoder.input, self.other.input]
-        gr.on(changes, self.narrow, [self.trail, *controls], outputs, trigger_mode="always_last", **loading)
+        gr.on(changes, self.show_first_page, [self.trail, *controls], outputs, trigger_mode="always_last", **loading)
         self.collection.input(**offering)
-        self.previous.click(self.turn_back, [self.offset, *controls], outputs, **loading)
-        self.more.click(self.turn_on, [self.offset, *controls], outputs, **loading)
+        self.previous.click(self.previous_page, [self.offset, *controls], outputs, **loading)
+        self.more.click(self.next_page, [self.offset, *controls], outputs, **loading)
         self.grid.click(self.click, self.trail, self.trail, **QUIET)
         self.grid.like(self.like, self.trail, self.trail, **QUIET)
         self.grid.unlike(self.unlike, self.trail, self.trail, **QUIET)
@@ -109,17 +109,17 @@ class SimilarTab(Tab):
             gr.update(choices=[("nothing", ""), *encoders], value=other, visible=several),
         )
 
-    async def offer(self, collection: str) -> dict[str, Any]:
+    async def conditions(self, collection: str) -> dict[str, Any]:
         """The conditions to choose from."""
         try:
             keys = await self.client.keys(collection=collection)
         except ServiceError:
             keys = []
-        return gr.update(choices=offered(keys), info=hint(keys))
+        return gr.update(choices=condition_choices(keys), info=condition_hint(keys))
 
     async def show(self, trail: Trail, offset: int, *controls: Any) -> tuple[Any, ...]:
         """The results of the last search, or the collection from `offset` on. A picture that the service refuses is
-        taken off the trail."""
+        removed from the trail."""
         settings, query, count = _settings(*controls), trail[-1] if trail else None, 0
         try:
             if query:
@@ -135,13 +135,13 @@ class SimilarTab(Tab):
         updates = [gr.update(visible=value) for value in visible]
         return gr.skip(), offset, heading, tiles, link.link_html(query, settings), *updates
 
-    async def narrow(self, trail: Trail, *controls: Any) -> tuple[Any, ...]:
+    async def show_first_page(self, trail: Trail, *controls: Any) -> tuple[Any, ...]:
         return await self.show(trail, 0, *controls)
 
-    async def turn_back(self, offset: int, *controls: Any) -> tuple[Any, ...]:
+    async def previous_page(self, offset: int, *controls: Any) -> tuple[Any, ...]:
         return await self.show((), max(0, offset - PAGE), *controls)
 
-    async def turn_on(self, offset: int, *controls: Any) -> tuple[Any, ...]:
+    async def next_page(self, offset: int, *controls: Any) -> tuple[Any, ...]:
         return await self.show((), offset + PAGE, *controls)
 
     def click(self, trail: Trail, event: gr.EventData) -> Trail:
@@ -153,7 +153,7 @@ class SimilarTab(Tab):
 
     def unlike(self, trail: Trail, event: gr.EventData) -> Any:
         if not trail:
-            warn(ValueError("Search by a picture first; then choose what the results should not be like."))
+            warn(ValueError("Search by a picture first; then choose pictures that the results should not be like."))
             return gr.skip()
         return (*trail, trail[-1].unlike(clicked(event)))
 
@@ -164,7 +164,7 @@ class SimilarTab(Tab):
             progress((done, total), desc="Loading the selected pictures")
 
         try:
-            rows = await selection.selected(self.client, data, _settings(*controls), report)
+            rows = await selection.selected_rows(self.client, data, _settings(*controls), report)
         except PROBLEMS as error:
             warn(error)
             return gr.skip()
@@ -191,7 +191,7 @@ class SimilarTab(Tab):
         positive, negative = ([Picture(id, id=id, collection=collection) for id in ids] for ids in (like, unlike))
         settings = SearchSettings(k, threshold, tuple(where), collection, encoder)
         results = await nearest(self.client, Query((*uploads, *positive), tuple(negative)), settings)
-        return [_plain(item) for item in results]
+        return [_to_dict(item) for item in results]
 
     async def collection_items(
         self,
@@ -204,11 +204,11 @@ class SimilarTab(Tab):
         """How many items match the conditions, and `limit` of them."""
         conditions = parse_conditions(where)
         answer = await self.client.items(limit, offset, conditions, collection=collection, model=encoder)
-        return {"count": answer.count, "items": [_plain(item) for item in answer.items]}
+        return {"count": answer.count, "items": [_to_dict(item) for item in answer.items]}
 
 
-def _plain(item: Item | Match) -> dict[str, Any]:
-    """The path is called `file`: gradio_client would try to download from a `path`."""
+def _to_dict(item: Item | Match) -> dict[str, Any]:
+    """The item for programs. Its path is called `file`: gradio_client would try to download from a `path`."""
     facts = {name: value for name, value in vars(item).items() if name != "path"}
     return facts | {"file": item.path}
 

@@ -9,7 +9,7 @@ class Tab:
     """A tab of the page: `build` lays out its components, `connect` says which method runs at which event.
 
     client      the service
-    trail       the searches so far, a Trail; all tabs show its last and may add to it
+    trail       the searches so far, a Trail; all tabs show the last one and may add another
     collection  the name of the collection shown
     tabs, page  for the events of selecting a tab and of loading the page
     """
@@ -20,7 +20,7 @@ class Tab:
         self, client: AsyncClient, trail: gr.State, collection: gr.Dropdown, tabs: gr.Tabs, page: gr.Blocks
     ) -> None:
         self.client, self.trail, self.collection, self.tabs, self.page = client, trail, collection, tabs, page
-        self.in_sight = gr.State(False)
+        self.is_open = gr.State(False)
         self.build()
         self.connect()
 

@@ -1,4 +1,4 @@
-"""The tab Views: pairs of augmented views of one picture, and a small batch as the loss sees it."""
+"""The tab Views: pairs of augmented views of one picture, and the views of a small batch, compared as in the loss."""
 
 from dataclasses import asdict
 from html import escape
@@ -18,20 +18,20 @@ from ui.widgets.augmentation import Augmentation
 
 EXPLANATION = (
     "SimCLR draws two random views of every picture and trains the encoder to place the two views of one picture "
-    "close together and those of different pictures apart: whatever the views vary, it learns to overlook."
+    "close together and those of different pictures apart. So it learns to ignore what differs between views."
 )
 NOTHING = "Choose a picture first: drop one anywhere on this page, or click one under Similar."
 BATCH = (
-    "<h2>A small batch, as the loss sees it</h2><p>Two views of each picture: the one you look at, and others of the "
-    "collection. The loss asks for each view to be closest to the other view of its picture; the temperature "
-    "sets how much the most similar of the others count.</p>"
+    "<h2>A small batch, as the loss compares it</h2><p>Two views each of the current picture and of others in "
+    "the collection. The loss asks for each view to be closest to the other view of its picture; the lower the "
+    "temperature, the more the most similar of the other views count.</p>"
 )
 
 
 async def pairs_html(
     client: AsyncClient, picture: Picture, pairs: int, seed: int, settings: Augmentation
 ) -> tuple[str, str]:
-    """A sentence with the mean cosines, and the pairs side by side. Raises ServiceError, UploadFailed."""
+    """HTML: a sentence with the mean cosines; the pairs side by side. Raises ServiceError, UploadFailed."""
     drawn = await client.views(await read(client, picture), pairs=int(pairs), seed=int(seed), **settings)
     which = "this pair" if len(drawn) == 1 else f"these {len(drawn)} pairs"
     means = f"under h: <b>{mean(pair.similarity for pair in drawn):.2f}</b>"
@@ -65,7 +65,7 @@ async def batch_html(
 
 
 class ViewsTab(Tab):
-    """It draws views only while it is the selected tab."""
+    """Draws views only while it is the selected tab."""
 
     title = "Views"
 
@@ -90,14 +90,14 @@ class ViewsTab(Tab):
 
     def connect(self) -> None:
         last: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
-        inputs = [self.trail, self.in_sight, self.count, self.seed, *self.settings]
+        inputs = [self.trail, self.is_open, self.count, self.seed, *self.settings]
         drawing: dict[str, Any] = {"fn": self.draw, "inputs": inputs, "outputs": [self.summary, self.pairs], **last}
         drawing |= {"show_progress_on": self.pairs}
-        inputs = [self.trail, self.in_sight, self.collection, self.batch_count, self.seed, *self.settings]
+        inputs = [self.trail, self.is_open, self.collection, self.batch_count, self.seed, *self.settings]
         comparing: dict[str, Any] = {"fn": self.compare, "inputs": inputs, "outputs": self.batch, **last}
 
-        looked = self.tabs.select(self.look, None, [self.in_sight, self.trained, self.as_trained], **QUIET)
-        changes = [looked, self.again.click(self.next_seed, self.seed, self.seed, **QUIET)]
+        refreshed = self.tabs.select(self.refresh, None, [self.is_open, self.trained, self.as_trained], **QUIET)
+        changes = [refreshed, self.again.click(self.next_seed, self.seed, self.seed, **QUIET)]
         changes.append(self.as_trained.click(augmentation.values, self.trained, self.settings, **QUIET))
         for name, button in self.presets.items():
             values = augmentation.values(augmentation.PRESETS[name])
@@ -112,18 +112,18 @@ class ViewsTab(Tab):
         publish(self.views, "views")
         publish(self.matrix, "matrix")
 
-    async def look(self, event: gr.SelectData) -> tuple[Any, ...]:
+    async def refresh(self, event: gr.SelectData) -> tuple[Any, ...]:
         if not self.is_selected(event):
             return False, None, gr.skip()
         try:
             cards = await self.client.models()
         except ServiceError:  # `draw` comes next and says why
             cards = []
-        trained = augmentation.of_card(cards[0]) if cards else None
+        trained = augmentation.from_card(cards[0]) if cards else None
         return True, trained, gr.update(visible=trained is not None)
 
-    async def draw(self, trail: Trail, in_sight: bool, count: int, seed: int, *values: Any) -> Any:
-        if not in_sight:
+    async def draw(self, trail: Trail, is_open: bool, count: int, seed: int, *values: Any) -> Any:
+        if not is_open:
             return gr.skip()
         if not trail:
             return "", notice(NOTHING)
@@ -132,8 +132,8 @@ class ViewsTab(Tab):
         except (ServiceError, UploadFailed) as error:
             return "", notice(str(error))
 
-    async def compare(self, trail: Trail, in_sight: bool, collection: str, count: int, seed: int, *values: Any) -> Any:
-        if not in_sight:
+    async def compare(self, trail: Trail, is_open: bool, collection: str, count: int, seed: int, *values: Any) -> Any:
+        if not is_open:
             return gr.skip()
         picture = trail[-1].picture if trail else None
         try:
@@ -154,7 +154,7 @@ class ViewsTab(Tab):
         seed: int = 0,
         settings: dict[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
-        """Pairs of views of an item. settings: those of the augmentation."""
+        """Pairs of views of an item. settings: of the augmentation."""
         image = await self.client.thumbnail(id, collection=collection)
         return [asdict(pair) for pair in await self.client.views(image, pairs, seed, **(settings or {}))]
 
@@ -166,7 +166,7 @@ class ViewsTab(Tab):
         seed: int = 0,
         settings: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """The matrix of an item and others of the collection; without an item, of others alone."""
+        """The matrix of an item and others of the collection; without an item, of pictures of the collection only."""
         images = [await self.client.thumbnail(id, collection=collection)] if id else []
         batch = await self.client.matrix(images, count, seed, collection=collection, **(settings or {}))
         z = None if batch.z is None else batch.z.tolist()

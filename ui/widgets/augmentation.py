@@ -20,7 +20,7 @@ PRESETS = {
 }
 
 
-def of_card(card: dict[str, Any]) -> Augmentation | None:
+def from_card(card: dict[str, Any]) -> Augmentation | None:
     """The augmentation in an encoder's model card; None if the card has none."""
     augment = ((card.get("training") or {}).get("settings") or {}).get("augment")
     return {**augment, "crop_area": tuple(augment["crop_area"])} if augment and set(augment) == set(NAMES) else None
@@ -35,8 +35,8 @@ def controls() -> list[gr.Slider | gr.Radio]:
         return gr.Slider(least, most, value=value, step=step, label=label, elem_id=elem_id)
 
     return [
-        slider("Least crop area", 0.08, "least-crop", 0.01, step=0.01),
-        slider("Greatest crop area", 1, "greatest-crop", 0.01, step=0.01),
+        slider("Smallest crop area", 0.08, "least-crop", 0.01, step=0.01),
+        slider("Largest crop area", 1, "greatest-crop", 0.01, step=0.01),
         slider("Flip probability", 0.5, "flip"),
         slider("Colour probability", 0.8, "jitter"),
         slider("Colour strength", 1, "strength", most=2),

@@ -1,7 +1,7 @@
 // Marks a part of the picture by a box. It is drawn by dragging, or by keys: arrows move it, with Shift they move its
 // right and lower edges.
 
-const LEAST_PX = 64; // an encoder makes little of a part with a smaller side
+const LEAST_PX = 64; // smaller parts have too few pixels for an encoder
 let box = null; // left, top, right, bottom, as shares of the picture
 const picture = () => element.querySelector("img");
 
@@ -31,7 +31,7 @@ function paint() {
   });
   const px = [(right - left) * image.naturalWidth, (bottom - top) * image.naturalHeight].map(Math.round);
   const source = image.dataset.thumbnail === undefined ? "" : " of the thumbnail";
-  const warning = Math.min(...px) < LEAST_PX ? "; too small to say much" : "";
+  const warning = Math.min(...px) < LEAST_PX ? "; too small for good results" : "";
   extent.textContent = `${px[0]} × ${px[1]} pixels${source}${warning}`;
 }
 

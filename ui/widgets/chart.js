@@ -1,4 +1,4 @@
-// Shows the values of all lines at the epoch under the pointer, or at one reached by the arrow keys.
+// Shows the values of all lines at the epoch under the pointer, or at the epoch chosen with the arrow keys.
 
 const chartOf = (event) => event.target.closest("svg[data-lines]");
 const linesOf = (svg) => JSON.parse(svg.dataset.lines);

@@ -12,7 +12,7 @@ from html import escape
 from serving.client import Curve, Invariance
 
 MOST_COLOURS = 6  # classes .c0 to .c5 of chart.css
-MOST_DOTS = 12  # a line of more points has no dots
+MOST_DOTS = 12  # a line with more points has no dots
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Line:
 
     name: str
     colour: int
-    """Number of the class .c0 to .c5."""
+    """0 to 5, for the CSS classes .c0 to .c5."""
     points: Sequence[tuple[float, float]]
     """(epoch, value), finite, by rising epoch."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Places values in an SVG of width x height pixels; the edges around the plot have room for the axes' texts."""
+    """Places values in an SVG of width x height pixels; the margins hold the labels of the axes."""
 
     end: float
     """Greatest x; the least is 0."""
@@ -187,7 +187,7 @@ def _panel_svg(curves: dict[str, Curve], highest: float) -> str:
             title = f"<title>{strength:g}: {value:.0%} of the way to another picture, cosine {cosine:.3f}</title>"
             circle = f'<circle class="{css}" cx="{plot.x(strength)}" cy="{plot.y(y)}" r="3.2">'
             parts.append(f"{circle}{title}</circle>")
-    moved_last = f"h goes {first.moved[-1]:.0%} of the way to another picture at {end:g}"
+    moved_last = f"h moves {first.moved[-1]:.0%} of the way to another picture at {end:g}"
     return plot.svg(parts, f"{first.augmentation}, {first.unit}: {moved_last}")
 
 
@@ -199,7 +199,7 @@ def _table(kinds: Sequence[Kind]) -> str:
             cells = "".join(f"<td>{curve.moved[j]:.0%} ({curve.cosines[j]:.3f})</td>" for curve in curves)
             rows += f'<tr><th scope="row">{escape(curves[0].augmentation)}</th><td>{strength:g}</td>{cells}</tr>'
     return (
-        '<details class="numbers"><summary>The numbers: how far of the way to another picture, and the cosine</summary>'
+        '<details class="numbers"><summary>The numbers: share of the way to another picture, and the cosine</summary>'
         f'<table><thead><tr><th scope="col">Augmentation</th><th scope="col">Strength</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></details>"
     )

@@ -25,7 +25,7 @@ def status_html(result: DerivedResult, what: str, none: str, explanation: str) -
         return notice(f"{what} could not be made: {result.problem}.")
     if result.count is None:
         return notice(none)
-    changes = [f"{n:,} {word}" for n, word in ((result.new, "new"), (result.gone, "gone")) if n]
+    changes = [f"{n:,} {word}" for n, word in ((result.new, "new"), (result.gone, "deleted")) if n]
     since = f"; {' and '.join(changes)} since it was made" if changes else ""
     return f'<p class="status">{counted(result.count)}{since}. {escape(explanation)}</p>'
 
@@ -42,5 +42,5 @@ def start_button(result: DerivedResult, first: str, again: str) -> dict[str, Any
 
 
 def timer(result: DerivedResult) -> gr.Timer:
-    """Asks for the progress again while the computation is running."""
+    """A timer that triggers while the computation is running, to update the progress."""
     return gr.Timer(POLL_S, active=result.state == "computing")

@@ -1,10 +1,10 @@
 // Selects pictures. A selection outlives the tiles: it keeps what was selected in other searches of the collection, and
-// after "Select all" it stands for the whole collection without the pictures that were taken out again.
+// after "Select all" it means the whole collection except the pictures deselected since.
 
 let all = false;
-const chosen = new Map(); // id -> similarity of the selected pictures; after "Select all", of those taken out again
+const chosen = new Map(); // id -> similarity of the selected pictures; after "Select all", of the deselected ones
 let last = null; // the tile that was selected last
-let view = null; // names what is shown; its first line is the collection
+let view = null; // identifies the search shown; its first line is the collection
 const tiles = () => [...element.querySelectorAll(".tile")];
 const isSelected = (tile) => all !== chosen.has(tile.dataset.id);
 

@@ -8,7 +8,9 @@ from ui.search.picture import Picture, facts_html
 
 
 def grid_html(items: Sequence[Item], collection: str, both: Iterable[str] = ()) -> str:
-    """Tiles of a picture with its name and label, and its similarity if it has one. both: ids to be marked.
+    """One tile per picture, with its name, label, and similarity if it has one.
+
+    both  ids to mark, of items that both encoders found
 
     Everything is escaped here: Gradio's own template language would run a `${...}` in a file name.
     """

@@ -1,6 +1,6 @@
 // Computes the softmax again for each temperature, as Matrix.log_weights does on the service's side.
 
-let temperature = null; // as set by the user; outlives the tables
+let temperature = null; // as set by the user; kept when new tables are shown
 let space = null; // "h" or "z"
 
 function draw(batch) {

@@ -1,7 +1,7 @@
-"""A small batch as NT-Xent sees it: the cosine of each view with each other, and the softmax of each row.
+"""A small batch as NT-Xent compares it: the cosine of each view with each other, and the softmax of each row.
 
-Row i is the anchor i: the share of the view k is exp(sim_ik / tau) divided by the sum over all views but i, and the
-loss is -log of the positive's share. matrix.js computes them again for each temperature that the user sets.
+Row i belongs to the anchor, view i. The share of view k is exp(sim_ik / tau) divided by the sum over all views but i,
+and the loss is -log of the positive's share. matrix.js computes both again when the user sets the temperature.
 """
 
 import json
@@ -39,7 +39,7 @@ def matrix_html(matrix: Matrix, temperature: float) -> str:
         f"if all {2 * n} views were equal, {matrix.chance:.3f}.</p></div>"
         '<div class="sides">'
         + _table("cosines", "<b>Cosine</b> of each view with each other", matrix.cosines, names)
-        + _table("shares", "<b>Share</b> in the softmax of its row: the outlined one should have it all", shares, names)
+        + _table("shares", "<b>Share</b> in the softmax of its row: ideally 1 where outlined", shares, names)
         + '</div><p class="readout" aria-live="polite">Outlined: the positive, the other view of the same picture. All '
         "others of a row are negatives. Point at a cell to read it.</p></div>"
     )

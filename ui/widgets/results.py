@@ -11,7 +11,7 @@ from ui.widgets.grid import columns_html, grid_html, selection_html
 PAGE = 60  # pictures of the collection at a time
 EMPTY = "The collection is empty. Fill it with `python serving/bulk.py --data ~/Pictures`, then open this page again."
 ALONE = "There is no other picture in the collection yet."
-FAR = "No picture is as alike as {least:.2f}. Lower the least similarity to see the nearest."
+FAR = "No picture has a similarity of {least:.2f} or more. Lower the limit to see the nearest pictures."
 NONE = "No picture matches {where}. Remove a condition."
 
 
@@ -24,7 +24,7 @@ async def browse(client: AsyncClient, offset: int, settings: SearchSettings) -> 
     except ServiceError as error:
         if error.status != 404:
             raise
-        return "", notice(EMPTY), 0  # the collection is made by the first item
+        return "", notice(EMPTY), 0  # adding the first item creates the collection
     count, items = answer.count, answer.items
     if not count:
         return "", notice(_nothing(settings, EMPTY)), 0
@@ -42,16 +42,16 @@ async def neighbours(client: AsyncClient, query: Query, settings: SearchSettings
         encoder = replace(settings, encoder=settings.other_encoder, other_encoder=None)
         others = await nearest(client, query, encoder)
         both = {item.id for item in results} & {item.id for item in others}
-        grids = [grid_html(some, collection, both) if some else notice("Nothing.") for some in (results, others)]
+        grids = [grid_html(items, collection, both) if items else notice("No results.") for items in (results, others)]
         tiles = columns_html([settings.encoder or "The service's own encoder", settings.other_encoder], grids)
-        words = f"{len(both)} of {max(len(results), len(others))} are found by both encoders, and marked."
+        words = f"{len(both)} of {max(len(results), len(others))} results are found by both encoders; they are marked."
     elif results:
         tiles = grid_html(results, collection)
         words = "Nearest first, with the cosine of the embeddings. Choose one to search from it."
     else:
         return "", notice(_nothing(settings, ALONE if query.picture.id else EMPTY))
     bar = selection_html(len(results), collection, f"{query}{settings}")
-    return f"<h2>Most alike</h2><p>{words}</p>", bar + tiles
+    return f"<h2>Most similar</h2><p>{words}</p>", bar + tiles
 
 
 def _nothing(settings: SearchSettings, otherwise: str) -> str:

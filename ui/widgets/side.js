@@ -1,4 +1,4 @@
-// Reports which of the numbered buttons was clicked.
+// Triggers an event with the number of the clicked button.
 
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-at]");

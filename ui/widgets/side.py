@@ -14,7 +14,7 @@ from ui.search.query import Query, Trail
 from ui.widgets.camera import camera
 from ui.widgets.well import well, well_html
 
-MOST_STEPS = 16  # of the searches so far, the last are shown
+MOST_STEPS = 16  # most earlier searches shown
 
 
 def column(trail: gr.State) -> None:
@@ -50,7 +50,7 @@ def upload(trail: Trail, event: gr.EventData) -> Any:
 
 def search_part(trail: Trail, event: gr.EventData) -> Any:
     try:
-        return _with_box(trail, Box.of((event._data or {}).get("box") or ()))
+        return _with_box(trail, Box.from_edges((event._data or {}).get("box") or ()))
     except (ValueError, TypeError):  # no browser sends that
         return gr.skip()
 
@@ -60,7 +60,7 @@ def search_whole(trail: Trail) -> Trail:
 
 
 def _with_box(trail: Trail, box: Box | None) -> Trail:
-    return (*trail, trail[-1].instead(replace(trail[-1].picture, box=box))) if trail else trail
+    return (*trail, trail[-1].replace_first(replace(trail[-1].picture, box=box))) if trail else trail
 
 
 def remove(trail: Trail, event: gr.EventData) -> Trail:
@@ -77,7 +77,7 @@ def step_back(trail: Trail) -> Trail:
 
 
 def chips_html(trail: Trail) -> str:
-    """The pictures of a search by several, each a button that takes it out."""
+    """The pictures of a search by several pictures; each is a button that removes it."""
     if not trail or len(trail[-1].pictures) < 2:
         return ""
     query = trail[-1]
@@ -91,7 +91,7 @@ def chips_html(trail: Trail) -> str:
 def _chips(pictures: tuple[Picture, ...], first: int) -> str:
     chips = []
     for at, picture in enumerate(pictures, first):
-        title = escape(f"Take out {picture.description}")
+        title = escape(f"Remove {picture.description}")
         image = f'<img src="{escape(picture.url)}" alt="{title}">'
         chips.append(f'<li><button class="chip" data-at="{at}" title="{title}">{image}</button></li>')
     return "".join(chips)

@@ -1,4 +1,4 @@
-/** Upload these files and report them by an `upload` event with their paths, or with the words of the failure. */
+/** Upload these files and report them by an `upload` event with their paths, or with an error message. */
 async function send(files) {
   if (!files.length) return;
   element.classList.add("busy");

@@ -1,4 +1,4 @@
-"""The place where a picture is dropped, pasted or chosen, shown, and where a part of it is marked."""
+"""The area where a picture is dropped, pasted or chosen. It shows the picture, and a box can be drawn on it."""
 
 from html import escape
 
@@ -9,7 +9,7 @@ from ui.search.picture import Picture, facts_html
 
 
 def well() -> gr.HTML:
-    """Events: `upload` carries {paths} or {failure}; `part` carries the {box} drawn; `whole` removes the box."""
+    """Events: `upload` carries {paths} or {failure}; `part` carries the drawn {box}; `whole` removes the box."""
     return raw_html(well_html(None), ["widgets/upload", "widgets/drop", "widgets/box"], elem_id="well")
 
 
