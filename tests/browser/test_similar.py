@@ -126,7 +126,7 @@ def test_a_threshold_limits_the_results_and_without_any_says_what_to_do(page):
     page.wait_for_function("document.querySelectorAll('#grid .tile').length < 12")
     assert set(labels(page)) == {"red"}
     typed(page, "label=blue")
-    expect(page.locator("#grid .notice")).to_contain_text("No picture is as alike as 0.99. Lower")
+    expect(page.locator("#grid .notice")).to_contain_text("No picture has a similarity of 0.99 or more. Lower")
 
 
 def test_a_selection_outlives_a_search_and_is_saved(page):
