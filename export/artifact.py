@@ -232,7 +232,8 @@ def load_bundle(folder: Path) -> Bundle:
             )
     try:
         facts = json.loads((folder / CARD).read_text())
-        card = ModelCard(**{**facts, "preprocessing": Preprocessing(**facts["preprocessing"])})
+        facts["preprocessing"] = Preprocessing(**facts["preprocessing"])
+        card = ModelCard(**facts)
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{folder / CARD} cannot be read as a model card: {error}") from error
     digest = hashlib.sha256((folder / GRAPH).read_bytes()).hexdigest()

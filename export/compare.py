@@ -25,8 +25,8 @@ class GraphComparison:
         """limit: most pictures that are compared; with labels, a fifth as many kNN queries."""
         self.queries: np.ndarray | None = None
         if len(np.unique(train.labels[train.labels >= 0])) > 1:
-            self.rows, asked_of, self.queries = split_bank_and_queries(train, test, limit)
-            self.query_pixels, self.query_labels = asked_of.pixels, torch.from_numpy(asked_of.labels[self.queries])
+            self.rows, query_store, self.queries = split_bank_and_queries(train, test, limit)
+            self.query_pixels, self.query_labels = query_store.pixels, torch.from_numpy(query_store.labels[self.queries])
         else:
             self.rows = np.sort(np.random.default_rng(0).permutation(len(train))[:limit])
         self.pixels, self.labels = train.pixels, torch.from_numpy(train.labels[self.rows])
@@ -53,7 +53,7 @@ class GraphComparison:
     def _evaluate(self, graph: bytes) -> dict:
         session = open_graph(graph)
         h, logits = _outputs(session, self.pixels, self.rows)
-        result = {"h": h} if logits is None else {"h": h, "class": logits.argmax(dim=1)}
+        result: dict = {"h": h} if logits is None else {"h": h, "class": logits.argmax(dim=1)}
         if self.queries is not None:
             queries, _ = _outputs(session, self.query_pixels, self.queries)
             predicted = knn_predict(h, self.labels, queries, default_k(len(h)))

@@ -176,7 +176,8 @@ class Calibration(CalibrationDataReader):
     def __init__(self, pixels: np.ndarray):
         self.batches = iter(np.array_split(pixels, -(-len(pixels) // BATCH)))
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
+    # None ends the calibration; the base class's annotation lacks it
+    def get_next(self) -> dict[str, np.ndarray] | None:  # pyrefly: ignore[bad-override]
         batch = next(self.batches, None)
         return None if batch is None else {"pixels": batch}
 

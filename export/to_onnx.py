@@ -119,6 +119,7 @@ def to_graph(encoder: Encoder, size_px: int, head: nn.Module | None = None) -> b
             dynamo=True,
             verbose=False,
         )
+    assert program is not None  # only dynamo=False returns None
     return serialised(program.model_proto)
 
 
@@ -145,7 +146,7 @@ def parity_error(graph: bytes, encoder: Encoder, size_px: int, head: nn.Module |
         with torch.no_grad():
             outputs = model(torch.from_numpy(pixels))
         expected = [output.numpy() for output in (outputs if head is not None else [outputs])]
-        actual = session.run(OUTPUTS[: len(expected)], {"pixels": pixels})
+        actual = [np.asarray(output) for output in session.run(OUTPUTS[: len(expected)], {"pixels": pixels})]
         if any(a.shape != e.shape for a, e in zip(actual, expected, strict=True)):
             return float("inf")
         errors = [np.abs(a - e).max() / (np.abs(e).max() or 1) for a, e in zip(actual, expected, strict=True)]
@@ -155,7 +156,8 @@ def parity_error(graph: bytes, encoder: Encoder, size_px: int, head: nn.Module |
 
 def probe_of(graph: bytes, size_px: int) -> list[float]:
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    return probe_values(session.run(["embedding"], {"pixels": probe_pixels(size_px)})[0][0])
+    embedding = np.asarray(session.run(["embedding"], {"pixels": probe_pixels(size_px)})[0])  # (1, d)
+    return probe_values(embedding[0])
 
 
 def make_card(

@@ -191,7 +191,9 @@ def _start_worker(threads: int) -> None:
 
 def _end_with_parent() -> None:
     """End with the parent process: if it was killed, this worker would wait for work forever."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # only workers call this
+    parent.join()
     os._exit(1)
 
 

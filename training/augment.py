@@ -150,7 +150,7 @@ def _both_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def _draw_crop(
     uniform: Callable[..., Tensor], height: int, width: int, settings: AugmentSettings
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """top, left, height, width (N,): the first of CROP_ATTEMPTS that fits, else the fallback of that library."""
     least, greatest = (share * height * width for share in settings.crop_area)
     if settings.crop_sampling == "torchvision":

@@ -21,7 +21,7 @@ from training.config import PretrainSettings
 from training.encoders import Encoder
 
 NAME = "last.ckpt"
-HALFWAY = "halfway.ckpt"  # unfinished fine-tuning or distillation (training/halfway.py)
+HALFWAY = "halfway.ckpt"  # unfinished fine-tuning or distillation (training/resumable.py)
 EVERY_S = 30.0  # least time between two checkpoints
 
 
@@ -69,11 +69,11 @@ class EveryEpoch(Checkpoint):
         self.saved_at = 0.0
         self.stopping = False
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             self.before = signal.signal(signal.SIGINT, self._interrupted)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Ctrl-C and the time of the next checkpoint may reach one process before an epoch's end and another after it.
         # They decide together: if only some saved a checkpoint, they would wait for the others for ever.
         any_of_all = partial(trainer.strategy.reduce_boolean_decision, all=False)
@@ -84,12 +84,12 @@ class EveryEpoch(Checkpoint):
             trainer.save_checkpoint(self.path)
             self.saved_at = time.monotonic()
 
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if hasattr(self, "before"):
             signal.signal(signal.SIGINT, self.before)
 
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        self.on_train_end(trainer, module)
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self.stopping:
@@ -100,7 +100,7 @@ class EveryEpoch(Checkpoint):
         print("\nStopping at the end of this epoch; press Ctrl-C again to stop at once.", file=sys.stderr, flush=True)
 
 
-def load(path: Path) -> dict:
+def load(path: Path | str) -> dict:
     """Load a checkpoint. raises CheckpointError: no such file, or not a checkpoint."""
     path = Path(path)
     if not path.is_file():

@@ -60,7 +60,7 @@ def load(path: Path) -> tuple[Classifier, dict]:
         raise CheckpointError(f"{path} holds an encoder and no classifier: make one with `python training/finetune.py`")
     settings, about = checkpoint.settings_of(saved), saved["classifier"]
     encoder = Encoder(settings.encoder, settings.width, settings.size_px)
-    hidden = projection_head(encoder.dimension, 2, 1)[:3] if about["hidden"] else None
+    hidden = first_layer(projection_head(encoder.dimension, 2, 1)) if about["hidden"] else None
     network = Classifier(encoder, hidden, len(about["classes"]))
     network.load_state_dict(saved["state_dict"])
     return network.eval(), saved

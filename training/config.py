@@ -12,7 +12,6 @@ from training.optimizers import OPTIMIZERS, OptimizerName
 
 RUNS = Path("runs")
 SEEDS = 2**24  # so that a seed and a step's number fit into 64 bits together
-T = TypeVar("T")
 Names = tuple[str, ...]
 
 
@@ -207,6 +206,16 @@ def parse(arguments: list[str] | None = None) -> PretrainSettings:
     return over_preset(PretrainSettings, PRESETS, title, arguments)
 
 
+class HasPreset(Protocol):
+    """Settings that can be those of a preset."""
+
+    @property
+    def preset(self) -> str: ...
+
+
+T = TypeVar("T", bound=HasPreset)
+
+
 def over_preset(kind: type[T], presets: dict[str, tuple[str, T]], title: str, arguments: list[str] | None) -> T:
     """Settings of class `kind` from the command line; defaults are those of the preset that it names.
 
@@ -217,13 +226,13 @@ def over_preset(kind: type[T], presets: dict[str, tuple[str, T]], title: str, ar
     import tyro
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    preset = kind.preset
+    preset = usual = kind().preset
     for i, argument in enumerate(arguments):
         if argument.startswith("--preset="):
             preset = argument.partition("=")[2]
         elif argument == "--preset" and i + 1 < len(arguments):
             preset = arguments[i + 1]
-    default = presets.get(preset, presets[kind.preset])[1]  # tyro refuses an unknown one
+    default = presets.get(preset, presets[usual])[1]  # tyro refuses an unknown one
     lines = [f"  {name}: {purpose}" for name, (purpose, _) in presets.items()]
     description = "\n".join([f"{title} Presets:\n", *lines])
     return tyro.cli(kind, default=default, args=arguments, description=description)

@@ -2,14 +2,24 @@
 
 import ctypes
 import sys
+from typing import TypeVar
 
 import torch
+from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def training_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def to_training_device(network: Network) -> Network:
+    """Move a network to the training device, with its convolutions in channels-last memory format."""
+    # torch's stub of `to` lacks memory_format
+    return network.to(training_device(), memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
 
 def mixed_precision(on: torch.device) -> torch.autocast:

@@ -47,16 +47,16 @@ from training.classifier import Classifier
 from training.config import RUNS, check_settings
 from training.data import store
 from training.data.sources import DataError, open_source
-from training.device import mixed_precision, prepare, training_device
+from training.device import mixed_precision, prepare, to_training_device
 from training.evaluate import print_table
 from training.evaluation.features import ENCODER_ERRORS, EncoderError
-from training.halfway import ResumableRun, ResumableSettings, is_finished, train_epochs
-from training.initial import initial
+from training.resumable import ResumableRun, ResumableSettings, is_finished, train_epochs
+from training.initial import load_initial
 from training.lars import LARS, lars_groups
 from training.schedule import cosine_schedule, scaled_lr
 from training.teacher import Teacher, compare, notes, open_teacher, teacher_of
 
-ANSWERS_TAU, NEIGHBOURS_TAU = 1.0, 0.1
+CLASSES_TAU, NEIGHBOURS_TAU = 1.0, 0.1
 WARMUP, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 1e-4  # share of the steps; of LARS; on matrices and kernels only
 CALIBRATION_STEPS = 8
 
@@ -84,7 +84,7 @@ class DistilSettings(ResumableSettings):
             raise ValueError(f"--batch-size must be at least 2, not {self.batch_size}")
 
 
-def answers_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of the softened class probabilities, mean over N: logits (N, C) each -> () float32 in nats."""
     with torch.autocast(student.device.type, enabled=False):
         soft = F.softmax(teacher.float() / temperature, dim=1)
@@ -98,7 +98,7 @@ def neighbours_loss(student: Tensor, teacher: Tensor, temperature: float) -> Ten
     with torch.autocast(student.device.type, enabled=False):
         unit = [F.normalize(h.float(), dim=1) for h in (student, teacher)]
         ours, theirs = ((h @ h.T)[others].view(n, n - 1) for h in unit)
-    return answers_loss(ours, theirs, temperature)
+    return soft_cross_entropy(ours, theirs, temperature)
 
 
 class DistilStep:
@@ -110,8 +110,8 @@ class DistilStep:
         size_px  the student's
         """
         self.teacher, self.pixels, self.size_px, self.settings = teacher, pixels, size_px, settings
-        self.loss = answers_loss if teacher.classes else neighbours_loss
-        self.temperature = settings.temperature or (ANSWERS_TAU if teacher.classes else NEIGHBOURS_TAU)
+        self.loss = soft_cross_entropy if teacher.classes else neighbours_loss
+        self.temperature = settings.temperature or (CLASSES_TAU if teacher.classes else NEIGHBOURS_TAU)
         self.batch = min(settings.batch_size, len(pixels))
         self.steps_per_epoch = len(pixels) // self.batch
 
@@ -127,13 +127,14 @@ class DistilStep:
         device = next(network.parameters()).device
         generator = torch.Generator(device).manual_seed((self.settings.seed << 40) + step)
         images = torch.from_numpy(self.pixels[rows]).to(device)
-        draws = draw(len(rows), *images.shape[1:3], self.settings.augment, generator)
+        n, height, width, _ = images.shape
+        draws = draw(n, height, width, self.settings.augment, generator)
         views = render(images, draws, self.size_px)  # (B, 3, S, S)
         same = self.teacher.size_px == self.size_px
         shown = views if same else render(images, draws, self.teacher.size_px)
         shown = (shown.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)  # the format that any encoder takes
         with mixed_precision(device):
-            target = self.teacher.answer(shown.contiguous().cpu().numpy()).to(device)
+            target = self.teacher.output(shown.contiguous().cpu().numpy()).to(device)
             output = network(views.contiguous(memory_format=torch.channels_last))
         if not target.isfinite().all():
             raise EncoderError(f"--teacher {self.settings.teacher} gives values that are NaN or infinite")
@@ -148,7 +149,7 @@ def distil(settings: DistilSettings) -> Path:
     prepare()
     teacher = open_teacher(settings.teacher)
     size_px = settings.size_px or (None if settings.init else teacher.size_px)
-    start = initial(settings.init, settings.encoder, settings.width, size_px, settings.seed)
+    start = load_initial(settings.init, settings.encoder, settings.width, size_px, settings.seed)
     architecture, size_px = start.settings.architecture, start.settings.size_px
     taught_by = Path(settings.teacher).stem.partition(":")[0]
     source = open_source(settings.data)
@@ -162,7 +163,7 @@ def distil(settings: DistilSettings) -> Path:
     for note in notes(teacher, start.encoder, size_px, source):
         print(f"note: {note}")
     network = Classifier(start.encoder, None, len(teacher.classes)) if teacher.classes else start.encoder
-    network = network.to(training_device(), memory_format=torch.channels_last)
+    network = to_training_device(network)
     run = ResumableRun(folder, settings, len(pixels))
     if settings.minutes:
         step = DistilStep(teacher, pixels, size_px, settings)
@@ -181,7 +182,7 @@ def distil(settings: DistilSettings) -> Path:
     (folder / "result.json").write_text(json.dumps(facts, indent=1))
     last = folder / "checkpoints" / checkpoint.NAME
     about = {"origin": f"{start.origin}, taught by {taught_by}", "settings": settings.to_dict()}
-    if teacher.classes:
+    if isinstance(network, Classifier):
         classifier.save(last, network, start.settings, facts, history, about | {"classes": teacher.classes})
     else:
         weights = {f"encoder.{key}": value.cpu() for key, value in network.state_dict().items()}

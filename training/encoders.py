@@ -19,7 +19,7 @@ class Images(Protocol):
     """An array or tensor of images, or an object that makes slices of one on demand."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: slice) -> np.ndarray | Tensor: ...
+    def __getitem__(self, index: slice, /) -> np.ndarray | Tensor: ...
 
 
 # name: block, blocks in each of the four stages, channels of the first stage
@@ -40,6 +40,11 @@ class Encoder(nn.Module):
     width         1, 2 or 4: multiplies every channel count, the stem's included (the paper's 1x, 2x, 4x)
     size_px       side of the images it is built for; decides the stem
     """
+
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
 
     def __init__(self, architecture: str, width: int, size_px: int):
         if architecture not in ARCHITECTURES:
@@ -80,9 +85,9 @@ class Encoder(nn.Module):
                 std = fan_in**-0.5 / 0.8796  # cutting at two deviations multiplies the deviation by .8796
                 nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
             elif isinstance(module, BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
+                nn.init.zeros_(module.bn2.get_parameter("weight"))
             elif isinstance(module, Bottleneck):
-                nn.init.zeros_(module.bn3.weight)
+                nn.init.zeros_(module.bn3.get_parameter("weight"))
 
 
 def _block(block: type[BasicBlock | Bottleneck], before: int, planes: int, stride: int) -> nn.Module:

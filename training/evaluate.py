@@ -90,8 +90,8 @@ class EvaluateSettings:
         if not self.temperature > 0:
             raise ValueError(f"--temperature must be above 0, not {self.temperature}")
         for name, values in (("k", (self.k,)), ("retrieved", self.retrieved), ("limit", (self.limit,))):
-            if any(value is not None and not value >= 1 for value in values):
-                raise ValueError(f"--{name} must be at least 1, not {min(values)}")
+            if too_small := [value for value in values if value is not None and not value >= 1]:
+                raise ValueError(f"--{name} must be at least 1, not {min(too_small)}")
         if self.size_px is not None and not self.size_px >= 8:
             raise ValueError(f"--size-px must be at least 8, not {self.size_px}")
 
@@ -130,7 +130,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
     if labelled:
         _compare_with_first(results)
     out = settings.out or RUNS / "evaluation" / f"{source.name}-{_short(settings.encoders[0])}"
-    return write_results(out, source.name, labelled, settings, results)
+    return write_results(out, source.name, settings, results)
 
 
 def has_usable_labels(source: Source) -> bool:
@@ -174,10 +174,10 @@ def labelled_sets(
     train: PixelStore, test: PixelStore | None, settings: EvaluateSettings
 ) -> tuple[PictureSet, PictureSet, list[str]]:
     """The bank, the queries, and the classes that their labels are indices of. raises DataError"""
-    known, asked_of, asked = bank_and_queries(train, test, HELD_OUT, settings.seed, settings.data)
-    if asked_of is train and (single := single_picture_classes(train.labels, train.classes)):
+    known, query_store, asked = bank_and_queries(train, test, HELD_OUT, settings.seed, settings.data)
+    if query_store is train and (single := single_picture_classes(train.labels, train.classes)):
         print(f"note: no queries of {', '.join(single[:5])}: the only picture of a class stays in the bank")
-    bank, queries = _picture_set(train, known, settings), _picture_set(asked_of, asked, settings)
+    bank, queries = _picture_set(train, known, settings), _picture_set(query_store, asked, settings)
     present = np.unique(bank.labels)
     place = np.full(len(train.classes) + 1, -1)  # the last is -1's
     place[present] = np.arange(len(present))
@@ -218,7 +218,7 @@ def with_labels(
         predicted["linear"] = linear.sgd(h_bank, known, settings.seed).predict(h)
     values = {name: (guess == asked).double() for name, guess in predicted.items()}
     ks = tuple(n for n in settings.retrieved if n <= len(h_bank))
-    values |= retrieval.figures(h, asked, h_bank, known, ks)
+    values |= retrieval.metrics(h, asked, h_bank, known, ks)
     for name, value in values.items():
         row |= {name: value.double().mean().item(), f"{name} interval": interval(value.numpy(), settings.seed)}
     last = list(predicted)[-1]
@@ -305,7 +305,7 @@ def _compare_with_first(results: list[Evaluation]) -> None:
                 result.row[f"{name} over first interval"] = interval(better)
 
 
-def write_results(out: Path, data: str, labelled: bool, settings: EvaluateSettings, results: list[Evaluation]) -> dict:
+def write_results(out: Path, data: str, settings: EvaluateSettings, results: list[Evaluation]) -> dict:
     """Write OUT.json and the PNGs, print the table; returns the content of the JSON file."""
     rows = [result.row for result in results]
     details = {result.row["encoder"]: result.detail for result in results}
@@ -316,8 +316,11 @@ def write_results(out: Path, data: str, labelled: bool, settings: EvaluateSettin
         content["sensitivity"] = [one.to_dict() for one in moved]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_name(f"{out.name}.json").write_text(json.dumps(content, indent=1))
-    draw = gallery.write_predictions if labelled else gallery.write_neighbours
-    draw(out.with_name(f"{out.name}.png"), [result.gallery for result in results])
+    picture = out.with_name(f"{out.name}.png")
+    if predictions := [result.gallery for result in results if isinstance(result.gallery, Predictions)]:
+        gallery.write_predictions(picture, predictions)
+    if neighbours := [result.gallery for result in results if isinstance(result.gallery, Neighbours)]:
+        gallery.write_neighbours(picture, neighbours)
     print_table(rows)
     print(f"\nwritten to {out}.json and {out}.png")
     if moved:

@@ -39,13 +39,13 @@ from training.data.labelled import check_classes, choose_labelled, hold_out, sin
 from training.data.sources import DataError, open_source
 from training.data.store import PixelStore
 from training.data.stream import StreamedRows
-from training.device import mixed_precision, prepare, training_device
+from training.device import mixed_precision, prepare, to_training_device
 from training.encoders import embed
 from training.evaluation import gallery
 from training.evaluation.bootstrap import interval
 from training.evaluation.features import size_note
-from training.halfway import ResumableRun, is_finished, score, train_epochs
-from training.initial import Initial, initial
+from training.resumable import ResumableRun, is_finished, score, train_epochs
+from training.initial import InitialWeights, load_initial
 from training.lars import LARS, lars_groups
 from training.recipes import FinetuneSettings
 from training.schedule import cosine_schedule, scaled_lr
@@ -54,7 +54,7 @@ from training.zoo import ZooError
 UNEQUAL = 3  # a note is printed when the largest class has more than this many times the pictures of the smallest
 
 
-class Task:
+class TaskData:
     """The labelled pictures of a fine-tuning: for training, held out, and for the test.
 
     classes        names, without those that have no labelled picture
@@ -98,7 +98,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     raises  DataError, CheckpointError, BundleError, ZooError, ValueError
     """
     prepare()
-    start = initial(settings.init, settings.encoder, settings.width, settings.size_px, settings.seed)
+    start = load_initial(settings.init, settings.encoder, settings.width, settings.size_px, settings.seed)
     hidden = None
     if settings.mode == "head":
         if start.projector is None:
@@ -107,7 +107,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     source = open_source(settings.data)
     if settings.init and (note := size_note(settings.init, start.settings.size_px, source.pictures)):
         print(f"note: {note}")
-    task = Task(settings, *store.load_splits(source, Preprocessing(start.settings.size_px)))
+    task = TaskData(settings, *store.load_splits(source, Preprocessing(start.settings.size_px)))
     origin = Path(settings.init).stem.partition(":")[0] or "scratch"
     folder = RUNS / (settings.name or f"{source.name}-{settings.preset}-{origin}")
     if is_finished(folder, settings):
@@ -115,8 +115,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     run = ResumableRun(folder, settings, len(task.train_rows))
     print_task(task, settings, start, folder)
     run.begin()
-    network = Classifier(start.encoder, hidden, len(task.classes))
-    network = network.to(training_device(), memory_format=torch.channels_last)
+    network = to_training_device(Classifier(start.encoder, hidden, len(task.classes)))
     history = train_classifier(network, task, settings, run)
     best = max(history, key=score) if len(task.held_out_rows) else history[-1]
     facts = run.facts(source.name, best["epoch"])
@@ -133,7 +132,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     return folder
 
 
-def print_task(task: Task, settings: FinetuneSettings, start: Initial, folder: Path) -> None:
+def print_task(task: TaskData, settings: FinetuneSettings, start: InitialWeights, folder: Path) -> None:
     sizes = task.class_sizes
     if sizes.max() > UNEQUAL * sizes.min() and settings.balance == "none":
         print(
@@ -147,7 +146,7 @@ def print_task(task: Task, settings: FinetuneSettings, start: Initial, folder: P
 
 
 def train_classifier(
-    network: Classifier, task: Task, settings: FinetuneSettings, run: ResumableRun | None = None
+    network: Classifier, task: TaskData, settings: FinetuneSettings, run: ResumableRun | None = None
 ) -> list[dict]:
     """Train in place, or resume `run`; keep the weights of the best epoch. Returns one row per epoch."""
     device = next(network.parameters()).device
@@ -168,9 +167,9 @@ def train_classifier(
             yield F.cross_entropy(logits, labels, weights if settings.balance == "loss" else None)
 
     optimizer, scheduler = optimizers(network, settings, batch, settings.epochs * steps)
-    judge = partial(judge_held_out, network, task, settings) if len(task.held_out_rows) else None
+    evaluate = partial(evaluate_held_out, network, task, settings) if len(task.held_out_rows) else None
     lr = settings.learning_rate
-    return train_epochs(network, optimizer, scheduler, settings, lr, losses, run, judge, settings.patience)
+    return train_epochs(network, optimizer, scheduler, settings, lr, losses, run, evaluate, settings.patience)
 
 
 def optimizers(network: Classifier, settings: FinetuneSettings, batch: int, steps: int) -> tuple[Optimizer, LambdaLR]:
@@ -197,7 +196,7 @@ def set_mode(network: Classifier, settings: FinetuneSettings) -> None:
         network.encoder.eval().requires_grad_(False)
 
 
-def order(task: Task, settings: FinetuneSettings, epoch: int, batch: int) -> np.ndarray:
+def order(task: TaskData, settings: FinetuneSettings, epoch: int, batch: int) -> np.ndarray:
     """Rows of an epoch's pictures, a whole number of batches: shuffled, or each class drawn equally often."""
     rng, n = np.random.default_rng([settings.seed, epoch]), len(task.train_rows)
     most = n // batch * batch
@@ -207,7 +206,7 @@ def order(task: Task, settings: FinetuneSettings, epoch: int, batch: int) -> np.
     return rng.permutation(task.train_rows)[:most]
 
 
-def judge_held_out(network: Classifier, task: Task, settings: FinetuneSettings) -> dict:
+def evaluate_held_out(network: Classifier, task: TaskData, settings: FinetuneSettings) -> dict:
     """Accuracy (with --balance: mean over the classes) and loss on the held-out pictures."""
     labels = torch.from_numpy(task.labels[task.held_out_rows])
     logits = embed(network, StreamedRows(task.pixels, task.held_out_rows))
@@ -221,7 +220,7 @@ def balanced_accuracy(right: Tensor, labels: Tensor) -> float:
     return float(np.mean([right[labels == label].mean().item() for label in labels.unique()]))
 
 
-def evaluate_classifier(network: Classifier, task: Task, folder: Path) -> dict:
+def evaluate_classifier(network: Classifier, task: TaskData, folder: Path) -> dict:
     """Figures on the test split, or without one on the held-out part: printed, drawn into report.png, and returned."""
     held_out = StreamedRows(task.pixels, task.held_out_rows), task.labels[task.held_out_rows]
     pictures, labels = task.test or held_out

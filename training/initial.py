@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,17 +16,17 @@ from training.config import RUNS, PretrainSettings
 from training.encoders import ARCHITECTURES, SMALL_IMAGE_PX, Encoder, Images, projection_head, to_input
 
 COMPARED = 256  # pictures whose statistics are compared with those of the first batch norm
-STATISTICS_OFF = 1.0  # deviations, above which a note is printed
+LARGE_MISMATCH = 1.0  # deviations, above which a note is printed
 
 
-class Initial(NamedTuple):
+class InitialWeights(NamedTuple):
     encoder: Encoder
     projector: nn.Module | None  # g, if the weights have one
     settings: PretrainSettings  # encoder, width and size_px of the weights; the others of their run, or defaults
     origin: str  # for people
 
 
-def initial(init: str, encoder: str | None, width: int | None, size_px: int | None, seed: int) -> Initial:
+def load_initial(init: str, encoder: str | None, width: int | None, size_px: int | None, seed: int) -> InitialWeights:
     """Load initial weights.
 
     init                     a run's folder, a checkpoint, an exported encoder's folder, a ResNet as training/zoo.py
@@ -38,10 +38,10 @@ def initial(init: str, encoder: str | None, width: int | None, size_px: int | No
     if not init:
         defaults = PretrainSettings()
         requested = {"encoder": encoder, "width": width, "size_px": size_px}
-        given = {name: value for name, value in requested.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in requested.items() if value is not None}
         settings = replace(defaults, seed=seed, **given)
         torch.manual_seed(seed)
-        return Initial(Encoder(settings.encoder, settings.width, settings.size_px), None, settings, "nothing")
+        return InitialWeights(Encoder(settings.encoder, settings.width, settings.size_px), None, settings, "nothing")
     path = Path(init).expanduser()
     if path.exists():
         path = checkpoint_of(path) if (path / CARD).exists() else checkpoint.find(path)
@@ -60,15 +60,15 @@ def initial(init: str, encoder: str | None, width: int | None, size_px: int | No
         weights = {k.removeprefix(prefix): w for k, w in saved["state_dict"].items() if k.startswith(prefix)}
         if weights:
             projector.load_state_dict(weights)
-        return Initial(checkpoint.encoder_of(saved), projector if weights else None, settings, f"{own.name or init}")
+        return InitialWeights(checkpoint.encoder_of(saved), projector if weights else None, settings, f"{own.name or init}")
     if zoo.known(init):
-        return _of_zoo(init, encoder, width, size_px)
+        return _from_torchvision(init, encoder, width, size_px)
     raise CheckpointError(
         f"--init {init}: no run, checkpoint or exported encoder has this name, and torchvision has no such model"
     )
 
 
-def apply_initial(start: Initial, encoder: Encoder, projector: nn.Module, pixels: Images) -> str:
+def apply_initial(start: InitialWeights, encoder: Encoder, projector: nn.Module, pixels: Images) -> str:
     """Copy the initial weights into f, and into g if they fit; print what does not. Returns the origin.
 
     pixels  uint8 (N, S, S, 3), the training images
@@ -81,8 +81,8 @@ def apply_initial(start: Initial, encoder: Encoder, projector: nn.Module, pixels
             f"note: the head of {start.origin} has other layers than --head-layers and --head-dimension: g starts at "
             "random"
         )
-    off = statistics_off(encoder, pixels)
-    if off > STATISTICS_OFF:
+    off = statistics_mismatch(encoder, pixels)
+    if off > LARGE_MISMATCH:
         print(
             f"note: {start.origin} was trained on other pictures, or normalised otherwise: the channels at its first "
             f"batch norm are {off:.1f} of its deviations off. It adapts during training"
@@ -91,12 +91,12 @@ def apply_initial(start: Initial, encoder: Encoder, projector: nn.Module, pixels
 
 
 @torch.no_grad()
-def statistics_off(encoder: Encoder, pixels: Images) -> float:
+def statistics_mismatch(encoder: Encoder, pixels: Images) -> float:
     """Distance of the pictures' channel means from the first batch norm's, in its deviations (rms over channels)."""
     images = torch.from_numpy(np.array(pixels[:COMPARED]))
     x = encoder.conv1(to_input(images))
-    norm = encoder.bn1
-    off = (x.mean(dim=(0, 2, 3)) - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    mean, variance = (encoder.bn1.get_buffer(name) for name in ("running_mean", "running_var"))
+    off = (x.mean(dim=(0, 2, 3)) - mean) / (variance + encoder.bn1.eps).sqrt()
     return off.square().mean().sqrt().item()
 
 
@@ -117,7 +117,7 @@ def checkpoint_of(bundle_folder: Path) -> Path:
     )
 
 
-def _of_zoo(name: str, encoder: str | None, width: int | None, size_px: int | None) -> Initial:
+def _from_torchvision(name: str, encoder: str | None, width: int | None, size_px: int | None) -> InitialWeights:
     architecture = name.partition(":")[0]
     supported = [known for known in ARCHITECTURES if known in zoo.architectures()]
     if architecture not in supported:
@@ -126,15 +126,16 @@ def _of_zoo(name: str, encoder: str | None, width: int | None, size_px: int | No
         raise CheckpointError(f"--init {name} is another architecture than --encoder {encoder or architecture}")
     model = zoo.load(name)
     size = _size(name, model.preprocessing.size_px, size_px)
-    settings = replace(PretrainSettings(), encoder=architecture, width=1, size_px=size)
+    own_settings: dict[str, Any] = {"encoder": architecture, "width": 1, "size_px": size}
+    settings = replace(PretrainSettings(), **own_settings)
     own = Encoder(architecture, 1, size)
     own.load_state_dict({key: w for key, w in model.network.state_dict().items() if not key.startswith("fc.")})
-    _fold(own, torch.tensor(model.mean), torch.tensor(model.std))
-    return Initial(own, None, settings, name)
+    _fold_normalisation(own, torch.tensor(model.mean), torch.tensor(model.std))
+    return InitialWeights(own, None, settings, name)
 
 
 @torch.no_grad()
-def _fold(encoder: Encoder, mean: torch.Tensor, std: torch.Tensor) -> None:
+def _fold_normalisation(encoder: Encoder, mean: torch.Tensor, std: torch.Tensor) -> None:
     """Move the normalisation (x - mean) / std into the first layer, so that the encoder takes x in [0, 1].
 
     Exact except at the border, where the kernel exceeds the picture: torchvision pads with the mean colour, this with
@@ -142,7 +143,7 @@ def _fold(encoder: Encoder, mean: torch.Tensor, std: torch.Tensor) -> None:
     """
     kernel = encoder.conv1.weight / std[:, None, None]  # (C, 3, 7, 7)
     encoder.conv1.weight.copy_(kernel)
-    encoder.bn1.running_mean += (kernel * mean[:, None, None]).sum(dim=(1, 2, 3))
+    encoder.bn1.get_buffer("running_mean").add_((kernel * mean[:, None, None]).sum(dim=(1, 2, 3)))
 
 
 def _size(name: str, own_px: int, requested_px: int | None) -> int:

@@ -13,6 +13,7 @@ off.
 """
 
 from collections.abc import Callable, Iterable
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,10 @@ class LARS(Optimizer):
             params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adapt": True}
         )
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None
@@ -69,7 +74,7 @@ class LARS(Optimizer):
             if "momentum" not in self.state[w]:
                 self.state[w]["momentum"] = torch.zeros_like(w)
         buffers = [self.state[w]["momentum"] for w in weights]
-        gradients = [w.grad for w in weights]
+        gradients = [w.grad for w in weights if w.grad is not None]  # none is None: step() leaves those out
         gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])  # new tensors
         if group["adapt"]:
             w_norm = torch.stack(torch._foreach_norm(weights))

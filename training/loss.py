@@ -15,7 +15,7 @@ A new loss is a function and a row of LOSSES: the setting, the watch, metrics.cs
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.distributed
@@ -120,7 +120,7 @@ class _Chunked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z: Tensor, partner: Tensor, decoupled: bool) -> Tensor:
+    def forward(ctx: Any, z: Tensor, partner: Tensor, decoupled: bool) -> Tensor:
         losses, log_sums = z.new_empty(len(z)), z.new_empty(len(z))  # (2N,) each
         for rows in _chunks(len(z)):
             similarity = _similarity(z, rows)
@@ -132,7 +132,8 @@ class _Chunked(torch.autograd.Function):
         return losses.mean()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    # torch calls it with one gradient per output; its stub allows any number
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyrefly: ignore[bad-override]
         if torch.is_grad_enabled():  # create_graph=True, which once_differentiable misses where `gradient` is constant
             raise RuntimeError(f"the loss of more than {DENSE_ROWS} rows has no second derivative (create_graph=True)")
         z, partner, log_sums = ctx.saved_tensors
@@ -161,13 +162,13 @@ def gather(z: Tensor) -> Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor) -> Tensor:
         parts = [torch.empty_like(z) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(parts, z.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]  # as above
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may hand the same one to others
         torch.distributed.all_reduce(gradient)
         return gradient.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]

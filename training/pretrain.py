@@ -27,13 +27,16 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from export.artifact import Preprocessing
 from training import checkpoint, report
@@ -48,7 +51,7 @@ from training.device import mixed_precision, prepare, training_device
 from training.encoders import Encoder, projection_head
 from training.evaluation import knn
 from training.evaluation.features import size_note
-from training.initial import Initial, apply_initial, initial
+from training.initial import InitialWeights, apply_initial, load_initial
 from training.lars import lars_groups
 from training.loss import LOSSES, gather
 from training.optimizers import OPTIMIZERS
@@ -73,7 +76,7 @@ class SimCLR(pl.LightningModule):
         settings: PretrainSettings,
         train: PixelStore | Stream,
         test: PixelStore | Stream | None,
-        start: Initial | None = None,
+        start: InitialWeights | None = None,
     ):
         super().__init__()
         torch.manual_seed(settings.seed)
@@ -84,7 +87,12 @@ class SimCLR(pl.LightningModule):
         self.to(memory_format=torch.channels_last)
         self.render, self.project = render, lambda views: self.projector(self.encoder(views))
         self.history: list[dict] = []
-        self.facts = {"data": train.source, "images": len(train.pixels), "commit": commit(), "origin": origin}
+        self.facts: dict[str, Any] = {
+            "data": train.source,
+            "images": len(train.pixels),
+            "commit": commit(),
+            "origin": origin,
+        }
 
     @property
     def steps_per_epoch(self) -> int:
@@ -142,7 +150,7 @@ class SimCLR(pl.LightningModule):
         """Images to compile and time with: (n, S, S, 3) uint8 on the device."""
         return torch.from_numpy(self.train_store.pixels[:n].copy()).to(self.device)  # the store is read-only
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         s = self.settings
         lr = scaled_lr(s.lr, s.batch_size, s.lr_scaling)
         optimizer = OPTIMIZERS[s.optimizer].build(lars_groups(self, s.weight_decay), lr, s.momentum)
@@ -163,14 +171,15 @@ class SimCLR(pl.LightningModule):
         self.loss_sum = torch.zeros((), device=self.device)
 
     def on_train_epoch_end(self) -> None:
-        bar = self.trainer.progress_bar_callback
+        bar, scheduler = self.trainer.progress_bar_callback, self.lr_schedulers()
+        assert isinstance(bar, RunBar) and isinstance(scheduler, LRScheduler)  # see fit() and configure_optimizers()
         epoch = self.current_epoch + 1
-        row = {
+        row: dict[str, Any] = {
             "epoch": epoch,
             "step": self.global_step,
             "loss": self.loss_sum.item() / max(1, bar.steps),
             "chance": LOSSES[self.settings.loss].chance(self.settings.batch_size),
-            "lr": self.lr_schedulers().get_last_lr()[0],
+            "lr": scheduler.get_last_lr()[0],
             "images_per_s": round(bar.images_per_s, 1),
             "wait_share": round(bar.wait_share, 4),
         }
@@ -186,7 +195,7 @@ class SimCLR(pl.LightningModule):
 
     def measure(self, most: int) -> dict:
         """kNN accuracy, or without labels the share of views matched, by at most `most` images."""
-        return knn.figures(self.encoder, self.train_store, self.test_store, self.settings, most)
+        return knn.metrics(self.encoder, self.train_store, self.test_store, self.settings, most)
 
     def latest_figure(self) -> dict[str, str]:
         """The latest measurement, for the progress bar."""
@@ -196,11 +205,11 @@ class SimCLR(pl.LightningModule):
                     return {name: f"{row[name]:.1%}"}
         return {}
 
-    def on_save_checkpoint(self, saved: dict) -> None:
-        saved |= {"settings": self.settings.to_dict(), "facts": self.facts, "history": self.history}
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint |= {"settings": self.settings.to_dict(), "facts": self.facts, "history": self.history}
 
-    def on_load_checkpoint(self, saved: dict) -> None:
-        self.facts, self.history = saved["facts"], saved["history"]
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.facts, self.history = checkpoint["facts"], checkpoint["history"]
 
 
 class Batches:
@@ -295,7 +304,7 @@ def by_torchrun() -> bool:
 
 def resolve_settings(
     settings: PretrainSettings, run: Path, source: Source, world: int
-) -> tuple[PretrainSettings, dict | None, Initial | None]:
+) -> tuple[PretrainSettings, dict | None, InitialWeights | None]:
     """The run's settings; the checkpoint that it resumes from, or None; the weights of --init, or None.
 
     raises  CheckpointError: the run exists and --resume was not given, or it has other settings
@@ -337,14 +346,16 @@ def resumed_settings(asked: PretrainSettings, saved: PretrainSettings, run: Path
     return dataclasses.replace(saved, max_steps=asked.max_steps, devices=asked.devices)
 
 
-def starting_point(asked: PretrainSettings) -> tuple[PretrainSettings, Initial]:
+def starting_point(asked: PretrainSettings) -> tuple[PretrainSettings, InitialWeights]:
     """Weights of --init, and the settings with their architecture and size, unless others than the preset's are given.
 
-    raises  as training.initial.initial
+    raises  as training.initial.load_initial
     """
     defaults, names = PRESETS[asked.preset][1], ("encoder", "width", "size_px")
-    own = [None if (value := getattr(asked, name)) == getattr(defaults, name) else value for name in names]
-    start = initial(asked.init, *own, asked.seed)
+    encoder, width, size_px = (
+        None if (value := getattr(asked, name)) == getattr(defaults, name) else value for name in names
+    )
+    start = load_initial(asked.init, encoder, width, size_px, asked.seed)
     settings = dataclasses.replace(asked, **{name: getattr(start.settings, name) for name in names})
     if settings != asked:
         print(f"{asked.init} is {settings.architecture} at {settings.size_px} px, and so is this run")

@@ -1,9 +1,15 @@
 """The progress bar of a run, with its speed and the share of time spent waiting for data."""
 
 import time
+from typing import TYPE_CHECKING, Any, cast
 
+import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
+from torch import Tensor
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from training.pretrain import SimCLR
 
 REDRAW_S = 0.5
 
@@ -18,7 +24,7 @@ class RunBar(ProgressBar):
         self.images_per_s = 0.0
         self.wait_share = 0.0
 
-    def on_train_start(self, trainer, module):
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.bar = tqdm(
             total=self.total_steps,
             initial=trainer.global_step,
@@ -30,15 +36,19 @@ class RunBar(ProgressBar):
         )
         self.drawn_at = 0.0
 
-    def on_train_epoch_start(self, trainer, module):
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = self.ended = time.perf_counter()
         self.waited = 0.0
         self.steps = 0
 
-    def on_train_batch_start(self, trainer, module, batch, batch_index):
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Tensor, batch_idx: int
+    ) -> None:
         self.waited += time.perf_counter() - self.ended
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index):
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
         self.ended = time.perf_counter()
         self.steps += 1
         elapsed = self.ended - self.started
@@ -52,19 +62,19 @@ class RunBar(ProgressBar):
                 "img/s": f"{self.images_per_s:.0f}",
                 "wait": f"{self.wait_share:.0%}",
                 "loss": f"{outputs['loss'].item():.3f}",
-                **module.latest_figure(),
+                **cast("SimCLR", pl_module).latest_figure(),
             }
             self.bar.set_postfix(shown, refresh=False)
 
-    def on_train_end(self, trainer, module):
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.bar.close()
 
-    def on_exception(self, trainer, module, exception):
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if hasattr(self, "bar"):
             self.bar.close()
 
-    def disable(self):
+    def disable(self) -> None:
         """Lightning calls this in all processes but the first; on_train_start has disabled their bars already."""
 
-    def print(self, *args, **kwargs):
+    def print(self, *args: Any, **kwargs: Any) -> None:
         tqdm.write(" ".join(map(str, args)))

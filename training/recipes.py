@@ -5,7 +5,7 @@ from typing import Literal
 
 from training.augment import AugmentSettings
 from training.config import check_settings, over_preset
-from training.halfway import ResumableSettings
+from training.resumable import ResumableSettings
 
 PRETRAINED_LR, SCRATCH_LR = 0.02, 1.0
 

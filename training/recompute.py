@@ -33,9 +33,9 @@ def recomputed(function: Callable[..., tuple[Tensor, ...]], module: nn.Module, *
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    before = [(m.momentum, m.num_batches_tracked) for m in norms]
-    for m in norms:
-        m.momentum, m.num_batches_tracked = 0.0, m.num_batches_tracked.clone()
+    before = [(m.momentum, m.get_buffer("num_batches_tracked")) for m in norms]
+    for m, (_, count) in zip(norms, before, strict=True):
+        m.momentum, m.num_batches_tracked = 0.0, count.clone()
     try:
         yield
     finally:

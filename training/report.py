@@ -28,7 +28,7 @@ def write(path: Path, module: "SimCLR") -> None:
     """Write the report of a trained module."""
     settings, pixels = module.settings, module.train_store.pixels
     figure = plt.figure(figsize=(13, 11), layout="constrained")
-    curves, pairs, neighbours = figure.subfigures(3, 1, height_ratios=[1.1, 1.3, 2.6])
+    curves, pairs, neighbours = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.1, 1.3, 2.6])[:, 0]
     figure.suptitle(f"{settings.name}: {settings.architecture}, {len(pixels):,} images, {settings.epochs} epochs")
     _curves(curves, module)
 
@@ -37,7 +37,8 @@ def write(path: Path, module: "SimCLR") -> None:
     generator = torch.Generator().manual_seed(settings.seed)
     doubled = bank[:PAIRS].repeat(2, 1, 1, 1)
     views = augment(doubled, settings.augment, generator, settings.size_px)  # (2 PAIRS, 3, S, S)
-    similarity = F.cosine_similarity(*embed(module.encoder, views).chunk(2))  # (PAIRS,)
+    h_a, h_b = embed(module.encoder, views).chunk(2)
+    similarity = F.cosine_similarity(h_a, h_b)  # (PAIRS,)
     pictures = views.permute(0, 2, 3, 1).numpy()
     pairs.suptitle("pairs of views and the cosine of their h")
     for i, axis in enumerate(pairs.subplots(2, PAIRS, squeeze=False).T):

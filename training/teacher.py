@@ -37,7 +37,7 @@ class Teacher:
     encoder: Extractor
     classes: list[str]
     """Class names of a classifier; empty for an encoder."""
-    answer: Callable[[np.ndarray], Tensor]
+    output: Callable[[np.ndarray], Tensor]
     """uint8 (n, S, S, 3) -> logits (n, C) of a classifier, h (n, d) of an encoder; float32 on the CPU."""
 
     @property
@@ -70,7 +70,7 @@ def open_teacher(name: str) -> Teacher:
 
 def teacher_of(name: str, network: nn.Module, size_px: int, classes: list[str]) -> Teacher:
     """network: a Classifier if there are classes, an Encoder otherwise."""
-    f = network.encoder if classes else network
+    f = network.encoder if isinstance(network, classifier.Classifier) else network
     encoder = Extractor(name, Preprocessing(size_px), extract_with_torch(f), megabytes(f))
     return Teacher(encoder, classes, extract_with_torch(network) if classes else encoder.encode)
 
@@ -103,7 +103,7 @@ def compare(student: Teacher, teacher: Teacher, own: Splits, theirs: Splits) -> 
         pictures = test if test is not None and len(test) > 1 else train
         places = np.sort(np.random.default_rng(0).permutation(len(pictures))[: BANK_SIZE // 5])
         batches = np.array_split(places, -(-len(places) // 256))
-        output = torch.cat([model.answer(pictures.pixels[batch]) for batch in batches])
+        output = torch.cat([model.output(pictures.pixels[batch]) for batch in batches])
         if model.classes:
             output = output.argmax(dim=1)
             number = {name: i for i, name in enumerate(model.classes)}
@@ -117,12 +117,12 @@ def compare(student: Teacher, teacher: Teacher, own: Splits, theirs: Splits) -> 
 
 
 def _knn(model: Teacher, train: PixelStore, test: PixelStore | None) -> dict:
-    bank, asked_of, queries = knn.split_bank_and_queries(train, test, BANK_SIZE)
+    bank, query_store, queries = knn.split_bank_and_queries(train, test, BANK_SIZE)
     h_bank = model.encoder(StreamedRows(train.pixels, bank))
-    h = model.encoder(StreamedRows(asked_of.pixels, queries))
+    h = model.encoder(StreamedRows(query_store.pixels, queries))
     k = knn.default_k(len(bank))
     predicted = knn.knn_predict(h_bank, torch.from_numpy(train.labels[bank]), h, k)
-    accuracy = _share(predicted == torch.from_numpy(asked_of.labels[queries]))
+    accuracy = _share(predicted == torch.from_numpy(query_store.labels[queries]))
     return {"knn": accuracy, "k": k, "queries": len(queries)}
 
 

@@ -1,7 +1,7 @@
 """Warns during a run that cannot work: a loss at chance, collapse, an unusual learning rate. A loss of NaN ends it."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 from torch import Tensor
@@ -31,19 +31,19 @@ class Watch(pl.Callback):
         self.warmup_steps = warmup_steps
         self.warned: set[str] = set()
 
-    def on_train_start(self, trainer: pl.Trainer, module: "SimCLR") -> None:
-        if warning := lr_warning(module.settings):
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if warning := lr_warning(cast("SimCLR", pl_module).settings):
             self._warn("lr", trainer, warning)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, module: "SimCLR", outputs: Any, batch: Tensor, batch_index: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
         step = trainer.global_step
         if step == FIRST_CHECK or step % CHECK_EVERY == 0:
-            self.check(trainer, module)
+            self.check(trainer, cast("SimCLR", pl_module))
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: "SimCLR") -> None:
-        self.check(trainer, module)  # before the checkpoint of this epoch is written
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.check(trainer, cast("SimCLR", pl_module))  # before the checkpoint of this epoch is written
 
     def check(self, trainer: pl.Trainer, module: "SimCLR") -> None:
         """raises RunProblem if the loss is not finite."""
@@ -76,7 +76,8 @@ class Watch(pl.Callback):
         if topic not in self.warned:
             self.warned.add(topic)
             if trainer.is_global_zero:
-                trainer.progress_bar_callback.print(f"warning: {warning}")
+                bar = trainer.progress_bar_callback
+                (bar.print if bar else print)(f"warning: {warning}")
 
 
 def lr_warning(settings: PretrainSettings) -> str | None:

@@ -49,7 +49,7 @@ def load(name: str, seed: int = 0) -> ZooModel:
     if not known(name):
         raise ZooError(f"torchvision has no architecture {architecture!r}; it has {', '.join(architectures())}")
     choices = torchvision.models.get_model_weights(architecture)
-    published = choices.__members__.get(chosen, choices.DEFAULT)
+    published = choices.__members__.get(chosen, choices["DEFAULT"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = torchvision.models.get_model(architecture, **_silent(architecture))

@@ -17,7 +17,7 @@ from training.classifier import Classifier
 from training.config import PretrainSettings
 from training.data.sources import DataError, open_source
 from training.data.store import load_splits
-from training.distil import DistilSettings, answers_loss, neighbours_loss
+from training.distil import DistilSettings, soft_cross_entropy, neighbours_loss
 from training.encoders import Encoder
 from training.evaluation.features import EncoderError, open_encoder
 from training.finetune import finetune
@@ -78,10 +78,10 @@ def test_the_loss_is_equation_2_and_minimal_for_the_teachers_own_logits():
         p_s, p_t = ([math.exp(value / tau) for value in row] for row in (s, t))
         for a, b in zip(p_s, p_t, strict=True):
             expected -= b / sum(p_t) * math.log(a / sum(p_s)) / 4
-    assert answers_loss(student, teacher, tau).item() == pytest.approx(expected, rel=1e-5)
+    assert soft_cross_entropy(student, teacher, tau).item() == pytest.approx(expected, rel=1e-5)
     student.requires_grad_()
-    assert answers_loss(teacher, teacher, tau) < answers_loss(student, teacher, tau)
-    (gradient,) = torch.autograd.grad(answers_loss(student, teacher, tau), student)
+    assert soft_cross_entropy(teacher, teacher, tau) < soft_cross_entropy(student, teacher, tau)
+    (gradient,) = torch.autograd.grad(soft_cross_entropy(student, teacher, tau), student)
     expected = ((student / tau).softmax(dim=1) - (teacher / tau).softmax(dim=1)) / tau / 4
     torch.testing.assert_close(gradient, expected)
 
@@ -95,7 +95,7 @@ def test_the_neighbours_loss_compares_cosines_to_all_other_pictures():
             [torch.nn.functional.cosine_similarity(h[i], h[j], dim=0).item() for j in range(5) if j != i]
             for h in (student, teacher)
         )
-        expected += answers_loss(torch.tensor([ours]), torch.tensor([theirs]), tau).item() / 5
+        expected += soft_cross_entropy(torch.tensor([ours]), torch.tensor([theirs]), tau).item() / 5
     assert neighbours_loss(student, teacher, tau).item() == pytest.approx(expected, rel=1e-5)
     scaled = 9 * teacher @ torch.linalg.qr(torch.randn(7, 7))[0]  # turned and enlarged: the same neighbours
     torch.testing.assert_close(neighbours_loss(student, scaled, tau), neighbours_loss(student, teacher, tau))
@@ -164,7 +164,7 @@ def test_a_student_of_a_classifier_agrees_with_it_and_keeps_its_classes(settings
     for name in (run, labelled):
         one = open_teacher(str(name))
         test = load_splits(open_source(settings(labelled).data), Preprocessing(16))[1]
-        guesses.append(one.answer(test.pixels.copy()).argmax(dim=1))
+        guesses.append(one.output(test.pixels.copy()).argmax(dim=1))
     assert after["agreement"] == pytest.approx((guesses[0] == guesses[1]).float().mean().item()) and (
         after["agreement"] > 0.5
     )
@@ -179,7 +179,7 @@ def test_a_bundle_gives_the_same_answers_as_its_run_and_its_student_is_exported_
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     by_run, by_bundle = (open_teacher(str(path)) for path in (labelled, bundle.folder))
     assert by_run.classes == by_bundle.classes == load_bundle(bundle.folder).card.classes
-    torch.testing.assert_close(by_run.answer(pixels), by_bundle.answer(pixels), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(by_run.output(pixels), by_bundle.output(pixels), rtol=1e-4, atol=1e-4)
     run = distil.distil(settings(bundle.folder, epochs=1))
     assert export(ExportSettings(run))[0].card.classes == by_run.classes
 

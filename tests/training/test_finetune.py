@@ -22,8 +22,8 @@ from training.data.store import PixelStore
 from training.encoders import Encoder, embed, to_input
 from training.evaluate import EvaluateSettings, evaluate
 from training.evaluation.features import open_encoder
-from training.finetune import Task, balanced_accuracy, finetune, optimizers, order, train_classifier
-from training.halfway import Progress, ResumableRun
+from training.finetune import TaskData, balanced_accuracy, finetune, optimizers, order, train_classifier
+from training.resumable import Progress, ResumableRun
 from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
 
@@ -96,7 +96,7 @@ def test_a_classifiers_encoder_can_be_evaluated_exported_and_used_as_init(pretra
     torch.testing.assert_close(open_encoder(str(run))(pixels), expected)
     bundle, _ = export(ExportSettings(run))
     torch.testing.assert_close(open_encoder(str(bundle.folder))(pixels), expected, rtol=1e-4, atol=1e-5)
-    again = initial.initial(str(bundle.folder), None, None, None, 0)
+    again = initial.load_initial(str(bundle.folder), None, None, None, 0)
     torch.testing.assert_close(embed(again.encoder, pixels), expected)
     assert again.projector is None
     assert evaluate(EvaluateSettings((str(run),), data=settings().data, linear="none"))["rows"][0]["dimension"] == 128
@@ -163,7 +163,7 @@ def test_lars_without_decay_adapts_all_matrices_except_the_classifier():
 
 def test_dark_and_bright_are_learnt_and_equal_settings_give_equal_weights(tmp_path):
     settings = FinetuneSettings(epochs=8, batch_size=8, seed=1, held_out=0.1)
-    task = Task(settings, brightness({0: 20, 1: 20}, tmp_path), None)
+    task = TaskData(settings, brightness({0: 20, 1: 20}, tmp_path), None)
     ends = []
     for _ in range(2):
         network = small()
@@ -181,10 +181,10 @@ def test_training_stops_after_patience_epochs_without_improvement_and_keeps_the_
         states.append({name: w.clone() for name, w in network.state_dict().items()})
         return {"held_out": next(found), "held_out_loss": 1.0}
 
-    monkeypatch.setattr("training.finetune.judge_held_out", judge)
+    monkeypatch.setattr("training.finetune.evaluate_held_out", judge)
     settings = FinetuneSettings(epochs=50, batch_size=8, patience=3, held_out=0.1)
     network = small()
-    history = train_classifier(network, Task(settings, brightness({0: 9, 1: 9}, tmp_path), None), settings)
+    history = train_classifier(network, TaskData(settings, brightness({0: 9, 1: 9}, tmp_path), None), settings)
     assert [row["held_out"] for row in history] == [0.5, 0.7, 0.6, 0.7, 0.7]
     assert all(torch.equal(network.state_dict()[name], w) for name, w in states[1].items())
 
@@ -199,7 +199,7 @@ def test_a_note_is_printed_for_pictures_much_smaller_than_the_encoders_input(sma
 @pytest.mark.slow
 def test_of_epochs_with_equal_accuracy_the_one_with_less_loss_is_kept(pretrained, settings, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 4.0])
-    monkeypatch.setattr("training.finetune.judge_held_out", lambda *_: {"held_out": 0.5, "held_out_loss": next(losses)})
+    monkeypatch.setattr("training.finetune.evaluate_held_out", lambda *_: {"held_out": 0.5, "held_out_loss": next(losses)})
     run = finetune(settings(init=str(pretrained), epochs=4))
     assert json.loads((run / "result.json").read_text())["epochs"] == 3
 
@@ -209,7 +209,7 @@ def test_of_epochs_with_equal_accuracy_the_one_with_less_loss_is_kept(pretrained
 def test_a_resumed_run_ends_like_an_uninterrupted_one(pretrained, settings, monkeypatch, place):
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     judged = {"held_out": 0.5, "held_out_loss": 1.0}  # no epoch is better than the first: patience ends it
-    monkeypatch.setattr("training.finetune.judge_held_out", lambda network, task, s: dict(judged))
+    monkeypatch.setattr("training.finetune.evaluate_held_out", lambda network, task, s: dict(judged))
     how = {"init": str(pretrained), "epochs": 9, "patience": 3}
     whole = finetune(settings(name="whole", **how))
 
@@ -234,7 +234,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(pretrained, settings, monk
 def test_optimizer_and_schedule_are_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     settings = FinetuneSettings(epochs=4, batch_size=8, optimizer="lars", lr=2.0, warmup=0.3)
-    task = Task(settings, brightness({0: 20, 1: 20}, tmp_path), None)
+    task = TaskData(settings, brightness({0: 20, 1: 20}, tmp_path), None)
     whole, pieces = small(), small()
     history = train_classifier(whole, task, settings)
     stopping = ResumableRun(tmp_path, settings, 40)
@@ -270,14 +270,14 @@ def test_a_pretraining_run_is_not_resumed_as_a_fine_tuning(pretrained, settings)
 
 def test_sampling_draws_each_class_equally_often_and_the_loss_weighs_it(tmp_path):
     settings = FinetuneSettings(held_out=0.0, balance="sampling")
-    task = Task(settings, brightness({0: 900, 1: 100}, tmp_path), None)
+    task = TaskData(settings, brightness({0: 900, 1: 100}, tmp_path), None)
     drawn = np.concatenate([task.labels[order(task, settings, epoch, 10)] for epoch in range(5)])
     assert drawn.mean() == pytest.approx(0.5, abs=0.03)
     plain = order(task, replace(settings, balance="none"), 0, 10)
     assert sorted(plain) == list(range(1000))
 
     weighed = FinetuneSettings(held_out=0.0, balance="loss", epochs=1, batch_size=4, lr=1e-9)
-    task = Task(weighed, brightness({0: 3, 1: 1}, tmp_path), None)
+    task = TaskData(weighed, brightness({0: 3, 1: 1}, tmp_path), None)
     network = small()
     with torch.no_grad():
         network.classifier.bias.copy_(torch.tensor([0.0, 2.0]))  # h has no say yet: the weights are zero
@@ -293,15 +293,15 @@ def test_balanced_accuracy_weights_small_and_large_classes_equally():
 
 def test_used_labels_are_a_share_of_every_class_and_held_out_ones_are_not_trained_on(tmp_path):
     pictures = brightness({0: 100, 1: 50}, tmp_path)
-    task = Task(FinetuneSettings(label_share=0.2, held_out=0.25), pictures, None)
+    task = TaskData(FinetuneSettings(label_share=0.2, held_out=0.25), pictures, None)
     assert task.class_sizes.tolist() == [15, 7]
     assert not set(task.train_rows) & set(task.held_out_rows) and len(task.held_out_rows) == 8
-    task = Task(FinetuneSettings(labels_per_class=3, held_out=0.0), pictures, None)
+    task = TaskData(FinetuneSettings(labels_per_class=3, held_out=0.0), pictures, None)
     assert task.class_sizes.tolist() == [3, 3] and len(task.held_out_rows) == 0
     with pytest.raises(DataError, match="class dark has 1 labelled picture: none can be held out of it"):
-        Task(FinetuneSettings(labels_per_class=1, held_out=0.1), pictures, None)
+        TaskData(FinetuneSettings(labels_per_class=1, held_out=0.1), pictures, None)
     with pytest.raises(DataError, match=r"--label-share 0\.005 leaves no picture of class bright"):
-        Task(FinetuneSettings(label_share=0.005), pictures, None)
+        TaskData(FinetuneSettings(label_share=0.005), pictures, None)
 
 
 def test_torchvisions_normalisation_is_folded_into_the_first_layer(tmp_path):
@@ -309,7 +309,7 @@ def test_torchvisions_normalisation_is_folded_into_the_first_layer(tmp_path):
     theirs = torchvision.models.resnet18().eval()
     theirs.bn1.running_mean.uniform_(-1, 1)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
-    start = initial.initial(f"resnet18:{tmp_path / 'weights.pth'}", None, None, 64, 0)
+    start = initial.load_initial(f"resnet18:{tmp_path / 'weights.pth'}", None, None, 64, 0)
     assert (start.settings.encoder, start.settings.size_px, start.projector) == ("resnet18", 64, None)
     x = to_input(torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)))
     normalised = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(x)
@@ -329,13 +329,13 @@ def test_initial_weights_that_do_not_fit_are_refused(pretrained, small_settings,
     ):
         asked = {"encoder": None, "width": None, "size_px": None} | changes
         with pytest.raises(CheckpointError, match=words):
-            initial.initial(str(pretrained), **asked, seed=0)
-    assert initial.initial(str(pretrained), None, None, 6, 0).settings.size_px == 6
+            initial.load_initial(str(pretrained), **asked, seed=0)
+    assert initial.load_initial(str(pretrained), None, None, 6, 0).settings.size_px == 6
     assert "was trained at 16 px; at 6 px its batch norm statistics do not fit" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="no run, checkpoint or exported encoder has this name"):
-        initial.initial("nowhere", None, None, None, 0)
+        initial.load_initial("nowhere", None, None, None, 0)
     with pytest.raises(CheckpointError, match="of torchvision's models, training can start from resnet18, resnet34"):
-        initial.initial("vit_b_16:random", None, None, None, 0)
+        initial.load_initial("vit_b_16:random", None, None, None, 0)
     with pytest.raises(CheckpointError, match="holds an encoder and no classifier"):
         classifier.load(checkpoint.find(pretrained))
 
@@ -357,7 +357,7 @@ def test_a_class_of_the_test_split_without_training_pictures_is_named(tmp_path):
     learnt, asked = brightness({0: 5, 1: 5}, tmp_path), brightness({0: 2, 2: 2}, tmp_path)
     classes = ["dark", "bright", "dazzling"]
     with pytest.raises(DataError, match="has pictures of dazzling in its split test and none of it in train"):
-        Task(FinetuneSettings(), replace(learnt, classes=classes), replace(asked, classes=classes))
+        TaskData(FinetuneSettings(), replace(learnt, classes=classes), replace(asked, classes=classes))
 
 
 @pytest.mark.slow
@@ -366,12 +366,12 @@ def test_an_export_whose_checkpoint_has_changed_is_refused_as_init(pretrained):
     path = pretrained / "checkpoints" / "last.ckpt"
     path.write_bytes(path.read_bytes() + b"\0")  # another one now
     with pytest.raises(CheckpointError, match="was exported from a checkpoint that is neither next to it"):
-        initial.initial(str(bundle.folder), None, None, None, 0)
+        initial.load_initial(str(bundle.folder), None, None, None, 0)
 
 
 def test_a_learning_rate_that_breaks_the_network_is_named(tmp_path):
     settings = FinetuneSettings(epochs=3, batch_size=8, lr=1e30)
-    task = Task(settings, brightness({0: 20, 1: 20}, tmp_path), None)
+    task = TaskData(settings, brightness({0: 20, 1: 20}, tmp_path), None)
     task.labels = np.random.default_rng(0).permutation(task.labels)  # what cannot be learnt costs 1e30 at once
     with pytest.raises(ValueError, match=r"the loss is not a number in epoch \d: give a smaller --lr"):
         train_classifier(small(), task, settings)

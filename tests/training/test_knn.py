@@ -1,4 +1,4 @@
-"""kNN against plain loops, and which measurement `figures` chooses."""
+"""kNN against plain loops, and which measurement `metrics` chooses."""
 
 import math
 
@@ -81,7 +81,7 @@ class Brightness(torch.nn.Module):
 
 def test_queries_are_the_labelled_test_set():
     train, test = FakeStore([0, 1] * 30), FakeStore([0, 1] * 5)
-    assert knn.figures(Brightness(), train, test, PretrainSettings(), 1000) == {
+    assert knn.metrics(Brightness(), train, test, PretrainSettings(), 1000) == {
         "knn": 1.0,
         "k": 1,
         "bank": 60,
@@ -92,19 +92,19 @@ def test_queries_are_the_labelled_test_set():
 def test_wrong_labels_reduce_the_accuracy():
     train, test = FakeStore([0, 1] * 30), FakeStore([0, 1] * 5)
     test.labels = 1 - test.labels
-    assert knn.figures(Brightness(), train, test, PretrainSettings(), 1000)["knn"] == 0.0
+    assert knn.metrics(Brightness(), train, test, PretrainSettings(), 1000)["knn"] == 0.0
 
 
 def test_without_a_test_set_a_tenth_of_the_labelled_pictures_are_queries_and_not_in_the_bank():
     train = FakeStore([0, 1] * 30)
     train.labels[:20] = -1
-    found = knn.figures(Brightness(), train, None, PretrainSettings(), 1000)
+    found = knn.metrics(Brightness(), train, None, PretrainSettings(), 1000)
     assert (found["bank"], found["queries"], found["knn"]) == (36, 4, 1.0)
 
 
 def test_without_labels_views_are_matched():
     settings = PretrainSettings(encoder="tiny", size_px=16, augment=AugmentSettings())
-    found = knn.figures(Encoder("tiny", 1, 16), FakeStore([-1] * 12), None, settings, 1000)
+    found = knn.metrics(Encoder("tiny", 1, 16), FakeStore([-1] * 12), None, settings, 1000)
     assert found.keys() == {"views_matched", "pictures"}
     assert 0 <= found["views_matched"] <= 1
     assert found["pictures"] == 12

@@ -28,7 +28,7 @@ from training.checkpoint import CheckpointError
 from training.config import PretrainSettings, parse
 from training.data.sources import DataError
 from training.encoders import Encoder, to_input
-from training.initial import Initial, apply_initial, initial, statistics_off
+from training.initial import InitialWeights, apply_initial, load_initial, statistics_mismatch
 from training.lars import lars_groups
 from training.loss import LOSSES
 from training.optimizers import OPTIMIZERS
@@ -268,7 +268,7 @@ def test_a_note_says_that_pictures_are_much_smaller_than_those_of_the_weights(sm
 @pytest.mark.slow
 def test_a_head_of_other_layers_starts_at_random_and_the_encoder_does_not(small_settings, capsys):
     earlier = pretrain(small_settings(name="earlier", epochs=1, head_layers=2))
-    start = initial(str(earlier), None, None, None, 0)
+    start = load_initial(str(earlier), None, None, None, 0)
     module = SimCLR(small_settings(), RandomPictures(8), None, start)
     fresh = SimCLR(small_settings(), RandomPictures(8), None)
     assert torch.equal(module.encoder.conv1.weight, start.encoder.conv1.weight)
@@ -317,11 +317,11 @@ def test_weights_of_another_normalisation_are_recognised_by_their_first_batch_no
     encoder.train()
     for _ in range(40):
         encoder(to_input(torch.from_numpy(pixels)))
-    assert statistics_off(encoder, pixels) < 0.3
-    apply_initial(Initial(encoder, None, PretrainSettings(), "theirs"), own, torch.nn.Identity(), pixels)
+    assert statistics_mismatch(encoder, pixels) < 0.3
+    apply_initial(InitialWeights(encoder, None, PretrainSettings(), "theirs"), own, torch.nn.Identity(), pixels)
     assert capsys.readouterr().out == ""
     encoder.bn1.running_mean -= 5 * encoder.bn1.running_var.sqrt()
-    apply_initial(Initial(encoder, None, PretrainSettings(), "theirs"), own, torch.nn.Identity(), pixels)
+    apply_initial(InitialWeights(encoder, None, PretrainSettings(), "theirs"), own, torch.nn.Identity(), pixels)
     assert "note: theirs was trained on other pictures, or normalised otherwise" in capsys.readouterr().out
 
 

@@ -21,7 +21,7 @@ def sets():
 def test_figures_are_those_of_plain_loops_and_of_scikit_learn(sets, monkeypatch):
     monkeypatch.setattr(retrieval, "AT_ONCE", 4 * 80 * 7)  # several pieces, the last shorter
     bank, bank_labels, queries, labels = sets
-    found = retrieval.figures(queries, labels, bank, bank_labels, (1, 5))
+    found = retrieval.metrics(queries, labels, bank, bank_labels, (1, 5))
     b, q = bank.double().numpy(), queries.double().numpy()
     cosine = q @ b.T / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(b, axis=1)
     for i in range(30):
@@ -50,9 +50,9 @@ def test_invalid_arguments_are_refused(sets):
     with pytest.raises(ValueError, match="the number of candidates, 79, not 80"):
         retrieval.nearest(bank, bank, 80, own=True)
     with pytest.raises(ValueError, match="the bank's 80 pictures"):
-        retrieval.figures(queries, labels, bank, bank_labels, (81,))
+        retrieval.metrics(queries, labels, bank, bank_labels, (81,))
     with pytest.raises(ValueError, match="no picture of class 9"):
-        retrieval.figures(queries, labels + 9, bank, bank_labels, (1,))
+        retrieval.metrics(queries, labels + 9, bank, bank_labels, (1,))
 
 
 def test_knn_equals_scikit_learns(sets):

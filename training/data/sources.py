@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from filelock import FileLock
@@ -275,7 +275,13 @@ class ShardPictures(Sequence[Picture]):
         [("shard", "i4"), ("kind", "i4"), ("name", "i8"), ("length", "i4"), ("offset", "i8"), ("size", "i8")]
     )
 
-    def __init__(self, rows: np.ndarray, names: bytearray, shards: list[tuple], kinds: list[tuple]) -> None:
+    def __init__(
+        self,
+        rows: np.ndarray,
+        names: bytearray,
+        shards: list[tuple[Path, str, str]],
+        kinds: list[tuple[str | None, str]],
+    ) -> None:
         """
         rows    (N,) ROW: indices into `shards`, `kinds` and `names`, and the place of the file's bytes in the shard
         names   names of all files inside their shards, concatenated
@@ -287,14 +293,19 @@ class ShardPictures(Sequence[Picture]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, i: int | slice) -> Picture | list[Picture]:
-        if isinstance(i, slice):
-            return [self[row] for row in range(*i.indices(len(self)))]
-        shard, kind, start, length, offset, size = self._rows[i].item()
+    @overload
+    def __getitem__(self, index: int) -> Picture: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Picture]: ...
+    def __getitem__(self, index: int | slice) -> Picture | list[Picture]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        shard, kind, start, length, offset, size = self._rows[index].item()
         path, prefix, stamp = self._shards[shard]
+        label, split = self._kinds[kind]
         name = prefix + self._names[start : start + length].decode("utf-8", "surrogateescape")
         read = partial(_read_range, path, offset, size)
-        return Picture(name, *self._kinds[kind], None, f"{size} {offset} {stamp}", read)
+        return Picture(name, label, split, None, f"{size} {offset} {stamp}", read)
 
 
 def _list_shards(shards: list[Path]) -> ShardPictures:
@@ -345,7 +356,8 @@ def _members(shard: Path) -> dict[str, tuple[int, int]]:
     places = {}
     with tarfile.open(shard, "r:") as archive:
         for member in archive:
-            archive.members.clear()  # tarfile would keep a kilobyte per member
+            # tarfile would keep a kilobyte per member
+            archive.members.clear()  # pyrefly: ignore[missing-attribute]  # not in typeshed
             name, target = ("/".join(_parts(path)) for path in (member.name, member.linkname))
             if name and member.isreg():
                 places[name] = (member.offset_data, member.size)

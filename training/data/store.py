@@ -69,7 +69,7 @@ def load(source: Source, preprocessing: Preprocessing, split: str, cache: Path =
     pictures = [picture for picture in source.pictures if picture.split == split]
     if not pictures:
         raise DataError(f"{source.name} has no pictures in its split {split}")
-    folder = place(source, pictures, preprocessing, split, cache)
+    folder = store_folder(source, pictures, preprocessing, split, cache)
     make_once(folder, partial(_write, source, pictures, preprocessing, split))
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ def load_splits(source: Source, preprocessing: Preprocessing) -> Splits:
     return train, load(source, preprocessing, "test") if tested else None
 
 
-def place(source: Source, pictures: Iterable[Picture], preprocessing: Preprocessing, split: str, cache: Path) -> Path:
+def store_folder(source: Source, pictures: Iterable[Picture], preprocessing: Preprocessing, split: str, cache: Path) -> Path:
     """Folder of the store of these pictures, whether it exists or not."""
     key = _key(pictures, preprocessing)
     return Path(cache) / "store" / f"{source.name}-{split}-{preprocessing.size_px}px-{key}"

@@ -113,7 +113,7 @@ def load(
     if stream is None:
         why = too_large(len(rows), preprocessing.size_px, _free_bytes(cache))
         pictures = (source.pictures[row] for row in rows)
-        stream = bool(why) and not store.place(source, pictures, preprocessing, split, cache).is_dir()
+        stream = bool(why) and not store.store_folder(source, pictures, preprocessing, split, cache).is_dir()
     if not stream or not rows:  # store.load reports an empty split
         return store.load(source, preprocessing, split, cache)
     print(f"streaming the {len(rows):,} pictures of {source.name} ({split}) from where they are: {why}")

@@ -1,5 +1,7 @@
 """Quality of h without further training: weighted kNN accuracy, and whether two views of a picture find each other."""
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,8 @@ from training.config import PretrainSettings
 from training.data.store import PixelStore
 from training.data.stream import Stream, StreamedRows
 from training.encoders import embed
+
+Pictures = TypeVar("Pictures", bound=PixelStore | Stream)
 
 
 def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float = 0.1) -> Tensor:
@@ -48,7 +52,7 @@ def views_matched(h_a: Tensor, h_b: Tensor) -> float:
     return (nearest == torch.arange(len(h_a))).float().mean().item()
 
 
-def figures(
+def metrics(
     encoder: nn.Module,
     train: PixelStore | Stream,
     test: PixelStore | Stream | None,
@@ -81,9 +85,9 @@ def figures(
 
 
 def split_bank_and_queries(
-    train: PixelStore | Stream, test: PixelStore | Stream | None, most: int
-) -> tuple[np.ndarray, PixelStore | Stream, np.ndarray]:
-    """Rows of the bank in `train`; the store that holds the queries, and their rows in it. most: as in `figures`."""
+    train: Pictures, test: Pictures | None, most: int
+) -> tuple[np.ndarray, Pictures, np.ndarray]:
+    """Rows of the bank in `train`; the store that holds the queries, and their rows in it. most: as in `metrics`."""
     order = np.random.default_rng(0).permutation(len(train.labels))
     bank, query_store = order[train.labels[order] >= 0], train
     if test is not None and (test.labels >= 0).any():
@@ -95,7 +99,7 @@ def split_bank_and_queries(
 
 
 def sentence(before: dict, after: dict) -> str:
-    """A sentence on two results of `figures`."""
+    """A sentence on two results of `metrics`."""
     if "knn" in after:
         return (
             f"kNN accuracy {before['knn']:.1%} before training, {after['knn']:.1%} after "

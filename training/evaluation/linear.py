@@ -112,11 +112,12 @@ def sweep(
     kept, held  rows of h to fit, and rows to measure the accuracy on
     returns     the fit to all of h, its decay, and the accuracy of each decay
     """
-    accuracies, features = {}, Standardised(h[kept])
+    accuracies: dict[float, float] = {}
+    features = Standardised(h[kept])
     for decay in decays:
         fitted = features.fit(labels[kept], decay)
         accuracies[decay] = (fitted.predict(h[held]) == labels[held]).float().mean().item()
-    best = max(accuracies, key=accuracies.get)
+    best = max(accuracies, key=accuracies.__getitem__)
     return fit(h, labels, best), best, accuracies
 
 

@@ -33,7 +33,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int, own: bool = False) -> tuple[T
     return torch.cat(cosines), torch.cat(rows)
 
 
-def figures(
+def metrics(
     queries: Tensor, query_labels: Tensor, bank: Tensor, bank_labels: Tensor, ks: tuple[int, ...]
 ) -> dict[str, Tensor]:
     """`precision@K` and `recall@K` for each k, and `mAP`: (Q,) float32 each, one value per query.

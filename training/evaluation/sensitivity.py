@@ -189,7 +189,7 @@ def write(path: Path, results: Sequence[Sensitivity]) -> None:
             curve = result.curves[i]
             axis.plot((0, *curve.strengths), (1, *curve.cosines), f"C{colour}", marker="o", label=result.encoder)
             axis.axhline(result.others, color=f"C{colour}", linestyle=":")
-        axis.set(title=curve.augmentation, xlabel=curve.unit)
+        axis.set(title=results[0].curves[i].augmentation, xlabel=results[0].curves[i].unit)
     for axis in panels[:, 0]:
         axis.set_ylabel("mean cosine of h(x) and h(view)")
     panels[0, 0].legend(fontsize=7)

@@ -32,7 +32,7 @@ from training.device import training_device
 from training.encoders import embed
 from training.evaluation import linear
 from training.evaluation.knn import default_k, knn_predict, views_matched
-from training.initial import initial
+from training.initial import load_initial
 from training.pretrain import commit, pretrain
 from training.study import factors
 
@@ -87,7 +87,7 @@ def cell_key(settings: PretrainSettings) -> str:
 @cache
 def _pictures(data: str, size_px: int) -> str:
     source = open_source(data)
-    return store.place(source, source.pictures, Preprocessing(size_px), "all", Path("data")).name
+    return store.store_folder(source, source.pictures, Preprocessing(size_px), "all", Path("data")).name
 
 
 def check_pictures(settings: PretrainSettings, kinds: tuple[str, ...]) -> None:
@@ -112,7 +112,7 @@ def run_cell(settings: PretrainSettings, kinds: tuple[str, ...]) -> dict:
             warnings.filterwarnings("ignore", module="pytorch_lightning")
             began = time.process_time()
             pretrain(replace(settings, name=name, resume=True))
-            start = initial(str(folder), None, None, None, settings.seed)
+            start = load_initial(str(folder), None, None, None, settings.seed)
             f, g = (m.to(training_device()) for m in (start.encoder, start.projector or nn.Identity()))
             cell = TrainedCell(**vars(load_pictures(settings)), encoder=f, projector=g)
             figures = {kind: MEASURES[kind](cell) for kind in missing}

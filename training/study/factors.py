@@ -108,7 +108,7 @@ def table(pictures: "StudyPictures") -> dict:
         columns = shapes.factors(folder)
     except (KeyError, ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{folder / 'factors.csv'} is not of shapes: {error}") from error
-    columns["place"] = {name: row for row, name in enumerate(columns["name"].tolist())}
-    if missing := [name for names in pictures.names for name in names if name not in columns["place"]]:
+    places = {name: row for row, name in enumerate(columns["name"].tolist())}
+    if missing := [name for names in pictures.names for name in names if name not in places]:
         raise DataError(f"{data}: {folder / 'factors.csv'} has no picture {missing[0]}; give the whole folder")
-    return columns
+    return columns | {"place": places}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from statistics import fmean
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
@@ -17,18 +18,18 @@ from training.study.factors import GREY, NAMES, NUMBERS
 from training.study.verdict import Claim, RunRow, SeedGroup
 
 QUALITY = ("linear h", "linear z", "kNN h", "views matched z")
-HEADS = {"none": 0, "linear": 1, "non-linear": 2}
+HEADS: dict[str, Literal[0, 1, 2]] = {"none": 0, "linear": 1, "non-linear": 2}
 DIMENSIONS = (32, 128, 512)
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)
 BATCHES, LENGTHS = (32, 128, 512), (0.5, 1, 2)  # lengths are multiples of --epochs
 STRENGTHS = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0)
-SINGLE = {
+SINGLE: dict[str, dict[str, Any]] = {
     "crop": {"crop_area": None},  # that of the base settings
     "flip": {"flip": 0.5},
     "colour": {"jitter": 0.8, "strength": 1.0, "grey": 0.2},
     "blur": {"blur": 1.0},
 }
-NOTHING = {"crop_area": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0}
+NOTHING: dict[str, Any] = {"crop_area": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0}
 FACTOR_GROUPS = {
     "colour": ("hue", "saturation", "value", GREY),
     "orientation": ("orientation",),
@@ -136,7 +137,8 @@ def strengths(base: PretrainSettings) -> list[Cell]:
     """Without blur, which only the last cell adds, as in Table 1."""
     cells = []
     for strength in STRENGTHS:
-        changes = {"strength": strength, "blur": 0.0} | ({} if strength else {"jitter": 0.0, "grey": 0.0})
+        changes: dict[str, Any] = {"strength": strength, "blur": 0.0}
+        changes |= {} if strength else {"jitter": 0.0, "grey": 0.0}
         cells.append(Cell({"strength": f"{strength:g}"}, replace(base, augment=replace(base.augment, **changes))))
     blurred = replace(base.augment, strength=1.0, blur=0.5)
     return [*cells, Cell({"strength": "1 + blur"}, replace(base, augment=blurred))]
@@ -157,7 +159,8 @@ def forgotten(words: str, group: str) -> Claim:
 
 
 def large_and_small_batch(length: float) -> tuple[SeedGroup, SeedGroup]:
-    return tuple(SeedGroup("linear h", where(batch=batch, length=length)) for batch in (BATCHES[-1], BATCHES[0]))
+    large, small = (SeedGroup("linear h", where(batch=batch, length=length)) for batch in (BATCHES[-1], BATCHES[0]))
+    return large, small
 
 
 SHORT_LARGE, SHORT_SMALL = large_and_small_batch(LENGTHS[0])

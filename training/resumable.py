@@ -166,14 +166,14 @@ def train_epochs(
     lr: float,
     losses: Callable[[int], Iterator[Tensor]],
     run: ResumableRun | None = None,
-    judge: Callable[[], dict] | None = None,
+    evaluate: Callable[[], dict] | None = None,
     patience: int = 0,
 ) -> list[dict]:
     """Train in place, from the start or from where `run` was interrupted. Returns one row per epoch.
 
     lr        of the settings, for the error message
     losses    epoch (from 1) -> the loss of each of its steps
-    judge     figures of the network on the held-out part: training stops when the best epoch is `patience` epochs old,
+    evaluate     figures of the network on the held-out part: training stops when the best epoch is `patience` epochs old,
               and the network ends with that epoch's weights
     raises    ValueError when the loss becomes NaN or infinite
     """
@@ -181,7 +181,7 @@ def train_epochs(
     epochs = range(len(progress.history) + 1, settings.epochs + 1)
     bar = tqdm(epochs, desc="training", unit="epoch", dynamic_ncols=True)
     for epoch in bar:
-        if judge and epoch - 1 - progress.best_epoch >= patience:
+        if evaluate and epoch - 1 - progress.best_epoch >= patience:
             break
         total, steps = 0.0, 0
         for loss in losses(epoch):
@@ -193,8 +193,8 @@ def train_epochs(
         if not np.isfinite(total):
             raise ValueError(f"the loss is not a number in epoch {epoch}: give a smaller --lr than {lr}")
         row = {"epoch": epoch, "loss": total / steps, "lr": scheduler.get_last_lr()[0]}
-        if judge:
-            row |= judge()
+        if evaluate:
+            row |= evaluate()
             if score(row) > progress.best:
                 progress.best, progress.best_epoch = score(row), epoch
                 progress.best_weights = copy.deepcopy(network.state_dict())
