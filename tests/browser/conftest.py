@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +21,9 @@ from export.artifact import ModelCard, Preprocessing, encoder_id, save_bundle
 from serving import bulk
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_S = 120
-STOPPED_S = 30
+READY_S = 180
+STOPPED_S = 60
+PATIENCE_MS = 60_000
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -82,14 +82,16 @@ def running(command: list[str], environment: dict[str, str], log: Path):
             server.wait()
 
 
-def wait_for(url: str, log: Path) -> None:
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
+@pytest.fixture(scope="session")
+def answers(wait_until):
+    """answers(url, log) waits until the URL answers with success."""
+
+    def is_ready(url: str) -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(url).is_success:
-                return
-        time.sleep(0.2)
-    raise RuntimeError(f"{url} is not ready:\n{log.read_text()}")
+            return httpx.get(url).is_success
+        return False
+
+    return lambda url, log: wait_until(lambda: is_ready(url), f"{url} is not ready; see {log}", READY_S)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Servers:
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory, browser):
+def servers(tmp_path_factory, browser, answers):
     """Both, over 13 pictures: three of each colour, labelled with it, and one of a hostile name."""
     folder = tmp_path_factory.mktemp("servers")
     make_bundle(folder / "encoder")
@@ -128,8 +130,8 @@ def servers(tmp_path_factory, browser):
     alone = [sys.executable, "ui/app.py", "--service", urls[0], "--port", ports[1]]
     logs = folder / "service.log", folder / "page.log"
     with running(serve, environment, logs[0]), running(alone, environment, logs[1]):
-        wait_for(f"{urls[0]}/readyz", logs[0])
-        wait_for(f"{urls[1]}/ui/", logs[1])
+        answers(f"{urls[0]}/readyz", logs[0])
+        answers(f"{urls[1]}/ui/", logs[1])
         yield Servers(*urls, folder)
         for url in urls:  # a page that is left open keeps neither from stopping
             page = browser.new_page()
@@ -140,12 +142,13 @@ def servers(tmp_path_factory, browser):
 @pytest.fixture(scope="module")
 def browser():
     """Of a module, not the session: while it lives its thread has a running loop, and asyncio.run would refuse."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if chromium is None:
         give_up = pytest.fail if "TWINVIEW_REQUIRE_BROWSER" in os.environ else pytest.skip
         give_up(f"no Chromium is installed: none of {', '.join(CHROMIUM)} is on the path")
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
@@ -164,7 +167,7 @@ def watched(browser):
         def start(url: str, **context):
             contexts.append(browser.new_context(**context))
             page = contexts[-1].new_page()
-            page.set_default_timeout(30_000)
+            page.set_default_timeout(PATIENCE_MS)
             page.on("request", lambda request: asked.setdefault(request.url, url))
             page.on("pageerror", lambda error: failures.append(str(error)))
             page.goto(f"{url}/ui/")

@@ -6,10 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import httpx
 import pytest
 from PIL import Image
 from playwright.sync_api import Error, expect
@@ -23,7 +21,6 @@ from serving.app import create_app
 encoder, index, port = sys.argv[1:]
 uvicorn.run(create_app(encoder, index), port=int(port), log_level="warning")
 """
-PATIENCE_MS = 30_000
 
 
 @pytest.fixture
@@ -42,7 +39,8 @@ def vast(tmp_path):
 class Service:
     """The service without its page, to be stopped and started at one address."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, answers):
+        self.answers = answers
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             self.port = listener.getsockname()[1]
@@ -51,13 +49,7 @@ class Service:
     def start(self) -> None:
         arguments = [str(self.folder / "encoder"), str(self.folder / "index"), str(self.port)]
         self.process = subprocess.Popen([sys.executable, "-c", SERVICE, *arguments], cwd=ROOT, start_new_session=True)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/readyz").is_success:
-                    return
-            time.sleep(0.1)
-        raise RuntimeError("the service does not start")
+        self.answers(f"{self.url}/readyz", "the output of this test")
 
     def stop_answering(self) -> None:
         os.killpg(self.process.pid, signal.SIGSTOP)
@@ -69,23 +61,18 @@ class Service:
 
 
 @pytest.fixture
-def fragile(servers, tmp_path):
+def fragile(servers, tmp_path, answers):
     """A service that can be killed, and the address of a page before it."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    service = Service(servers.folder)
+    service = Service(servers.folder, answers)
     page = [sys.executable, "ui/app.py", "--service", service.url, "--port", str(port)]
     with open(tmp_path / "page.log", "w") as log:
         alone = subprocess.Popen(page, cwd=ROOT, stdout=log, stderr=log)
     service.start()
     url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/ui/").is_success:
-                break
-        time.sleep(0.1)
+    answers(f"{url}/ui/", tmp_path / "page.log")
     yield service, url
     service.kill()
     alone.terminate()
@@ -97,14 +84,12 @@ def shown(page) -> list[str]:
 
 
 def said(page, words: str) -> None:
-    expect(page.get_by_text(words).last).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.get_by_text(words).last).to_be_visible()
     assert "Traceback" not in page.content()
 
 
 def finds(page, label: str) -> None:
-    expect(page.locator("#grid li", has=page.locator(".score")).locator(".label").first).to_have_text(
-        label, timeout=PATIENCE_MS
-    )
+    expect(page.locator("#grid li", has=page.locator(".score")).locator(".label").first).to_have_text(label)
 
 
 def test_a_dropped_text_file_is_refused_with_a_sentence_and_the_page_still_works(page, reddish):
@@ -141,8 +126,8 @@ def test_a_service_killed_during_a_search_is_reported_and_found_again(fragile, o
     service, url = fragile
     page = open_page(url)
     service.stop_answering()
-    page.set_input_files("#well input", reddish)
-    page.wait_for_timeout(500)  # the search is on its way, and nobody answers
+    with page.expect_response(lambda response: "queue/join" in response.url):  # the search has begun, and none answers
+        page.set_input_files("#well input", reddish)
     service.kill()
     said(page, f"the service at {service.url} cannot be reached")
     service.start()

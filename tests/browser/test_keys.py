@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import threading
-import time
 
 import pytest
 import uvicorn
@@ -20,7 +19,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def locked(servers):
+def locked(servers, wait_until):
     """Address of such a service, over the same pictures."""
 
     async def make():
@@ -36,8 +35,7 @@ def locked(servers):
     server = uvicorn.Server(uvicorn.Config(made[0], log_level="warning", timeout_graceful_shutdown=1))
     running = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     running.start()
-    while not server.started:
-        time.sleep(0.05)
+    wait_until(lambda: server.started, "the service does not start")
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     running.join()
