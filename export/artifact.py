@@ -113,7 +113,7 @@ def _decode(data: bytes, max_pixels: int, enough_px: float | None) -> Image.Imag
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # Pillow's parsers raise nearly anything on malformed bytes
-        raise UnreadableImage("is not an image of a format this reads") from error
+        raise UnreadableImage("is not an image in a supported format") from error
     if image.width * image.height > max_pixels:
         raise TooManyPixels(f"has {image.width} x {image.height} pixels; at most {max_pixels:,} are read")
     try:
@@ -141,7 +141,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Facts about an encoder. `id` identifies the function: same graph and preprocessing, same id."""
+    """Describes an encoder. `id` identifies the function: the same graph and preprocessing have the same id."""
 
     id: str
     """Architecture and a hash of graph and preprocessing; stored with every vector."""
@@ -158,7 +158,7 @@ class ModelCard:
     """Measurements: kNN accuracy, parity error."""
     licence: str = "unspecified"
     probe: list[float] = field(default_factory=list)
-    """probe_values for probe_pixels, to check the loaded graph with. Empty: unknown."""
+    """probe_values of the output for probe_pixels, to check the loaded graph. Empty: unknown."""
     classes: list[str] = field(default_factory=list)
     """Names of the classes in the order of the logits; empty for an encoder without a classifier."""
     precision: str = "fp32"
@@ -228,7 +228,7 @@ def load_bundle(folder: Path) -> Bundle:
     for name in (CARD, GRAPH):
         if not (folder / name).is_file():
             raise BundleError(
-                f"{folder} is no encoder bundle: it has no {name}. Make one with `python export/to_onnx.py RUN`."
+                f"{folder} is not an encoder bundle: it has no {name}. Make one with `python export/to_onnx.py RUN`."
             )
     try:
         facts = json.loads((folder / CARD).read_text())

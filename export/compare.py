@@ -22,11 +22,14 @@ class GraphComparison:
     """How much a graph differs from the original on the same pictures."""
 
     def __init__(self, graph: bytes, train: PixelStore, test: PixelStore | None, limit: int):
-        """limit: most pictures that are compared; with labels, a fifth as many kNN queries."""
+        """limit: most pictures to compare; with labels, up to a fifth as many kNN queries."""
         self.queries: np.ndarray | None = None
         if len(np.unique(train.labels[train.labels >= 0])) > 1:
             self.rows, query_store, self.queries = split_bank_and_queries(train, test, limit)
-            self.query_pixels, self.query_labels = query_store.pixels, torch.from_numpy(query_store.labels[self.queries])
+            self.query_pixels, self.query_labels = (
+                query_store.pixels,
+                torch.from_numpy(query_store.labels[self.queries]),
+            )
         else:
             self.rows = np.sort(np.random.default_rng(0).permutation(len(train))[:limit])
         self.pixels, self.labels = train.pixels, torch.from_numpy(train.labels[self.rows])
@@ -80,12 +83,14 @@ def open_graph(graph: bytes, threads: int = 0) -> InferenceSession:
     options = SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning slows the next down
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # spinning threads would slow down the next session
     return InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _outputs(session: InferenceSession, pixels: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
-    """h (n, d), and of a classifier logits (n, C)."""
+    """h (n, d), and a classifier's logits (n, C)."""
     batches = np.array_split(rows, -(-len(rows) // BATCH))
     outputs = [session.run(None, {"pixels": pixels[batch]}) for batch in tqdm(batches, desc="comparing", leave=False)]
     h, *logits = (torch.from_numpy(np.concatenate(output)) for output in zip(*outputs, strict=True))

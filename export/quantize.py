@@ -39,7 +39,7 @@ from export.to_onnx import probe_of, serialised
 from training.data import store
 from training.data.sources import DataError, open_source
 
-CALIBRATION = 256  # pictures; more changed nothing on photographs
+CALIBRATION = 256  # number of pictures; more changed nothing on photographs
 LOSS_LIMIT = 0.005  # most kNN accuracy that may be lost; above, some layers stay float32
 KEPT_LIMIT = 0.9  # without labels: least share of nearest pictures that must stay the same (0.95 on photographs)
 FLOAT = ("first", "first and last stage")  # layers that stay float32, tried in this order
@@ -50,16 +50,16 @@ class QuantizeSettings:
     """Make an exported bundle smaller and faster, and measure what it loses."""
 
     bundle: tyro.conf.Positional[Path]
-    """The exported encoder's or classifier's folder: runs/NAME/encoder."""
+    """Folder of the exported encoder or classifier: runs/NAME/encoder."""
     to: Literal["fp16", "int8"] = "int8"
-    """int8 for CPUs, fp16 for GPUs."""
+    """Precision of the new bundle: int8 for CPUs, fp16 for GPUs."""
     data: str = "shapes"
     """Pictures like those that will be embedded: a folder, a .zip, shards, a torchvision name, or shapes. They
-    calibrate int8 and measure the loss: the share of neighbours kept, and kNN accuracy if they have labels."""
+    calibrate int8 and measure the loss: how many nearest neighbours stay the same, and kNN accuracy if labelled."""
     limit: int = 5000
-    """Most pictures that are compared; with labels, a fifth as many again are classified."""
+    """Compare at most this many pictures; with labels, classify up to a fifth as many more by kNN."""
     out: Path | None = None
-    """The new bundle's folder; by default BUNDLE-int8 or BUNDLE-fp16."""
+    """Folder of the new bundle. By default BUNDLE-int8 or BUNDLE-fp16."""
 
     def __post_init__(self):
         if not self.limit > NEIGHBOURS:
@@ -71,7 +71,7 @@ def quantize(settings: QuantizeSettings) -> Bundle:
     bundle = load_bundle(settings.bundle)
     card, graph = bundle.card, bundle.graph.read_bytes()
     if card.precision != "fp32":
-        raise BundleError(f"{settings.bundle} is {card.precision} already: give the bundle that it was made from")
+        raise BundleError(f"{settings.bundle} is already {card.precision}: give the bundle that it was made from")
     source = open_source(settings.data)
     train, test = store.load(source, card.preprocessing, "train"), None
     if any(picture.split == "test" and picture.label is not None for picture in source.pictures):
@@ -114,7 +114,7 @@ def quantize(settings: QuantizeSettings) -> Bundle:
 def to_fp16(graph: bytes) -> bytes:
     """Weights and arithmetic in float16; the input stays uint8 and the output float32."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # weights below the smallest float16 become that
+        warnings.simplefilter("ignore")  # about weights below the smallest float16, which become that
         return serialised(convert_float_to_float16(onnx.load_from_string(graph), keep_io_types=True))
 
 
@@ -162,8 +162,11 @@ def to_int8_within(graph: bytes, pixels: np.ndarray, compare: Callable[[bytes], 
         tried.append((made, in_float, lost))
         if excess(lost) <= 0:
             return tried[-1]
-        words = f"kNN loses {lost['knn_loss']:.1%}" if "knn_loss" in lost else f"{lost['neighbours_kept']:.1%} are kept"
-        print(f"{words} with these layers in float32: {in_float}")
+        knn = "knn_loss" in lost
+        loss = (
+            f"kNN loses {lost['knn_loss']:.1%}" if knn else f"{lost['neighbours_kept']:.1%} of neighbours stay the same"
+        )
+        print(f"int8 with these layers in float32: {in_float}: {loss}, trying more")
     return min(tried, key=lambda result: excess(result[2]))
 
 
@@ -190,17 +193,21 @@ def main() -> None:
     except (BundleError, DataError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     figures = bundle.card.figures["quantized"]
-    print(f"{bundle.card.id}: {figures['bytes'] / 1e6:.1f} MB, before {figures['bytes_original'] / 1e6:.1f}")
+    print(f"{bundle.card.id}: {figures['bytes'] / 1e6:.1f} MB instead of {figures['bytes_original'] / 1e6:.1f}")
     print(
-        f"{figures['images_per_s']:,.0f} images/s on {figures['cores']} cores, before "
+        f"{figures['images_per_s']:,.0f} images/s on {figures['cores']} cores instead of "
         f"{figures['images_per_s_original']:,.0f}; {figures['neighbours_kept']:.1%} of the {NEIGHBOURS} nearest of "
         f"{figures['pictures']:,} pictures are the same"
     )
     if "knn" in figures:
-        print(f"kNN accuracy {figures['knn']:.1%}, before {figures['knn_original']:.1%} ({figures['asked']:,} queries)")
+        print(
+            f"kNN accuracy {figures['knn']:.1%} instead of {figures['knn_original']:.1%} ({figures['asked']:,} queries)"
+        )
     if "same_class" in figures:
         print(f"{figures['same_class']:.1%} of the pictures get the same class")
-    print(f"wrote {bundle.folder}\nnext: TWINVIEW_ENCODER={bundle.folder} bentoml serve, after indexing with it")
+    print(
+        f"wrote {bundle.folder}\nnext: index your pictures with it, then TWINVIEW_ENCODER={bundle.folder} bentoml serve"
+    )
 
 
 if __name__ == "__main__":

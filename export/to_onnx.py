@@ -56,7 +56,7 @@ class ExportSettings:
     run: tyro.conf.Positional[Path]
     """The run's folder (runs/NAME), or a checkpoint file."""
     out: Path | None = None
-    """The bundle's folder; by default RUN/encoder, where the service looks for the newest."""
+    """Folder of the bundle. By default RUN/encoder, where the service finds the newest encoder."""
     licence: str = "unspecified"
     """Licence of the encoder, written into its card."""
 
@@ -75,7 +75,7 @@ class ExportedModel(nn.Module):
 
 
 def export(settings: ExportSettings) -> tuple[Bundle, bool]:
-    """Returns the bundle, and False if it existed already. Raises CheckpointError, BundleError."""
+    """Returns the bundle, and False if it already existed. Raises CheckpointError, BundleError."""
     path = checkpoint.find(settings.run)
     out = settings.out or (settings.run if settings.run.is_dir() else settings.run.parent) / "encoder"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -89,7 +89,7 @@ def export(settings: ExportSettings) -> tuple[Bundle, bool]:
         if same and card.licence == settings.licence and card.probe:
             return existing, False
     except (BundleError, KeyError):
-        pass  # missing or of another kind: export
+        pass  # no bundle, or an older format: export
     encoder, head = checkpoint.encoder_of(saved), None
     if classes:
         network, _ = classifier.load(path)
@@ -170,7 +170,7 @@ def make_card(
     licence: str,
     about: dict | None = None,
 ) -> ModelCard:
-    """about: the checkpoint's entry on a fine-tuning (training/classifier.py) or a distillation, if it is of one."""
+    """about: the checkpoint's entry `classifier` (training/classifier.py) or `distillation`, if it has one."""
     sha256 = hashlib.sha256(graph).hexdigest()
     preprocessing = Preprocessing(trained.size_px)
     # The service publishes the card, so it contains no paths of this machine.
@@ -218,7 +218,7 @@ def main() -> None:
             + (f"{len(card.classes)} classes, " if card.classes else "")
             + f"parity error {card.figures['parity_error']:.1e}"
         )
-    print(f"{'wrote' if exported else 'already there:'} {bundle.folder}")
+    print(f"{'wrote' if exported else 'already exported:'} {bundle.folder}")
     print("next: python serving/bulk.py --data YOUR_IMAGES, then bentoml serve")
 
 

@@ -54,7 +54,7 @@ from training.study.cell import COMMIT, cell_key, check_pictures, run_cell
 from training.study.studies import STUDIES, Study
 from training.study.verdict import RunRow, halfwidth, judge
 
-NEVER = 10**9  # epochs between measurements of kNN, which is then measured only before and after training
+NEVER = 10**9  # for --knn-epochs: kNN is measured only before and after training
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,21 @@ class AblateSettings:
     ]
     """Name of the study."""
     data: str = "shapes"
-    """Labelled pictures: a folder, a .zip, shards, a torchvision name, or shapes (required by what-g-forgets)."""
+    """Labelled pictures: a folder, a .zip, shards, a torchvision name, or shapes. The study what-g-forgets needs shapes."""
     out: Path = Path("docs/studies")
     """Folder for the table and the figure."""
     seeds: int = 2
-    """Runs of each cell with different seeds, over which the intervals are computed."""
+    """Number of runs of each combination of settings, with different seeds. The confidence intervals are over them."""
     quick: bool = False
-    """One epoch and one seed, as a trial; a verdict needs at least two seeds."""
+    """For a trial: one epoch and one seed. A verdict needs at least two seeds."""
     encoder: Literal["tiny", "resnet18", "resnet34", "resnet50"] = "tiny"
-    """Architecture of f."""
+    """Architecture of the encoder f."""
     size_px: int = 36
-    """Side of the encoder's square input. Above 32 the first layer reduces the pictures, which is faster."""
+    """Side of the encoder's square input, in pixels. Above 32 the first layer downsamples, which is faster."""
     epochs: int = 4
-    """Epochs of each run (in batch-size: of the runs of middle length)."""
+    """Epochs of each run. The study batch-size also trains for half and for twice as many."""
     batch_size: int = 64
-    """Images per step (batch-size has its own)."""
+    """Images per step. The study batch-size compares its own batch sizes."""
 
     def __post_init__(self) -> None:
         if not self.seeds >= 1:
@@ -153,22 +153,22 @@ def ablate(settings: AblateSettings) -> dict:
 
 
 def run_all(grid: list[list[PretrainSettings]], kinds: tuple[str, ...]) -> list[list[dict]]:
-    """The figures of each cell and seed. grid: their settings in the same places; equal settings are run once."""
-    different = {cell_key(settings): settings for seeds in grid for settings in seeds}
-    at_once = processes(len(different))
+    """Results in the shape of `grid`, the settings of each cell and seed; equal settings are run once."""
+    unique = {cell_key(settings): settings for seeds in grid for settings in seeds}
+    at_once = processes(len(unique))
     threads = max(1, (os.cpu_count() or 1) // at_once)
     results: dict[str, dict] = {}
     began = time.monotonic()
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _start_worker, (threads,)) as pool:
         # Ctrl-C reaches all processes. Workers start with it ignored; a run in training stops at its epoch's end
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        waiting = {pool.submit(run_cell, settings, kinds): key for key, settings in different.items()}
+        waiting = {pool.submit(run_cell, settings, kinds): key for key, settings in unique.items()}
         signal.signal(signal.SIGINT, before)
         try:
             for done in as_completed(waiting):
                 results[waiting[done]] = done.result()
                 minutes = (time.monotonic() - began) / 60
-                print(f"{len(results)} of {len(different)} runs after {minutes:.1f} min", flush=True)
+                print(f"{len(results)} of {len(unique)} runs finished after {minutes:.1f} min", flush=True)
         except BaseException:  # start no more runs; those in training end by themselves and are kept
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -176,7 +176,7 @@ def run_all(grid: list[list[PretrainSettings]], kinds: tuple[str, ...]) -> list[
 
 
 def processes(runs: int) -> int:
-    """How many runs at once: one per core, or one on a GPU."""
+    """How many runs to train at once: one per core, or one on a GPU."""
     if torch.cuda.is_available():
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -198,7 +198,7 @@ def _end_with_parent() -> None:
 
 
 def table(study: Study, rows: Sequence[RunRow]) -> str:
-    """Markdown: means in percent, with the lowest and the highest; after +- half of the interval of the mean."""
+    """Markdown: means in percent, +- half their confidence interval, and in brackets the lowest and the highest seed."""
     shown = ["chance", *study.figures] if "chance" in rows[0].values else list(study.figures)
     labels = [name for name in rows[0].labels if name != "length"]
     lines = [[*labels, *shown], ["---"] * (len(labels) + len(shown))]
@@ -225,15 +225,15 @@ def page(study: Study, rows: Sequence[RunRow], facts: dict) -> str:
 `{facts["command"]}`
 
 {facts["date"][:10]}, commit {facts["commit"] or "none"}, {facts["hardware"]}: {facts["cpu_minutes"]} CPU minutes.
-{base["encoder"]} at {base["size_px"]} px on {facts["data"]}; but for what the table changes {base["epochs"]} epochs of
-batches of {base["batch_size"]}, tau {base["temperature"]}, {base["optimizer"]}, seeds {", ".join(map(str, seeds))}.
+{base["encoder"]} at {base["size_px"]} px on {facts["data"]}; unless the table says otherwise {base["epochs"]} epochs,
+batch size {base["batch_size"]}, tau {base["temperature"]}, {base["optimizer"]}, seeds {", ".join(map(str, seeds))}.
 
 ![{study.title}]({facts["study"]}.png)
 
 {sentences}
 
-Accuracies in %. After ± half of the 95 % interval of the mean over seeds, by one deviation pooled over the table's
-rows; in brackets the lowest and the highest seed.
+Accuracies in %. After ±, half the 95 % confidence interval of the mean over seeds, from a standard deviation pooled
+over the table's rows; in brackets, the lowest and the highest seed.
 
 {table(study, rows)}
 """

@@ -31,28 +31,28 @@ BICUBIC = -0.5  # Keys' a, as in Pillow and in torch's antialiased resize
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """Random changes that make a view of a picture. The defaults are the paper's for photographs."""
+    """Random changes that make a view of a picture. The defaults are those of the paper for photographs."""
 
     crop_area: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of the picture's area in a crop."""
     crop_sampling: Literal["torchvision", "tensorflow"] = "torchvision"
-    """torchvision draws area uniformly and aspect ratio log-uniformly; tensorflow (google-research/simclr) draws height
-    and aspect ratio uniformly, which gives larger crops."""
+    """How crops are drawn. torchvision: area uniformly and aspect ratio log-uniformly; tensorflow (as in
+    google-research/simclr): height and aspect ratio uniformly, which gives larger crops."""
     flip: float = 0.5
     """Probability of a left-right flip. Use 0 where mirror images have different meanings."""
     jitter: float = 0.8
     """Probability of colour jitter."""
     strength: float = 1.0
-    """Strength s of the jitter: brightness, contrast and saturation vary by 0.8 s, hue by 0.2 s of the circle."""
+    """Strength s of the jitter: brightness, contrast and saturation vary by 0.8 s, hue by 0.2 s of its circle."""
     grey: float = 0.2
     """Probability of conversion to grey."""
     blur: float = 0.5
-    """Probability of a Gaussian blur of sigma 0.1 to 2 pixels, with an odd kernel of about a tenth of the size."""
+    """Probability of a Gaussian blur of sigma 0.1 to 2 pixels, with an odd kernel of about a tenth of the side."""
 
     def __post_init__(self):
         low, high = self.crop_area
         if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_area must satisfy 0 < least <= greatest <= 1, not {self.crop_area}")
+            raise ValueError(f"crop_area must satisfy 0 < smallest <= largest <= 1, not {self.crop_area}")
         if self.crop_sampling not in ("torchvision", "tensorflow"):
             raise ValueError(f"crop_sampling must be torchvision or tensorflow, not {self.crop_sampling!r}")
         for name in ("flip", "jitter", "grey", "blur"):
@@ -151,7 +151,7 @@ def _both_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def _draw_crop(
     uniform: Callable[..., Tensor], height: int, width: int, settings: AugmentSettings
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """top, left, height, width (N,): the first of CROP_ATTEMPTS that fits, else the fallback of that library."""
+    """top, left, height, width (N,): the first of CROP_ATTEMPTS crops that fits, else the fallback of that library."""
     least, greatest = (share * height * width for share in settings.crop_area)
     if settings.crop_sampling == "torchvision":
         area = uniform(least, greatest, CROP_ATTEMPTS)
@@ -167,7 +167,7 @@ def _draw_crop(
         shortest = (least / aspect).sqrt().round().minimum(tallest)
         h = shortest + (uniform(0, 1, CROP_ATTEMPTS) * (tallest - shortest + 1)).floor()
         area = h * (h * aspect).round()
-        h = h + (area < least).float() - (area > greatest).float()  # where rounding left the range
+        h = h + (area < least).float() - (area > greatest).float()  # where rounding moved the area out of its range
         w = (h * aspect).round()
         area = h * w
         covers = area >= TENSORFLOW_LEAST_AREA * height * width
@@ -216,7 +216,7 @@ def _blurring(sigma: Tensor, size_px: int) -> Tensor:
 def _jitter(x: Tensor, draws: Draws) -> Tensor:
     """Blends before the hue shift, the hue shift, blends after it.
 
-    No branch depends on a value of the draws, so nothing waits for the device and all compiles into few kernels.
+    No branch depends on the values drawn, so nothing waits for the device and everything compiles into few kernels.
     """
     factors = torch.stack([draws.brightness, draws.contrast, draws.saturation], dim=1)  # (N, 3)
     factors = factors.gather(1, draws.blend_order)

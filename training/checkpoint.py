@@ -61,7 +61,7 @@ class AtomicCheckpointIO(CheckpointIO):
 class EveryEpoch(Checkpoint):
     """Saves after epochs, at most every EVERY_S seconds and at the end. Lightning calls it after the module's own hook.
 
-    Ctrl-C ends the run after the epoch, with a checkpoint; a second Ctrl-C ends it at once.
+    Ctrl-C ends the run after the current epoch, with a checkpoint; a second Ctrl-C ends it at once.
     """
 
     def __init__(self, path: Path):
@@ -104,7 +104,7 @@ def load(path: Path | str) -> dict:
     """Load a checkpoint. raises CheckpointError: no such file, or not a checkpoint."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint")
+        raise CheckpointError(f"{path}: no such file")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -119,9 +119,9 @@ def find(run: Path) -> Path:
     run = Path(run)
     path = run / "checkpoints" / NAME if run.is_dir() else run
     if not path.is_file():
-        raise CheckpointError(f"{run} holds no checkpoint; train one with `python training/pretrain.py`")
+        raise CheckpointError(f"{run} contains no checkpoint; train one with `python training/pretrain.py`")
     if path.name == HALFWAY:
-        raise CheckpointError(f"{path} is of an unfinished run: finish it with --resume, then give the run's folder")
+        raise CheckpointError(f"{path} is from an unfinished run: finish it with --resume, then give its folder")
     return path
 
 

@@ -1,13 +1,13 @@
 """A classifier: an encoder with a linear layer on top; and its checkpoint.
 
-    settings    of the encoder, as in a pretraining run's checkpoint
-    facts       data, images (labelled ones trained on), epochs, commit, `after`: the figures
+    settings    the encoder's settings, as in a pretraining run's checkpoint
+    facts       data, images (number of labelled training images), epochs, commit, and `after`: the measurements
     history     one row per epoch
     state_dict  encoder.*, classifier.*, and hidden.* if fine-tuning began at the projection head's first layer
-    classifier  classes (names, in the order of the logits), hidden (whether there is such a layer), origin (what the
-                encoder started from), settings (of the fine-tuning or distillation)
+    classifier  classes (names, in the order of the logits), hidden (whether it has hidden.*), origin (the encoder's
+                initial weights), settings (of the fine-tuning or distillation)
 
-Everything that reads a pretrained run's encoder also reads this one's: evaluate.py, export/to_onnx.py, --init.
+Whatever reads the encoder of a pretraining run also reads this one: evaluate.py, export/to_onnx.py, --init.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
 def first_layer(projector: nn.Module) -> nn.Sequential:
     """The head's [Linear, BN, ReLU]. raises CheckpointError for a head without a hidden layer."""
     if not isinstance(projector, nn.Sequential) or len(projector) < 5:
-        raise CheckpointError("--mode head needs a run with --head-layers 2 or 3: this one's head has no hidden layer")
+        raise CheckpointError("--mode head needs a run with --head-layers 2 or 3: this head has no hidden layer")
     return projector[:3]
 
 
@@ -57,7 +57,7 @@ def load(path: Path) -> tuple[Classifier, dict]:
     """The network, on the CPU in evaluation mode, and the whole checkpoint. raises CheckpointError."""
     saved = checkpoint.load(path)
     if "classifier" not in saved:
-        raise CheckpointError(f"{path} holds an encoder and no classifier: make one with `python training/finetune.py`")
+        raise CheckpointError(f"{path} contains no classifier: make one with `python training/finetune.py`")
     settings, about = checkpoint.settings_of(saved), saved["classifier"]
     encoder = Encoder(settings.encoder, settings.width, settings.size_px)
     hidden = first_layer(projection_head(encoder.dimension, 2, 1)) if about["hidden"] else None

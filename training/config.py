@@ -20,52 +20,53 @@ class PretrainSettings:
     """All settings of a run. Its checkpoint holds them, so that the run can be repeated or continued."""
 
     preset: Literal["tiny", "cifar", "cifar-fast", "photos", "imagenet"] = "tiny"
-    """The recipe that gives the other defaults; see the list above."""
+    """The recipe that sets the defaults of the other options; see the list above."""
     data: str = "shapes"
-    """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), a torchvision name (cifar10, cifar100,
-    stl10, ...), or shapes: the built-in set. Labels are not needed; with them, kNN accuracy is shown."""
+    """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), the name of a torchvision data set
+    (cifar10, cifar100, stl10, ...), or shapes, the built-in set. Labels are not needed, but allow kNN accuracy."""
     name: str = ""
-    """The run's folder is runs/NAME. By default: the data's name and the preset's."""
+    """Name of the run, which is written to runs/NAME. By default DATA-PRESET."""
     resume: bool = False
-    """Continue runs/NAME from its last checkpoint (a finished run is left as it is)."""
+    """Continue runs/NAME from its last checkpoint. A finished run is not changed."""
 
     init: str = ""
-    """Initial weights of f, and of g where its layers fit: a run or checkpoint, an exported encoder's folder, or a
-    ResNet of torchvision (resnet18, resnet50:IMAGENET1K_V1, resnet50:FILE.pth). Architecture, width and size are then
-    those of the weights unless given. By default random weights."""
+    """Initial weights of the encoder f, and of the projection head g if its layers have the same shapes: a run or
+    checkpoint, an exported encoder's folder, or a ResNet of torchvision (resnet18, resnet50:IMAGENET1K_V1,
+    resnet50:FILE.pth). Architecture, width and input size are then by default those of the weights. By default the
+    weights are random."""
     encoder: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "tiny"
-    """Architecture of f."""
+    """Architecture of the encoder f."""
     width: Literal[1, 2, 4] = 1
-    """Factor on every channel count of f."""
+    """Multiplies every channel count of the encoder."""
     size_px: int = 48
-    """Side of the encoder's square input, in pixels. Up to 32 f has the small first layer used for CIFAR."""
+    """Side of the encoder's square input, in pixels. Up to 32, the encoder has the small first layer used for CIFAR."""
     head_layers: Literal[0, 1, 2, 3] = 3
     """Layers of the projection head g: 2 in SimCLR v1, 3 in v2, 1 for a linear head, 0 for none."""
     head_dimension: int = 128
-    """Length of z."""
+    """Length of the projection z = g(h)."""
     loss: LossName = "nt_xent"
-    """Contrastive loss: nt_xent as in the paper, or dcl, whose denominator leaves the positive out."""
+    """Contrastive loss: nt_xent as in the paper, or dcl, which leaves the positive pair out of the denominator."""
     temperature: float = 0.2
-    """tau of the loss; 0.1 in the paper on ImageNet, 0.5 on CIFAR-10."""
+    """Temperature tau of the loss. The paper uses 0.1 on ImageNet and 0.5 on CIFAR-10."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     stream: bool | None = None
-    """Decode the pictures in every epoch, ahead of the training step, instead of once onto the disk. By default only if
-    the decoded set would take more than half of the disk's free space."""
+    """Decode the pictures again in every epoch, while the previous step runs, instead of once to the disk. By default
+    only if the decoded pictures would take more than half of the free disk space."""
 
     epochs: int = 100
     """Passes over the images."""
     minutes: float | None = None
-    """Instead of --epochs: as many epochs as fit in this time, estimated from the speed of a few steps."""
+    """Instead of --epochs: train for about this long. The epochs are estimated from the speed of a few steps."""
     max_steps: int | None = None
-    """Stop after this many steps, for a trial; the learning rate schedule stays that of the whole run."""
+    """For a trial: stop after this many steps. The learning rate follows the schedule of the whole run."""
     batch_size: int = 256
-    """Images (not views) per step, over all devices together; at most all images."""
+    """Images (not views) per step, on all devices together. Reduced if there are fewer images."""
     chunk_size: int = 0
-    """Images encoded at once on each device, for batches that do not fit into its memory. Each image is encoded twice,
-    and batch norm takes its statistics from one chunk. 0: the whole batch at once."""
+    """Images encoded at once on each device, for batches that do not fit into its memory. Each image is then encoded
+    twice, and batch norm uses the statistics of a chunk. 0: the whole batch at once."""
     optimizer: OptimizerName = "lars"
-    """lars is LARS as in google-research/simclr; sgd has momentum, without Nesterov's."""
+    """lars: as in google-research/simclr; sgd: with momentum, but not Nesterov's; adamw: ignores --momentum."""
     lr: float = 0.075
     """Learning rate before scaling with the batch size."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "sqrt"
@@ -79,11 +80,11 @@ class PretrainSettings:
     seed: int = 0
     """Seed of the initial weights, the order of the images and the augmentation."""
     knn_epochs: int = 10
-    """Epochs between two measurements of kNN accuracy (without labels: of the share of views matched)."""
+    """Epochs between two measurements of kNN accuracy, or without labels of how often two views of a picture match."""
     compile: bool | None = None
     """Use torch.compile, which needs a C++ compiler. By default on a GPU, and for long runs on a CPU."""
     devices: int = 0
-    """Processes on this machine, one for each GPU; 0: as many as there are GPUs."""
+    """Number of processes on this machine, one per GPU. 0: one for each GPU, or one without a GPU."""
 
     def __post_init__(self):
         positive = ("size_px", "head_dimension", "temperature", "epochs", "minutes", "max_steps", "lr", "knn_epochs")
@@ -93,7 +94,7 @@ class PretrainSettings:
                 raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
         if not self.batch_size >= 2:
             raise ValueError(
-                f"--batch-size must be at least 2 (a negative needs a second image), not {self.batch_size}"
+                f"--batch-size must be at least 2 (negatives come from other images), not {self.batch_size}"
             )
 
     @property
@@ -155,10 +156,11 @@ CIFAR = PretrainSettings(
     temperature=0.5,
 )
 
-# For each preset its purpose and what it should reach, which the command line's help prints, and its settings.
+# Purpose and expected accuracy of each preset, which the command line's help prints, and its settings.
 PRESETS: dict[str, tuple[str, PretrainSettings]] = {
     "tiny": (
-        "a 0.3 M parameter encoder at 48 px, for a machine without a GPU: on shapes 70 % kNN in two minutes, two cores",
+        "a small encoder (0.3 M parameters) at 48 px, for machines without a GPU; 70 % kNN accuracy on shapes after "
+        "two minutes on two cores",
         PretrainSettings(
             augment=AugmentSettings(crop_area=(0.25, 1.0)),
             batch_size=128,
@@ -166,17 +168,17 @@ PRESETS: dict[str, tuple[str, PretrainSettings]] = {
         ),
     ),
     "cifar": (
-        "CIFAR-10 with ResNet-18, the paper's recipe (App. B.9) with larger crops and less grey: for a GPU; aims at "
-        "92 % linear, others reach 91.9 with nearly this",
+        "CIFAR-10 with ResNet-18 on a GPU: the paper's recipe (App. B.9) with larger crops and less grey; the target "
+        "is 92 % linear accuracy (others reach 91.9 with nearly this recipe)",
         CIFAR,
     ),
     "cifar-fast": (
-        "cifar in 300 epochs, with a temperature and learning rate for short runs: aims at 90 % kNN in 15 minutes on an "
-        "H200, not measured yet",
+        "cifar in 300 epochs, with a temperature and learning rate for short runs; the target is 90 % kNN accuracy in "
+        "15 minutes on an H200, not measured yet",
         replace(CIFAR, preset="cifar-fast", epochs=300, temperature=0.2, lr=0.2, lr_scaling="sqrt", warmup=0.03),
     ),
     "photos": (
-        "your own photographs with ResNet-18 at 128 px: an hour or so on a GPU for 10,000 of them",
+        "your own photographs with ResNet-18 at 128 px; about an hour on a GPU for 10,000 photographs",
         PretrainSettings(
             preset="photos",
             encoder="resnet18",
@@ -187,7 +189,7 @@ PRESETS: dict[str, tuple[str, PretrainSettings]] = {
         ),
     ),
     "imagenet": (
-        "the paper's ImageNet recipe for small batches (ResNet-50, square-root scaling, tau 0.1): for several GPUs",
+        "the paper's ImageNet recipe for small batches (ResNet-50, square-root scaling, tau 0.1), for several GPUs",
         PretrainSettings(
             preset="imagenet",
             encoder="resnet50",

@@ -56,7 +56,7 @@ from training.lars import LARS, lars_groups
 from training.schedule import cosine_schedule, scaled_lr
 from training.teacher import Teacher, compare, notes, open_teacher, teacher_of
 
-CLASSES_TAU, NEIGHBOURS_TAU = 1.0, 0.1
+CLASSES_TAU, NEIGHBOURS_TAU = 1.0, 0.1  # default temperatures for a classifier and for an encoder
 WARMUP, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 1e-4  # share of the steps; of LARS; on matrices and kernels only
 CALIBRATION_STEPS = 8
 
@@ -67,14 +67,14 @@ class DistilSettings(ResumableSettings):
 
     teacher: str
     """Encoder or classifier to learn from: a run or checkpoint, pretrained or fine-tuned, an exported bundle, or a
-    torchvision model whose features are learnt (resnet50, resnet50:IMAGENET1K_V1, resnet50:FILE.pth)."""
+    torchvision model, whose features are used (resnet50, resnet50:IMAGENET1K_V1, resnet50:FILE.pth)."""
     temperature: float | None = None
-    """tau; lower values give more weight to a classifier's first answer, or to an encoder's nearest pictures. By
-    default 1 for a classifier and 0.1 for an encoder."""
+    """Temperature tau; lower values give more weight to a classifier's most likely class, or to an encoder's nearest
+    pictures. By default 1 for a classifier and 0.1 for an encoder."""
     minutes: float | None = None
-    """Instead of --epochs: as many epochs as fit in this time, by the speed of the first steps."""
+    """Instead of --epochs: train for about this long. The epochs are estimated from the speed of a few steps."""
     batch_size: int = 128
-    """Pictures per step; at most all of them."""
+    """Pictures per step. Reduced if there are fewer pictures."""
     lr: float = 0.15
     """Learning rate of LARS, before it is multiplied by the square root of the batch size."""
 
@@ -85,14 +85,14 @@ class DistilSettings(ResumableSettings):
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of the softened class probabilities, mean over N: logits (N, C) each -> () float32 in nats."""
+    """Cross-entropy of softmax(logits / temperature), mean over N: logits (N, C) each -> () float32 in nats."""
     with torch.autocast(student.device.type, enabled=False):
         soft = F.softmax(teacher.float() / temperature, dim=1)
         return -(soft * F.log_softmax(student.float() / temperature, dim=1)).sum(dim=1).mean()
 
 
 def neighbours_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The same loss over each picture's cosines to the N - 1 others: h (N, d) and (N, d') float, N >= 2."""
+    """soft_cross_entropy of each picture's cosines to the N - 1 others: h (N, d) and (N, d') float, N >= 2."""
     n = len(student)
     others = ~torch.eye(n, dtype=torch.bool, device=student.device)
     with torch.autocast(student.device.type, enabled=False):
@@ -116,7 +116,7 @@ class DistilStep:
         self.steps_per_epoch = len(pixels) // self.batch
 
     def epoch(self, network: nn.Module, epoch: int) -> Iterator[Tensor]:
-        """The loss of each step of an epoch, counted from 1."""
+        """The loss of each step of an epoch; epochs are counted from 1."""
         rng = np.random.default_rng([self.settings.seed, epoch])
         order = rng.permutation(len(self.pixels))[: self.steps_per_epoch * self.batch]
         for i, rows in enumerate(order.reshape(self.steps_per_epoch, self.batch)):
@@ -131,10 +131,12 @@ class DistilStep:
         draws = draw(n, height, width, self.settings.augment, generator)
         views = render(images, draws, self.size_px)  # (B, 3, S, S)
         same = self.teacher.size_px == self.size_px
-        shown = views if same else render(images, draws, self.teacher.size_px)
-        shown = (shown.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)  # the format that any encoder takes
+        teacher_views = views if same else render(images, draws, self.teacher.size_px)
+        teacher_views = (
+            (teacher_views.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+        )  # the format that any encoder takes
         with mixed_precision(device):
-            target = self.teacher.output(shown.contiguous().cpu().numpy()).to(device)
+            target = self.teacher.output(teacher_views.contiguous().cpu().numpy()).to(device)
             output = network(views.contiguous(memory_format=torch.channels_last))
         if not target.isfinite().all():
             raise EncoderError(f"--teacher {self.settings.teacher} gives values that are NaN or infinite")
@@ -151,9 +153,9 @@ def distil(settings: DistilSettings) -> Path:
     size_px = settings.size_px or (None if settings.init else teacher.size_px)
     start = load_initial(settings.init, settings.encoder, settings.width, size_px, settings.seed)
     architecture, size_px = start.settings.architecture, start.settings.size_px
-    taught_by = Path(settings.teacher).stem.partition(":")[0]
+    teacher_name = Path(settings.teacher).stem.partition(":")[0]
     source = open_source(settings.data)
-    folder = RUNS / (settings.name or f"{source.name}-{architecture}-of-{taught_by}")
+    folder = RUNS / (settings.name or f"{source.name}-{architecture}-of-{teacher_name}")
     if is_finished(folder, settings):
         return folder
     stores = {px: store.load_splits(source, Preprocessing(px)) for px in {size_px, teacher.size_px}}
@@ -181,7 +183,7 @@ def distil(settings: DistilSettings) -> Path:
     facts["after"] = compare(student, teacher, stores[size_px], stores[teacher.size_px])
     (folder / "result.json").write_text(json.dumps(facts, indent=1))
     last = folder / "checkpoints" / checkpoint.NAME
-    about = {"origin": f"{start.origin}, taught by {taught_by}", "settings": settings.to_dict()}
+    about = {"origin": f"{start.origin}, taught by {teacher_name}", "settings": settings.to_dict()}
     if isinstance(network, Classifier):
         classifier.save(last, network, start.settings, facts, history, about | {"classes": teacher.classes})
     else:
@@ -190,8 +192,13 @@ def distil(settings: DistilSettings) -> Path:
         AtomicCheckpointIO().save_checkpoint(content | {"distillation": about}, last)
     run.end()
     print_table(facts["after"]["rows"])
-    what = "the class of {:,} pictures" if teacher.classes else "the ten nearest of each of {:,} pictures"
-    print(f"\nthey agree on {facts['after']['agreement']:.1%} of {what.format(facts['after']['pictures'])}")
+    agreement, pictures = facts["after"]["agreement"], facts["after"]["pictures"]
+    if teacher.classes:
+        print(f"\nstudent and teacher give {agreement:.1%} of {pictures:,} pictures the same class")
+    else:
+        print(
+            f"\nstudent and teacher share {agreement:.1%} of the ten nearest neighbours of each of {pictures:,} pictures"
+        )
     return folder
 
 

@@ -45,10 +45,12 @@ from training.evaluation.knn import default_k, knn_predict
 from training.evaluation.table import aligned
 
 HELD_OUT = 0.2  # share of each class: queries without a test split, and the part of the bank that chooses the decay
-SAMPLE = 5000  # most pictures for figures that compare all pairs or need augmented views
+SAMPLE = 5000  # most pictures for measurements that compare all pairs or need augmented views
 COPY = AugmentSettings(crop_area=(0.9, 1.0), flip=0.0, strength=0.1, grey=0.0, blur=0.0)
 """A slightly changed copy: up to a tenth cut off, colours shifted a little."""
-PAIRS = 50  # near-duplicates listed
+PAIRS = 50  # most near-duplicates that are listed
+TITLES = {"known": "bank pictures", "asked": "queries", "near from cosine": "near-duplicate cosine"}
+"""Words for the printed table where the JSON file's key is short."""
 
 
 @dataclass(frozen=True)
@@ -56,35 +58,37 @@ class EvaluateSettings:
     """Evaluate encoders on pictures, with or without labels: a table, a JSON file, a PNG."""
 
     encoders: tyro.conf.Positional[tuple[str, ...]]
-    """One or more encoders: a run or a checkpoint (RUN:random: untrained), an exported bundle or .onnx file, an
-    architecture of torchvision (resnet50, resnet50:IMAGENET1K_V1, resnet50:FILE.pth, resnet50:random), or pixels."""
+    """One or more encoders: a run or checkpoint (RUN:random for the same encoder untrained), an exported bundle or
+    .onnx file, a torchvision architecture (resnet50, resnet50:IMAGENET1K_V1, resnet50:FILE.pth, resnet50:random), or pixels
+    for the pictures themselves as a baseline."""
     data: str = "shapes"
-    """Pictures, as for pretrain.py: a folder, a .zip, shards, a torchvision name, or shapes."""
+    """Pictures, as in pretrain.py: a folder, a .zip, shards, a torchvision name, or shapes."""
     k: int | None = None
-    """Neighbours that vote. By default 200, or a fiftieth of a bank of less than 10,000 pictures."""
+    """Number of neighbours in kNN. By default 200, or a fiftieth of the labelled pictures if these are below 10,000."""
     temperature: float = 0.1
-    """Temperature of the votes: exp(cosine / temperature)."""
+    """Temperature of kNN: a neighbour's vote has the weight exp(cosine / temperature)."""
     linear: Literal["lbfgs", "sgd", "none"] = "lbfgs"
-    """lbfgs: to the optimum, decay chosen on a held-out part; sgd: the published recipe, on features without crops."""
+    """Training of the linear classifier. lbfgs: to the optimum, with weight decay chosen on held-out pictures; sgd: the
+    published recipe, but without crops and flips; none: no linear classifier."""
     retrieved: tuple[int, ...] = (1, 5, 10)
     """Values of k for precision@k and recall@k."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     """Augmentation of the two views that alignment compares; the same for all encoders."""
     sensitivity: bool = False
-    """Also measure how far h moves under each augmentation, compared with an untrained encoder: a help in choosing
+    """Also measure how far h moves under each augmentation, compared with an untrained encoder. This helps to choose
     augmentations."""
     size_px: int | None = None
     """Input size of torchvision's architectures (by default their own) and of pixels (by default 32)."""
     limit: int | None = None
-    """At most this many pictures of each split, for a trial."""
+    """For a trial: use at most this many pictures of each split."""
     seed: int = 0
-    """Seed of what is held out, sampled and augmented."""
+    """Seed of the held-out pictures, the samples and the augmentation."""
     out: Path | None = None
-    """Path of the results without .json and .png. By default runs/evaluation/DATA-ENCODER."""
+    """Path of the result files, without .json or .png. By default runs/evaluation/DATA-ENCODER."""
 
     def __post_init__(self) -> None:
         if not self.encoders:
-            raise ValueError("no encoder was named: give a run, a bundle, a torchvision architecture, or pixels")
+            raise ValueError("no encoder was given: give a run, a bundle, a torchvision architecture, or pixels")
         if not self.seed >= 0:
             raise ValueError(f"--seed must be at least 0, not {self.seed}")
         if not self.temperature > 0:
@@ -110,11 +114,11 @@ class Evaluation:
     """Results of one encoder."""
 
     row: dict
-    """Figures, each with its interval if it has one."""
+    """Measurements, with their confidence intervals."""
     detail: dict
     gallery: Predictions | Neighbours
     per_query: dict[str, np.ndarray] = field(default_factory=dict)
-    """With labels: the (Q,) float64 values of which the figures are means."""
+    """With labels: for each measurement its value per query, (Q,) float64."""
     sensitivities: list[sensitivity.Sensitivity] = field(default_factory=list)
 
 
@@ -129,7 +133,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
     results = [evaluate_encoder(extractor, source, labelled, settings) for extractor in extractors]
     if labelled:
         _compare_with_first(results)
-    out = settings.out or RUNS / "evaluation" / f"{source.name}-{_short(settings.encoders[0])}"
+    out = settings.out or RUNS / "evaluation" / f"{source.name}-{_file_stem(settings.encoders[0])}"
     return write_results(out, source.name, settings, results)
 
 
@@ -139,8 +143,12 @@ def has_usable_labels(source: Source) -> bool:
     tested = any(p.split == "test" and p.label is not None for p in source.pictures)
     labelled = len(sizes) > 1 and (tested or max(sizes.values()) > 1)
     if sizes and not labelled:
-        why = "each class has one picture" if len(sizes) > 1 else f"{next(iter(sizes))} is the only class to learn from"
-        print(f"note: {why}, so these count as pictures without labels")
+        why = (
+            "each class has one picture"
+            if len(sizes) > 1
+            else f"{next(iter(sizes))} is the only class in the training split"
+        )
+        print(f"note: {why}, so the labels are not used")
     return labelled
 
 
@@ -174,14 +182,14 @@ def labelled_sets(
     train: PixelStore, test: PixelStore | None, settings: EvaluateSettings
 ) -> tuple[PictureSet, PictureSet, list[str]]:
     """The bank, the queries, and the classes that their labels are indices of. raises DataError"""
-    known, query_store, asked = bank_and_queries(train, test, HELD_OUT, settings.seed, settings.data)
+    bank_rows, query_store, query_rows = bank_and_queries(train, test, HELD_OUT, settings.seed, settings.data)
     if query_store is train and (single := single_picture_classes(train.labels, train.classes)):
-        print(f"note: no queries of {', '.join(single[:5])}: the only picture of a class stays in the bank")
-    bank, queries = _picture_set(train, known, settings), _picture_set(query_store, asked, settings)
+        print(f"note: no queries of {', '.join(single[:5])}: the only picture of a class is not held out")
+    bank, queries = _picture_set(train, bank_rows, settings), _picture_set(query_store, query_rows, settings)
     present = np.unique(bank.labels)
-    place = np.full(len(train.classes) + 1, -1)  # the last is -1's
-    place[present] = np.arange(len(present))
-    bank, queries = (PictureSet(part.pixels, part.names, place[part.labels]) for part in (bank, queries))
+    number = np.full(len(train.classes) + 1, -1)  # new label of each old one; the last entry is for -1
+    number[present] = np.arange(len(present))
+    bank, queries = (PictureSet(part.pixels, part.names, number[part.labels]) for part in (bank, queries))
     if settings.limit and (queries.labels < 0).any():
         raise DataError(f"--limit {settings.limit} leaves classes of the queries out of the bank: give a larger one")
     return bank, queries, [train.classes[label] for label in present]
@@ -195,14 +203,14 @@ def with_labels(
     classes: list[str],
     settings: EvaluateSettings,
 ) -> tuple[dict, dict, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Figures of kNN, linear evaluation and retrieval.
+    """Measurements by kNN, linear evaluation and retrieval.
 
     bank_labels, labels  (M,), (Q,) int64, index into `classes`
-    returns              the figures with their intervals; details; per figure its (Q,) float64 values; and the
-                         predictions (Q,) int64 of kNN and linear evaluation
+    returns              the measurements with their intervals; details; each measurement's (Q,) float64 values; and
+                         the predictions (Q,) int64 of kNN and linear evaluation
     raises               ValueError, DataError
     """
-    known, asked = torch.from_numpy(bank_labels), torch.from_numpy(labels)
+    known, expected = torch.from_numpy(bank_labels), torch.from_numpy(labels)
     k = settings.k or default_k(len(h_bank))
     if k > len(h_bank):
         raise ValueError(f"--k must be at most the bank's {len(h_bank)} pictures, not {k}")
@@ -216,14 +224,14 @@ def with_labels(
         predicted["linear"] = best.predict(h)
     elif settings.linear == "sgd":
         predicted["linear"] = linear.sgd(h_bank, known, settings.seed).predict(h)
-    values = {name: (guess == asked).double() for name, guess in predicted.items()}
+    values = {name: (guess == expected).double() for name, guess in predicted.items()}
     ks = tuple(n for n in settings.retrieved if n <= len(h_bank))
-    values |= retrieval.metrics(h, asked, h_bank, known, ks)
+    values |= retrieval.metrics(h, expected, h_bank, known, ks)
     for name, value in values.items():
         row |= {name: value.double().mean().item(), f"{name} interval": interval(value.numpy(), settings.seed)}
     last = list(predicted)[-1]
     detail["per class"] = {
-        label: values[last][asked == i].mean().item() for i, label in enumerate(classes) if (asked == i).any()
+        label: values[last][expected == i].mean().item() for i, label in enumerate(classes) if (expected == i).any()
     }
     guesses = {name: guess.numpy() for name, guess in predicted.items()}
     return row, detail, {name: value.double().numpy() for name, value in values.items()}, guesses
@@ -232,13 +240,14 @@ def with_labels(
 def without_labels(
     extractor: Extractor, pictures: PictureSet, h: Tensor, settings: EvaluateSettings
 ) -> tuple[dict, list[dict]]:
-    """The figures that need no labels, and the nearest pairs with their names. raises DataError"""
+    """The measurements that need no labels, and the nearest pairs with their names. raises DataError"""
     chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(h))[:SAMPLE])
     if len(chosen) < 2:
         raise DataError(f"{settings.data} has one picture that can be read; two are needed to compare")
     h, generator = h[torch.from_numpy(chosen)], torch.Generator().manual_seed(settings.seed)
     h_a, h_b, copy = (
-        extractor(Views(pictures.pixels, chosen, how, generator)) for how in (settings.augment, settings.augment, COPY)
+        extractor(Views(pictures.pixels, chosen, augmentation, generator))
+        for augmentation in (settings.augment, settings.augment, COPY)
     )
     duplicates = geometry.near_duplicates(h, copy, PAIRS)
     row = {
@@ -263,7 +272,7 @@ def measure_sensitivity(
 
 
 class Views:
-    """Augmented pictures as uint8, the input of every encoder. To be read once, from first to last."""
+    """Augmented pictures as uint8, the input of every encoder. Read them once and in order: each slice draws random numbers."""
 
     def __init__(
         self, pixels: StreamedRows, chosen: np.ndarray, how: AugmentSettings, generator: torch.Generator
@@ -275,7 +284,7 @@ class Views:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         pixels = torch.from_numpy(self.pixels[self.chosen[rows]])
-        views = augment(pixels, self.how, self.generator, pixels.shape[1])  # (n, 3, S, S)
+        views = augment(pixels, self.augmentation, self.generator, pixels.shape[1])  # (n, 3, S, S)
         return (views.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
@@ -309,11 +318,11 @@ def write_results(out: Path, data: str, settings: EvaluateSettings, results: lis
     """Write OUT.json and the PNGs, print the table; returns the content of the JSON file."""
     rows = [result.row for result in results]
     details = {result.row["encoder"]: result.detail for result in results}
-    moved = [one for result in results for one in result.sensitivities]
-    asked = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
-    content = {"settings": asked, "data": data, "rows": rows, "details": details}
-    if moved:
-        content["sensitivity"] = [one.to_dict() for one in moved]
+    sensitivities = [item for result in results for item in result.sensitivities]
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
+    content = {"settings": options, "data": data, "rows": rows, "details": details}
+    if sensitivities:
+        content["sensitivity"] = [item.to_dict() for item in sensitivities]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_name(f"{out.name}.json").write_text(json.dumps(content, indent=1))
     picture = out.with_name(f"{out.name}.png")
@@ -323,17 +332,17 @@ def write_results(out: Path, data: str, settings: EvaluateSettings, results: lis
         gallery.write_neighbours(picture, neighbours)
     print_table(rows)
     print(f"\nwritten to {out}.json and {out}.png")
-    if moved:
+    if sensitivities:
         picture = out.with_name(f"{out.name}-sensitivity.png")
-        sensitivity.write(picture, moved)
-        print(f"\n{sensitivity.table(moved)}\n\n{sensitivity.sentence(moved[0])}\nwritten to {picture}")
+        sensitivity.write(picture, sensitivities)
+        print(f"\n{sensitivity.table(sensitivities)}\n\n{sensitivity.sentence(sensitivities[0])}\nwritten to {picture}")
     return content
 
 
 def print_table(rows: list[dict]) -> None:
-    """One column per encoder, one line per figure, followed by its interval."""
+    """One column per encoder, one line per measurement with its interval."""
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if not name.endswith(" interval")]
-    print("\n" + aligned([[name, *(_cell(row, name) for row in rows)] for name in names]))
+    print("\n" + aligned([[TITLES.get(name, name), *(_cell(row, name) for row in rows)] for name in names]))
 
 
 def _cell(row: dict, name: str) -> str:
@@ -345,8 +354,8 @@ def _cell(row: dict, name: str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _short(encoder: str) -> str:
-    """Name for files: the run's or the architecture's; for an exported encoder its run's and its folder's."""
+def _file_stem(encoder: str) -> str:
+    """The run's or the architecture's name; for an exported encoder the names of its run and its folder."""
     path = Path(encoder.removesuffix(RANDOM))
     if path.is_dir():
         parts = path.resolve().parts

@@ -51,11 +51,11 @@ from training.recipes import FinetuneSettings
 from training.schedule import cosine_schedule, scaled_lr
 from training.zoo import ZooError
 
-UNEQUAL = 3  # a note is printed when the largest class has more than this many times the pictures of the smallest
+UNEQUAL = 3  # a note is printed when the largest class is more than this many times as large as the smallest
 
 
 class TaskData:
-    """The labelled pictures of a fine-tuning: for training, held out, and for the test.
+    """The labelled pictures of a fine-tuning: to train on, held out, and to test on.
 
     classes        names, without those that have no labelled picture
     labels         (N,) int64, index into `classes`, of all training pictures
@@ -66,7 +66,7 @@ class TaskData:
     """
 
     def __init__(self, settings: FinetuneSettings, train: PixelStore, test: PixelStore | None) -> None:
-        """raises DataError for classes and shares that cannot work."""
+        """raises DataError for classes or shares that leave nothing to train on or to hold out."""
         tested = test is not None and (test.labels >= 0).any()
         check_classes(train.labels, test.labels if tested else None, train.classes, settings.data)
         used = choose_labelled(
@@ -80,7 +80,7 @@ class TaskData:
         if settings.held_out:
             if single := single_picture_classes(train.labels[used], train.classes):
                 raise DataError(
-                    f"class {single[0]} has 1 labelled picture: none can be held out of it. Give --held-out 0, or more "
+                    f"class {single[0]} has 1 labelled picture, so none can be held out. Give --held-out 0, or more "
                     "labels"
                 )
             kept, held = hold_out(train.labels[used], settings.held_out, settings.seed)
@@ -102,7 +102,8 @@ def finetune(settings: FinetuneSettings) -> Path:
     hidden = None
     if settings.mode == "head":
         if start.projector is None:
-            raise CheckpointError(f"--mode head needs a pretrained run: {settings.init or 'nothing'} has no head g")
+            where = f"{settings.init} has no projection head" if settings.init else "give its folder as --init"
+            raise CheckpointError(f"--mode head needs a pretrained run: {where}")
         hidden = classifier.first_layer(start.projector)
     source = open_source(settings.data)
     if settings.init and (note := size_note(settings.init, start.settings.size_px, source.pictures)):
@@ -221,7 +222,7 @@ def balanced_accuracy(right: Tensor, labels: Tensor) -> float:
 
 
 def evaluate_classifier(network: Classifier, task: TaskData, folder: Path) -> dict:
-    """Figures on the test split, or without one on the held-out part: printed, drawn into report.png, and returned."""
+    """Measures on the test split, or without one on the held-out part. Prints, draws report.png, returns the results."""
     held_out = StreamedRows(task.pixels, task.held_out_rows), task.labels[task.held_out_rows]
     pictures, labels = task.test or held_out
     if not len(labels):

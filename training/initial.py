@@ -15,15 +15,15 @@ from training.checkpoint import CheckpointError
 from training.config import RUNS, PretrainSettings
 from training.encoders import ARCHITECTURES, SMALL_IMAGE_PX, Encoder, Images, projection_head, to_input
 
-COMPARED = 256  # pictures whose statistics are compared with those of the first batch norm
-LARGE_MISMATCH = 1.0  # deviations, above which a note is printed
+COMPARED = 256  # number of pictures whose statistics are compared with those of the first batch norm
+LARGE_MISMATCH = 1.0  # in standard deviations; above it a note is printed
 
 
 class InitialWeights(NamedTuple):
     encoder: Encoder
     projector: nn.Module | None  # g, if the weights have one
     settings: PretrainSettings  # encoder, width and size_px of the weights; the others of their run, or defaults
-    origin: str  # for people
+    origin: str  # name of the weights, for messages and the model card
 
 
 def load_initial(init: str, encoder: str | None, width: int | None, size_px: int | None, seed: int) -> InitialWeights:
@@ -41,7 +41,9 @@ def load_initial(init: str, encoder: str | None, width: int | None, size_px: int
         given: dict[str, Any] = {name: value for name, value in requested.items() if value is not None}
         settings = replace(defaults, seed=seed, **given)
         torch.manual_seed(seed)
-        return InitialWeights(Encoder(settings.encoder, settings.width, settings.size_px), None, settings, "nothing")
+        return InitialWeights(
+            Encoder(settings.encoder, settings.width, settings.size_px), None, settings, "random weights"
+        )
     path = Path(init).expanduser()
     if path.exists():
         path = checkpoint_of(path) if (path / CARD).exists() else checkpoint.find(path)
@@ -51,16 +53,16 @@ def load_initial(init: str, encoder: str | None, width: int | None, size_px: int
         own = checkpoint.settings_of(saved)
         for name, value in (("encoder", encoder), ("width", width)):
             if value not in (None, getattr(own, name)):
-                raise CheckpointError(
-                    f"{path} is of another architecture: --{name} {getattr(own, name)}, not {value}. Leave it out"
-                )
+                raise CheckpointError(f"{path} has --{name} {getattr(own, name)}, not {value}: leave --{name} out")
         settings = replace(own, size_px=_size(init, own.size_px, size_px))
         projector = projection_head(checkpoint.encoder_of(saved).dimension, own.head_layers, own.head_dimension)
         prefix = "projector."
         weights = {k.removeprefix(prefix): w for k, w in saved["state_dict"].items() if k.startswith(prefix)}
         if weights:
             projector.load_state_dict(weights)
-        return InitialWeights(checkpoint.encoder_of(saved), projector if weights else None, settings, f"{own.name or init}")
+        return InitialWeights(
+            checkpoint.encoder_of(saved), projector if weights else None, settings, f"{own.name or init}"
+        )
     if zoo.known(init):
         return _from_torchvision(init, encoder, width, size_px)
     raise CheckpointError(
@@ -78,21 +80,21 @@ def apply_initial(start: InitialWeights, encoder: Encoder, projector: nn.Module,
         projector.load_state_dict(start.projector.state_dict())
     elif start.projector is not None:
         print(
-            f"note: the head of {start.origin} has other layers than --head-layers and --head-dimension: g starts at "
-            "random"
+            f"note: the projection head of {start.origin} does not match --head-layers and --head-dimension, so g "
+            "starts from random weights"
         )
     off = statistics_mismatch(encoder, pixels)
     if off > LARGE_MISMATCH:
         print(
-            f"note: {start.origin} was trained on other pictures, or normalised otherwise: the channels at its first "
-            f"batch norm are {off:.1f} of its deviations off. It adapts during training"
+            f"note: {start.origin} was trained on different pictures or with another normalisation: the channel "
+            f"means at its first batch norm are off by {off:.1f} standard deviations. Training adapts to that"
         )
     return start.origin
 
 
 @torch.no_grad()
 def statistics_mismatch(encoder: Encoder, pixels: Images) -> float:
-    """Distance of the pictures' channel means from the first batch norm's, in its deviations (rms over channels)."""
+    """Distance of the pictures' channel means from the first batch norm's, in standard deviations (rms)."""
     images = torch.from_numpy(np.array(pixels[:COMPARED]))
     x = encoder.conv1(to_input(images))
     mean, variance = (encoder.bn1.get_buffer(name) for name in ("running_mean", "running_var"))
@@ -121,9 +123,9 @@ def _from_torchvision(name: str, encoder: str | None, width: int | None, size_px
     architecture = name.partition(":")[0]
     supported = [known for known in ARCHITECTURES if known in zoo.architectures()]
     if architecture not in supported:
-        raise CheckpointError(f"--init {name}: of torchvision's models, training can start from {', '.join(supported)}")
+        raise CheckpointError(f"--init {name}: training can start from torchvision's {', '.join(supported)} only")
     if encoder not in (None, architecture) or width not in (None, 1):
-        raise CheckpointError(f"--init {name} is another architecture than --encoder {encoder or architecture}")
+        raise CheckpointError(f"--init {name} does not have the architecture of --encoder {encoder or architecture}")
     model = zoo.load(name)
     size = _size(name, model.preprocessing.size_px, size_px)
     own_settings: dict[str, Any] = {"encoder": architecture, "width": 1, "size_px": size}
@@ -151,8 +153,8 @@ def _size(name: str, own_px: int, requested_px: int | None) -> int:
         return own_px
     if (requested_px <= SMALL_IMAGE_PX) != (own_px <= SMALL_IMAGE_PX):
         raise CheckpointError(
-            f"{name} sees {own_px} px and has another first layer than an encoder for {requested_px} px: give a "
-            f"--size-px on the same side of {SMALL_IMAGE_PX}, or leave it out"
+            f"{name} takes {own_px} px, and an encoder for {requested_px} px has a different first layer: give a "
+            f"--size-px {'of at most' if own_px <= SMALL_IMAGE_PX else 'above'} {SMALL_IMAGE_PX}, or leave it out"
         )
     if not 0.5 <= requested_px / own_px <= 2:
         print(f"note: {name} was trained at {own_px} px; at {requested_px} px its batch norm statistics do not fit")

@@ -61,15 +61,15 @@ from training.schedule import cosine_schedule, scaled_lr
 from training.watch import RunProblem, Watch
 
 CONFIG = "config.json"
-FINAL_BANK, INTERIM_BANK = 50_000, 10_000  # most images that kNN compares with: before and after the run, and during it
+FINAL_BANK, INTERIM_BANK = 50_000, 10_000  # largest kNN bank: before and after the run; during it
 CALIBRATION_STEPS = 8
-RESIDENT_SHARE = 0.5  # most of a GPU's free memory that the pictures may take
+RESIDENT_SHARE = 0.5  # largest share of a GPU's free memory that the pictures may take
 COMPILE_FROM_STEPS, COMPILE_FROM_MIN = 2000, 5.0  # shortest run compiled on a CPU, where compiling takes half a minute
 HOW_TO_RESUME = "Run the same command with --resume to continue."
 
 
 class SimCLR(pl.LightningModule):
-    """f, g and one training step. `history` has a row for each epoch; `facts` are for the model card."""
+    """f, g and one training step. `history` has one row per epoch; `facts` go into the model card."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class SimCLR(pl.LightningModule):
 
     def training_step(self, images: Tensor, batch_index: int) -> Tensor:
         loss = self.loss(images, self.global_step)
-        self.loss_value = loss.detach()  # for the watch; a tensor, since reading its value would wait for the device
+        self.loss_value = loss.detach()  # for Watch; a tensor, since reading its value would wait for the device
         self.loss_sum += self.loss_value
         self.log("loss", self.loss_value)
         return loss
@@ -113,10 +113,12 @@ class SimCLR(pl.LightningModule):
             z_a, z_b = self.pairs(images, draws)  # (N, d) each
         else:
             parts = [slice(start, start + size) for start in range(0, n, size)]
-            of_both = [Draws(*(torch.cat([d[:n][part], d[n:][part]]) for d in draws)) for part in parts]
-            chunks = [recomputed(self.pairs, self, images[p], drawn) for p, drawn in zip(parts, of_both, strict=True)]
+            chunk_draws = [Draws(*(torch.cat([d[:n][part], d[n:][part]]) for d in draws)) for part in parts]
+            chunks = [
+                recomputed(self.pairs, self, images[p], drawn) for p, drawn in zip(parts, chunk_draws, strict=True)
+            ]
             z_a, z_b = (torch.cat(z) for z in zip(*chunks, strict=True))
-        # For the watch: about 1 for projections of independent directions, 0 for equal ones.
+        # For Watch: about 1 if projections have independent directions, 0 if they are equal.
         self.spread = F.normalize(z_a.detach().float(), dim=1).std(dim=0).norm()
         return LOSSES[self.settings.loss].function(gather(z_a), gather(z_b), self.settings.temperature)
 
@@ -193,9 +195,9 @@ class SimCLR(pl.LightningModule):
         if self.trainer.is_global_zero:
             write_metrics(Path(self.trainer.default_root_dir) / "metrics.csv", self.history)
 
-    def measure(self, most: int) -> dict:
-        """kNN accuracy, or without labels the share of views matched, by at most `most` images."""
-        return knn.metrics(self.encoder, self.train_store, self.test_store, self.settings, most)
+    def measure(self, max_bank: int) -> dict:
+        """kNN accuracy, or without labels the share of views matched, with at most `max_bank` images in the bank."""
+        return knn.metrics(self.encoder, self.train_store, self.test_store, self.settings, max_bank)
 
     def latest_figure(self) -> dict[str, str]:
         """The latest measurement, for the progress bar."""
@@ -286,7 +288,7 @@ def pretrain(settings: PretrainSettings) -> Path:
     if module.global_rank == 0:
         report.write(run / "report.png", module)
         print(f"done in {minutes:.1f} min: {knn.sentence(module.facts['before'], module.facts['after'])}")
-        print(f"curves, pairs and neighbours: {run / 'report.png'}")
+        print(f"report with curves, pairs of views and nearest neighbours: {run / 'report.png'}")
     return run
 
 
@@ -314,7 +316,7 @@ def resolve_settings(
     last = run / "checkpoints" / checkpoint.NAME
     if last.exists():
         if not settings.resume:
-            raise CheckpointError(f"{run} holds a run already: continue it with --resume, or give another --name")
+            raise CheckpointError(f"{run} already contains a run: continue it with --resume, or give another --name")
         saved = checkpoint.load(last)
         if "optimizer_states" not in saved:
             raise CheckpointError(f"{run} is not a pretraining run: start from it with --init {run} and another --name")
@@ -329,36 +331,36 @@ def resolve_settings(
     return settings, None, start
 
 
-def resumed_settings(asked: PretrainSettings, saved: PretrainSettings, run: Path) -> PretrainSettings:
-    """A resumed run's own settings. Those asked for must be the same, or the preset's defaults.
+def resumed_settings(requested: PretrainSettings, saved: PretrainSettings, run: Path) -> PretrainSettings:
+    """A resumed run's own settings. The requested ones must be equal to them or to the preset's defaults.
 
     raises  CheckpointError
     """
-    defaults = PRESETS[asked.preset][1]
-    for field in dataclasses.fields(asked):
+    defaults = PRESETS[requested.preset][1]
+    for field in dataclasses.fields(requested):
         name = field.name
-        value, own = getattr(asked, name), getattr(saved, name)
+        value, own = getattr(requested, name), getattr(saved, name)
         if name not in ("name", "resume", "max_steps", "devices") and value not in (own, getattr(defaults, name)):
             flag = f"--{name.replace('_', '-')}"
             raise CheckpointError(
                 f"{run} was started with {flag} {own}, not {value}: leave {flag} out, or give another --name"
             )
-    return dataclasses.replace(saved, max_steps=asked.max_steps, devices=asked.devices)
+    return dataclasses.replace(saved, max_steps=requested.max_steps, devices=requested.devices)
 
 
-def starting_point(asked: PretrainSettings) -> tuple[PretrainSettings, InitialWeights]:
-    """Weights of --init, and the settings with their architecture and size, unless others than the preset's are given.
+def starting_point(requested: PretrainSettings) -> tuple[PretrainSettings, InitialWeights]:
+    """The settings with the architecture and size of --init, unless others than the preset's are given; its weights.
 
-    raises  as training.initial.load_initial
+    raises  like load_initial
     """
-    defaults, names = PRESETS[asked.preset][1], ("encoder", "width", "size_px")
+    defaults, names = PRESETS[requested.preset][1], ("encoder", "width", "size_px")
     encoder, width, size_px = (
-        None if (value := getattr(asked, name)) == getattr(defaults, name) else value for name in names
+        None if (value := getattr(requested, name)) == getattr(defaults, name) else value for name in names
     )
-    start = load_initial(asked.init, encoder, width, size_px, asked.seed)
-    settings = dataclasses.replace(asked, **{name: getattr(start.settings, name) for name in names})
-    if settings != asked:
-        print(f"{asked.init} is {settings.architecture} at {settings.size_px} px, and so is this run")
+    start = load_initial(requested.init, encoder, width, size_px, requested.seed)
+    settings = dataclasses.replace(requested, **{name: getattr(start.settings, name) for name in names})
+    if settings != requested:
+        print(f"this run is {settings.architecture} at {settings.size_px} px, like {requested.init}")
     return settings, start
 
 
@@ -374,7 +376,7 @@ def open_pictures(settings: PretrainSettings, source: Source) -> tuple[PixelStor
 def check_batch(settings: PretrainSettings, images: int, world: int) -> PretrainSettings:
     """Reduce the batch size to the number of images.
 
-    raises  DataError for a single image, ValueError for a batch that does not divide among the processes
+    raises  DataError for a single image, ValueError for a batch that the processes cannot share equally
     """
     if images < 2:
         raise DataError(
@@ -384,7 +386,10 @@ def check_batch(settings: PretrainSettings, images: int, world: int) -> Pretrain
         print(f"batch size {settings.batch_size} -> {most}: {settings.data} has only {images} pictures")
         settings = dataclasses.replace(settings, batch_size=most)
     if settings.batch_size % world or settings.batch_size < 2 * world:
-        raise ValueError(f"--batch-size {settings.batch_size} does not divide among {world} processes, two images each")
+        raise ValueError(
+            f"--batch-size {settings.batch_size} cannot be shared by {world} processes: give a multiple of {world}, "
+            "with at least 2 images per process"
+        )
     return settings
 
 
@@ -394,11 +399,11 @@ def largest_batch(settings: PretrainSettings, images: int, world: int) -> int:
 
 
 def calibrate(settings: PretrainSettings, train: PixelStore | Stream, world: int) -> PretrainSettings:
-    """Decide whether to compile, and how many epochs --minutes are. raises ValueError for --minutes on several GPUs."""
+    """Decide whether to compile, and how many epochs fit into --minutes. raises ValueError for several processes."""
     if settings.compile is None:
         settings = dataclasses.replace(settings, compile=compiling_pays(settings, len(train.pixels)))
     if settings.minutes and world > 1:
-        raise ValueError(f"--minutes is for one process; give --epochs to these {world}")
+        raise ValueError(f"--minutes works with one process only: give --epochs for {world} processes")
     if settings.minutes:
         settings = dataclasses.replace(settings, epochs=epochs_in(settings.minutes, settings, train))
     return settings
@@ -413,7 +418,7 @@ def compiling_pays(settings: PretrainSettings, images: int) -> bool:
 
 
 def epochs_in(minutes: float, settings: PretrainSettings, train: PixelStore | Stream) -> int:
-    """How many epochs fit, by timing a few steps of a second model."""
+    """How many epochs fit in the time, by timing a few steps of a second model."""
     module = SimCLR(settings, train, None).to(training_device())
     images = module.first_images(settings.batch_size)
     if settings.compile:
@@ -429,7 +434,8 @@ def epochs_in(minutes: float, settings: PretrainSettings, train: PixelStore | St
         optimizer.zero_grad()
         loss.item()  # waits for the device
         seconds.append(time.perf_counter() - started)
-    return max(1, int(minutes * 60 / min(seconds) / module.steps_per_epoch))  # other load only makes steps slower
+    # the fastest step: other work on the machine only makes steps slower
+    return max(1, int(minutes * 60 / min(seconds) / module.steps_per_epoch))
 
 
 def write_folder(run: Path, module: SimCLR) -> None:
@@ -502,7 +508,7 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # its tips and device listings
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # hides its tips and device listings
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) > 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # only the first process prints

@@ -15,31 +15,31 @@ class FinetuneSettings(ResumableSettings):
     """All settings of a fine-tuning; its checkpoint contains them."""
 
     preset: Literal["few", "linear", "v1", "v2"] = "few"
-    """Gives the defaults of the other settings; see the list above."""
+    """The recipe that sets the defaults of the other options; see the list above."""
     mode: Literal["linear", "full", "head"] = "full"
     """linear: train the classifier on a frozen encoder; full: train everything; head: train everything, and keep the
     projection head's first layer between h and the classifier (SimCLR v2)."""
 
     label_share: float = 1.0
-    """Share of each class's labels that is used, such as 0.01 or 0.1."""
+    """Share of the labels of each class to use, such as 0.01 or 0.1."""
     labels_per_class: int | None = None
-    """Instead of --label-share: how many labels of each class are used."""
+    """Instead of --label-share: number of labels of each class to use."""
     held_out: float = 0.0
-    """Share of the used labels that is held out to choose the best epoch. 0: train all epochs on all labels, which is
-    better with few of them (a few dozen held-out pictures choose by chance)."""
+    """Share of the used labels that is held out to choose the best epoch. 0: train for all epochs on all labels, which
+    is better with few labels, since the accuracy on a few dozen held-out pictures is mostly chance."""
     patience: int = 50
-    """Stop after this many epochs without a better held-out accuracy."""
+    """With --held-out: stop after this many epochs without a better held-out accuracy."""
     balance: Literal["none", "loss", "sampling"] = "none"
-    """For classes of different sizes: weight the loss by one over the class size, or draw each class equally often. The
-    held-out accuracy is then the mean of the classes' accuracies."""
+    """For classes of different sizes: weight the loss by one over the class size (loss), or draw each class equally
+    often (sampling). The held-out accuracy is then the mean of the classes' accuracies."""
 
     batch_size: int = 32
-    """Pictures per step; at most all labelled ones."""
+    """Pictures per step. Reduced if there are fewer labelled pictures."""
     optimizer: Literal["sgd", "lars"] = "sgd"
-    """SGD with Nesterov momentum, or LARS, which adapts the rate of every layer but the classifier."""
+    """SGD with Nesterov momentum, or LARS, which adapts the learning rate of each layer except the classifier."""
     lr: float | None = None
-    """Learning rate before scaling with the batch size. By default 0.02 when a pretrained encoder is trained further,
-    so that it keeps most of what it has learnt, and 1 otherwise."""
+    """Learning rate before scaling with the batch size. By default 0.02 to train a pretrained encoder further, so that
+    it keeps most of what it has learnt, and 1 otherwise."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     """linear: lr * batch / 256; sqrt: lr * sqrt(batch); none: lr."""
     warmup: float = 0.0
@@ -70,19 +70,22 @@ CROPS = AugmentSettings(jitter=0.0, grey=0.0, blur=0.0)  # crops and flips as pu
 
 PRESETS: dict[str, tuple[str, FinetuneSettings]] = {
     "few": (
-        "trains everything in small batches: for a few labels of your own",
+        "for a few labels of your own: trains all layers, in small batches",
         FinetuneSettings(),
     ),
     "linear": (
-        "linear evaluation as published for CIFAR (App. B.9): 100 epochs, Nesterov SGD 0.1 * batch / 256, batch 512",
+        "linear evaluation as published for CIFAR (App. B.9): 100 epochs, batch size 512, Nesterov SGD with learning "
+        "rate 0.1 * batch / 256",
         FinetuneSettings(preset="linear", mode="linear", batch_size=512, lr=0.1, augment=CROPS),
     ),
     "v1": (
-        "SimCLR's with 1 % of ImageNet's labels (App. B.5): 60 epochs (30 with 10 %), Nesterov SGD 0.05 * batch / 256",
+        "SimCLR's recipe for 1 % of ImageNet's labels (App. B.5): 60 epochs (use 30 for 10 %), Nesterov SGD with "
+        "learning rate 0.05 * batch / 256",
         FinetuneSettings(preset="v1", epochs=60, batch_size=4096, lr=0.05, augment=CROPS),
     ),
     "v2": (
-        "SimCLR v2's with 1 %: from the head's first layer, LARS without decay, 0.005 * sqrt(batch), 60 epochs (30)",
+        "SimCLR v2's recipe for 1 % of ImageNet's labels: keeps the head's first layer, 60 epochs (use 30 for 10 %), "
+        "LARS without weight decay and with learning rate 0.005 * sqrt(batch)",
         FinetuneSettings(
             preset="v2",
             mode="head",

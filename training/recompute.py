@@ -1,4 +1,4 @@
-"""Batches too large for the memory: encoded in chunks of which only z is kept; backward encodes each chunk again.
+"""Batches too large for memory: encode chunk by chunk and keep only z; the backward pass encodes each chunk again.
 
 GradCache (Gao et al. 2021, arXiv:2101.06983), by torch's activation checkpointing of each chunk. The loss gets the z
 of the whole batch, so the gradient is that of one pass, except for batch norm: its statistics come from one chunk (both

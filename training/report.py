@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from training.pretrain import SimCLR
 
 PAIRS, QUERIES, NEIGHBOURS = 6, 6, 7
-BANK = 5000  # most pictures among which neighbours are searched
+BANK = 5000  # neighbours are searched among at most this many pictures
 
 
 def write(path: Path, module: "SimCLR") -> None:

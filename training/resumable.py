@@ -33,11 +33,11 @@ class ResumableSettings:
     """Settings that fine-tuning and distillation share."""
 
     data: str = "shapes"
-    """Pictures to train on, for fine-tuning with labels: a folder, a .zip, shards, a torchvision name, or shapes."""
+    """Pictures to train on (with labels for fine-tuning): a folder, a .zip, shards, a torchvision name, or shapes."""
     name: str = ""
-    """The run's folder is runs/NAME. By default made of the names of the data and the encoders."""
+    """Name of the run, which is written to runs/NAME. By default made from the names of the data and the encoders."""
     resume: bool = False
-    """Continue runs/NAME where it was interrupted (a finished run is left as it is)."""
+    """Continue runs/NAME where it was interrupted. A finished run is not changed."""
     init: str = ""
     """Initial weights of the encoder: a run or checkpoint, an exported encoder's folder, or a ResNet of torchvision
     (resnet18, resnet50:IMAGENET1K_V1, resnet50:FILE.pth). By default random weights."""
@@ -46,16 +46,16 @@ class ResumableSettings:
     width: Literal[1, 2, 4] | None = None
     """Multiplies every channel count of an encoder with random weights (by default 1)."""
     size_px: int | None = None
-    """Side of the square that the encoder sees, by default that of the weights in --init. With random weights: the
-    teacher's in a distillation, otherwise 48."""
+    """Side of the encoder's square input, in pixels. By default that of the weights in --init; with random weights that
+    of the teacher in a distillation, otherwise 48."""
     augment: AugmentSettings = field(
         default_factory=lambda: AugmentSettings(crop_area=(0.25, 1.0), jitter=0.0, grey=0.0, blur=0.0)
     )
-    """Augmentation: crops and flips only. The published fine-tuning crops 0.08 to 1 of the area."""
+    """Augmentation, by default crops and flips only. The published fine-tuning uses crops of 0.08 to 1 of the area."""
     epochs: int = 100
     """Passes over the pictures."""
     seed: int = 0
-    """Seed of the random weights, the choice of labels, the order and the augmentation."""
+    """Seed of the random weights, the choice of labels, the order of the pictures and the augmentation."""
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -81,7 +81,7 @@ def is_finished(folder: Path, settings: ResumableSettings) -> bool:
     if not path.exists():
         return False
     if not settings.resume:
-        raise CheckpointError(f"{folder} holds a run already: give another --name")
+        raise CheckpointError(f"{folder} already contains a run: give another --name")
     saved = checkpoint.load(path)
     _check_same(folder, (saved.get("classifier") or saved.get("distillation") or saved)["settings"], settings)
     print(f"{folder} is finished")
@@ -89,17 +89,18 @@ def is_finished(folder: Path, settings: ResumableSettings) -> bool:
 
 
 def _check_same(folder: Path, own: dict, settings: ResumableSettings) -> None:
-    """raises CheckpointError when a run would be resumed with settings other than its own."""
-    asked = settings.to_dict()
+    """raises CheckpointError when a run would be resumed with other settings than it was started with."""
+    requested = settings.to_dict()
     for setting, kind in KINDS.items():
-        if setting in asked and setting not in own:
+        if setting in requested and setting not in own:
             raise CheckpointError(f"{folder} is not a {kind}: give another --name")
-    free = {"name", "resume"} | ({"epochs"} if asked.get("minutes") else set())  # --minutes decided the epochs
-    for name, value in asked.items():
-        if name not in free and value != own.get(name, value):
+    # --minutes decided the epochs
+    may_differ = {"name", "resume"} | ({"epochs"} if requested.get("minutes") else set())
+    for name, value in requested.items():
+        if name not in may_differ and value != own.get(name, value):
             flag = f"--{name.replace('_', '-')}"
             raise CheckpointError(
-                f"{folder} was begun with {flag} {own[name]}, not {value}: give that, or another --name"
+                f"{folder} was started with {flag} {own[name]}, not {value}: give that, or another --name"
             )
 
 
@@ -107,7 +108,7 @@ class ResumableRun:
     """The folder of one run. Saves at most every checkpoint.EVERY_S seconds; later epochs are repeated on resuming."""
 
     def __init__(self, folder: Path, settings: ResumableSettings, images: int) -> None:
-        """raises CheckpointError: an interrupted run without --resume, or with other settings or another image count"""
+        """raises CheckpointError: an interrupted run without --resume, or with other settings or images"""
         self.folder, self.settings, self.images = folder, settings, images
         self.path = folder / "checkpoints" / checkpoint.HALFWAY
         self.saved_at = 0.0
@@ -115,12 +116,12 @@ class ResumableRun:
         if not self.path.exists():
             return
         if not settings.resume:
-            raise CheckpointError(f"{folder} holds an unfinished run: give --resume to continue it, or another --name")
+            raise CheckpointError(f"{folder} has an unfinished run: give --resume to continue it, or another --name")
         self.saved = checkpoint.load(self.path)
         _check_same(folder, self.saved["settings"], settings)
         if self.saved["pictures"] != images:
             raise CheckpointError(
-                f"{folder} was begun on {self.saved['pictures']:,} pictures and {settings.data} now has {images:,}: "
+                f"{folder} was started on {self.saved['pictures']:,} pictures and {settings.data} now has {images:,}: "
                 "give another --name"
             )
 
@@ -150,7 +151,7 @@ class ResumableRun:
         self.saved_at = time.monotonic()
 
     def facts(self, data: str, epochs: int) -> dict:
-        """What the finished checkpoint and result.json say of the training."""
+        """Metadata for the finished checkpoint and result.json."""
         minutes = (time.monotonic() - self.began) / 60
         return {"data": data, "images": self.images, "epochs": epochs, "commit": commit(), "minutes": minutes}
 
@@ -173,7 +174,7 @@ def train_epochs(
 
     lr        of the settings, for the error message
     losses    epoch (from 1) -> the loss of each of its steps
-    evaluate     figures of the network on the held-out part: training stops when the best epoch is `patience` epochs old,
+    evaluate  measures the network on the held-out part: training stops when the best epoch is `patience` epochs old,
               and the network ends with that epoch's weights
     raises    ValueError when the loss becomes NaN or infinite
     """

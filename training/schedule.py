@@ -20,7 +20,7 @@ def scaled_lr(lr: float, batch_size: int, scaling: str) -> float:
 
 
 def cosine_schedule(optimizer: Optimizer, warmup: float, total_steps: int) -> LambdaLR:
-    """warmup_cosine on an optimizer built with the peak learning rate. warmup: share of the steps, in [0, 1)."""
+    """warmup_cosine for an optimizer built with the peak learning rate. warmup: share of the steps, in [0, 1)."""
     warmup_steps = round(warmup * total_steps)
     return LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps))
 

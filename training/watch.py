@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from training.pretrain import SimCLR
 
 FIRST_CHECK, CHECK_EVERY = 10, 100  # steps; reading the loss waits for the device
-PATIENCE = 200  # steps after the warm-up before a loss at chance is reported
-AT_CHANCE = 0.02  # a loss within this share of its chance level has learnt nothing
-COLLAPSED = 0.1  # spread, where 1 is that of independent directions
+PATIENCE = 200  # steps after the warm-up, after which a loss at chance is reported
+AT_CHANCE = 0.02  # with a loss within this share of its chance level, nothing has been learnt
+COLLAPSED = 0.1  # spread of the projections; 1 for independent directions
 
 
 class RunProblem(ValueError):
-    """A run that was ended because it could not work. The message says why and what to change."""
+    """A run that was stopped because it cannot learn. The message says why and what to change."""
 
 
 class Watch(pl.Callback):
@@ -51,7 +51,7 @@ class Watch(pl.Callback):
         settings = module.settings
         if not math.isfinite(loss):
             raise RunProblem(
-                f"the loss is {loss} at step {step:,}, so the run was ended; its last checkpoint is from before. "
+                f"the loss is {loss} at step {step:,}, so the run was stopped; its last checkpoint is older. "
                 f"Try a lower --lr than {settings.lr:g}, a longer --warmup, or a higher --temperature."
             )
         chance = LOSSES[settings.loss].chance(settings.batch_size)
@@ -67,8 +67,8 @@ class Watch(pl.Callback):
                 "chance",
                 trainer,
                 f"the loss, {loss:.3f} at step {step:,}, is still at its chance level {chance:.3f}: nothing is being "
-                f"learnt. Are the pictures all alike, or the views too different? Try a gentler augmentation, another "
-                f"--lr, or a lower --temperature.",
+                f"learnt. Are the pictures all alike, or their views too different? Try a gentler augmentation, "
+                f"another --lr, or a lower --temperature.",
             )
 
     def _warn(self, topic: str, trainer: pl.Trainer, warning: str) -> None:

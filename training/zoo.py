@@ -74,7 +74,7 @@ def load(name: str, seed: int = 0) -> ZooModel:
 
 
 def _silent(architecture: str) -> dict:
-    """Two architectures warn unless `init_weights` is given."""
+    """Arguments that suppress a warning of two architectures."""
     return {"init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
 
 

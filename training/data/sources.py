@@ -103,7 +103,7 @@ def open_source(data: str, cache: Path = Path("data")) -> Source:
     path = os.path.expanduser(data)
     known = re.sub("[-_ ]", "", data.lower())
     if not data.strip():
-        raise DataError("no data was named: give a folder, a .zip, .tar files, or one of " + ", ".join(NAMES))
+        raise DataError("--data is empty: give a folder, a .zip, .tar files, or one of " + ", ".join(NAMES))
     if os.path.isdir(path):
         pictures = _arrange(_list_folder(Path(path)))
     elif os.path.exists(path):
@@ -158,7 +158,7 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if folder.is_dir():
                 return
-            shutil.rmtree(work, ignore_errors=True)  # left by a killed process
+            shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed
             work.mkdir()
             try:
                 make(work)

@@ -94,8 +94,10 @@ def load_splits(source: Source, preprocessing: Preprocessing) -> Splits:
     return train, load(source, preprocessing, "test") if tested else None
 
 
-def store_folder(source: Source, pictures: Iterable[Picture], preprocessing: Preprocessing, split: str, cache: Path) -> Path:
-    """Folder of the store of these pictures, whether it exists or not."""
+def store_folder(
+    source: Source, pictures: Iterable[Picture], preprocessing: Preprocessing, split: str, cache: Path
+) -> Path:
+    """Folder that contains, or would contain, the decoded pictures."""
     key = _key(pictures, preprocessing)
     return Path(cache) / "store" / f"{source.name}-{split}-{preprocessing.size_px}px-{key}"
 
@@ -162,8 +164,8 @@ def _decode(preprocessing: Preprocessing, pictures: Sequence[Picture]) -> list[n
 def map_ahead(function: Callable[[T], R], items: Iterable[T], most: int) -> Generator[R, None, None]:
     """function(item) for each item, in order: threads compute up to `most` results ahead of the caller.
 
-    An error is raised in its item's place. A caller that stops early, by close() or by dropping the iterator, waits
-    for the calls in progress, and no thread is left.
+    An item's error is raised when its result is due. A caller that stops early, by close() or by dropping the iterator,
+    waits for the calls in progress, and no thread is left.
     """
     pool, waiting = ThreadPoolExecutor(min(most, (os.cpu_count() or 1) + 4)), deque()
     try:

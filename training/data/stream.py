@@ -21,7 +21,7 @@ from training.data.store import PixelStore
 
 Indices = int | slice | Sequence[int] | np.ndarray
 SHARE_OF_DISK = 0.5  # largest share of the free disk that a store may take
-FEW = 16  # smaller batches are extended before unreadable pictures in them are judged and replaced
+FEW = 16  # a smaller batch with unreadable pictures is extended by this many, to find replacements
 
 
 class Pixels:
@@ -109,14 +109,14 @@ def load(
         if picture.split == split:
             rows.append(row)
             labels.append(label)
-    why = "by --stream"
+    why = "--stream was given"
     if stream is None:
         why = too_large(len(rows), preprocessing.size_px, _free_bytes(cache))
         pictures = (source.pictures[row] for row in rows)
         stream = bool(why) and not store.store_folder(source, pictures, preprocessing, split, cache).is_dir()
     if not stream or not rows:  # store.load reports an empty split
         return store.load(source, preprocessing, split, cache)
-    print(f"streaming the {len(rows):,} pictures of {source.name} ({split}) from where they are: {why}")
+    print(f"decoding the {len(rows):,} pictures of {source.name} ({split}) in every epoch: {why}")
     classes = sorted(number)
     place = {label: i for i, label in enumerate(classes)}
     sorted_number = np.array([*(place[label] for label in number), -1])  # -1 stays the last, -1
@@ -130,7 +130,7 @@ def too_large(pictures: int, size_px: int, free_bytes: int) -> str:
     if needed <= SHARE_OF_DISK * free_bytes:
         return ""
     needed_gib, free_gib = needed / 2**30, free_bytes / 2**30
-    return f"decoded, they would take {needed_gib:,.1f} GiB of the {free_gib:,.1f} GiB that are free on the disk"
+    return f"stored, they would take {needed_gib:,.1f} GiB of the {free_gib:,.1f} GiB that are free on the disk"
 
 
 def _free_bytes(folder: Path) -> int:

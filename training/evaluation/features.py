@@ -3,7 +3,7 @@
 runs/NAME, a .ckpt file          f of a checkpoint; with `:random` appended, the same f untrained
 a bundle's folder, a .onnx file  an exported encoder, in ONNX Runtime; without a card its size is read from the graph
 resnet50, resnet50:random, ...   a torchvision architecture with its weights (training/zoo.py), without its last layer
-pixels                           the picture itself, shrunk: the baseline that every encoder should beat
+pixels                           the picture itself, shrunk: a baseline that every encoder should beat
 """
 
 import difflib
@@ -86,7 +86,7 @@ def open_encoder(name: str, size_px: int | None = None) -> Extractor:
     if path.exists():
         if (path / GRAPH).exists() or (path / CARD).exists() or path.suffix == ".onnx":
             if untrained:
-                raise EncoderError(f"{name}: an exported encoder cannot be untrained; name its run")
+                raise EncoderError(f"{name}: an exported encoder cannot be untrained; give its run")
             return _from_onnx(name, path)
         return _from_checkpoint(name, path, untrained)
     if name == PIXELS:
@@ -95,9 +95,9 @@ def open_encoder(name: str, size_px: int | None = None) -> Extractor:
         return _torchvision(name, size_px)
     near = difflib.get_close_matches(name.partition(":")[0], zoo.architectures(), n=3)
     raise EncoderError(
-        f"{name} is no run, checkpoint, exported encoder or torchvision architecture"
+        f"{name} is not a run, checkpoint, exported encoder or torchvision architecture"
         + (f" (nearest: {', '.join(near)})" if near else "")
-        + f"; {PIXELS} stands for the picture itself"
+        + f"; {PIXELS} is the picture itself"
     )
 
 
@@ -114,7 +114,7 @@ def size_note(name: str, size_px: int, pictures: Sequence[Picture]) -> str:
     if size_px < ENLARGED * side:
         return ""
     return (
-        f"{name} sees {size_px} px and these pictures have {side}: enlarged, they differ from those it was trained on"
+        f"{name} takes {size_px} px and these pictures have {side}: enlarged, they differ from those it was trained on"
     )
 
 
@@ -145,7 +145,7 @@ def _from_onnx(name: str, path: Path) -> Extractor:
         )
     preprocessing = card.preprocessing if card else Preprocessing(shape[1])
     if preprocessing.size_px != shape[1]:
-        raise BundleError(f"{path} takes {shape[1]} px and its card says {preprocessing.size_px}: export again")
+        raise BundleError(f"{path} takes {shape[1]} px but its card says {preprocessing.size_px}: export again")
     size = path.stat().st_size / 1e6
     return Extractor(
         name, preprocessing, lambda batch: torch.from_numpy(session.run(None, {pixels.name: batch})[0]), size
@@ -157,7 +157,7 @@ def _torchvision(name: str, size_px: int | None) -> Extractor:
     preprocessing = replace(model.preprocessing, size_px=size_px) if size_px else model.preprocessing
     last = [key for key, module in model.network.named_modules() if isinstance(module, nn.Linear)]
     if not last:
-        raise EncoderError(f"{name} does not end in a linear layer, before which h would be")
+        raise EncoderError(f"{name} has no linear layer at its end, whose input would be h")
     above, _, key = last[-1].rpartition(".")
     setattr(model.network.get_submodule(above), key, nn.Identity())
     mean, std = (torch.tensor(values)[:, None, None] for values in (model.mean, model.std))
@@ -165,7 +165,7 @@ def _torchvision(name: str, size_px: int | None) -> Extractor:
     try:
         encode(np.zeros((1, preprocessing.size_px, preprocessing.size_px, 3), np.uint8))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise EncoderError(f"{name} takes no pictures of {preprocessing.size_px} px: {error}") from error
+        raise EncoderError(f"{name} cannot take pictures of {preprocessing.size_px} px: {error}") from error
     return Extractor(name, preprocessing, encode, megabytes(model.network))
 
 

@@ -15,8 +15,8 @@ from training.data.stream import StreamedRows
 
 EXAMPLES = (4, 7)  # rows and columns of the pictures classified right, and of those classified wrong
 QUERIES, NEIGHBOURS = 6, 8
-NAMED = 20  # most classes whose names are written along a confusion matrix
-PRINTED = 12  # most classes for which its cells show numbers
+NAMED = 20  # up to this many classes, a confusion matrix has their names
+PRINTED = 12  # up to this many classes, its cells have numbers
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-r"""Figures of h that need no labels.
+r"""Measurements of h that need no labels.
 
 alignment        E |a - b|^2 of two views of a picture, on unit h; 0 if h is invariant     (arXiv:2005.10242, alpha 2)
 uniformity       log E exp(-2 |x - y|^2) over pairs of pictures, on unit h; 0 if all are equal, near -4 at best
@@ -36,7 +36,7 @@ def uniformity(h: Tensor) -> float:
     for start in range(0, n, 1024):
         squared = 2 - 2 * (h[start : start + 1024] @ h.T)  # |x - y|^2 of unit vectors
         total += (-2 * squared.clamp(min=0)).exp().double().sum().item()
-    return math.log((total - n) / (n * (n - 1)))  # without each picture's pair with itself
+    return math.log((total - n) / (n * (n - 1)))  # without the pairs of a picture with itself
 
 
 def effective_rank(h: Tensor) -> float:

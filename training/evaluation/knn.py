@@ -39,7 +39,7 @@ def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperatu
 
 
 def default_k(bank_size: int) -> int:
-    """200 as in the literature, fewer for a bank of less than 10,000."""
+    """Number of neighbours: 200 as in the literature, fewer for a bank of less than 10,000."""
     return max(1, min(200, bank_size // 50))
 
 
@@ -57,22 +57,22 @@ def metrics(
     train: PixelStore | Stream,
     test: PixelStore | Stream | None,
     settings: PretrainSettings,
-    most: int,
+    max_bank: int,
 ) -> dict:
     """Quality of an encoder on these images, as a flat dict for the log and the model card.
 
     With labels: `knn` in [0, 1], accuracy of the test set with the training set as the bank; if no test picture has a
     label, a tenth of the training set are the queries and the rest is the bank. Without labels: `views_matched`, in
     [0, 1].
-    most  images of the bank, and a fifth as many queries; larger sets are sampled, the same way every time
+    max_bank  largest bank, with up to a fifth as many queries; larger sets are sampled, always in the same way
     """
     if len(np.unique(train.labels[train.labels >= 0])) < 2:
-        chosen = np.sort(np.random.default_rng(0).permutation(len(train.labels))[: min(1000, most)])
+        chosen = np.sort(np.random.default_rng(0).permutation(len(train.labels))[: min(1000, max_bank)])
         pixels = torch.from_numpy(train.pixels[chosen])
         generator = torch.Generator().manual_seed(0)
         h_a, h_b = (embed(encoder, augment(pixels, settings.augment, generator, settings.size_px)) for _ in range(2))
         return {"views_matched": views_matched(h_a, h_b), "pictures": len(chosen)}
-    bank, query_store, queries = split_bank_and_queries(train, test, most)
+    bank, query_store, queries = split_bank_and_queries(train, test, max_bank)
     k = default_k(len(bank))
     predicted = knn_predict(
         embed(encoder, StreamedRows(train.pixels, bank)),
@@ -85,9 +85,9 @@ def metrics(
 
 
 def split_bank_and_queries(
-    train: Pictures, test: Pictures | None, most: int
+    train: Pictures, test: Pictures | None, max_bank: int
 ) -> tuple[np.ndarray, Pictures, np.ndarray]:
-    """Rows of the bank in `train`; the store that holds the queries, and their rows in it. most: as in `metrics`."""
+    """Rows of the bank in `train`; the queries' store, and their rows in it. max_bank: as in `metrics`."""
     order = np.random.default_rng(0).permutation(len(train.labels))
     bank, query_store = order[train.labels[order] >= 0], train
     if test is not None and (test.labels >= 0).any():
@@ -95,11 +95,11 @@ def split_bank_and_queries(
         queries = np.random.default_rng(0).permutation(np.flatnonzero(test.labels >= 0))
     else:
         queries, bank = np.split(bank, [max(1, len(bank) // 10)])
-    return np.sort(bank[:most]), query_store, np.sort(queries[: max(1, most // 5)])
+    return np.sort(bank[:max_bank]), query_store, np.sort(queries[: max(1, max_bank // 5)])
 
 
 def sentence(before: dict, after: dict) -> str:
-    """A sentence on two results of `metrics`."""
+    """Describes two results of `metrics`, before and after training."""
     if "knn" in after:
         return (
             f"kNN accuracy {before['knn']:.1%} before training, {after['knn']:.1%} after "

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from training.schedule import cosine_schedule, scaled_lr
 
-DECAYS = tuple(10.0**power for power in range(1, -7, -1))  # from strong to weak
+DECAYS = tuple(10.0**power for power in range(1, -7, -1))  # strongest first
 ITERATIONS = 300
-AXES_MOST = 4096  # features, for which the eigenvectors take about ten seconds on two cores
+AXES_MOST = 4096  # most features for principal axes, which then take about ten seconds on two cores
 SGD_LR, SGD_BATCH, SGD_EPOCHS = 0.1, 512, 100
 
 

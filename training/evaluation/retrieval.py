@@ -1,4 +1,4 @@
-"""Whether the nearest pictures by the cosine of h are of the query's class.
+"""Retrieval by the cosine of h: whether the nearest pictures belong to the query's class.
 
 precision@k  share of the k nearest that are of the query's class
 recall@k     1 if one of the k nearest is, otherwise 0 (as in metric learning; not the share of the class found)
@@ -43,7 +43,7 @@ def metrics(
     if not all(1 <= k <= len(bank) for k in ks):
         raise ValueError(f"each k must be between 1 and the bank's {len(bank)} pictures, not {ks}")
     if missing := set(query_labels.tolist()) - set(bank_labels.tolist()):
-        raise ValueError(f"the bank holds no picture of class {min(missing)}")
+        raise ValueError(f"the bank contains no picture of class {min(missing)}")
     queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
     ranks = torch.arange(1, len(bank) + 1)
     parts: dict[str, list[Tensor]] = {}

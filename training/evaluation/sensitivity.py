@@ -1,8 +1,8 @@
 """How far h moves under each augmentation: what an encoder is sensitive to, and what it has learnt to ignore.
 
 Each augmentation is applied alone, at increasing strength, to the same pictures, and the mean cosine of h(x) and
-h(view of x) is measured. Since the mean cosine of two different pictures differs between encoders, it is put into
-relation: `moved` is (1 - cosine) / (1 - cosine of others), 0 if h does not change and 1 if it moves as far as to
+h(view of x) is measured. Since the mean cosine of two different pictures differs between encoders, it is normalised:
+`moved` is (1 - cosine) / (1 - cosine of others), 0 if h does not change and 1 if it moves as far as to
 another picture's.
 """
 
@@ -98,20 +98,20 @@ def views(pixels: np.ndarray, augmentation: str, strength: float, seed: int = 0)
 
 
 def _unchanged(n: int, height: int, width: int) -> Draws:
-    def of(value: float) -> Tensor:
+    def full(value: float) -> Tensor:
         return torch.full((n,), value)
 
     return Draws(
-        *(of(float(side)) for side in (0, 0, height, width)),
-        flip=of(False),
-        brightness=of(1.0),
-        contrast=of(1.0),
-        saturation=of(1.0),
-        hue=of(0.0),
+        *(full(float(side)) for side in (0, 0, height, width)),
+        flip=full(False),
+        brightness=full(1.0),
+        contrast=full(1.0),
+        saturation=full(1.0),
+        hue=full(0.0),
         blend_order=torch.arange(3).repeat(n, 1),
-        hue_place=of(3),
-        grey=of(False),
-        sigma=of(0.0),
+        hue_place=full(3),
+        grey=full(False),
+        sigma=full(0.0),
     )
 
 
@@ -153,14 +153,14 @@ def untrained(name: str, size_px: int | None) -> "Extractor | None":
 
 
 def sentence(result: Sensitivity) -> str:
-    """What the encoder is most and least sensitive to at the greatest strengths, and advice on augmentations."""
+    """Names the augmentations that move h most and least at the greatest strengths, and gives advice."""
     curves = sorted(result.curves, key=lambda curve: curve.moved[-1])
     least, most = curves[0], curves[-1]
     at = f"{most.strengths[-1]:g}, {most.unit}"
     return (
-        f"{result.encoder} notices {most.augmentation} most ({at}: h goes {most.moved[-1]:.0%} of the way to another "
-        f"picture's) and {least.augmentation} least ({least.moved[-1]:.0%}): pretrain with more of what should not "
-        "count when pictures are compared, and with less of what should."
+        f"{result.encoder} notices {most.augmentation} most ({at}: h moves {most.moved[-1]:.0%} of the way to another "
+        f"picture's) and {least.augmentation} least ({least.moved[-1]:.0%}): pretrain with more of the "
+        "augmentations that should not matter when pictures are compared, and with less of those that should."
     )
 
 

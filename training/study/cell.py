@@ -38,10 +38,10 @@ from training.study import factors
 
 FOLDER, COST, COMMIT = "studies", "cost.json", "commit"
 DECAY = 1e-3  # of every linear evaluation
-HELD_OUT = 0.2  # share of each class that is held out as queries without a test split
-MATCHED = 1000  # pictures whose two views are matched
-BINS = 16  # of the histogram of a channel
-RUN_ONLY = ("preset", "name", "resume", "devices", "data", "knn_epochs")  # settings that do not change a figure
+HELD_OUT = 0.2  # without a test split: share of each class that is held out as queries
+MATCHED = 1000  # most pictures whose two views are matched
+BINS = 16  # bins of a channel's histogram
+RUN_ONLY = ("preset", "name", "resume", "devices", "data", "knn_epochs")  # settings that do not change the results
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,7 @@ def _views(cell: TrainedCell) -> list[Tensor]:
     """Two augmented views of each of up to MATCHED queries: (N, 3, S, S) each."""
     chosen = np.sort(np.random.default_rng(0).permutation(len(cell.queries))[:MATCHED])
     pixels, generator = torch.from_numpy(cell.queries[chosen]), torch.Generator().manual_seed(cell.settings.seed)
-    how: AugmentSettings = cell.settings.augment
-    return [augment(pixels, how, generator, cell.settings.size_px) for _ in range(2)]
+    return [augment(pixels, cell.settings.augment, generator, cell.settings.size_px) for _ in range(2)]
 
 
 def _read(path: Path) -> dict:

@@ -53,7 +53,7 @@ def row_per_cell(cells: list[Cell], results: list[list[dict]]) -> list[RunRow]:
 
 
 def row_per_factor(cells: list[Cell], results: list[list[dict]]) -> list[RunRow]:
-    """factors.py names its figures 'FACTOR: FIGURE'."""
+    """One row per cell and factor; factors.py names its results 'FACTOR: FIGURE'."""
     return [
         RunRow(
             cell.labels | {"factor": factor},
@@ -90,9 +90,9 @@ class Study:
     figures: tuple[str, ...] = QUALITY
     """Columns of the table."""
     rows: Callable[[list[Cell], list[list[dict]]], list[RunRow]] = row_per_cell
-    """From the cells and their figures, once per seed, to the rows of the table."""
+    """Makes the rows of the table from the cells and their results, one dict per seed."""
     judged: Callable[[list[Cell], list[list[dict]]], list[RunRow]] | None = None
-    """The same to the rows that the claims are about, if these are not those of the table."""
+    """Like `rows`, for the rows that the claims are tested on, if these are not the table's."""
 
 
 def heads(base: PretrainSettings) -> list[Cell]:
@@ -113,10 +113,10 @@ def with_and_without_colour(base: PretrainSettings) -> list[Cell]:
 
 def pairs(base: PretrainSettings) -> list[Cell]:
     cells = []
-    for one, other in combinations_with_replacement(SINGLE, 2):
-        changes = NOTHING | SINGLE[one] | SINGLE[other]
+    for first, second in combinations_with_replacement(SINGLE, 2):
+        changes = UNCHANGED | SINGLE[first] | SINGLE[second]
         changes["crop_area"] = changes["crop_area"] or base.augment.crop_area
-        cells.append(Cell({"first": one, "second": other}, replace(base, augment=replace(base.augment, **changes))))
+        cells.append(Cell({"first": first, "second": second}, replace(base, augment=replace(base.augment, **changes))))
     return cells
 
 
@@ -134,7 +134,7 @@ def temperatures(base: PretrainSettings) -> list[Cell]:
 
 
 def strengths(base: PretrainSettings) -> list[Cell]:
-    """Without blur, which only the last cell adds, as in Table 1."""
+    """No blur, except in the last cell, as in Table 1."""
     cells = []
     for strength in STRENGTHS:
         changes: dict[str, Any] = {"strength": strength, "blur": 0.0}
@@ -145,7 +145,7 @@ def strengths(base: PretrainSettings) -> list[Cell]:
 
 
 def where(**labels: object) -> Callable[[dict], bool]:
-    """Whether a row has these labels; a tuple means any of its values."""
+    """A test whether a row has these labels; a tuple means any of its values."""
     allowed = {name: value if isinstance(value, tuple) else (value,) for name, value in labels.items()}
     return lambda row: all(row[name] in values for name, values in allowed.items())
 
@@ -170,7 +170,7 @@ NON_LINEAR = where(head="non-linear")
 
 STUDIES = {
     "projection-head": Study(
-        "The head g, and where to read (Fig. 8)",
+        "The projection head g, and whether to use h or z (Fig. 8)",
         heads,
         plots.heads,
         (
@@ -184,7 +184,7 @@ STUDIES = {
         ),
     ),
     "what-g-forgets": Study(
-        "What is lost in z = g(h), of factors that are known (Table 3)",
+        "Which known factors z = g(h) loses (Table 3)",
         with_and_without_colour,
         plots.factors,
         (
@@ -192,7 +192,12 @@ STUDIES = {
             forgotten("It reads orientation better from h than from z", "orientation"),
             forgotten("It reads scale and position better from h than from z", "scale and position"),
             forgotten("It reads the class better from h than from z", "class"),
-            claim("z keeps more colour where views keep theirs", {"views": "no colour"}, {"views": "all"}, "colour z"),
+            claim(
+                "z keeps more colour if the views keep their colours",
+                {"views": "no colour"},
+                {"views": "all"},
+                "colour z",
+            ),
         ),
         measures=("factors",),
         figures=plots.READ,
@@ -237,7 +242,7 @@ STUDIES = {
         ),
     ),
     "colour": Study(
-        "Strength of colour distortion (Table 1), and what histograms give away without it (Fig. 6)",
+        "Strength of colour distortion (Table 1), and views that match by their histograms (Fig. 6)",
         strengths,
         plots.strengths,
         (

@@ -37,7 +37,7 @@ class SeedGroup:
 
 @dataclass(frozen=True)
 class Claim:
-    """Claims that the sum of the means of `more` is greater than that of `less`."""
+    """The claim that the sum of the means of `more` is greater than that of `less`."""
 
     words: str
     more: tuple[SeedGroup, ...]
@@ -76,11 +76,11 @@ def judge(claim: Claim, rows: Sequence[RunRow]) -> dict:
             variance += s**2 / len(values)
             freedoms.append(freedom)
     if not min(freedoms):
-        words = f"{claim.words}: {100 * contrast:+.1f} points with one seed, so there is no spread to judge by."
+        words = f"{claim.words}: {100 * contrast:+.1f} points with one seed, so it cannot be judged."
         return {"claim": claim.words, "contrast": contrast, "held": None, "sentence": words}
     half = quantile(min(freedoms)) * math.sqrt(variance)
     low, high = contrast - half, contrast + half
     held = True if low > 0 else False if high < 0 else None
-    verdict = {True: "held", False: "did not hold, the reverse did", None: "not told apart"}[held]
+    verdict = {True: "held", False: "did not hold, the reverse did", None: "undecided"}[held]
     words = f"{claim.words}: {verdict}, {100 * contrast:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})."
     return {"claim": claim.words, "contrast": contrast, "low": low, "high": high, "held": held, "sentence": words}
