@@ -4,13 +4,13 @@
     TWINVIEW_API_KEYS_FILE   a file with one key per line; empty lines and lines that begin with # are ignored
     TWINVIEW_OPEN=1          without keys, answer everyone who can reach the service
 
-Clients send a key as `Authorization: Bearer KEY`, or as the password of Basic authentication with any user name, which
-a browser asks its user for. /livez and /readyz need no key.
+Clients send a key as `Authorization: Bearer KEY`, or as the password of Basic authentication with any user name: a
+browser shows a dialog for it. /livez and /readyz need no key.
 
 Without keys a request is answered if it arrived at a loopback address, whatever address the service listens on.
 Requests from other machines, or into a container, arrive at other addresses. A website open in a browser on this
-machine could point its own name to 127.0.0.1 and so reach the service, which is why the Host header must be an address,
-or a name without a dot.
+machine could point its own name to 127.0.0.1 and so reach the service (DNS rebinding). So the Host header must be an
+address, or a name without a dot.
 """
 
 import base64
@@ -31,7 +31,7 @@ from serving.errors import Closed, NoKey, Refusal
 OPEN_PATHS = ("/livez", "/readyz")
 CHALLENGES = ('Bearer realm="twinview"', 'Basic realm="twinview", charset="UTF-8"')
 HOW_TO_OPEN = "set TWINVIEW_API_KEYS or TWINVIEW_API_KEYS_FILE, or TWINVIEW_OPEN=1 to answer everyone"
-INTERNAL = "twinview.internal"  # a key in the scope of requests that this process makes to itself
+INTERNAL = "twinview.internal"  # key in the ASGI scope that marks requests that this process makes to itself
 
 
 class KeyProblem(ValueError):
@@ -66,7 +66,7 @@ class Access:
         return cls(cls.of_keys(*keys).digests, environment.get("TWINVIEW_OPEN", "") == "1")
 
     def admits(self, key: bytes) -> bool:
-        """Returns whether the key is valid, after the same time for every wrong key."""
+        """Returns whether the key is valid. Takes the same time for every wrong key."""
         digest = hashlib.sha256(key).digest()
         return sum(hmac.compare_digest(digest, known) for known in self.digests) > 0  # compares all of them
 
@@ -146,7 +146,7 @@ class RequireAccess:
 
 
 def internal(app: ASGIApp) -> ASGIApp:
-    """Wraps the app for requests that this process makes to itself, which need no key. Clients cannot set a scope."""
+    """Wraps the app for requests that this process makes to itself: they need no key. Clients cannot set the scope."""
 
     async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, INTERNAL: True}, receive, send)

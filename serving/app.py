@@ -52,7 +52,7 @@ def create_app(
 
     encoder  as Engine's `encoders`
     index    folder of the collections, or s3://bucket/prefix; it need not exist
-    access   who may use the service; by default as the environment says
+    access   who may use the service; by default read from the environment variables
     raises   KeyProblem, and ValueError for a wrong TWINVIEW_LOG
     """
     log.install(os.environ)
@@ -74,7 +74,7 @@ def create_app(
     app.state.engine, app.state.problem = None, "the service is starting"
     app.state.limits, app.state.metrics, app.state.started = limits, metrics, int(time.time())
 
-    # include_router would make every request search the routes twice
+    # with include_router every request would search the routes twice
     app.router.routes[:0] = [route for router in ROUTERS for route in router.routes]
     app.mount(status.DOCS_ASSETS, status.docs_assets())
     app.openapi = lambda: openapi.document(app, access)
@@ -90,7 +90,7 @@ async def _answer_index_problem(request: Request, error: IndexProblem) -> Respon
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI, encoder: str | None, index: str | Path, access: Access) -> AsyncIterator[None]:
-    """Loads the engine, keeps trying while there is no encoder, and closes the engine in the end."""
+    """Loads the engine, trying again while there is no encoder, and closes it at the end."""
 
     async def load_or_update() -> None:
         while True:
@@ -113,7 +113,7 @@ async def _lifespan(app: FastAPI, encoder: str | None, index: str | Path, access
 
 
 async def _load_engine(app: FastAPI, encoder: str | None, index: str | Path) -> bool:
-    """Returns whether there is an engine now. Without one the service runs on, and its responses say why."""
+    """Returns whether the engine is loaded. Without it the service runs, and its responses say what is missing."""
     try:
         engine = await run_in_threadpool(Engine, encoder, index, app.state.limits, app.state.metrics)
     except BundleError as error:
@@ -130,7 +130,8 @@ async def _load_engine(app: FastAPI, encoder: str | None, index: str | Path) -> 
 
 
 async def _open_default_collection(engine: Engine) -> None:
-    """Opens it before the first search does, and logs what is served. If it is damaged, the encoder serves anyway."""
+    """Opens the collection, so that the first search is fast, and logs what is served. A damaged one does not stop the
+    service."""
     names, index = ", ".join(card.id for card in engine.cards), engine.library.index(DEFAULT)
     try:
         count = await run_in_threadpool(index.count)

@@ -42,7 +42,7 @@ class BulkSettings(CollectionOptions):
     """An encoder bundle's folder, or a tag of BentoML's model store. Default: the first in TWINVIEW_ENCODER, or the
     newest under runs/."""
     split: Literal["all", "train", "test"] = "all"
-    """Which split, if the data has several."""
+    """The split to read, if the data has several."""
     watch: bool = False
     """Follow the folder: files that are added, changed or removed are updated in the index within seconds. Ctrl-C ends
     it."""
@@ -92,7 +92,7 @@ def run(settings: BulkSettings) -> Tally:
 
 
 def command(settings: BulkSettings) -> Tally:
-    """`run` at low priority, so that a service on this machine stays fast."""
+    """`run` at low priority, so that a service on the same machine stays fast."""
     lower_priority()
     return run(settings)
 
@@ -108,7 +108,7 @@ def _check_index_outside(data: str | None, index: Index) -> None:
     folder, inside = os.path.abspath(os.path.expanduser(data or "")), index.store.local
     if data and os.path.isdir(folder) and inside is not None:
         parts = Path(os.path.relpath(inside, folder)).parts
-        if not any(part.startswith(".") for part in parts):  # outside, or hidden, so that it is not listed
+        if not any(part.startswith(".") for part in parts):  # hidden folders are not read
             raise DataError(f"the index {index.store.uri} is inside {data}, so its thumbnails would be indexed too")
 
 
@@ -122,7 +122,7 @@ def _known_ids(index: Index, allow_other_encoder: bool) -> set[str]:
 
 
 def _own_originals(settings: BulkSettings, bundle: Bundle) -> Originals:
-    """The pictures of the collection, from the largest table of another encoder."""
+    """Returns the pictures of the collection, listed from the largest table of another encoder."""
     tables = [facts for facts in collections(settings.index) if facts.name == settings.collection]
     others = [facts for facts in tables if facts.encoder != bundle.card.id]
     if not others:

@@ -87,7 +87,7 @@ class Engine:
         self._decode.close()
 
     async def _embed(self, uploads: list[Upload], encoder: ServedEncoder) -> EmbeddedImages:
-        """Embed with this encoder, even if another replaces it meanwhile."""
+        """Embed with this encoder, even if a newer one replaces it meanwhile."""
         with self._gate.admit(len(uploads)), _restart_failure_as_not_ready():
             encoded = None
             if encoder.decodes_small_images and all(len(upload.data) <= SMALL_BYTES for upload in uploads):
@@ -105,7 +105,7 @@ class Engine:
 
 @contextmanager
 def _restart_failure_as_not_ready() -> Iterator[None]:
-    """A lane that has to be restarted fails if another bundle has replaced its own on disk."""
+    """A lane that has to be restarted raises if its bundle on disk has been replaced by another."""
     try:
         yield
     except BundleError as error:

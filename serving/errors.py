@@ -43,14 +43,14 @@ DESCRIPTIONS = {
     415: "This route does not accept the body's media type.",
     422: "An image cannot be decoded; `param` names it.",
     429: "The service is busy. Try again after the seconds in `Retry-After`.",
-    501: "This service was built without the part that does this.",
+    501: "This service was built without the packages that this route needs.",
     503: "There is no encoder to serve yet, or the collection cannot be read or written.",
     507: "The disk of the collection is full; nothing in the request was written.",
 }
 
 
 class Refusal(HTTPException):
-    """A request that the service refuses; each subclass has its status."""
+    """A request that the service refuses. Each subclass has its own status."""
 
     status = 500
 
@@ -133,16 +133,16 @@ def response(error: HTTPException) -> Response:
 
 
 def internal_error() -> Response:
-    """Response to an unexpected exception. It reveals nothing about the exception; the log has it."""
+    """Returns the response to an unexpected exception. It does not describe the exception; the log does."""
     return response(Refusal("the service failed; its log says why"))
 
 
 def malformed(errors: Sequence[dict], skip: int = 0) -> Malformed:
-    """Describe the first of pydantic's errors.
+    """Returns the error response for the first of pydantic's errors.
 
-    skip  leading parts of its location that the client did not write
+    skip  leading parts of its location that are not in the client's input
     """
-    location = [part for part in errors[0]["loc"][skip:] if not str(part).startswith("~")]  # tags of unions
+    location = [part for part in errors[0]["loc"][skip:] if not str(part).startswith("~")]  # without the tags of unions
     is_file = errors[0]["type"] == "value_error"  # FastAPI's own message names its classes
     message = "must be a file" if is_file else errors[0]["msg"]
     if not location:
@@ -152,7 +152,7 @@ def malformed(errors: Sequence[dict], skip: int = 0) -> Malformed:
 
 
 def install(app: FastAPI) -> None:
-    """Give this shape to errors of the app's router and of FastAPI's validation. Envelope handles all others."""
+    """Use this shape for errors of the app's router and of FastAPI's validation. Envelope handles all others."""
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> Response:

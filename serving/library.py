@@ -1,6 +1,6 @@
 """The collections as the service uses them: add, delete, search.
 
-Collections are read in their own threads, and pictures to be added are decoded in others: neither holds up embedding.
+Reading collections and decoding pictures to be added each have their own threads, so neither delays embedding.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class Library:
     ):
         """gate     admits images to be embedded
         embed    embeds uploads with an encoder, behind the gate; returns an EmbeddedImages
-        threads  half as many decode pictures to be added
+        threads  half of this number decode pictures to be added
         """
         self._encoders, self._gate, self._embed = encoders, gate, embed
         self._decode = Decoder(max(1, threads // 2), limits.pixels)
@@ -161,10 +161,10 @@ class Library:
 
 def search_direction(positive: Sequence[np.ndarray], negative: Sequence[np.ndarray] = ()) -> np.ndarray:
     """The vector (d,) to search by (Rocchio 1971, Relevance Feedback in Information Retrieval, in: The SMART Retrieval
-    System, ed. Salton): mean of the relevant minus mean of the non-relevant, both with weight 1.
+    System, ed. Salton): the mean of the relevant minus the mean of the non-relevant, both with weight 1.
 
     Vectors and the two means are scaled to unit length: many examples on one side weigh no more than a few on the
-    other. There is no original query vector; images that are searched by are positive examples.
+    other. Unlike Rocchio's, it has no original query vector: the images of the query are positive examples.
 
     positive, negative  vectors (d,) of any length but 0; at least one positive
     """

@@ -23,13 +23,13 @@ class Limits:
     pixels: int = MAX_PIXELS
     """Largest image, in pixels."""
     images_at_once: int = 1024
-    """Most images that are decoded, queued or encoded at once; requests beyond it get 429."""
+    """Most images in progress (decoded, queued or encoded) at once; further requests get 429."""
     bytes_at_once: int = 2**30
     """Most bytes of request bodies in memory at once, each from its arrival until its response."""
     rows_at_once: int = 10_000
-    """Most rows that wait to be written to collections, or are being written."""
+    """Most rows in progress (waiting or being written to collections) at once."""
     reads_at_once: int = 256
-    """Most reads of collections that wait or run."""
+    """Most reads of collections in progress (waiting or running) at once."""
     threads: int = 0
     """Threads for decoding, and as many for the encoder; 0 for one per core."""
 
@@ -67,7 +67,7 @@ def busy(limit: str) -> Busy:
 
 
 def cores() -> int:
-    """Returns the number of processor cores this process may use: its affinity, and a container's quota."""
+    """Returns the number of processor cores this process may use, by its CPU affinity and the container's quota."""
     try:
         usable = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
@@ -81,6 +81,6 @@ def cores() -> int:
 
 
 def lower_priority() -> None:
-    """Let other processes have the cores first, from now on."""
+    """Run this process at low priority from now on, so that others get the cores first."""
     if hasattr(os, "setpriority"):
         os.setpriority(os.PRIO_PROCESS, 0, 10)

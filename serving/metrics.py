@@ -1,7 +1,7 @@
 """The metrics that /metrics shows, in Prometheus's text format.
 
 Requests are counted by route, never by path: clients can invent any number of paths. Under BentoML the counts are sums
-over all workers, whichever worker responds; the `process_` metrics are that worker's own.
+over all workers, whichever worker answers /metrics; the `process_` metrics are that worker's own.
 """
 
 import os
@@ -35,7 +35,7 @@ class Metrics:
         self.in_flight = gauge("twinview_images_at_once", "Images in flight.")
         self.waiting = gauge("twinview_images_waiting", "Images waiting for a batch.")
         self.levels: Callable[[], tuple[int, int]] = lambda: (0, 0)
-        """Returns the present values of the two gauges: images in flight, images waiting."""
+        """Returns the current values of the two gauges: images in flight, images waiting."""
         self.images = Counter("twinview_images", "Images embedded for requests.", registry=registry)
         what = "Time of an embedding request in each stage: decoding, waiting for a batch, runs of the encoder."
         stages = Histogram("twinview_stage_seconds", what, ["stage"], buckets=STAGE_SECONDS, registry=registry)

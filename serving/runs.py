@@ -2,8 +2,8 @@
 
     config.json  settings     metrics.csv  one row per epoch     result.json  final accuracy of a fine-tuning
 
-Runs are the folders in TWINVIEW_RUNS (by default ./runs), and the folders one level below for names with a slash. No
-answer contains a path: data and encoders are named by the last part of their path.
+Runs are the folders in TWINVIEW_RUNS (by default ./runs), and the folders one level below, with names like a/b. No
+reply contains a path: data and encoders are named by the last part of their path.
 """
 
 import csv
@@ -23,9 +23,9 @@ from serving.protocol.replies import Run, RunDetails, RunKind, Runs, RunState
 
 CONFIG, METRICS, RESULT = "config.json", "metrics.csv", "result.json"
 MAX_FILE_BYTES = 2**23  # larger files are not read
-MAX_ROWS = 2000  # of the curves in an answer
-FIRST_EPOCH_S = 600  # a run that has written nothing for so long has stopped, while its speed is not known
-QUIET_EPOCHS, QUIET_S = 3, 60  # once it is known: the time of so many epochs, and of evaluating and saving
+MAX_ROWS = 2000  # of the curves, in one reply
+FIRST_EPOCH_S = 600  # in its first epoch, a run that has written nothing for this long counts as stopped
+QUIET_EPOCHS, QUIET_S = 3, 60  # later: for the time of this many epochs, plus this for evaluating and saving
 PATH_SETTINGS = ("data", "init", "teacher")
 FIGURES = ("knn", "views_matched", "held_out")  # columns of metrics.csv that measure quality
 
@@ -45,7 +45,7 @@ def list_runs(limit: int) -> Runs:
 
 
 def read_run(name: str) -> RunDetails | None:
-    """Only searches the listed folders: `name` is never used as a path."""
+    """Returns None if there is no such run. `name` is compared with the listed folders and never used as a path."""
     folder = dict(_folders(runs_folder())).get(name)
     files = folder and _files(folder)
     if not files:
@@ -65,7 +65,7 @@ def _folders(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _changed(folder: Path) -> float:
-    """When the run last wrote a file, in Unix seconds. TensorBoard's events are written every few steps."""
+    """Returns when the run last wrote a file, in Unix seconds. TensorBoard's events are written every few steps."""
     latest = 0.0
     for file in (folder / CONFIG, folder / METRICS, *folder.glob("events.out.*"), *folder.glob("checkpoints/*")):
         try:
@@ -97,7 +97,7 @@ class _Config(BaseModel):
 
 @dataclass(frozen=True)
 class _Files:
-    """Contents of a run's files. Cached, so never change them."""
+    """Contents of a run's files. Cached: callers must not change them."""
 
     settings: dict[str, Any]
     config: _Config
@@ -126,7 +126,7 @@ def _files(folder: Path) -> _Files | None:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    """Changes when the file does."""
+    """Returns a value that changes with the file."""
     try:
         stat = file.stat()
     except OSError:
@@ -205,7 +205,7 @@ def _accuracy(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _state(files: _Files, epoch: int, changed: float) -> RunState:
-    """Judges by the age of the files whether a run is still training: its process may be on another machine."""
+    """Decides by the age of the files whether a run is still training, since its process may be on another machine."""
     config, step, speed = files.config, files.last("step"), files.last("images_per_s")
     if files.result or epoch >= config.epochs or (config.max_steps and (step or 0) >= config.max_steps):
         return "finished"

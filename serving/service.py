@@ -1,12 +1,12 @@
-"""The service as BentoML starts it: bentofile.yaml leads `bentoml serve` and `bentoml build` to this file.
+"""The service as BentoML starts it: bentofile.yaml names this file for `bentoml serve` and `bentoml build`.
 
     TWINVIEW_ENCODER   folder of an encoder bundle, or tag of BentoML's model store; several separated by commas, the
                        first is the default encoder. By default the newest export in runs/
     TWINVIEW_INDEX     folder of the collections, or s3://bucket/prefix; by default index/
     TWINVIEW_API_KEYS, TWINVIEW_API_KEYS_FILE, TWINVIEW_OPEN: see access.py. TWINVIEW_LOG: see api/log.py
 
-BentoML supervises the process, builds images and stores models. Its HTTP layer is bypassed: it has its own /readyz and
-/metrics, in other shapes, and takes more time than our own part of a small request.
+BentoML supervises the process, builds images and stores models. Its HTTP layer is bypassed: its /readyz and /metrics
+have other formats, and it takes more time than our own code for a small request.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ except ValueError as error:  # names the environment variable at fault
 
 
 class DirectService(bentoml.Service):
-    """Starts and stops as every BentoML service, but passes requests straight to the app."""
+    """Starts and stops like every BentoML service, but passes requests directly to the app."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         lifecycle = super().to_asgi(is_main)
@@ -51,14 +51,14 @@ class DirectService(bentoml.Service):
         requests = traced(app)
 
         async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
-            with contextlib.suppress(asyncio.CancelledError):  # a request that was cut off STOP_S after the signal
+            with contextlib.suppress(asyncio.CancelledError):  # a request still running STOP_S after the signal
                 await (lifecycle if scope["type"] == "lifespan" else requests)(scope, receive, send)
 
         return asgi
 
 
 def workers() -> int:
-    """Returns the number of processes that share the cores. BentoML gives a worker its own number only."""
+    """Returns the number of processes that share the cores. BentoML only gives a worker its own index."""
     count = BentoMLContainer.config.get()["services"]["twinview"]["workers"]
     return int(system_resources()["cpu"]) if count == "cpu_count" else count or 1
 

@@ -7,10 +7,10 @@ from serving.limits import busy
 
 
 class BodyLimit:
-    """ASGI middleware that raises TooLarge and Busy, which Envelope answers.
+    """ASGI middleware that raises TooLarge and Busy; Envelope turns them into responses.
 
-    most     largest body, in bytes; judged by the announced length, or else while the body arrives
-    at_once  most bytes of all bodies in memory, however slowly they arrive; a body that is alone may exceed it
+    most     largest body, in bytes; checked by the Content-Length, or without one while the body arrives
+    at_once  most bytes of all bodies in memory together; a single body may exceed it if there is no other
     """
 
     def __init__(self, app: ASGIApp, most: int, at_once: int):

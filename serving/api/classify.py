@@ -40,7 +40,7 @@ async def classify(
     _check_classes(card.id, card.classes)  # before reading the body
     uploads = await read_images(request, request.app.state.limits.images)
     embedded = await embed_uploads(request, engine, uploads, model)
-    _check_classes(embedded.model, embedded.classes)  # a newer export may have replaced the model meanwhile
+    _check_classes(embedded.model, embedded.classes)  # again, since a newer export may have replaced the model
     return json_response(Classified(embedded.model, likeliest(embedded.logits, embedded.classes, k)))
 
 

@@ -101,12 +101,12 @@ async def keys(name: Name, engine: Ready, model: ModelId = ALIAS) -> Response:
     responses=documented(400, 404, 409, 413, 415, 422, 429, 503, 507),
 )
 async def put_items(request: Request, name: Name, engine: Ready) -> Response:
-    """Add items, or replace those with the same ids. Once this answers, either all items are stored durably or none.
+    """Add items, or replace those with the same ids. When this returns, either all items are stored durably or none.
 
-    Send pictures in the same way as to /embed; they are embedded, and a thumbnail of each is stored. The request can
-    describe them: for a single picture as the body with query parameters, in a form with the field `metadata`, a JSON
-    list of one object per image, {} for an image without a description. Or send vectors as JSON that the same encoder
-    has computed elsewhere. A collection is created with its first items.
+    Send pictures in the same way as to /embed: they are embedded, and a thumbnail of each is stored. To describe them,
+    use query parameters if the body is a single picture; in a form, the field `metadata` is a JSON list with one object
+    per image, {} for no description. Or send JSON with vectors that the same encoder has computed elsewhere. The first
+    items create the collection.
     """
     library, limits = engine.library, request.app.state.limits
     if media_type(request) == JSON:
@@ -128,7 +128,7 @@ async def put_items(request: Request, name: Name, engine: Ready) -> Response:
 
 
 async def _read_facts(request: Request, query: ItemFactsQuery, uploads: list[Upload]) -> list[ItemFacts]:
-    """Returns what the request says about each image. Raises Malformed."""
+    """Returns the facts that the request gives about each image. Raises Malformed."""
     facts = query.model_dump(exclude={"model"}, exclude_none=True)
     if facts:
         field = next(iter(facts))
@@ -230,7 +230,7 @@ async def item(
     response_class=Response,
     responses={
         200: {"content": binary("image/jpeg")},
-        304: {"description": "The thumbnail is the one that If-None-Match names."},
+        304: {"description": "The thumbnail has the ETag given in If-None-Match."},
         **documented(400, 404, 409, 429, 503),
     },
 )
@@ -241,7 +241,7 @@ async def thumbnail(request: Request, name: Name, id: ItemId, engine: Ready, mod
     if jpeg is None:
         raise NotFound(f"no item {id} with a thumbnail is in the collection {name}", "id")
     tag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
-    is_content_hash = len(id) == 32 and set(id) <= set("0123456789abcdef")  # such an id always has the same picture
+    is_content_hash = len(id) == 32 and set(id) <= set("0123456789abcdef")  # the picture of such an id never changes
     headers = {"ETag": tag, "Cache-Control": CACHE_FOREVER if is_content_hash else REVALIDATE}
     if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)

@@ -55,9 +55,7 @@ async def duplicates(
 async def compute_duplicates(
     name: Name,
     engine: Ready,
-    threshold: Annotated[
-        float, Query(gt=0, le=1, description="Lowest threshold that GET can be asked for afterwards.")
-    ] = LEAST,
+    threshold: Annotated[float, Query(gt=0, le=1, description="Lowest threshold that GET accepts afterwards.")] = LEAST,
     model: ModelId = ALIAS,
 ) -> Response:
     """Start comparing all pictures of the collection; GET returns the progress. If a computation is already running, it
@@ -69,7 +67,7 @@ async def compute_duplicates(
 async def map_(
     name: Name,
     engine: Ready,
-    places: Annotated[bool, Query(description="If false, the columns are left empty.")] = True,
+    places: Annotated[bool, Query(description="If false, all columns are empty.")] = True,
     model: ModelId = ALIAS,
 ) -> Response:
     """Get the map, where similar pictures are close together, and the progress of the next one.
@@ -125,7 +123,7 @@ def _duplicates(index: Index, threshold: float, limit: int, offset: int) -> Dupl
 
 def _map(index: Index, places: bool) -> dict[str, Any]:
     """Returns the JSON of a Map."""
-    version = index.facts().version  # before reading, so that later changes belong to the next version
+    version = index.facts().version  # read first: if the table changes meanwhile, the next request computes again
     derived = Derived(index, "map")
     progress = derived.progress()
     result = derived.result(progress)
@@ -139,7 +137,7 @@ _latest: dict[tuple[str, int], dict[str, Any]] = {}
 
 
 def _places(index: Index, result: Result, key: tuple[str, int]) -> dict[str, Any]:
-    """Cached for the newest map and version of the table, because each new picture takes a search to place."""
+    """Cached per map and version of the table: placing each new picture takes a search."""
     if (columns := _latest.get(key)) is None:
         columns = map.current(index, result)
         _latest.clear()

@@ -5,8 +5,8 @@
     {"input": ["data:image/png;base64,...", ...], "model": "twinview", "encoding_format": "base64"}
     {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": "..."}], "model": "...", "usage": ...}
 
-Each input is a data URI, or the base64 of an image file; never a URL, since the service fetches nothing. A vector in
-base64 is little-endian float32. Usage counts images, where OpenAI counts tokens.
+Each input is a data URI, or the base64 of an image file; never a URL, since the service makes no requests
+to other servers. A vector in base64 is little-endian float32. Usage counts images, where OpenAI counts tokens.
 """
 
 import base64
@@ -34,7 +34,7 @@ from serving.protocol.queries import ALIAS, MODEL
 from serving.protocol.replies import EmbedReply, OpenAIEmbeddings
 
 NPY = "application/x-npy"
-TIMING = {"Server-Timing": {"description": "Milliseconds in decode, queue and model.", "schema": {"type": "string"}}}
+TIMING = {"Server-Timing": {"description": "Milliseconds: decode, queue, model.", "schema": {"type": "string"}}}
 
 Encoding = Literal["float", "base64"]
 
@@ -79,8 +79,8 @@ class EmbeddingsQuery(BaseModel):
 async def embed(request: Request) -> Response:
     """Embed 1 to 256 images; the embeddings h are in the order of the images.
 
-    Send a form with the image files in its field `images`, or one image file as the body, or a pack: image files one
-    after the other, each after its length in 4 bytes, big-endian. With `Accept: application/x-npy` the response is a
+    Send a form with the image files in its field `images`, or one image file as the body, or a pack: image files
+    each preceded by its length (4 bytes, big-endian). With `Accept: application/x-npy` the response is a
     float32 .npy file of shape (n, d), and its header `Twinview-Model` has the id of the encoder.
     """
     engine = engine_of(request)
@@ -105,7 +105,7 @@ async def embed(request: Request) -> Response:
     responses={200: {"headers": TIMING}, **documented(400, 404, 413, 415, 422, 429, 503)},
 )
 async def create_embeddings(request: Request) -> Response:
-    """Embed images in OpenAI's shape, for its clients and compatible ones."""
+    """Embed images in the format of OpenAI's API, for its client and compatible ones."""
     engine = engine_of(request)
     engine.refuse_when_full()  # before reading the body
     if media_type(request) not in (JSON, ""):
@@ -134,8 +134,8 @@ ROUTES = {route.path: route for route in router.routes}
 class EmbedShortcut:
     """ASGI middleware, the innermost: answers the routes above, and passes all other requests on to FastAPI.
 
-    FastAPI's router and its layers take 0.05 ms, a fifth of what embedding a small image takes. So FastAPI documents
-    these routes, and refuses other methods, but never calls them. Envelope answers the errors they raise.
+    FastAPI's router and its layers take 0.05 ms, a fifth of the time for embedding a small image. So FastAPI only
+    documents these routes, and refuses other methods; it never calls them. Envelope answers the errors they raise.
     """
 
     def __init__(self, app: ASGIApp):
@@ -153,7 +153,7 @@ class EmbedShortcut:
 
 
 async def embed_uploads(request: Request, engine: Engine, uploads: list[Upload], model: str) -> EmbeddedImages:
-    """Embed with the encoder that the request names, unless the client disconnects; count it in metrics and log.
+    """Embed with the encoder that the request names. Cancelled if the client disconnects; recorded in metrics and log.
 
     Raises as Engine.embed, and ClientDisconnect.
     """
@@ -193,7 +193,7 @@ def _vectors(embedded: EmbeddedImages, normalize: bool) -> np.ndarray:
 
 
 def _encode(vectors: np.ndarray, encoding: Encoding) -> list[np.ndarray] | list[str]:
-    """Returns each row of (n, d) float32, as orjson writes it."""
+    """Returns each row of (n, d) float32 in a form that orjson can write."""
     if encoding == "float":
         return list(vectors)
     return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]

@@ -1,6 +1,6 @@
-"""What every response gets: a request id, security headers, a count in the metrics, a line in the log.
+"""Adds a request id and security headers to every response, and records it in the metrics and the log.
 
-X-Request-Id   the client's own if it is one line of at most 128 letters, digits and ._:/+=- ; otherwise a new one
+X-Request-Id   the client's, if it consists of at most 128 letters, digits and ._:/+=- ; otherwise a new one
 """
 
 import itertools
@@ -24,13 +24,13 @@ SECURITY_HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 VALID_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-# The process and a counter make an id: random bytes for every request took 3 % of the CPU.
+# An id consists of the process's id and a counter: random bytes for every request took 3 % of the CPU.
 PROCESS, COUNTER = os.urandom(8).hex().encode(), itertools.count(1)
-CLIENT_DISCONNECTED = 499  # for metrics and log, as nginx counts it; there is nobody left to answer
+CLIENT_DISCONNECTED = 499  # nginx's status for this, for metrics and log only: no response is sent
 
 
 class Envelope:
-    """ASGI middleware, the outermost. Also answers the errors that reach it: those raised outside FastAPI's router."""
+    """The outermost ASGI middleware. Also turns exceptions raised outside FastAPI's router into error responses."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics):
         self.app = app

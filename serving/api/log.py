@@ -1,4 +1,4 @@
-"""The service's log, on standard error.
+"""The service's log, written to standard error.
 
     TWINVIEW_LOG=json   one JSON object per line: the service's messages, and a line for every request
 

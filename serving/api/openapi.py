@@ -16,7 +16,7 @@ FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
 
 
 def new_router(prefix: str = "") -> APIRouter:
-    """A router whose operations, and so the methods of generated clients, have the names of the routes' functions."""
+    """Returns a router whose operation ids, which generated clients use, are the names of the routes' functions."""
 
     def operation_id(route: APIRoute) -> str:
         return route.name
@@ -25,7 +25,7 @@ def new_router(prefix: str = "") -> APIRouter:
 
 
 def inline_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """JSON Schema without references: FastAPI adds no definitions to what stands in `openapi_extra`."""
+    """JSON Schema without references: FastAPI does not add definitions for `openapi_extra`."""
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
 
@@ -59,7 +59,7 @@ def images_body(model: type[BaseModel] | None = None) -> dict[str, Any]:
 
 
 def document(app: FastAPI, access: Access) -> dict[str, Any]:
-    """FastAPI's document of the app, with the ways to send an API key. Made once, at the first request for it."""
+    """FastAPI's document of the app, with the ways to send an API key. Built once, at the first request for it."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schema["components"]["securitySchemes"] = {

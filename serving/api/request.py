@@ -1,4 +1,4 @@
-"""What the routes share in reading a request: the engine, the query, the encoder, and a client that disconnects."""
+"""Shared by the routes: the engine, parsing the query, the requested encoder, and cancelling on disconnection."""
 
 import asyncio
 from types import TracebackType
@@ -48,12 +48,12 @@ def binary(*types: str) -> dict:
 
 
 class CancelOnDisconnect:
-    """Cancels what is awaited inside when the client closes the connection, and raises ClientDisconnect instead.
+    """Cancels the code inside the context when the client closes the connection, and raises ClientDisconnect.
 
         async with CancelOnDisconnect(request):
             embedded = await engine.embed(uploads)
 
-    So images that still wait for a batch are dropped. Enter it after the request's body has been read.
+    So images that still wait for a batch are dropped. Enter the context after reading the request's body.
     """
 
     def __init__(self, request: Request):

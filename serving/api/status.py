@@ -1,4 +1,4 @@
-"""Routes about the service itself: its models, whether it runs, its metrics, its documentation."""
+"""Routes about the service itself: models, health, metrics, documentation."""
 
 import importlib.util
 from pathlib import Path
@@ -47,7 +47,7 @@ async def livez() -> Response:
 
 @router.get("/readyz", response_model=replies.Readiness, responses=documented(503))
 async def readyz(engine: Ready) -> Response:
-    """Check that there is an encoder to serve."""
+    """Check that an encoder is loaded, so that images can be embedded."""
     names = [card.id for card in engine.cards]
     return json_response({"status": "ready", "model": names[0], "models": names, "providers": engine.providers})
 

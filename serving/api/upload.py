@@ -4,7 +4,7 @@
     image/*, application/octet-stream    one image file
     application/x-twinview-pack          many image files, in the format of serving/protocol/pack.py
 
-Other media types are refused. Decoding finds out what an image really is.
+Other media types are refused. The image's real format is found when it is decoded.
 """
 
 from itertools import islice

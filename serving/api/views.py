@@ -1,4 +1,4 @@
-"""Routes of augmented views and what the encoder makes of them. serving/views does the work; it imports torch and
+"""Routes of augmented views and their embeddings. serving/views does the work; it imports torch and
 training's code at the first request, and answers 501 if they are not installed."""
 
 from collections.abc import Collection
@@ -27,7 +27,7 @@ ERRORS = documented(400, 404, 413, 422, 429, 501, 503)
 router = new_router()
 
 Seed = Annotated[int, Form(ge=0, lt=2**63, description="Seed of the random numbers.")]
-CollectionName = Annotated[str, Form(pattern=queries.NAME, description="Collection that pictures are drawn from.")]
+CollectionName = Annotated[str, Form(pattern=queries.NAME, description="Collection to sample pictures from.")]
 
 
 @router.post("/views", response_model=Pairs, responses=documented(400, 413, 422, 429, 501, 503))
@@ -67,7 +67,7 @@ async def matrix(
     """Draw two augmented views of each of a few pictures, and compare all views with each other, as NT-Xent does in a
     batch.
 
-    The pictures are the uploaded images, completed to `count` by a random sample of the collection's thumbnails.
+    The pictures are the uploaded images and, up to `count`, a random sample of the collection's thumbnails.
     Further form fields are settings of the augmentation, as for POST /views.
     """
     settings = await _settings(request, ("image", "collection", "count", "seed"))

@@ -17,7 +17,8 @@ class DuplicatesSettings(TableOptions):
     threshold: float = 0.95
     """Lowest cosine of two pictures that count as near-duplicates."""
     output: Path = Path("groups.csv")
-    """A CSV file with one row per picture: its group, whether it stays, its cosine to the one that stays, its facts."""
+    """A CSV file with one row per picture: its group, whether to keep it, its cosine to the picture to keep, and
+    its other fields."""
 
 
 def run(settings: DuplicatesSettings) -> int:
@@ -49,7 +50,7 @@ def run(settings: DuplicatesSettings) -> int:
 
 
 def _up_to_date(derived: Derived, threshold: float) -> Result:
-    """The newest result if it is still valid; otherwise computes a new one."""
+    """Returns the newest result if it is still valid; otherwise computes a new one."""
     newest = derived.result()
     if newest and not newest.stale and newest.settings["threshold"] <= threshold:
         return newest

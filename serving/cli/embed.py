@@ -35,7 +35,7 @@ from serving.inference.thumbnail import whole_size
 from training.data.sources import Picture, open_source
 
 REQUEST_PICTURES = 32
-REQUESTS_AT_ONCE = 4  # some are decoded while others are encoded
+REQUESTS_AT_ONCE = 4  # so that some are decoded while others are encoded
 COLUMNS = ("name", "label", "split", "path")
 
 
@@ -60,11 +60,11 @@ class EmbedSettings:
 class EmbeddedPictures:
     pictures: list[Picture] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
-    """The same pictures as items of an index."""
+    """The same pictures as items, for a .parquet file."""
     vectors: list[np.ndarray] = field(default_factory=list)
-    """(n, d) float32 each; together one row per picture."""
+    """Arrays (n, d) float32; together one row per picture."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Name and reason, which completes the sentence "<name> ..."."""
+    """Name and reason; together they form a sentence."""
 
     def add(self, other: "EmbeddedPictures") -> None:
         self.pictures += other.pictures
@@ -107,8 +107,8 @@ def _default_model(client: Client) -> str:
 def _in_order(
     embed_part: Callable[[list[Picture]], EmbeddedPictures], pictures: Sequence[Picture], stop: threading.Event
 ) -> Iterator[EmbeddedPictures]:
-    """Results for REQUEST_PICTURES at a time, with REQUESTS_AT_ONCE in progress. At the end, also after an error, sets
-    `stop` and waits for the requests in progress."""
+    """Yields the results of REQUEST_PICTURES at a time, in order, with REQUESTS_AT_ONCE requests in progress. At the
+    end, also after an error, sets `stop` and waits for the requests in progress."""
     pool = ThreadPoolExecutor(REQUESTS_AT_ONCE, "embed")
     parts = (list(pictures[i : i + REQUEST_PICTURES]) for i in range(0, len(pictures), REQUEST_PICTURES))
     pending: deque[Future[EmbeddedPictures]] = deque()
@@ -126,8 +126,8 @@ def _in_order(
 def _embed_part(
     client: Client, model: str, normalize: bool, stop: threading.Event, pictures: list[Picture]
 ) -> EmbeddedPictures:
-    """Embeds the pictures in as many requests as needed. A broken picture fails its whole request, so it is left out
-    and the others are sent again, in smaller requests while more are found. Waits while the service is busy."""
+    """Embeds the pictures in as many requests as needed. A broken picture makes its whole request fail: it is skipped,
+    and the others are sent again, in smaller requests if more are broken. Waits while the service is busy."""
     result, waiting = EmbeddedPictures(), []
     for picture in pictures:
         try:
@@ -158,7 +158,7 @@ def _embed_part(
 
 
 def _check_writable(output: Path) -> None:
-    """Before the work. Raises FileProblem."""
+    """Raises FileProblem, before any picture is embedded."""
     if output.suffix not in (".npy", ".parquet"):
         raise FileProblem(f"--output: {output} must end in .npy or .parquet")
     with writable(output):
@@ -201,7 +201,7 @@ def _write_parquet(path: Path, embedded: EmbeddedPictures, vectors: np.ndarray, 
 
 
 def item_of(picture: Picture, data: bytes) -> Item:
-    """The item of a picture that can be read, with its split as metadata."""
+    """Returns a readable picture's item, with its split as metadata."""
     name, label, path = (_text(value) for value in (picture.name, picture.label, picture.path))
     return Item(content_id(data), name, label, path, *whole_size(data), len(data), {"split": picture.split})
 

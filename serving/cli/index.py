@@ -1,4 +1,4 @@
-"""`twinview index ...`: the options, questions and printed lines of its commands. `index add` is serving/bulk.py."""
+"""`twinview index ...`: the options and the output of its commands. `index add` is serving/bulk.py."""
 
 import json
 import os
@@ -22,7 +22,7 @@ class Remove(CollectionOptions):
     ids: Positional[tuple[str, ...]] = ()
     """Ids of the items."""
     where: str | None = None
-    """Or a filter: 'label=shirt price>=3 colour=red,blue', or JSON as the service takes it."""
+    """Filter, instead of ids: 'label=shirt price>=3 colour=red,blue', or JSON as in the HTTP API."""
     yes: bool = False
     """Do not ask."""
 
@@ -64,7 +64,7 @@ class Search(CollectionOptions):
     """An encoder bundle's folder, or a tag of BentoML's model store. Default: the first in TWINVIEW_ENCODER, or the
     newest under runs/. Not needed for an id, if the collection holds vectors of one encoder."""
     json: bool = False
-    """Print JSON, with all facts of the items."""
+    """Print JSON, with all fields of the items."""
 
 
 def search(settings: Search) -> None:
@@ -85,7 +85,7 @@ def search(settings: Search) -> None:
 
 
 def _query(settings: Search) -> tuple[Index, np.ndarray, tuple[str, ...]]:
-    """The index, the vector (d,) to search for, and the ids to leave out."""
+    """The index, the vector (d,) to search for, and the ids to leave out of the results."""
     from export.artifact import UnreadableImage, read_pixels
     from serving.inference.encoder import OnnxEncoder, find_bundle
 
@@ -154,7 +154,7 @@ def undo(settings: Undo) -> None:
     _print_table(("version", "made", "items"), rows[-SHOWN_VERSIONS:])
     if len(versions) < 2:
         raise IndexProblem(f"{settings.collection} has no earlier version")
-    _confirm(f"Go back from version {versions[-1][0]} by one step?", settings.yes)
+    _confirm(f"Undo the change that made version {versions[-1][0]}?", settings.yes)
     print(f"version {index.undo()} of {settings.collection} holds {index.count():,} items")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, get_type_hints
 
-# words: module:function, help, options that are always set. The function's only argument is a dataclass, `settings`.
+# command: module:function, help, options that are always set. The function's only argument is a dataclass, `settings`.
 COMMANDS = {
     "embed": ("serving.cli.embed:embed", "Embed pictures with a running service; write vectors and names to files."),
     "duplicates": ("serving.cli.duplicates:run", "List the near-duplicates of a collection in a CSV file."),
@@ -18,7 +18,7 @@ COMMANDS = {
     "index search": ("serving.cli.index:search", "Find the items most similar to a picture or another item."),
     "index list": ("serving.cli.index:list_", "List the collections."),
     "index verify": ("serving.cli.index:verify", "Look for damage; the exit status is 1 if there is any."),
-    "index undo": ("serving.cli.index:undo", "Show a collection's versions and go one step back."),
+    "index undo": ("serving.cli.index:undo", "Show a collection's versions and undo the last change."),
     "index export": ("serving.cli.index:export", "Write a collection to a Parquet file."),
     "index import": ("serving.cli.index:import_", "Add the rows of a Parquet file of `index export` or `embed`."),
     "index copy": ("serving.cli.index:copy", "Copy collections to another index: a folder or s3://bucket/prefix."),
@@ -75,7 +75,7 @@ def _explain(words: Sequence[str]) -> None:
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
-    """Errors that the user can correct, so that their message is enough."""
+    """Errors that the user can correct: the message is printed, without a traceback."""
     from export.artifact import BundleError
     from serving.client import ServiceError
     from serving.collection.exchange import FileProblem

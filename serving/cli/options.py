@@ -28,7 +28,7 @@ class CollectionOptions(IndexOptions):
         return [self.open(collection) for collection in existing_collections(self.index, self.collection)]
 
     def table(self, encoder: str | None) -> Index:
-        """The table of that encoder, or the only one. Raises IndexProblem."""
+        """Returns the table of that encoder; for None the only table. Raises IndexProblem."""
         tables = self.tables()
         chosen = [table for table in tables if encoder in (None, table.encoder_id)]
         if len(chosen) == 1:
@@ -36,7 +36,7 @@ class CollectionOptions(IndexOptions):
         encoders = ", ".join(table.encoder_id for table in tables)
         if chosen:
             raise IndexProblem(f"{self.collection} holds vectors of {encoders}; choose one with --encoder")
-        raise WrongEncoder(f"{self.collection} holds vectors of {encoders}, and none of {encoder}")
+        raise WrongEncoder(f"{self.collection} holds vectors of {encoders}, but none of {encoder}")
 
 
 @dataclass(frozen=True, kw_only=True)

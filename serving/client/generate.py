@@ -25,7 +25,7 @@ REPLACEMENTS = {
 
 
 def generate() -> str:
-    """The text of sync_client.py."""
+    """Returns the text of sync_client.py."""
     text = re.sub(r'^""".*?"""$', HEADER, SOURCE.read_text(), count=1, flags=re.MULTILINE)
     for pattern, replacement in REPLACEMENTS.items():
         text = re.sub(rf"\b{pattern}", replacement, text)

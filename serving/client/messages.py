@@ -37,9 +37,9 @@ from serving.protocol.replies import (
     ServiceError,
 )
 
-COLLECTION = "pictures"  # serving.collection.index.DEFAULT, without what that module loads
+COLLECTION = "pictures"  # equals serving.collection.index.DEFAULT, without importing LanceDB
 
-ATTEMPTS = 4  # at one request, while the service answers that it is busy
+ATTEMPTS = 4  # per request, while the service answers that it is busy
 LONGEST_WAIT_S = 30.0  # between two attempts, whatever Retry-After says
 PACK_IMAGES = 256  # the service's default limit; a pack that is refused as too large is sent in halves
 PACK_BYTES = 2**24  # unless one picture is larger: some proxies accept no more
@@ -47,9 +47,9 @@ PACK_BYTES = 2**24  # unless one picture is larger: some proxies accept no more
 PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 Picture = str | PathLike | bytes | Image.Image
-Example = str | Sequence[float] | np.ndarray  # an item's id, or a vector
+Example = str | Sequence[float] | np.ndarray  # id of an item, or a vector
 Filter = Mapping[str, Any]
-Facts = Mapping[str, Any]  # about one item: id, name, label, path, metadata
+Facts = Mapping[str, Any]  # of one item: id, name, label, path, metadata
 Setting = float | str | tuple[float, float]  # of an augmentation
 Options = dict[str, Any]  # httpx's, for one request
 PackReply = TypeVar("PackReply", Embeddings, Classified, Put)
@@ -79,7 +79,7 @@ def as_list(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
 
 
 def packs(images: Picture | Iterable[Picture]) -> Iterator[list[FilePart]]:
-    """The pictures in packs that one request can hold. Reads each pack when it is needed, so one is in memory."""
+    """The pictures in packs that one request can hold. Reads a pack when it is needed, so only one is in memory."""
     files, size = [], 0
     for image in as_list(images):
         file = file_of(image)
@@ -116,7 +116,7 @@ def auth_headers(api_key: str | None) -> dict[str, str]:
 
 
 def retry_after_s(response: httpx.Response) -> float | None:
-    """How long a busy service asks to wait; None if this answer is final."""
+    """Returns how long a busy service asks the client to wait; None if this answer is final."""
     seconds = response.headers.get("Retry-After", "")
     if response.status_code not in (429, 503) or not seconds.isdigit():
         return None
@@ -133,7 +133,7 @@ def checked(response: httpx.Response) -> httpx.Response:
     try:
         error = response.json()["error"]
         message, code, param = error["message"], error["code"], error.get("param")
-    except (json.JSONDecodeError, KeyError, TypeError):  # answered by a proxy, for instance
+    except (json.JSONDecodeError, KeyError, TypeError):  # for instance from a proxy
         message, code, param = f"{response.url} answered {response.status_code}", "unknown", None
     raise ServiceError(message, response.status_code, code, param)
 
@@ -145,12 +145,12 @@ def unreachable(url: httpx.URL, error: httpx.HTTPError) -> ServiceError:
 
 
 def is_too_large(error: ServiceError) -> bool:
-    """Whether the request was too large, rather than one of its images."""
+    """Returns whether the whole request was too large, not just one of its images."""
     return error.status == 413 and not re.match(r"images\[", error.param or "")
 
 
 def renumbered(error: ServiceError, files: list[FilePart], first: int) -> ServiceError:
-    """The error about images[i] or metadata[i] of a pack, with the index and file name the caller knows.
+    """Returns an error about images[i] or metadata[i] of a pack with the index and file name that the caller used.
 
     first  how many images were sent in the packs before
     """

@@ -66,7 +66,7 @@ class Client:
     def embed(
         self, images: Picture | Iterable[Picture], normalize: bool = False, model: str | None = None
     ) -> Embeddings:
-        """h of each image, in the order given; with `normalize`, of unit length. model: an id from `models`."""
+        """Embed images: h of each, in their order; with `normalize`, of unit length. model: an id from `models`."""
 
         def options(files: list[FilePart], _: int) -> Options:
             return messages.pack_body(files, accept="application/x-npy") | {"params": {"normalize": normalize}}
@@ -75,7 +75,7 @@ class Client:
         return Embeddings(answers[0].model, np.concatenate([answer.vectors for answer in answers]))
 
     def classify(self, images: Picture | Iterable[Picture], k: int = 5, model: str | None = None) -> Classified:
-        """The k likeliest classes of each image, in the order given, by a fine-tuned model."""
+        """The k likeliest classes of each image, in their order, by a fine-tuned model."""
 
         def options(files: list[FilePart], _: int) -> Options:
             return messages.pack_body(files) | {"params": {"k": k}}
@@ -138,7 +138,7 @@ class Client:
         collection: str = COLLECTION,
         model: str | None = None,
     ) -> Put:
-        """Embed the pictures and store them. Durable once this returns; after an error, the packs before it are stored.
+        """Embed the pictures and store them durably. After an error, the packs sent before it are stored.
 
         facts  for each picture a dict with any of id, name, label, path, metadata
         """
@@ -151,7 +151,7 @@ class Client:
         answers = self._send_packs("PUT", path, images, model, options, messages.read_put)
         stored = [item for answer in answers for item in answer.items]
         if facts is not None and len(facts) != len(stored):
-            raise ValueError(f"facts: there are {len(facts)} of them for {len(stored)} images")
+            raise ValueError(f"facts: {len(facts)} given for {len(stored)} images")
         return Put(answers[0].model, stored)
 
     def put_vectors(
@@ -240,7 +240,7 @@ class Client:
         **settings: Setting,
     ) -> Matrix:
         """Two views of each of `count` pictures, and the cosines between all views. The pictures are the given images,
-        completed by pictures of the collection. settings: as in `views`."""
+        and, up to `count`, pictures of the collection. settings: as in `views`."""
         fields = {"count": count, "seed": seed, "collection": collection, **settings}
         form = messages.image_form("image", messages.as_list(images), fields)
         return messages.read_matrix(self._json("POST", "/matrix", **form))
@@ -248,8 +248,8 @@ class Client:
     def invariance(
         self, image: Picture | None = None, count: int = 16, seed: int = 0, *, collection: str = COLLECTION
     ) -> Invariance:
-        """How far h moves as one augmentation grows: the mean over `count` pictures of the collection, and for the
-        image alone. Takes seconds."""
+        """How far h moves as one augmentation grows stronger: the mean over `count` pictures of the collection, and the
+        values for the image. Takes seconds."""
         fields = {"count": count, "seed": seed, "collection": collection}
         form = messages.image_form("image", [] if image is None else [image], fields)
         return messages.read_invariance(self._json("POST", "/invariance", **form))
@@ -287,7 +287,7 @@ class Client:
         options: Callable[[list[FilePart], int], Options],
         read: Callable[[httpx.Response], PackReply],
     ) -> list[PackReply]:
-        """Send any number of images in packs, one request after the other. All go to the model of the first answer,
+        """Send any number of images in packs, one request after the other. All use the model of the first answer,
         even if the service loads a newer one meanwhile.
 
         options  (the files of a pack, how many images came before them) -> httpx's options for the request

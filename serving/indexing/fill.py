@@ -39,7 +39,7 @@ class Tally:
     indexed: int = 0
     present: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Name and reason, which completes the sentence "<name> ..."."""
+    """Name and reason; together they form a sentence."""
     ids: dict[str, str] = field(default_factory=dict)
     """Id of every file that could be read, by name; only if `note_ids` is set."""
 

@@ -85,7 +85,7 @@ def valid_text(name: str) -> str:
 
 def _read_again(path: str | None) -> bytes:
     if path is None:
-        raise UnreadableImage("is not a file of its own; add its source again with the new encoder")
+        raise UnreadableImage("is not a file of its own; run `index add` with its source and the new encoder")
     return read_file(Path(path))
 
 

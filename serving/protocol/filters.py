@@ -7,9 +7,9 @@ On the page, a list:                ["label=shirt", "price >= 3", "name=a b"]
 All conditions must hold. In JSON a bare value means equality, and null means "has no value". A row without the key
 differs from every value (`ne`) and is never above, below, or in a list without null.
 
-Typed values: a number, true, false and null mean themselves; everything else is text, and so is anything in double
-quotes: sku="42". An item's id, name, label and path are always text. The shell separates conditions by blanks, so a
-value with blanks needs quotes there: name="a b". On the page it needs none.
+Typed values: numbers, true, false and null are read as such; everything else is text, and so is anything in double
+quotes: sku="42". An item's id, name, label and path are always text. In --where conditions are separated by blanks, so
+a value with blanks needs quotes: name="a b". On the page it does not.
 """
 
 import json
@@ -35,11 +35,11 @@ class Operator:
     key: str
     """Its name in a JSON filter."""
     sign: str
-    """How it is typed; empty for an operator that is not typed by a sign of its own."""
+    """Its sign in typed conditions; empty for an operator without one."""
     sql: str
     """The SQL condition, with {column} and {value}."""
     null: str = ""
-    """The SQL condition for null, with {column}; empty for operators that need an order, which null does not have."""
+    """The SQL condition for null, with {column}; empty for operators that compare by order, since null has none."""
     takes_list: bool = False
 
 
@@ -161,7 +161,7 @@ def quoted(value: str) -> str:
 
 
 def typed_equality(key: str, value: str | int | float | bool) -> str:
-    """Returns the typed condition that `key` equals `value`, which both parsers above read back as it is."""
+    """Returns the typed condition that `key` equals `value`. Both parsers above read it back unchanged."""
     if isinstance(value, str) and _read(key, quoted(value)) == value:
         return f"{key}={quoted(value)}"
     return f"{key}={json.dumps(value)}"
@@ -212,7 +212,7 @@ def _condition(key: str, operator: str, value: object) -> tuple[str, Operator, t
     """Returns the checked condition of one operator of a JSON filter. Raises FilterProblem."""
     if operator not in OPERATORS:
         known = ", ".join(OPERATORS)
-        raise FilterProblem(f"The filter on {key} has an unknown operator {_shown(operator)}; there are {known}.")
+        raise FilterProblem(f"The filter on {key} has an unknown operator {_shown(operator)}; known are {known}.")
     checked = OPERATORS[operator]
     if not checked.takes_list:
         return key, checked, (_scalar(key, checked, value),)

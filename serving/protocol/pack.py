@@ -13,7 +13,7 @@ PREFIX_BYTES = 4
 
 
 class BrokenPack(ValueError):
-    """A pack that ends too early. `image` is the name of the incomplete image, which the message names too."""
+    """A pack that ends too early. `image` names the incomplete image, and so does the message."""
 
     def __init__(self, image: str, reason: str):
         super().__init__(f"{image}: {reason}")

@@ -29,7 +29,7 @@ Value = Annotated[
 ]
 Metadata = dict[Annotated[str, Field(pattern=KEY)], Value]
 Vector = Annotated[
-    list[Number], Field(min_length=1, max_length=65_536, description="Need not be of unit length, but not zero.")
+    list[Number], Field(min_length=1, max_length=65_536, description="The vector: of any length except 0.")
 ]
 Example = Annotated[
     Annotated[Id, Tag("~id")] | Annotated[Vector, Tag("~vector")],
@@ -45,7 +45,7 @@ class Strict(BaseModel):
 
 
 class ItemFacts(Strict):
-    """What the request says about an item that it adds."""
+    """Facts about an item that the request adds."""
 
     id: Id | None = Field(
         None, description="By default a hash of the image file, so that the same file is stored only once."
@@ -69,7 +69,7 @@ class ItemFactsQuery(Strict):
 
 
 class ItemFactsForm(BaseModel):
-    """The form field that comes with the images."""
+    """The form field that describes the images."""
 
     metadata: Json[list[ItemFacts]] | None = None
 
@@ -100,14 +100,14 @@ class SearchQuery(Strict):
         None,
         description='Conditions on the items, by key: {"label": "shirt", "price": {"gte": 3, "lt": 9}, "colour": '
         f'{{"in": ["red", "blue"]}}}}. Operators: {", ".join(OPERATORS)}. A bare value means eq; null means that the '
-        "item has no value.",
+        "item has no value for the key.",
     )
     threshold: float | None = Field(None, ge=-1, le=1, description="Lowest cosine similarity of a result.")
     model: str = Field(ALIAS, description=MODEL)
 
 
 class SearchForm(SearchQuery):
-    """The same in a form, where lists and objects are JSON."""
+    """A search sent as a form; its lists and objects are JSON texts."""
 
     positive: Json[Examples] = []
     negative: Json[Examples] = []

@@ -39,7 +39,7 @@ class Reply:
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Also describes inherited fields: pydantic reads the docstrings of the class itself only."""
+        """Adds descriptions of inherited fields: pydantic only reads the docstrings of the class itself."""
         document = handler(schema)
         properties = handler.resolve_ref_schema(document)["properties"]
         for base in filter(is_dataclass, cls.__bases__):
@@ -51,7 +51,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Wire:
-    """Annotates a field whose JSON has another type than the client's attribute."""
+    """Annotates a field whose type in JSON differs from the type of the client's attribute."""
 
     type: Any
 
@@ -64,7 +64,7 @@ class Wire:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings as the clients return them; they ask the service for an .npy file."""
+    """Embeddings as the clients return them, read from the service's .npy format."""
 
     model: str
     vectors: np.ndarray  # (n, d) float32
@@ -139,9 +139,9 @@ class Collection(Reply):
     count: int
     """Number of items."""
     bytes: int
-    """Size on disk, including old versions."""
+    """Size on disk in bytes, including old versions."""
     index: str
-    """Type of the search index; none for a search of all vectors."""
+    """Type of the search index; `none` if a search compares all vectors."""
     version: int
     """Grows with every change."""
 
@@ -185,11 +185,11 @@ class Item(Reply):
     path: str | None
     """Where the original file is."""
     width: int = 0
-    """In pixels, after rotating the picture upright; 0 for an item that was added as a vector."""
+    """Width in pixels, after rotating the picture upright; 0 for an item that was added as a vector."""
     height: int = 0
-    """In pixels, like the width."""
+    """Height in pixels, after rotating the picture upright; 0 for an item that was added as a vector."""
     bytes: int = 0
-    """Size of the picture's file."""
+    """Size of the picture's file in bytes."""
     metadata: dict[str, Value] = field(default_factory=dict, hash=False)
     """Further values to filter by."""
 
@@ -302,7 +302,7 @@ class Map(DerivedResult):
     """Index into `labels`, -1 for a picture without a label: base64 of little-endian int32."""
     labels: list[str]
     unplaced: int
-    """Number of new pictures that will have a position only in the next map."""
+    """Number of new pictures without a position until the next map is computed."""
 
 
 # Augmented views ------------------------------------------------------------------------------------------------------
@@ -384,7 +384,7 @@ class Curve(Reply):
     cosines: list[float]
     """At each strength, the mean cosine similarity of h of a picture and h of its view."""
     moved: list[float]
-    """The same as a distance: 0 where h does not change, 1 where h is as far away as that of a different picture."""
+    """The same as a distance: 0 if h does not change, 1 if h moves as far as to a different picture."""
 
 
 @dataclass(frozen=True)
@@ -392,7 +392,7 @@ class Curves(Reply):
     pictures: int
     """Number of pictures."""
     others: float
-    """Mean cosine similarity of two different pictures, where `moved` is 1."""
+    """Mean cosine similarity of two different pictures; there `moved` is 1."""
     curves: list[Curve]
 
 
@@ -436,7 +436,7 @@ class Run(Reply):
     """A training run."""
 
     name: str
-    """Path of its folder, relative to the folder of all runs."""
+    """Path of its folder, relative to the runs folder."""
     kind: RunKind
     state: RunState
     epoch: int
@@ -523,6 +523,6 @@ class Readiness(Reply):
 
 
 def of(kind: type[R], answer: dict) -> R:
-    """An instance of `kind`; fields that it does not have are ignored, so that the service may add some."""
+    """An instance of `kind`; unknown fields are ignored, so that a newer service may add some."""
     known = {one.name for one in fields(kind)}
     return kind(**{name: value for name, value in answer.items() if name in known})

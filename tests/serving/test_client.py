@@ -55,7 +55,7 @@ def test_a_broken_picture_is_named_by_its_index_among_all_and_its_file_name(clie
     (tmp_path / "cat.txt").write_text("no picture")
     with pytest.raises(ServiceError) as refused:
         client.embed([picture(0), picture(1), picture(2), tmp_path / "cat.txt"])
-    assert refused.value.message == "images[3] (cat.txt) is not an image of a format this reads"
+    assert refused.value.message == "images[3] (cat.txt) is not an image in a supported format"
     assert refused.value.param == "images[3]"
 
 
@@ -154,7 +154,7 @@ def test_many_pictures_are_stored_each_with_its_facts(client, picture, monkeypat
     facts = [{"name": str(i)} for i in range(10)]
     put = client.put_items((picture(i) for i in range(10)), facts, collection="mine")
     assert [client.item(item.id, collection="mine").name for item in put.items] == [str(i) for i in range(10)]
-    with pytest.raises(ValueError, match="facts: there are 2 of them for 1 images"):
+    with pytest.raises(ValueError, match="facts: 2 given for 1 images"):
         client.put_items(picture(0), facts[:2], collection="mine")
     with pytest.raises(ServiceError, match=r"images\[5\] \(image\) is not an image"):
         client.put_items([*map(picture, range(5)), b"no picture"], collection="mine")

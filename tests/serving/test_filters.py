@@ -109,7 +109,7 @@ def test_equal_filters_are_the_same_key_of_a_dictionary():
         ({3: 1}, "3 is not a key"),
         ({"a" * 65: 1}, "is not a key"),
         ({"a": {}}, "The filter on a is empty"),
-        ({"a": {"like": "x"}}, "The filter on a has an unknown operator 'like'; there are eq, ne"),
+        ({"a": {"like": "x"}}, "The filter on a has an unknown operator 'like'; known are eq, ne"),
         ({"a": {"in": "abc"}}, "The filter `in` on a needs a list, not 'abc'"),
         ({"a": {"in": list(range(10_001))}}, "The filter `in` on a has 10,001 values"),
         ({"a": [1]}, r"The filter on a compares with \[1\]"),

@@ -203,7 +203,7 @@ def test_with_several_encoders_one_must_be_chosen(command, refused, fill, index,
     sentence = refused("export", tmp_path / "v.parquet")
     assert "enc-b" in sentence and index.encoder_id in sentence and "choose one with --encoder" in sentence
     assert "1 items of pictures" in command("export", tmp_path / "v.parquet", "--encoder", "enc-b")
-    assert "and none of enc-c" in refused("undo", "--encoder", "enc-c")
+    assert "but none of enc-c" in refused("undo", "--encoder", "enc-c")
 
 
 def test_an_index_is_copied_and_copied_again(twinview, fill, place, tmp_path, bundle, capsys):
