@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -173,7 +174,7 @@ def _vectors(column: pa.Array, dimension: int) -> np.ndarray:
 
 
 def _item(row: dict) -> Item:
-    facts = {"label": None, "path": None, "width": 0, "height": 0, "bytes": 0}
+    facts: dict[str, Any] = {"label": None, "path": None, "width": 0, "height": 0, "bytes": 0}
     facts |= {name: value for name in FACTS.names if (value := row.pop(name, None)) is not None}
     return Item(**facts, metadata={_key(column): value for column, value in row.items() if value is not None})
 

@@ -97,7 +97,7 @@ def item_columns(columns: Columns) -> list[str]:
 
 def to_item(row: Mapping, columns: Columns) -> Item:
     metadata = {key: row[name] for key, (name, _) in columns.items() if row[name] is not None}
-    return Item(*(row[name] for name in BASE), metadata)
+    return Item(*(row[name] for name in BASE), metadata=metadata)
 
 
 def matrix(column: pa.Array | pa.ChunkedArray, dimension: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from serving.collection.store import FileStore
 
@@ -20,6 +21,8 @@ LARGEST = 2**64 - 1
 MAGIC = b"LANC"
 UNFLUSHED_S = 60  # commits up to this long before the newest may not have been flushed when the power failed
 MOST_TORN = 16  # one for each writer
+
+T = TypeVar("T", int, bytes)
 
 # Fields of a transaction whose operations change rows: append, delete, overwrite, restore, update, data replacement.
 # Other operations build indices, compact, and add columns.
@@ -57,9 +60,9 @@ def parse(content: bytes) -> Manifest:
     fragments, transaction = [], ""
     for field, value in _fields(content[start + 4 : start + 4 + length]):
         if field == 2:
-            fragments.append(_fragment(value))
+            fragments.append(_fragment(_of_type(bytes, value)))
         elif field == 12:
-            transaction = value.decode()
+            transaction = _of_type(bytes, value).decode()
     return Manifest(tuple(fragments), transaction)
 
 
@@ -117,16 +120,20 @@ def booted_at() -> float:
 
 
 def _fragment(message: bytes) -> Fragment:
-    number, rows, files, deleted = 0, 0, [], {}
+    number, rows, files = 0, 0, []
+    deleted: dict[str, int | bytes] = {}
     for field, value in _fields(message):
         if field == 1:
-            number = value
+            number = _of_type(int, value)
         elif field == 2:
-            files += [f"data/{inner.decode()}" for name, inner in _fields(value) if name == 1]
+            file = _fields(_of_type(bytes, value))
+            files += [f"data/{_of_type(bytes, inner).decode()}" for name, inner in file if name == 1]
         elif field == 3:
-            deleted = {"kind": 0, **{_DELETED[name]: inner for name, inner in _fields(value) if name in _DELETED}}
+            file = _fields(_of_type(bytes, value))
+            deleted = {"kind": 0, "version": 0, "id": 0}  # protobuf leaves out zeros
+            deleted |= {_DELETED[name]: inner for name, inner in file if name in _DELETED}
         elif field == 4:
-            rows = value
+            rows = _of_type(int, value)
     if deleted:
         name = f"{number}-{deleted['version']}-{deleted['id']}"
         files.append(f"_deletions/{name}.{'bin' if deleted['kind'] else 'arrow'}")
@@ -134,6 +141,13 @@ def _fragment(message: bytes) -> Fragment:
 
 
 _DELETED = {1: "kind", 2: "version", 3: "id"}  # the fields of DeletionFile
+
+
+def _of_type(kind: type[T], value: int | bytes) -> T:
+    """Returns the value of a field that must be a number or bytes. Raises ValueError if it is the other."""
+    if not isinstance(value, kind):
+        raise ValueError("this is not one of Lance's messages")
+    return value
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -70,8 +70,10 @@ class Nearest:
 
     def _with(self, keys: np.ndarray, vectors: np.ndarray) -> "Nearest":
         n = self.n + len(keys)
-        if n > len(self.keys):  # removed rows take room too
-            return self._moved()._with(keys, vectors)
+        if n > len(self.keys):
+            if self.alive is None:
+                raise ValueError(f"{n:,} vectors are more than the {len(self.keys):,} that can be stored")
+            return self._moved(self.alive)._with(keys, vectors)  # removed rows take room too
         self.keys[self.n : n], self.rows[self.n : n] = keys, vectors
         alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(keys), bool)])
         return replace(self, n=n, alive=alive)
@@ -81,7 +83,7 @@ class Nearest:
         alive = np.ones(self.n, bool) if self.alive is None else self.alive.copy()
         alive[self.positions(keys)] = False
         left = replace(self, alive=alive)
-        return left._moved() if 4 * left.count < 3 * self.n else left
+        return left._moved(alive) if 4 * left.count < 3 * self.n else left
 
     @cached_property
     def _order(self) -> np.ndarray | None:
@@ -127,7 +129,9 @@ class Nearest:
         _product(side, known.T, scores.T)
         return scores
 
-    def _refined(self, query: np.ndarray, scores: np.ndarray, k: int, barred: np.ndarray | None):
+    def _refined(
+        self, query: np.ndarray, scores: np.ndarray, k: int, barred: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         if barred is not None:
             np.copyto(scores, -np.inf, where=barred)
         if not self.fitted:
@@ -168,9 +172,9 @@ class Nearest:
         _product(self.rows[: self.n], basis, heads[: self.n])
         return replace(self, basis=basis, heads=heads, fitted=self.n)
 
-    def _moved(self) -> "Nearest":
-        """Returns a copy without removed rows, in new memory."""
-        kept = np.flatnonzero(self.alive)
+    def _moved(self, alive: np.ndarray) -> "Nearest":
+        """Returns a copy of the rows that are `alive`, in new memory."""
+        kept = np.flatnonzero(alive)
         moved = Nearest.empty(self.rows.shape[1], len(self.keys))
         for new, old in ((moved.keys, self.keys), (moved.rows, self.rows), (moved.heads, self.heads)):
             np.take(old, kept, axis=0, out=new[: len(kept)], mode="clip")

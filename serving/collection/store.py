@@ -149,8 +149,8 @@ class FileStore:
         """Yields True to one holder at a time over all processes; False, without waiting, if another holds it."""
         with ExitStack() as stack:
             with self.explained("written"):
-                objects = self.local is None
-                lease = lease_in_objects(self._objects, name) if objects else lease_in_folder(self.local, name)
+                local = self.local
+                lease = lease_in_objects(self._objects, name) if local is None else lease_in_folder(local, name)
                 held = stack.enter_context(lease)
             yield held
 

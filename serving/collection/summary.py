@@ -1,11 +1,14 @@
 """The keys that the items of a collection can be filtered by, with their commonest values."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from serving.protocol.replies import Key, KeyType
+
+compute: Any = pyarrow.compute  # makes its functions when it is imported, so type checkers do not know them
 
 COMMONEST = 20  # values to list for each key
 ROWS = 1_000_000  # to read; a larger collection is judged by its first rows
@@ -19,13 +22,13 @@ def summary(rows: pa.Table, columns: Mapping[str, tuple[str, type]]) -> list[Key
         values = rows[name].drop_null()
         if not len(values):
             continue
-        counts = pc.value_counts(values)
-        top = counts.take(pc.select_k_unstable(counts.field("counts"), COMMONEST, [("", "descending")]))
+        counts = compute.value_counts(values)
+        top = counts.take(compute.select_k_unstable(counts.field("counts"), COMMONEST, [("", "descending")]))
         commonest = [(count["values"], count["counts"]) for count in top.to_pylist()]
         ends = {}
         if kind in (int, float):
-            least_most = pc.min_max(values).as_py()
-            median = pc.quantile(values, 0.5)[0].as_py()
+            least_most = compute.min_max(values).as_py()
+            median = compute.quantile(values, 0.5)[0].as_py()
             ends = {"least": least_most["min"], "median": median, "most": least_most["max"]}
         keys.append(Key(key, KINDS[kind], len(counts), commonest, **ends))
     return keys

@@ -136,7 +136,8 @@ class CommitQueue:
             self._maintain(queue)
 
     def _maintain(self, queue: _Queue) -> None:
-        queue.alarm.cancel()
+        if queue.alarm:
+            queue.alarm.cancel()
         queue.alarm, queue.commits = None, 0
         self._maintenance.submit(_maintain, queue.index)
 
@@ -154,9 +155,10 @@ def _next(waiting: deque[tuple[Write, asyncio.Future]]) -> list[tuple[Write, asy
 
 def _commit(index: Index, writes: list[Write]) -> list[list | Exception]:
     """Commit in order, consecutive writes of one kind together. Returns the answer, or the error, of each."""
-    answers = []
+    answers: list[list | Exception] = []
     for kind, run in groupby(writes, type):
-        group, together = list(run), _upsert if kind is _Upsert else _delete
+        group = list(run)
+        together: Callable[[Index, list], list[list]] = _upsert if kind is _Upsert else _delete
         try:
             answers += together(index, group)
         except Exception as error:
@@ -164,7 +166,7 @@ def _commit(index: Index, writes: list[Write]) -> list[list | Exception]:
     return answers
 
 
-def _alone(together: Callable, index: Index, write: Write) -> list | Exception:
+def _alone(together: Callable[[Index, list], list[list]], index: Index, write: Write) -> list | Exception:
     try:
         return together(index, [write])[0]
     except Exception as error:  # any error must reach the request

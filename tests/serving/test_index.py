@@ -1,6 +1,7 @@
 import contextlib
 import multiprocessing
 import shutil
+import struct
 import threading
 import time
 from pathlib import Path
@@ -242,6 +243,7 @@ def test_searching_many_is_searching_each(index):
         together = index.search_many(vectors[:7], 5, where, without=ids([2]))
         for vector, found in zip(vectors[:7], together, strict=True):
             alone = index.search(vector, 5, where, without=ids([2]))
+            assert len(alone) == 5
             assert [item for item, _ in found] == [item for item, _ in alone]
 
 
@@ -369,7 +371,10 @@ def test_a_single_version_cannot_be_undone(index):
         index.undo()
 
 
-@pytest.mark.parametrize("left", [b"", b"\0" * 500, None], ids=["empty", "zeros", "half"])
+MISTYPED = struct.pack("<I2sQI4s", 2, b"\x10\x01", 0, 0, b"LANC")  # a number where a fragment should be
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 500, None, MISTYPED], ids=["empty", "zeros", "half", "mistyped"])
 def test_an_unfinished_newest_manifest_is_put_aside_and_the_version_before_opens(index, left):
     index.upsert(*made(range(5)))
     index.upsert(*made(range(5, 9)))

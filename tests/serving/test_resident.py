@@ -56,6 +56,11 @@ def test_noise_without_neighbours_is_compared_in_full():
     assert sum(right) >= 198
 
 
+def test_more_vectors_than_the_capacity_are_refused():
+    with pytest.raises(ValueError, match="101 vectors are more than the 100"):
+        held(clustered(100)).added(np.array([1], np.uint64), clustered(50)[:1])
+
+
 def test_added_rows_are_found_and_the_old_object_is_unchanged():
     vectors = clustered(HEADS_FROM + 4000)
     old = held(vectors[:HEADS_FROM], len(vectors))
