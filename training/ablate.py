@@ -66,7 +66,7 @@ class AblateSettings:
     ]
     """Name of the study."""
     data: str = "shapes"
-    """Labelled pictures: a folder, a .zip, shards, a torchvision name, or shapes. The study what-g-forgets needs shapes."""
+    """Labelled pictures: a folder, a .zip, shards, a torchvision name, or shapes (for what-g-forgets: shapes)."""
     out: Path = Path("docs/studies")
     """Folder for the table and the figure."""
     seeds: int = 2
@@ -198,7 +198,7 @@ def _end_with_parent() -> None:
 
 
 def table(study: Study, rows: Sequence[RunRow]) -> str:
-    """Markdown: means in percent, +- half their confidence interval, and in brackets the lowest and the highest seed."""
+    """Markdown: means in percent, +- half their confidence interval, in brackets the lowest and the highest seed."""
     shown = ["chance", *study.figures] if "chance" in rows[0].values else list(study.figures)
     labels = [name for name in rows[0].labels if name != "length"]
     lines = [[*labels, *shown], ["---"] * (len(labels) + len(shown))]

@@ -50,9 +50,9 @@ from training.data.sources import DataError, open_source
 from training.device import mixed_precision, prepare, to_training_device
 from training.evaluate import print_table
 from training.evaluation.features import ENCODER_ERRORS, EncoderError
-from training.resumable import ResumableRun, ResumableSettings, is_finished, train_epochs
 from training.initial import load_initial
 from training.lars import LARS, lars_groups
+from training.resumable import ResumableRun, ResumableSettings, is_finished, train_epochs
 from training.schedule import cosine_schedule, scaled_lr
 from training.teacher import Teacher, compare, notes, open_teacher, teacher_of
 
@@ -196,9 +196,7 @@ def distil(settings: DistilSettings) -> Path:
     if teacher.classes:
         print(f"\nstudent and teacher give {agreement:.1%} of {pictures:,} pictures the same class")
     else:
-        print(
-            f"\nstudent and teacher share {agreement:.1%} of the ten nearest neighbours of each of {pictures:,} pictures"
-        )
+        print(f"\nstudent and teacher share {agreement:.1%} of the ten nearest of each of {pictures:,} pictures")
     return folder
 
 

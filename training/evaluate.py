@@ -59,8 +59,8 @@ class EvaluateSettings:
 
     encoders: tyro.conf.Positional[tuple[str, ...]]
     """One or more encoders: a run or checkpoint (RUN:random for the same encoder untrained), an exported bundle or
-    .onnx file, a torchvision architecture (resnet50, resnet50:IMAGENET1K_V1, resnet50:FILE.pth, resnet50:random), or pixels
-    for the pictures themselves as a baseline."""
+    .onnx file, a torchvision architecture (resnet50, resnet50:IMAGENET1K_V1, resnet50:FILE.pth, resnet50:random), or
+    pixels for the pictures themselves as a baseline."""
     data: str = "shapes"
     """Pictures, as in pretrain.py: a folder, a .zip, shards, a torchvision name, or shapes."""
     k: int | None = None
@@ -272,12 +272,12 @@ def measure_sensitivity(
 
 
 class Views:
-    """Augmented pictures as uint8, the input of every encoder. Read them once and in order: each slice draws random numbers."""
+    """Augmented pictures as uint8, the input of every encoder. Read them once, in order."""
 
     def __init__(
-        self, pixels: StreamedRows, chosen: np.ndarray, how: AugmentSettings, generator: torch.Generator
+        self, pixels: StreamedRows, chosen: np.ndarray, augmentation: AugmentSettings, generator: torch.Generator
     ) -> None:
-        self.pixels, self.chosen, self.how, self.generator = pixels, chosen, how, generator
+        self.pixels, self.chosen, self.augmentation, self.generator = pixels, chosen, augmentation, generator
 
     def __len__(self) -> int:
         return len(self.chosen)

@@ -44,10 +44,10 @@ from training.encoders import embed
 from training.evaluation import gallery
 from training.evaluation.bootstrap import interval
 from training.evaluation.features import size_note
-from training.resumable import ResumableRun, is_finished, score, train_epochs
 from training.initial import InitialWeights, load_initial
 from training.lars import LARS, lars_groups
 from training.recipes import FinetuneSettings
+from training.resumable import ResumableRun, is_finished, score, train_epochs
 from training.schedule import cosine_schedule, scaled_lr
 from training.zoo import ZooError
 
@@ -222,7 +222,7 @@ def balanced_accuracy(right: Tensor, labels: Tensor) -> float:
 
 
 def evaluate_classifier(network: Classifier, task: TaskData, folder: Path) -> dict:
-    """Measures on the test split, or without one on the held-out part. Prints, draws report.png, returns the results."""
+    """Measures on the test split, or without one on the held-out part. Prints, draws and returns them."""
     held_out = StreamedRows(task.pixels, task.held_out_rows), task.labels[task.held_out_rows]
     pictures, labels = task.test or held_out
     if not len(labels):

@@ -193,11 +193,11 @@ def png_header(width: int, height: int) -> bytes:
     ("data", "reason"),
     [
         (b"", "is empty"),
-        (b"a list of things to buy\n" * 50, "is not an image of a format this reads"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image of a format this reads"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "is not an image of a format this reads"),
-        (b"\x89PNG\r\n\x1a\n", "is not an image of a format this reads"),
-        (b"\xff\xd8\xff", "is not an image of a format this reads"),
+        (b"a list of things to buy\n" * 50, "is not an image in a supported format"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image in a supported format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "is not an image in a supported format"),
+        (b"\x89PNG\r\n\x1a\n", "is not an image in a supported format"),
+        (b"\xff\xd8\xff", "is not an image in a supported format"),
     ],
     ids=["empty", "text", "svg", "eps", "png signature", "jpeg signature"],
 )
@@ -349,9 +349,9 @@ def test_remains_of_a_killed_save_do_not_disturb_the_next(tmp_path):
 @pytest.mark.parametrize("name", [GRAPH, CARD])
 def test_an_incomplete_bundle_names_the_missing_file_and_how_to_make_one(tmp_path, name):
     (save_bundle(tmp_path / "encoder", GRAPH_BYTES, card()).folder / name).unlink()
-    with pytest.raises(BundleError, match=f"encoder is no encoder bundle: it has no {name}. Make one with"):
+    with pytest.raises(BundleError, match=f"encoder is not an encoder bundle: it has no {name}. Make one with"):
         load_bundle(tmp_path / "encoder")
-    with pytest.raises(BundleError, match="nowhere is no encoder bundle"):
+    with pytest.raises(BundleError, match="nowhere is not an encoder bundle"):
         load_bundle(tmp_path / "nowhere")
 
 

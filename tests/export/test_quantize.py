@@ -38,7 +38,7 @@ def bundle(tmp_path_factory):
     torch.nn.init.normal_(network.classifier.weight)
     settings = PretrainSettings(size_px=20)
     facts = {"data": "pictures", "images": 9, "epochs": 2, "commit": "abc", "after": {"held_out": 0.5}}
-    about = {"classes": ["a", "b", "c"], "origin": "nothing", "settings": {}}
+    about = {"classes": ["a", "b", "c"], "origin": "random weights", "settings": {}}
     run = tmp_path_factory.mktemp("runs") / "small"
     classifier.save(run / "checkpoints" / "last.ckpt", network, settings, facts, [], about)
     return export(ExportSettings(run))[0]
@@ -110,7 +110,7 @@ def test_layers_stay_float32_until_the_loss_is_small_enough(bundle, monkeypatch,
     assert found[1] == "first"
     losses[b"first"] = losses[b"first and last stage"] = 0.03
     assert quantizing.to_int8_within(b"", None, lambda made: {"knn_loss": losses[made]})[1] == "none"
-    assert "kNN loses 2.0% with these layers in float32: none" in capsys.readouterr().out
+    assert "int8 with these layers in float32: none: kNN loses 2.0%" in capsys.readouterr().out
     kept = {b"none": 0.6, b"first": 0.8, b"first and last stage": 0.95}  # without labels
     found = quantizing.to_int8_within(b"", None, lambda made: {"neighbours_kept": kept[made]})
     assert found[1] == "first and last stage"

@@ -100,7 +100,7 @@ def test_broken_files_are_listed_and_the_others_are_kept(pictures, settings, ind
     with open(tmp_path / "index" / "skipped.csv", newline="") as file:
         assert list(csv.reader(file)) == [
             ["name", "reason"],
-            ["train/a/cat.txt", "is not an image of a format this reads"],
+            ["train/a/cat.txt", "is not an image in a supported format"],
             ["train/a/cut.jpg", "is truncated or damaged"],
             ["train/a/empty.png", "is empty"],
         ]

@@ -131,7 +131,7 @@ def test_a_broken_picture_is_named(http, picture):
     files = [("images", ("a.png", picture(0))), ("images", ("b.txt", b"no picture"))]
     answer = http.post("/classify", files=files)
     assert answer.status_code == 422
-    assert answer.json()["error"]["message"] == "images[1] (b.txt) is not an image of a format this reads"
+    assert answer.json()["error"]["message"] == "images[1] (b.txt) is not an image in a supported format"
 
 
 @pytest.mark.slow

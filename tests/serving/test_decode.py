@@ -51,7 +51,7 @@ def test_the_first_undecodable_file_is_named(picture, broken):
     with pytest.raises(Undecodable) as refused:
         decode(*files)
     assert refused.value.param == f"images[{broken}]"
-    assert refused.value.detail == f"images[{broken}] ({broken}.png) is not an image of a format this reads"
+    assert refused.value.detail == f"images[{broken}] ({broken}.png) is not an image in a supported format"
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:

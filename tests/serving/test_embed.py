@@ -113,7 +113,7 @@ def test_a_broken_image_fails_only_its_own_request(http, picture, expected):
     for i, answer in enumerate(answers):
         if i % 2:
             assert answer.status_code == 422
-            message = "images[1] (cat.txt) is not an image of a format this reads"
+            message = "images[1] (cat.txt) is not an image in a supported format"
             assert answer.json()["error"]["message"] == message
         else:
             np.testing.assert_allclose(answer.json()["embeddings"], [expected(i)] * 3, atol=1e-5)

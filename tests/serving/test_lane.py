@@ -53,7 +53,7 @@ def test_a_batch_may_have_files_and_pixels(lane, bundle, picture, expected):
     np.testing.assert_allclose(ran.parts[1], expected(3, 4, 5), atol=1e-5)
     np.testing.assert_allclose(ran.parts[4], expected(7), atol=1e-5)
     assert [(part.image, str(part.error)) for part in ran.parts[2:4]] == [
-        (0, "is not an image of a format this reads"),
+        (0, "is not an image in a supported format"),
         (1, "is empty"),
     ]
     assert ran.decode_s[0] > 0 and ran.decode_s[1] == 0 and ran.model_s > 0

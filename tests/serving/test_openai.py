@@ -73,7 +73,7 @@ def test_it_lists_the_models(client, bundle):
 def test_a_refusal_is_an_error_of_the_openai_client(client, picture):
     with pytest.raises(openai.UnprocessableEntityError) as refused:
         client.embeddings.create(model="twinview", input=[uri(picture(0)), uri(b"no picture")])
-    assert refused.value.body["message"] == "input[1] is not an image of a format this reads"
+    assert refused.value.body["message"] == "input[1] is not an image in a supported format"
     assert (refused.value.code, refused.value.param) == ("undecodable", "input[1]")
     with pytest.raises(openai.NotFoundError) as refused:
         client.embeddings.create(model="gpt-4", input=uri(picture(0)))
@@ -118,7 +118,7 @@ def test_base64_can_have_line_breaks(http, picture):
 def test_a_key_of_the_service_is_an_api_key_for_openais_client(listen, picture):
     from serving.access import Access
 
-    port, _ = listen(access=Access.of_keys("secret"))
+    port, _ = listen(access=Access.from_keys("secret"))
     ask = {"model": "twinview", "input": uri(picture(0))}
     with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="secret") as client:
         assert len(client.embeddings.create(**ask).data[0].embedding) == 48

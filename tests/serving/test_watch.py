@@ -134,7 +134,7 @@ def test_a_broken_file_is_listed_until_it_is_repaired(start, folder, index, pict
     (folder / "5.png").write_text("no picture")
     follower = start()
     with open(tmp_path / "skipped.csv", newline="") as file:
-        assert list(csv.reader(file))[1:] == [["5.png", "is not an image of a format this reads"]]
+        assert list(csv.reader(file))[1:] == [["5.png", "is not an image in a supported format"]]
     (folder / "5.png").write_bytes(picture(5))
     look(follower)
     assert not (tmp_path / "skipped.csv").exists()

@@ -68,7 +68,7 @@ def test_the_interval_decides_whether_a_claim_held_or_the_reverse_or_neither():
     assert judge(over("b", "a"), clear)["held"] is False
     noisy = rows_of(a=(0.5, 0.7), b=(0.4, 0.6), c=(0.3, 0.5), d=(0.1, 0.4), e=(0.2, 0.5))
     found = judge(over("a", "b"), noisy)
-    assert found["held"] is None and "not told apart, +10.0 points (-" in found["sentence"]
+    assert found["held"] is None and "undecided, +10.0 points (-" in found["sentence"]
     s, _ = pooled(noisy, "figure")
     assert found["high"] - found["contrast"] == pytest.approx(stats.t.ppf(0.975, 5) * s)  # sqrt(1/2 + 1/2)
 

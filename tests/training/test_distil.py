@@ -17,7 +17,7 @@ from training.classifier import Classifier
 from training.config import PretrainSettings
 from training.data.sources import DataError, open_source
 from training.data.store import load_splits
-from training.distil import DistilSettings, soft_cross_entropy, neighbours_loss
+from training.distil import DistilSettings, neighbours_loss, soft_cross_entropy
 from training.encoders import Encoder
 from training.evaluation.features import EncoderError, open_encoder
 from training.finetune import finetune
@@ -56,7 +56,7 @@ def labelled(small_shapes, tmp_path):
     torch.nn.init.normal_(network.classifier.weight, std=3)
     path = tmp_path / "runs" / "labelled" / "checkpoints" / "last.ckpt"
     facts = {"data": "shapes", "images": 64, "epochs": 1, "commit": "", "after": {}}
-    about = {"classes": names, "origin": "nothing", "settings": {}}
+    about = {"classes": names, "origin": "random weights", "settings": {}}
     classifier.save(path, network, PretrainSettings(size_px=16), facts, [], about)
     return path.parent.parent
 
@@ -144,7 +144,7 @@ def test_figures_of_teacher_and_student_are_reported(settings, teacher, capsys):
     for row in (student, taught):
         assert row["images/s"] > 0 and 0 <= row["knn"] <= 1 and row["queries"] == 20
     assert after["pictures"] == 20 and 0 <= after["agreement"] <= 1
-    assert "they agree on" in capsys.readouterr().out
+    assert "student and teacher" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_torchvision_models_can_teach_and_a_larger_student_gives_a_note(settings
     run = distil.distil(settings("mobilenet_v3_small:random", epochs=1, encoder="resnet18", size_px=16))
     out = capsys.readouterr().out
     assert "note: the student is larger than its teacher, 44.7 MB of weights against" in out
-    assert "sees 224 px and these pictures have 24" in out
+    assert "takes 224 px and these pictures have 24" in out
     assert open_encoder(str(run)).preprocessing.size_px == 16
 
 
@@ -229,9 +229,9 @@ def test_a_resumed_run_gives_the_same_student(settings, teacher, tmp_path, monke
     for key, value in whole["state_dict"].items():
         torch.testing.assert_close(again["state_dict"][key], value, rtol=0, atol=0)
     assert distil.distil(settings(teacher, minutes=2, resume=True)) == run
-    with pytest.raises(CheckpointError, match=r"was begun with --lr 0.15, not 0.3"):
+    with pytest.raises(CheckpointError, match=r"was started with --lr 0.15, not 0.3"):
         distil.distil(settings(teacher, minutes=2, lr=0.3, resume=True))
-    with pytest.raises(CheckpointError, match="holds a run already: give another --name"):
+    with pytest.raises(CheckpointError, match="already contains a run: give another --name"):
         distil.distil(settings(teacher))
 
 

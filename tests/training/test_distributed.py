@@ -186,5 +186,5 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused(
     small_settings, tmp_path, monkeypatch, batch, world
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=rf"--batch-size {batch} does not divide among {world} processes"):
+    with pytest.raises(ValueError, match=rf"--batch-size {batch} cannot be shared by {world} processes"):
         pretrain(small_settings(batch_size=batch, devices=world))

@@ -63,7 +63,7 @@ def test_without_a_test_split_a_fifth_of_every_class_are_queries(tmp_path, capsy
     row = evaluate(EvaluateSettings(("pixels",), data=data, size_px=8, linear="none"))["rows"][0]
     assert (row["asked"], row["known"], row["knn"]) == (6, 25, 1.0)
     assert "linear" not in row
-    assert "no queries of c: the only picture of a class stays in the bank" in capsys.readouterr().out
+    assert "no queries of c: the only picture of a class is not held out" in capsys.readouterr().out
 
 
 def test_linear_evaluation_by_the_published_recipe(colours):
@@ -94,7 +94,7 @@ def test_a_single_class_is_treated_as_no_labels(tmp_path, capsys):
     row = evaluate(EvaluateSettings(("pixels",), data=data, size_px=8))["rows"][0]
     assert row["pictures"] == 6 and "knn" not in row and "alignment" in row
     assert (
-        "images is the only class to learn from, so these count as pictures without labels" in capsys.readouterr().out
+        "images is the only class in the training split, so the labels are not used" in capsys.readouterr().out
     )
 
 
@@ -102,7 +102,7 @@ def test_classes_of_one_picture_are_treated_as_no_labels(tmp_path, capsys):
     data = folder(tmp_path / "products", {"a": 1, "b": 1, "c": 1})
     row = evaluate(EvaluateSettings(("pixels",), data=data, size_px=8))["rows"][0]
     assert row["pictures"] == 3 and "knn" not in row and "alignment" in row
-    assert "each class has one picture, so these count as pictures without labels" in capsys.readouterr().out
+    assert "each class has one picture, so the labels are not used" in capsys.readouterr().out
 
 
 def test_results_of_different_runs_have_different_file_names(tmp_path):

@@ -107,7 +107,7 @@ def test_files_that_are_not_encoders_are_refused(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"other\.pth is not a checkpoint of training/pretrain\.py"):
         open_encoder(str(tmp_path / "other.pth"))
     (tmp_path / "halfway.ckpt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"halfway\.ckpt is of an unfinished run: finish it with --resume"):
+    with pytest.raises(CheckpointError, match=r"halfway\.ckpt is from an unfinished run: finish it with --resume"):
         open_encoder(str(tmp_path / "halfway.ckpt"))
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"bad\.onnx does not run"):
@@ -142,4 +142,4 @@ def test_a_note_is_given_for_pictures_much_smaller_than_the_encoders_input(tmp_p
     (tmp_path / "broken.png").write_bytes(b"none")
     pictures = open_source(str(tmp_path)).pictures
     assert size_note("resnet50", 59, pictures) == ""
-    assert "resnet50 sees 60 px and these pictures have 30" in size_note("resnet50", 60, pictures)
+    assert "resnet50 takes 60 px and these pictures have 30" in size_note("resnet50", 60, pictures)

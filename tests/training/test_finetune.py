@@ -23,9 +23,9 @@ from training.encoders import Encoder, embed, to_input
 from training.evaluate import EvaluateSettings, evaluate
 from training.evaluation.features import open_encoder
 from training.finetune import TaskData, balanced_accuracy, finetune, optimizers, order, train_classifier
-from training.resumable import Progress, ResumableRun
 from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
+from training.resumable import Progress, ResumableRun
 
 torch.set_num_threads(1)  # the tensors are small
 
@@ -83,7 +83,7 @@ def test_the_saved_classifier_has_the_reported_accuracy(pretrained, settings, ca
     assert facts["after"]["test"]["accuracy"] == pytest.approx(right)
     assert f"test accuracy {right:.1%} (" in capsys.readouterr().out
     assert (run / "report.png").exists() and len((run / "metrics.csv").read_text().splitlines()) == 3
-    with pytest.raises(CheckpointError, match="runs/adapted holds a run already"):
+    with pytest.raises(CheckpointError, match="runs/adapted already contains a run"):
         finetune(settings(init=str(pretrained)))
 
 
@@ -139,7 +139,7 @@ def test_mode_head_refuses_a_head_without_a_hidden_layer(small_settings, setting
     run = pretrain(small_settings(epochs=1, head_layers=1, name="one"))
     with pytest.raises(CheckpointError, match="this one's head has no hidden layer"):
         finetune(settings(init=str(run), mode="head"))
-    with pytest.raises(CheckpointError, match="--mode head needs a pretrained run: nothing has no head g"):
+    with pytest.raises(CheckpointError, match="--mode head needs a pretrained run: give its folder as --init"):
         finetune(settings(mode="head"))
 
 
@@ -193,7 +193,7 @@ def test_training_stops_after_patience_epochs_without_improvement_and_keeps_the_
 def test_a_note_is_printed_for_pictures_much_smaller_than_the_encoders_input(small_settings, settings, capsys):
     pretrain(small_settings(epochs=1, size_px=64))
     finetune(settings(init="runs/small", epochs=1))
-    assert "note: runs/small sees 64 px and these pictures have 24: enlarged" in capsys.readouterr().out
+    assert "note: runs/small takes 64 px and these pictures have 24: enlarged" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -253,13 +253,13 @@ def test_a_run_is_resumed_only_with_its_own_settings_and_pictures(settings, tmp_
     run = finetune(settings())
     finetune(settings(resume=True))
     assert "runs/adapted is finished" in capsys.readouterr().out
-    with pytest.raises(CheckpointError, match=r"runs/adapted was begun with --epochs 2, not 7: give that"):
+    with pytest.raises(CheckpointError, match=r"runs/adapted was started with --epochs 2, not 7: give that"):
         finetune(settings(resume=True, epochs=7))
     (run / "checkpoints" / "last.ckpt").unlink()
     network = small()
     optimizer, scheduler = optimizers(network, settings(), 16, 10)
     ResumableRun(run, settings(), 30).save(network, optimizer, scheduler, Progress([]))
-    with pytest.raises(CheckpointError, match=r"was begun on 30 pictures and .*some shapes now has 5\d"):
+    with pytest.raises(CheckpointError, match=r"was started on 30 pictures and .*some shapes now has 5\d"):
         finetune(settings(resume=True))
 
 
@@ -323,9 +323,9 @@ def test_torchvisions_normalisation_is_folded_into_the_first_layer(tmp_path):
 
 def test_initial_weights_that_do_not_fit_are_refused(pretrained, small_settings, tmp_path, capsys):
     for changes, words in (
-        ({"encoder": "resnet18"}, "is of another architecture: --encoder tiny, not resnet18"),
+        ({"encoder": "resnet18"}, "has --encoder tiny, not resnet18"),
         ({"width": 2}, "--width 1, not 2"),
-        ({"size_px": 48}, "sees 16 px and has another first layer than an encoder for 48 px"),
+        ({"size_px": 48}, "takes 16 px, and an encoder for 48 px has a different first layer"),
     ):
         asked = {"encoder": None, "width": None, "size_px": None} | changes
         with pytest.raises(CheckpointError, match=words):
@@ -334,7 +334,7 @@ def test_initial_weights_that_do_not_fit_are_refused(pretrained, small_settings,
     assert "was trained at 16 px; at 6 px its batch norm statistics do not fit" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="no run, checkpoint or exported encoder has this name"):
         initial.load_initial("nowhere", None, None, None, 0)
-    with pytest.raises(CheckpointError, match="of torchvision's models, training can start from resnet18, resnet34"):
+    with pytest.raises(CheckpointError, match="training can start from torchvision's resnet18, resnet34"):
         initial.load_initial("vit_b_16:random", None, None, None, 0)
     with pytest.raises(CheckpointError, match="holds an encoder and no classifier"):
         classifier.load(checkpoint.find(pretrained))

@@ -140,7 +140,7 @@ def test_a_finished_run_is_left_as_it_is(small_settings, capsys):
     pretrain(small_settings(epochs=1, resume=True))
     assert "is finished: kNN accuracy" in capsys.readouterr().out
     assert (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == written
-    with pytest.raises(CheckpointError, match=r"runs/small holds a run already: continue it with --resume"):
+    with pytest.raises(CheckpointError, match=r"runs/small already contains a run: continue it with --resume"):
         pretrain(small_settings(epochs=1))
     with pytest.raises(CheckpointError, match=r"was started with --epochs 1, not 2"):
         pretrain(small_settings(epochs=2, resume=True))
@@ -262,7 +262,7 @@ def test_a_run_starts_from_an_earlier_ones_encoder_and_head_and_resumes_without_
 def test_a_note_says_that_pictures_are_much_smaller_than_those_of_the_weights(small_settings, capsys):
     pretrain(small_settings(name="earlier", size_px=64, epochs=1))
     pretrain(small_settings(init="runs/earlier", size_px=64, epochs=1))
-    assert "note: runs/earlier sees 64 px and these pictures have 24: enlarged" in capsys.readouterr().out
+    assert "note: runs/earlier takes 64 px and these pictures have 24: enlarged" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -273,7 +273,7 @@ def test_a_head_of_other_layers_starts_at_random_and_the_encoder_does_not(small_
     fresh = SimCLR(small_settings(), RandomPictures(8), None)
     assert torch.equal(module.encoder.conv1.weight, start.encoder.conv1.weight)
     assert torch.equal(module.projector[0].weight, fresh.projector[0].weight)
-    assert "note: the head of earlier has other layers than --head-layers" in capsys.readouterr().out
+    assert "note: the projection head of earlier does not match --head-layers" in capsys.readouterr().out
 
 
 def test_a_run_from_torchvisions_weights_has_their_architecture_and_size(tmp_path, capsys):
@@ -281,7 +281,7 @@ def test_a_run_from_torchvisions_weights_has_their_architecture_and_size(tmp_pat
     init = f"resnet18:{tmp_path / 'theirs.pth'}"
     settings, start = starting_point(PretrainSettings(init=init))
     assert (settings.encoder, settings.width, settings.size_px) == ("resnet18", 1, 224)
-    assert f"{init} is resnet18 at 224 px, and so is this run" in capsys.readouterr().out
+    assert f"this run is resnet18 at 224 px, like {init}" in capsys.readouterr().out
     assert starting_point(PretrainSettings(init=init, size_px=128))[0].size_px == 128
     module = SimCLR(settings, RandomPictures(8), None, start)
     assert torch.equal(module.encoder.layer4[1].conv2.weight, start.encoder.layer4[1].conv2.weight)
@@ -291,14 +291,14 @@ def test_a_run_from_torchvisions_weights_has_their_architecture_and_size(tmp_pat
     ("changes", "words"),
     [
         ({"init": "nowhere"}, "--init nowhere: no run, checkpoint or exported encoder has this name"),
-        ({"init": "earlier.ckpt", "encoder": "resnet18"}, "is of another architecture: --encoder tiny, not resnet18"),
+        ({"init": "earlier.ckpt", "encoder": "resnet18"}, "has --encoder tiny, not resnet18"),
         (
             {"init": "earlier.ckpt", "size_px": 64},
-            "earlier.ckpt sees 16 px and has another first layer than an encoder",
+            "earlier.ckpt takes 16 px, and an encoder for",
         ),
         ({"init": "resnet18:earlier.ckpt"}, "resnet18:earlier.ckpt: these weights are of another architecture"),
         ({"init": "resnet18:RANDOM_V1"}, "RANDOM_V1 is neither a file nor weights of resnet18"),
-        ({"init": "vit_b_16"}, "of torchvision's models, training can start from resnet18"),
+        ({"init": "vit_b_16"}, "training can start from torchvision's resnet18"),
         ({"init": "notes.txt"}, "notes.txt is not a checkpoint"),
     ],
 )
@@ -322,7 +322,7 @@ def test_weights_of_another_normalisation_are_recognised_by_their_first_batch_no
     assert capsys.readouterr().out == ""
     encoder.bn1.running_mean -= 5 * encoder.bn1.running_var.sqrt()
     apply_initial(InitialWeights(encoder, None, PretrainSettings(), "theirs"), own, torch.nn.Identity(), pixels)
-    assert "note: theirs was trained on other pictures, or normalised otherwise" in capsys.readouterr().out
+    assert "note: theirs was trained on different pictures or with another normalisation" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", LOSSES)

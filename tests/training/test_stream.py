@@ -127,7 +127,7 @@ def test_unreadable_pictures_are_listed_once_with_their_reason(tmp_path):
     assert opened.skipped == []
     for _ in range(3):
         list(map_ahead(opened.pixels.__getitem__, [np.arange(20, 40), np.arange(20)], 2))
-    reason = "is not an image of a format this reads"
+    reason = "is not an image in a supported format"
     assert opened.skipped == [("0.tar/002.jpg", reason), ("1.tar/003.jpg", reason), ("1.tar/007.jpg", reason)]
 
 
@@ -290,7 +290,7 @@ def test_a_set_that_does_not_fit_is_streamed_with_one_sentence_and_one_that_fits
     assert isinstance(stream.load(source, EIGHT, "train", cache), Stream)
     assert not cache.exists()
     said = capsys.readouterr().out
-    assert said.startswith("streaming the 40 pictures of set (train) from where they are: decoded, they would take 0.0")
+    assert said.startswith("decoding the 40 pictures of set (train) in every epoch: stored, they would take 0.0")
     assert said.count("\n") == 1
     free(40 * 192 * 2)
     assert isinstance(stream.load(source, EIGHT, "train", cache), store.PixelStore)
@@ -309,7 +309,7 @@ def test_the_option_overrides_the_free_space(tmp_path, free, capsys):
     source = open_source(make_shards(tmp_path))
     free(2**40)
     assert isinstance(stream.load(source, EIGHT, "train", tmp_path, stream=True), Stream)
-    assert capsys.readouterr().out.endswith("from where they are: by --stream\n")
+    assert capsys.readouterr().out.endswith("in every epoch: --stream was given\n")
     free(40 * 192)
     assert isinstance(stream.load(source, EIGHT, "train", tmp_path, stream=False), store.PixelStore)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from export.artifact import Preprocessing
 from training import checkpoint
-from training.augment import AugmentSettings, augment
+from training.augment import augment
 from training.config import RUNS, PretrainSettings
 from training.data import store
 from training.data.labelled import bank_and_queries

@@ -29,7 +29,7 @@ SINGLE: dict[str, dict[str, Any]] = {
     "colour": {"jitter": 0.8, "strength": 1.0, "grey": 0.2},
     "blur": {"blur": 1.0},
 }
-NOTHING: dict[str, Any] = {"crop_area": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0}
+UNCHANGED: dict[str, Any] = {"crop_area": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0}
 FACTOR_GROUPS = {
     "colour": ("hue", "saturation", "value", GREY),
     "orientation": ("orientation",),
