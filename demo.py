@@ -36,7 +36,7 @@ class DemoSettings:
     data: str = "shapes"
     """A folder of images, a .zip of one, 'shards/*.tar', a torchvision name such as cifar10, or shapes."""
     minutes: float = 2.0
-    """Time for pretraining, in minutes. The default is for a first look; longer gives better results."""
+    """Minutes of pretraining. The default is for a first look; longer training gives better results."""
     port: int = 3000
     """Port of the page, which is reachable from this machine only."""
     check: bool = False
@@ -62,7 +62,7 @@ def demo(settings: DemoSettings) -> None:
 
 
 def run_name(data: str, name: str) -> str:
-    """Name of the run; folders of equal names get different ones."""
+    """Name of the run, different for folders of equal names."""
     if not Path(data).expanduser().exists():
         return f"demo-{name}"
     return f"demo-{name}-{hashlib.sha256(str(Path(data).expanduser().resolve()).encode()).hexdigest()[:6]}"
@@ -77,7 +77,7 @@ def run(*command: str) -> None:
     print("$ python", shlex.join(command), flush=True)
     process = subprocess.Popen([sys.executable, *command])
     while process.poll() is None:
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the command too, which ends by itself
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the command too, and ends it
             process.wait()
     if process.returncode:
         sys.exit(process.returncode)
@@ -135,11 +135,13 @@ def check(client: Client, address: str) -> None:
     picture = Image.open(io.BytesIO(client.thumbnail(client.items(limit=1).items[0].id)))
     results = client.search(image=picture, k=5).results
     if not results:
-        sys.exit("error: the search of an indexed picture found nothing")
-    print(f"An uploaded picture found {len(results)}, the nearest at {results[0].similarity:.3f}.")
+        sys.exit("error: the search for an indexed picture returned no results")
+    print(
+        f"The search by an uploaded picture returned {len(results)} results, the best with {results[0].similarity:.3f}."
+    )
     page = httpx.get(f"{address}/ui/", follow_redirects=True)
     if page.status_code != 200 or "gradio" not in page.text.lower():
-        sys.exit(f"error: the page answered {page.status_code}")
+        sys.exit(f"error: the page answered with status {page.status_code}")
     print("The page opens. Check passed.")
 
 

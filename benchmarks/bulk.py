@@ -94,8 +94,8 @@ def write(case: Case, files: int, folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(i, *case.picture))
         if i < PICTURES:
-            (folder.parent / "some").mkdir(exist_ok=True)
-            shutil.copy(path, folder.parent / "some")
+            (folder.parent / "warm-up").mkdir(exist_ok=True)
+            shutil.copy(path, folder.parent / "warm-up")
 
 
 def fill(folder: Path, files: int) -> Turn:
@@ -110,18 +110,18 @@ def fill(folder: Path, files: int) -> Turn:
         loading[:] = time.perf_counter() - wall, time.process_time() - cpu
         return encoder
 
-    data, index = folder / ("some" if files == PICTURES else "pictures"), folder / "index"
+    data, index = folder / ("warm-up" if files == PICTURES else "pictures"), folder / "index"
     shutil.rmtree(index, ignore_errors=True)
     bulk.batch_encoder = timed
     wall, cpu = time.perf_counter(), time.process_time()
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):
             tally = bulk.run(bulk.BulkSettings(data=str(data), encoder=str(folder / "encoder"), index=str(index)))
     finally:
         bulk.batch_encoder = batch_encoder
     seconds, cpu = time.perf_counter() - wall - loading[0], time.process_time() - cpu - loading[1]
     if tally.indexed != files:
-        raise SystemExit(f"error: of {files} files {tally.indexed} were indexed")
+        raise SystemExit(f"error: only {tally.indexed} of {files} files were indexed")
     return Turn(files / seconds, 1e3 * cpu / files)
 
 

@@ -4,7 +4,7 @@
 
 A process upserts, deletes and maintains, and reports through a pipe each operation before it starts and after it has
 returned. It is killed by SIGKILL at a random moment; then the collection is read again and compared. The operation in
-progress may have happened or not, but not in part. Counted are
+progress may have happened or not, but not in part. The counts are
 
     lost     acknowledged pictures that are missing, differ from what was last written, or are not found by a reader
              that was open all the time
@@ -183,11 +183,11 @@ def differences(found: dict[int, int], before: dict[int, int], after: dict[int, 
 
 
 def missed(index: Index, found: dict[int, int], rng: np.random.Generator) -> int:
-    """Number of twenty pictures that a search for their own vector does not find."""
-    some = rng.permutation(sorted(found))[:20].tolist()
+    """How many of twenty random pictures a search for their own vector does not find."""
+    sample = rng.permutation(sorted(found))[:20].tolist()
     return sum(
         [item.metadata["edition"] for item, _ in index.search(vector(number, found[number]), 1)] != [found[number]]
-        for number in some
+        for number in sample
     )
 
 

@@ -39,7 +39,7 @@ class Options:
     dimension: int = 512
     """Length of the vectors."""
     searches: int = 3000
-    """Searches that are measured."""
+    """Number of searches to measure."""
     quick: bool = False
     """10,000 vectors and 400 searches only."""
 
@@ -54,12 +54,12 @@ def main(options: Options) -> None:
             items = [Item(f"{i:032x}", f"{i}.jpg", None, None, 1, 1) for i in numbers]
             index.upsert(items, vectors[start : numbers.stop])
         index.maintain()
-        latency = measured(index, vectors[n:])
+        latency = measure_latencies(index, vectors[n:])
     rng = np.random.default_rng(0)
     rows = []
     for shards in SHARDS:
         for hedged in (False, True):
-            waited = simulated(latency, shards, hedged, rng)
+            waited = simulate(latency, shards, hedged, rng)
             p50, p99 = np.quantile(waited, (0.5, 0.99)) * 1000
             rows.append(
                 {
@@ -81,7 +81,7 @@ def main(options: Options) -> None:
     publish("fanout", rows, figures)
 
 
-def measured(index: Index, queries: np.ndarray) -> np.ndarray:
+def measure_latencies(index: Index, queries: np.ndarray) -> np.ndarray:
     """Seconds of each search, (n,), from the time it was due, so that delays by the search before it count."""
     for query in queries[:50]:
         index.search(query, K)
@@ -98,7 +98,7 @@ def measured(index: Index, queries: np.ndarray) -> np.ndarray:
     return np.array(latency)
 
 
-def simulated(latency: np.ndarray, shards: int, hedged: bool, rng: np.random.Generator) -> np.ndarray:
+def simulate(latency: np.ndarray, shards: int, hedged: bool, rng: np.random.Generator) -> np.ndarray:
     """Seconds of each of DRAWN searches until the slowest shard has answered."""
     late = np.quantile(latency, HEDGE_AT)
     waited = np.empty(DRAWN)

@@ -101,13 +101,13 @@ def measure(case: Case, vectors: np.ndarray, queries: np.ndarray, rows: list[dic
     with tempfile.TemporaryDirectory() as folder:
         uri = str(Path(folder, "index"))
         index = Index(uri, "encoder", case.d)
-        figures = {"insert_rows_per_s": filled(index, vectors)}
+        figures = {"insert_rows_per_s": fill(index, vectors)}
         began = time.perf_counter()
         index.maintain()
         figures["maintain_s"] = time.perf_counter() - began
-        figures |= in_a_fresh_process(uri, vectors, queries[0])
+        figures |= measure_opening(uri, vectors, queries[0])
         figures |= compare_with_faiss(case, index, vectors, queries, rows)
-        figures |= while_loading(case, index, queries)
+        figures |= measure_while_loading(case, index, queries)
     rows += [{"vectors": case.name, "what": name, "value": value} for name, value in figures.items()]
     return figures
 
@@ -155,19 +155,19 @@ def sides(i: int) -> tuple[int, int, int]:
     return width, height, width * height // 7
 
 
-def filled(index: Index, vectors: np.ndarray) -> float:
+def fill(index: Index, vectors: np.ndarray) -> float:
     """Fill the index; returns rows per second."""
     seconds = 0.0
     for at in range(0, len(vectors), ROWS):
-        some = items(range(at, min(at + ROWS, len(vectors))))
+        batch = items(range(at, min(at + ROWS, len(vectors))))
         began = time.perf_counter()
-        index.upsert(some, vectors[at : at + ROWS])
+        index.upsert(batch, vectors[at : at + ROWS])
         seconds += time.perf_counter() - began
     return len(vectors) / seconds
 
 
-def in_a_fresh_process(uri: str, vectors: np.ndarray, query: np.ndarray) -> dict[str, float]:
-    """Time to open the index, and memory."""
+def measure_opening(uri: str, vectors: np.ndarray, query: np.ndarray) -> dict[str, float]:
+    """Time to open the index in a new process, and its memory."""
     began = time.time()
     with get_context("spawn").Pool(1) as pool:
         opened, answered, before, after = pool.apply(_reopen, (uri, query))
@@ -213,7 +213,7 @@ def compare_with_faiss(case: Case, index: Index, vectors: np.ndarray, queries: n
         "query_p50_over_faiss_flat": p50["twinview"] / p50["flat"],
     }
 
-    batches = {"twinview": lambda some: index.search_many(some, K), "flat": lambda some: flat.search(some, K)}
+    batches = {"twinview": lambda batch: index.search_many(batch, K), "flat": lambda batch: flat.search(batch, K)}
     took = in_turns(batches, np.array_split(queries, len(queries) // MANY))
     for name, times in took.items():
         each = float(np.median(times)) / MANY
@@ -242,7 +242,7 @@ def compare_with_faiss(case: Case, index: Index, vectors: np.ndarray, queries: n
     return figures
 
 
-def while_loading(case: Case, index: Index, queries: np.ndarray) -> dict[str, float]:
+def measure_while_loading(case: Case, index: Index, queries: np.ndarray) -> dict[str, float]:
     """p99 of searches while another process upserts, relative to the idle p99; and rows upserted per second."""
     idle = [search_s(index, query) for query in np.resize(queries, (max(300, len(queries)), case.d))]
     context = get_context("spawn")
@@ -313,7 +313,7 @@ def numbers(found: list[tuple[Item, float]]) -> list[int]:
 
 def recall(found: Sequence[Sequence[int]], truth: np.ndarray) -> float:
     return float(
-        np.mean([len({*some} & {*right.tolist()}) / len(right) for some, right in zip(found, truth, strict=True)])
+        np.mean([len({*rows} & {*right.tolist()}) / len(right) for rows, right in zip(found, truth, strict=True)])
     )
 
 

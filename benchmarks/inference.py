@@ -2,10 +2,10 @@
 
     python benchmarks/inference.py
 
-All alternate on the same cores, with whole batches of uint8 pixels as input and float32 h as output. A turn is a fifth
-of a second of runs; its first run is not counted, since threads of the turn before may still spin. A rate is the median
-over turns of the median of a turn, with one thread or one thread per core, whichever is faster. The figures are those
-of ResNet-18 at 224 px for single pictures, or with --quick of the tiny encoder at 48 px.
+All variants alternate on the same cores, with whole batches of uint8 pixels as input and float32 h as output. A turn is
+a fifth of a second of runs; its first run is not counted, since threads of the previous turn may still be busy. A rate
+is the median over turns of the median of a turn, with one thread or one thread per core, whichever is faster. The
+results are those of ResNet-18 at 224 px for single pictures, or with --quick of the tiny encoder at 48 px.
 
 torch runs eagerly, with channels last if that is faster, the others in ONNX Runtime. int8 gains most on processors with
 instructions for bytes (VNNI); float16 is for GPUs, and a CPU computes it in float32.
@@ -59,7 +59,7 @@ SMALL = (Case("tiny", 48, 1), Case("tiny", 48, 64), Case("tiny", 32, 64))
 
 
 def main(options: Options) -> None:
-    logging.disable(logging.WARNING)  # of the exporter and the quantiser
+    logging.disable(logging.WARNING)  # hides messages of the exporter and the quantiser
     rows = []
     for case in SMALL[:2] if options.quick else LARGE + SMALL:
         rate = {name: case.batch / seconds for name, seconds in measure(case, options.turns).items()}
@@ -78,12 +78,12 @@ def measure(case: Case, turns: int) -> dict[str, float]:
     for module in encoder.modules():  # as after training, since blocks that start as identity would be optimised away
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-    graph = exported(encoder, case.size_px)
+    graphs = export_variants(encoder, case.size_px)
     variants = []
     for threads in sorted({1, CORES}):
         for layout in (torch.contiguous_format, torch.channels_last):
             variants.append(("torch", eager(copy.deepcopy(encoder).to(memory_format=layout), pixels, threads)))
-        for name, content in graph.items():
+        for name, content in graphs.items():
             session = open_graph(content, threads)
             variants.append((name, lambda session=session: session.run(["embedding"], {"pixels": pixels})))
     seconds: list[list[float]] = [[] for _ in variants]
@@ -106,7 +106,7 @@ def take_turn(run: Callable[[], object]) -> float:
     return median(times[1:])
 
 
-def exported(encoder: Encoder, size_px: int) -> dict[str, bytes]:
+def export_variants(encoder: Encoder, size_px: int) -> dict[str, bytes]:
     graph = to_graph(encoder, size_px)
     calibration = np.random.default_rng(1).integers(0, 256, (8, size_px, size_px, 3), dtype=np.uint8)
     return {"fp32": graph, "fp16": to_fp16(graph), "int8": to_int8(graph, calibration)}

@@ -95,7 +95,7 @@ class Load:
         self.problem = ""
 
     async def run(self, connections: int, seconds: float, rate: float | None, gaps: str, server: int) -> tuple:
-        """Start and end of the measurement: time, CPU seconds of the server, and CPU seconds of this process."""
+        """At the start and the end of the measurement: time, CPU seconds of the server, CPU seconds of this process."""
 
         def now() -> tuple[float, float, float]:
             return time.perf_counter(), cpu_s(server), time.process_time()

@@ -44,7 +44,7 @@ class Options:
     run: Path
     """A finished run, runs/NAME."""
     quick: bool = False
-    """A few hundred pictures only."""
+    """400 pictures of each split only."""
 
 
 def main(options: Options) -> None:

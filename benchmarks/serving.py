@@ -69,7 +69,7 @@ class Options:
     quick: bool = False
     """One short round with one worker, without `cifar` and without other servers."""
     soak: float | None = None
-    """Instead of everything else: minutes at twice the capacity at 32 px."""
+    """Instead of everything else: run for this many minutes at twice the capacity, at 32 px."""
     peers: Path = Path(sys.executable)
     """Python executable of the environment with LitServe and infinity."""
 
@@ -186,36 +186,36 @@ def compare(
     many = []
     if others and others[0].name == MANY:
         many = [contender(others.pop(0), "raw, .npy", [post("/embed", JPEG, picture, NPY) for picture in pictures])]
-    one = contender(twinview, "raw, .npy", [post("/embed", JPEG, picture, NPY) for picture in pictures])
+    raw = contender(twinview, "raw, .npy", [post("/embed", JPEG, picture, NPY) for picture in pictures])
     in_json = contender(twinview, "raw, JSON", [post("/embed", JPEG, picture, JSON) for picture in pictures])
-    some = [(pictures[i:] + pictures[:i])[:BATCH] for i in range(0, PICTURES, 8)]
+    packs = [(pictures[i:] + pictures[:i])[:BATCH] for i in range(0, PICTURES, 8)]
     packed = contender(
-        twinview, f"packs of {BATCH}, .npy", [post("/embed", MEDIA_TYPE, pack(files), NPY) for files in some], BATCH
+        twinview, f"packs of {BATCH}, .npy", [post("/embed", MEDIA_TYPE, pack(files), NPY) for files in packs], BATCH
     )
     peers = []
     for server in others:
         peer = PEERS[server.name]
         peers.append(contender(server, peer.request, [post(*peer.ask(picture), JSON) for picture in pictures]))
-    contenders = [alone, one, *many] + [packed] * case.packs + [in_json] * bool(peers) + peers
-    for i, contender_ in itertools.product(range(case.rounds), contenders):
-        turn = contender_.measure(case.seconds)
-        contender_.turns.append(turn)
-        name = f"{contender_.service}, {contender_.request}"
+    contenders = [alone, raw, *many] + [packed] * case.packs + [in_json] * bool(peers) + peers
+    for i, entrant in itertools.product(range(case.rounds), contenders):
+        turn = entrant.measure(case.seconds)
+        entrant.turns.append(turn)
+        name = f"{entrant.service}, {entrant.request}"
         print(f"{case.name}, round {i + 1}: {name}: {turn.images_per_s:.0f} images/s", flush=True)
     rows = [{"px": case.name, **contender.row(alone)} for contender in contenders]
-    figures = {f"served_over_bare_{case.name}": one.over(alone)}
-    for contender_ in many:
-        figures[f"served_over_bare_{case.name}_workers"] = contender_.over(alone)
-        figures[f"cpu_ms_a_request_{case.name}_workers"] = contender_.median("cpu_ms") - alone.median("cpu_ms")
+    figures = {f"served_over_bare_{case.name}": raw.over(alone)}
+    for entrant in many:
+        figures[f"served_over_bare_{case.name}_workers"] = entrant.over(alone)
+        figures[f"cpu_ms_a_request_{case.name}_workers"] = entrant.median("cpu_ms") - alone.median("cpu_ms")
     if case.packs:
         figures[f"served_over_bare_{case.name}_packed"] = packed.over(alone)
-    figures[f"served_over_bare_{case.name}_by_cpu"] = alone.over(one, "cpu_ms")
-    figures[f"cpu_ms_a_request_{case.name}"] = one.median("cpu_ms") - alone.median("cpu_ms")
+    figures[f"served_over_bare_{case.name}_by_cpu"] = alone.over(raw, "cpu_ms")
+    figures[f"cpu_ms_a_request_{case.name}"] = raw.median("cpu_ms") - alone.median("cpu_ms")
     figures |= {f"over_{peer.service}_{case.name}": in_json.over(peer) for peer in peers}
     for gaps in case.gaps:
-        turn = one.measure(case.rounds / 2 * case.seconds, 0.8 * one.median("images_per_s"), gaps)
+        turn = raw.measure(case.rounds / 2 * case.seconds, 0.8 * raw.median("images_per_s"), gaps)
         p50, p99 = 1e3 * np.percentile(turn.latencies_s, (50, 99))
-        row = {"px": case.name, "service": one.service, "request": f"{one.request}; 80 %, {gaps} gaps"}
+        row = {"px": case.name, "service": raw.service, "request": f"{raw.request}; 80 %, {gaps} gaps"}
         rows.append(row | {"images/s": turn.images_per_s, "p50 ms": p50, "p99 ms": p99})
         if gaps == "even":
             figures |= {f"p50_ms_{case.name}": p50, f"p99_ms_{case.name}": p99}
@@ -301,7 +301,7 @@ def soak(minutes: float, folder: Path, clients: Executor) -> tuple[list, dict]:
 
 
 class Server:
-    """A service, from its start on a free port to its end."""
+    """A service that runs on a free port."""
 
     def __init__(
         self, name: str, command: list[str], folder: Path, ready: str, more: dict[str, str] | None = None

@@ -6,7 +6,7 @@
     litserve    base64 in JSON, batches of up to 32
     infinity    data URIs in its embeddings route, with its own batching
 
-All use the same pixels as Twinview's encoder. In doubt they are favoured: BentoML and LitServe have a worker per core,
+All use the same pixels as Twinview's encoder. The settings favour them: BentoML and LitServe have a worker per core,
 LitServe its faster queue, and each session runs on one thread, which for infinity is twice as fast as two. infinity
 supports pictures only with transformers' models in torch, and ONNX files only for texts, so its server and batching run
 here with our model in place of the one that it would load.
@@ -43,7 +43,7 @@ class Model:
     """A bundle in ONNX Runtime, without a server."""
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
-        """threads: of one run"""
+        """threads: number of threads of a run"""
         bundle = load_bundle(folder)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -162,8 +162,8 @@ def as_base64(jpeg: bytes) -> tuple[str, str, bytes]:
 
 def as_data_uri(jpeg: bytes) -> tuple[str, str, bytes]:
     uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
-    asked = {"model": "encoder", "modality": "image", "input": [uri]}
-    return "/embeddings", "application/json", json.dumps(asked).encode()
+    body = {"model": "encoder", "modality": "image", "input": [uri]}
+    return "/embeddings", "application/json", json.dumps(body).encode()
 
 
 THIS = "benchmarks/serving_peers.py"

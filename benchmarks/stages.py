@@ -57,11 +57,11 @@ def main(options: Options) -> None:
         files = (files * (count // len(files) + 1))[:count]
         bundle = load_bundle(options.encoder or folder / "encoder")
         encode = OnnxEncoder(bundle, threads=1)
-        decode_ms, decoded = timed(lambda file: read_picture(file, bundle.card.preprocessing), files, rounds)
+        decode_ms, decoded = measure(lambda file: read_picture(file, bundle.card.preprocessing), files, rounds)
         batches = [np.stack([picture.pixels for picture in decoded[i : i + BATCH]]) for i in range(0, count, BATCH)]
-        encode_ms, encoded = timed(encode, batches, rounds)
+        encode_ms, encoded = measure(encode, batches, rounds)
         encode_ms *= len(batches) / count
-        row_bytes, keep_ms = stored(folder / "index", np.concatenate(encoded))
+        row_bytes, keep_ms = store(folder / "index", np.concatenate(encoded))
     file_bytes = float(np.mean([len(file) for file in files]))
     thumbnail_bytes = float(np.mean([len(picture.thumbnail) for picture in decoded]))
     stages = {
@@ -98,7 +98,7 @@ def random_files(data: str, count: int) -> list[bytes]:
     return files
 
 
-def timed(work: Callable, parts: Sequence, rounds: int) -> tuple[float, list]:
+def measure(work: Callable, parts: Sequence, rounds: int) -> tuple[float, list]:
     """Milliseconds of CPU time per part, the median of the rounds; and the results."""
     ms = []
     for _ in range(rounds):
@@ -108,7 +108,7 @@ def timed(work: Callable, parts: Sequence, rounds: int) -> tuple[float, list]:
     return median(ms), done
 
 
-def stored(folder: Path, vectors: np.ndarray, rows: int = 8192) -> tuple[float, float]:
+def store(folder: Path, vectors: np.ndarray, rows: int = 8192) -> tuple[float, float]:
     """Bytes of a row on the disk, and milliseconds to write it durably."""
     rng = np.random.default_rng(0)
     vectors = vectors[rng.integers(len(vectors), size=rows)] + rng.normal(0, 0.01, (rows, vectors.shape[1]))

@@ -45,7 +45,7 @@ from training.pretrain import Batches, SimCLR
 
 GPU = torch.cuda.is_available()
 GROWTH = 10
-SETTLING = 2  # steps before the measurement
+WARMUP_STEPS = 2  # before the measurement
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def measure(data: str, options: Options, cache: Path) -> dict:
 
     if GPU:
         module.compile_parts(next(endless).to(module.device))
-    for number in range(SETTLING):
+    for number in range(WARMUP_STEPS):
         step(next(endless), number)
     started, waited, steps = time.perf_counter(), 0.0, 0
     while time.perf_counter() - started < options.seconds:

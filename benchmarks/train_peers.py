@@ -70,7 +70,7 @@ JITTER = dict.fromkeys(("brightness", "contrast", "saturation"), 0.8 * AUGMENT.s
 }
 GPU = torch.cuda.is_available()
 DEVICE = training_device()
-SETTLING = 4  # steps of a turn before the measurement, after the batches that workers had prefetched
+WARMUP_STEPS = 4  # of a turn, before the measurement and after the batches that workers had prefetched
 PREFETCHED = 2  # batches per worker: DataLoader's default
 OFFLINE = {  # environment variables for the other libraries and their dependencies
     "HF_HUB_OFFLINE": "1",
@@ -228,7 +228,7 @@ def child(train: Callable, problem: Problem, workers: int, connection: Connectio
 
 
 class Turns:
-    """Passes batches on as long as the parent process asks for another turn.
+    """Yields batches as long as the parent process asks for another turn.
 
     A turn skips some steps and measures the following ones. It reports their overall rate, since workers deliver
     batches in bursts, and the median of single steps would only see fast ones.
@@ -243,10 +243,10 @@ class Turns:
 
     def __iter__(self) -> Iterator:
         batches = iter(self.batches)
-        if self.asked():
+        if self.wait():
             self.connection.send("ready")
-        while self.asked():
-            yield from itertools.islice(batches, PREFETCHED * self.workers + SETTLING)
+        while self.wait():
+            yield from itertools.islice(batches, PREFETCHED * self.workers + WARMUP_STEPS)
             started, steps = now(), 0
             while time.perf_counter() - started < self.problem.seconds or steps % max(1, self.workers):
                 yield next(batches)
@@ -255,7 +255,8 @@ class Turns:
             self.connection.send((rate, peak_memory_mib()))
             torch.cuda.empty_cache()  # for the next contender; no effect without a GPU
 
-    def asked(self) -> bool:
+    def wait(self) -> bool:
+        """Wait for the parent process to ask for a turn; False if it asks for no more."""
         try:
             return bool(self.connection.recv())
         except EOFError:  # closed

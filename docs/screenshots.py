@@ -43,15 +43,15 @@ class Options:
     runs: str = "runs"
     """Folder of the training runs."""
     picture: str = ""
-    """The picture to show: a part of its name in the collection. By default the first."""
+    """Part of the name of the picture to show. By default the first picture of the collection."""
     only: str = ""
-    """Take this tab only."""
+    """Take screenshots of this tab only: similar, map, duplicates, views, invariance or runs."""
     scheme: str = "light"
-    """light or dark."""
+    """Colour scheme, light or dark."""
 
 
 def similar(page: Page, picture: str) -> None:
-    """Show the nearest pictures. The other tabs show the same picture."""
+    """Show the pictures nearest to `picture`. The other tabs then show the same picture."""
     tile = page.locator("#grid .tile")
     tile = page.locator(f'#grid .tile[data-name*="{picture}"]') if picture else tile
     tile.first.click()
@@ -59,8 +59,12 @@ def similar(page: Page, picture: str) -> None:
     page.wait_for_function(OPENED_JS)
 
 
-def shown(tab: str, ready: str, begin: str | None = None) -> Callable[[Page, str], None]:
-    """ready: a selector of what the finished tab has. begin: a button to press first, if it is shown."""
+def opener(tab: str, ready: str, begin: str | None = None) -> Callable[[Page, str], None]:
+    """A function that opens a tab and waits for it.
+
+    ready  selector of an element that the finished tab has
+    begin  selector of a button to press first, if it is shown
+    """
 
     def show(page: Page, picture: str) -> None:
         similar(page, picture)
@@ -76,8 +80,8 @@ def shown(tab: str, ready: str, begin: str | None = None) -> Callable[[Page, str
 
 
 def runs(page: Page, picture: str) -> None:
-    """Compare the two newest."""
-    shown("Runs", "#run-curves .chart")(page, picture)
+    """Show the Runs tab with the two newest runs."""
+    opener("Runs", "#run-curves .chart")(page, picture)
     if (second := page.locator('[data-run][aria-pressed="false"]')).count():
         second.first.click()
         page.wait_for_selector("#run-curves .key")
@@ -85,10 +89,10 @@ def runs(page: Page, picture: str) -> None:
 
 TABS = {
     "similar": similar,
-    "map": shown("Map", "#map .map:not([hidden]) canvas", "#make-map"),
-    "duplicates": shown("Duplicates", "#duplicates .copies", "#compare"),
-    "views": shown("Views", "#pairs .pair"),
-    "invariance": shown("Invariance", "#curves .panel"),
+    "map": opener("Map", "#map .map:not([hidden]) canvas", "#make-map"),
+    "duplicates": opener("Duplicates", "#duplicates .copies", "#compare"),
+    "views": opener("Views", "#pairs .pair"),
+    "invariance": opener("Invariance", "#curves .panel"),
     "runs": runs,
 }
 
