@@ -46,7 +46,7 @@ class Access:
     """Whether everyone is answered if there are no keys."""
 
     @classmethod
-    def of_keys(cls, *keys: str) -> "Access":
+    def from_keys(cls, *keys: str) -> "Access":
         return cls(tuple(hashlib.sha256(key.encode()).digest() for key in keys))
 
     @classmethod
@@ -63,7 +63,7 @@ class Access:
         for name in ("TWINVIEW_API_KEYS", "TWINVIEW_API_KEYS_FILE"):
             if environment.get(name) and not keys:
                 raise KeyProblem(f"{name} is set and holds no key")
-        return cls(cls.of_keys(*keys).digests, environment.get("TWINVIEW_OPEN", "") == "1")
+        return cls(cls.from_keys(*keys).digests, environment.get("TWINVIEW_OPEN", "") == "1")
 
     def admits(self, key: bytes) -> bool:
         """Returns whether the key is valid. Takes the same time for every wrong key."""

@@ -69,11 +69,11 @@ class Library:
         with self._reading.admit(1):
             return await asyncio.get_running_loop().run_in_executor(self._readers, call, *arguments)
 
-    async def all(self) -> list[replies.Collection]:
+    async def describe_all(self) -> list[replies.Collection]:
         """Describe all collections. Raises as `read`."""
         return await self.read(collections, self._encoders.default.index(DEFAULT).store.uri)
 
-    async def about(self, index: Index) -> replies.Collection:
+    async def describe(self, index: Index) -> replies.Collection:
         """Describe a collection. Raises NotFound when it does not exist, and as `read`."""
         facts = await self.read(index.facts)
         if not facts.version and not facts.others:
@@ -98,7 +98,7 @@ class Library:
         times = {"decode": decode_s, "queue": encoded.queue_s, "model": encoded.model_s}
         return Stored(encoder.card.id, [item.id for item in items], new, times)
 
-    async def put_rows(self, name: str, rows: Sequence[VectorRow], model: str) -> Stored:
+    async def put_rows(self, name: str, rows: Sequence[VectorRow], model: str | None) -> Stored:
         """Store vectors that this encoder has computed elsewhere. Raises Malformed, NotFound, Busy, IndexProblem."""
         encoder = self._encoders.get(model)
         vectors = [_vector(row.vector, encoder, f"items[{i}].vector") for i, row in enumerate(rows)]
@@ -113,7 +113,7 @@ class Library:
         with self._writer.room(len(ids)):
             deleted = await self._writer.delete(index, ids)
         if not deleted:
-            await self.about(index)
+            await self.describe(index)
         return deleted
 
     async def search(
@@ -131,7 +131,7 @@ class Library:
         ids = [example for example in (*query.positive, *query.negative) if isinstance(example, str)]
         known = await self.read(index.get_many, ids) if ids else {}
         if ids and not known:
-            await self.about(index)
+            await self.describe(index)
 
         def vector(example: str | list[float], field: str) -> np.ndarray:
             if not isinstance(example, str):
@@ -150,7 +150,7 @@ class Library:
             raise Malformed("the examples cancel out, so there is no direction to search in", field)
         results = await self.read(index.search, direction, query.k, where, ids, query.threshold)
         if not results:
-            await self.about(index)
+            await self.describe(index)
         return encoder.card.id, results
 
     def close(self) -> None:

@@ -61,14 +61,14 @@ ModelId = Annotated[str, Query(description=queries.MODEL)]
 @router.get("", response_model=Collections, responses=documented(429, 503))
 async def collections(engine: Ready) -> Response:
     """List the collections. One that several encoders have embedded is listed once for each of them."""
-    return json_response(Collections(await engine.library.all()))
+    return json_response(Collections(await engine.library.describe_all()))
 
 
 @router.get("/{name}", response_model=Collection, responses=documented(400, 404, 409, 429, 503))
 async def collection(name: Name, engine: Ready, model: ModelId = ALIAS) -> Response:
     """Get a collection as one encoder has embedded it."""
     index = engine.library.index(name, requested_encoder(model))
-    return json_response(await engine.library.about(index))
+    return json_response(await engine.library.describe(index))
 
 
 @router.get("/{name}/keys", response_model=Keys, responses=documented(400, 404, 409, 429, 503))
@@ -81,7 +81,7 @@ async def keys(name: Name, engine: Ready, model: ModelId = ALIAS) -> Response:
     index = library.index(name, requested_encoder(model))
     summary = await library.read(index.summary)
     if not summary:
-        await library.about(index)  # 404 if there is no such collection
+        await library.describe(index)  # 404 if there is no such collection
     return json_response(Keys(summary))
 
 
@@ -204,7 +204,7 @@ async def items(
     count = await library.read(index.count, where)
     page = await library.read(index.page, limit, offset, where) if offset < count else []
     if not count:
-        await library.about(index)  # 404 if there is no such collection
+        await library.describe(index)  # 404 if there is no such collection
     return json_response(Items(count, page))
 
 
@@ -222,7 +222,7 @@ async def item(
     if row is None:
         raise _no_item(id, name)
     item, unit_vector = row
-    return json_response(ItemWithVector(**vars(item), vector=np.float64(unit_vector)) if vector else item)
+    return json_response(ItemWithVector(**vars(item), vector=unit_vector.astype(np.float64)) if vector else item)
 
 
 @router.get(

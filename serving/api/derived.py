@@ -47,7 +47,7 @@ async def duplicates(
     index = library.index(name, requested_encoder(model))
     answer = await library.read(_duplicates, index, threshold, limit, offset)
     if answer.count is None:
-        await library.about(index)  # 404 if there is no such collection
+        await library.describe(index)  # 404 if there is no such collection
     return json_response(answer)
 
 
@@ -78,7 +78,7 @@ async def map_(
     index = library.index(name, requested_encoder(model))
     answer = await library.read(_map, index, places)
     if answer["count"] is None:
-        await library.about(index)  # 404 if there is no such collection
+        await library.describe(index)  # 404 if there is no such collection
     return json_response(answer)
 
 
@@ -97,7 +97,7 @@ async def compute_map(
 async def _start(engine: Engine, name: str, model: str, kind: str, **settings: float) -> Response:
     library = engine.library
     index = library.index(name, requested_encoder(model))
-    await library.about(index)  # 404 if there is no such collection
+    await library.describe(index)  # 404 if there is no such collection
     progress = await library.read(lambda: Derived(index, kind).start(**settings))
     return json_response(DerivedProgress(**_progress(progress)), 202)
 

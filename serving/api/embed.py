@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -128,7 +129,7 @@ async def create_embeddings(request: Request) -> Response:
     return json_response(reply, headers=_timing(embedded))
 
 
-ROUTES = {route.path: route for route in router.routes}
+ROUTES = {route.path: route for route in router.routes if isinstance(route, APIRoute)}
 
 
 class EmbedShortcut:

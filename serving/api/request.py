@@ -61,7 +61,10 @@ class CancelOnDisconnect:
         self._disconnected = False
 
     async def __aenter__(self) -> None:
-        self._task = asyncio.current_task()
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("CancelOnDisconnect needs a task to cancel")
+        self._task = task
         self._watch = asyncio.create_task(self._cancel_on_disconnect())
 
     async def __aexit__(

@@ -1,8 +1,5 @@
 """Routes about the service itself: models, health, metrics, documentation."""
 
-import importlib.util
-from pathlib import Path
-
 import prometheus_client
 from fastapi import Request
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -82,5 +79,4 @@ async def docs(request: Request) -> Response:
 
 def docs_assets() -> StaticFiles:
     """BentoML's copy of Swagger UI. FastAPI's own page would load it from another site."""
-    package = Path(importlib.util.find_spec("bentoml").origin).parent
-    return StaticFiles(directory=package / "_internal/server/static_content")
+    return StaticFiles(packages=[("bentoml", "_internal/server/static_content")])

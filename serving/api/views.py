@@ -1,7 +1,7 @@
 """Routes of augmented views and their embeddings. serving/views does the work; it imports torch and
 training's code at the first request, and answers 501 if they are not installed."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -14,9 +14,9 @@ from serving.api.request import CancelOnDisconnect, Ready
 from serving.api.response import json_response
 from serving.api.upload import read_file
 from serving.collection.index import DEFAULT
-from serving.errors import TooLarge, documented
+from serving.errors import Malformed, TooLarge, documented
 from serving.protocol import queries
-from serving.protocol.replies import Invariance, Matrix, OfMatrix, Pair, Pairs, Strip
+from serving.protocol.replies import Invariance, Matrix, MatrixPicture, Pair, Pairs, Strip
 from serving.views.draw import png_uri
 
 MAX_PAIRS = 16
@@ -59,7 +59,7 @@ async def views(
 async def matrix(
     request: Request,
     engine: Ready,
-    image: Annotated[list[UploadFile], File(description=f"At most {MAX_MATRIX} images.")] = (),
+    image: Annotated[Sequence[UploadFile], File(description=f"At most {MAX_MATRIX} images.")] = (),
     collection: CollectionName = DEFAULT,
     count: Annotated[int, Form(ge=2, le=MAX_MATRIX, description="Number of pictures.")] = 6,
     seed: Seed = 0,
@@ -77,7 +77,7 @@ async def matrix(
     async with CancelOnDisconnect(request):
         drawn = await engine.views.matrix(files, collection, count, seed, settings)
     pictures = [
-        OfMatrix(name, id, (png_uri(drawn.views[2 * i]), png_uri(drawn.views[2 * i + 1])))
+        MatrixPicture(name, id, (png_uri(drawn.views[2 * i]), png_uri(drawn.views[2 * i + 1])))
         for i, (name, id) in enumerate(drawn.pictures)
     ]
     z = None if drawn.z is None else _rounded(drawn.z)
@@ -120,9 +120,16 @@ async def invariance(
 
 
 async def _settings(request: Request, own: Collection[str]) -> dict[str, list[str]]:
-    """Returns the form fields that are not among the route's own parameters."""
+    """Returns the form fields that are not among the route's own parameters. Raises Malformed for a file."""
     form = await request.form()
-    return {name: form.getlist(name) for name in form if name not in own}
+    settings: dict[str, list[str]] = {}
+    for name, value in form.multi_items():
+        if name in own:
+            continue
+        if not isinstance(value, str):
+            raise Malformed(f"{name}: must not be a file", name)
+        settings.setdefault(name, []).append(value)
+    return settings
 
 
 def _rounded(cosines: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from serving.protocol.replies import (
     Match,
     Matches,
     Matrix,
-    OfMatrix,
+    MatrixPicture,
     Pair,
     Put,
     PutItem,
@@ -172,39 +172,43 @@ def read_embeddings(response: httpx.Response) -> Embeddings:
 
 def read_classified(response: httpx.Response) -> Classified:
     answer = response.json()
-    return Classified(answer["model"], [[replies.of(Guess, guess) for guess in row] for row in answer["predictions"]])
+    return Classified(
+        answer["model"], [[replies.parse(Guess, guess) for guess in row] for row in answer["predictions"]]
+    )
 
 
 def read_put(response: httpx.Response) -> Put:
     answer = response.json()
-    return Put(answer["model"], [replies.of(PutItem, item) for item in answer["items"]])
+    return Put(answer["model"], [replies.parse(PutItem, item) for item in answer["items"]])
 
 
 def read_matches(answer: dict[str, Any]) -> Matches:
-    return Matches(answer["model"], [replies.of(Match, match) for match in answer["results"]])
+    return Matches(answer["model"], [replies.parse(Match, match) for match in answer["results"]])
 
 
 def read_key(answer: dict[str, Any]) -> Key:
-    return replies.of(Key, answer | {"values": [tuple(pair) for pair in answer["values"]]})
+    return replies.parse(Key, answer | {"values": [tuple(pair) for pair in answer["values"]]})
 
 
 def read_map(answer: dict[str, Any]) -> Map:
     dtypes = {"x": "<f4", "y": "<f4", "group": "<i4", "label": "<i4"}
     columns = {name: np.frombuffer(base64.b64decode(answer[name]), dtype) for name, dtype in dtypes.items()}
-    return replies.of(Map, answer | columns)
+    return replies.parse(Map, answer | columns)
 
 
 def read_duplicates(answer: dict[str, Any]) -> Duplicates:
-    groups = [[replies.of(Match, match) for match in group] for group in answer["groups"]]
-    return replies.of(Duplicates, answer | {"groups": groups})
+    groups = [[replies.parse(Match, match) for match in group] for group in answer["groups"]]
+    return replies.parse(Duplicates, answer | {"groups": groups})
 
 
 def read_pair(answer: dict[str, Any]) -> Pair:
-    return replies.of(Pair, answer | {"views": tuple(answer["views"])})
+    return replies.parse(Pair, answer | {"views": tuple(answer["views"])})
 
 
 def read_matrix(answer: dict[str, Any]) -> Matrix:
-    pictures = [replies.of(OfMatrix, picture | {"views": tuple(picture["views"])}) for picture in answer["pictures"]]
+    pictures = [
+        replies.parse(MatrixPicture, picture | {"views": tuple(picture["views"])}) for picture in answer["pictures"]
+    ]
     z = None if answer["z"] is None else np.asarray(answer["z"])
     return Matrix(answer["model"], pictures, np.asarray(answer["h"]), z)
 
@@ -217,8 +221,8 @@ def read_invariance(answer: dict[str, Any]) -> Invariance:
         "untrained": untrained and _read_curves(Curves, untrained),
         "picture": _read_curves(Followed, picture | {"strips": strips}),
     }
-    return replies.of(Invariance, answer | typed)
+    return replies.parse(Invariance, answer | typed)
 
 
 def _read_curves(kind: type[replies.R], answer: dict[str, Any]) -> replies.R:
-    return replies.of(kind, answer | {"curves": [replies.of(Curve, curve) for curve in answer["curves"]]})
+    return replies.parse(kind, answer | {"curves": [replies.parse(Curve, curve) for curve in answer["curves"]]})

@@ -120,10 +120,10 @@ class Client:
     def collections(self) -> list[Collection]:
         """All collections; one that several encoders have embedded is listed once for each of them."""
         answer = self._json("GET", "/collections")
-        return [replies.of(Collection, collection) for collection in answer["collections"]]
+        return [replies.parse(Collection, collection) for collection in answer["collections"]]
 
     def collection(self, name: str = COLLECTION) -> Collection:
-        return replies.of(Collection, self._json("GET", collection_path(name)))
+        return replies.parse(Collection, self._json("GET", collection_path(name)))
 
     def keys(self, *, collection: str = COLLECTION, model: str | None = None) -> list[Key]:
         """The keys that items can be filtered by, each with its most frequent values."""
@@ -188,14 +188,14 @@ class Client:
         params = {"limit": limit, "offset": offset, "model": model}
         params["filter"] = None if filter is None else json.dumps(filter)
         answer = self._json("GET", collection_path(collection, "items"), params=params)
-        return Items(answer["count"], [replies.of(Item, item) for item in answer["items"]])
+        return Items(answer["count"], [replies.parse(Item, item) for item in answer["items"]])
 
     def item(self, id: str, vector: bool = False, *, collection: str = COLLECTION) -> ItemWithVector:
         """One item; with `vector`, also its vector (d,) float32 of unit length."""
         answer = self._json("GET", collection_path(collection, "items", id), params={"vector": vector})
         if "vector" in answer:
             answer["vector"] = np.asarray(answer["vector"], np.float32)
-        return replies.of(ItemWithVector, answer)
+        return replies.parse(ItemWithVector, answer)
 
     def thumbnail(self, id: str, *, collection: str = COLLECTION) -> bytes:
         """A JPEG file, 256 px on its longest side."""
@@ -209,7 +209,7 @@ class Client:
     def compute_map(self, seed: int = 0, *, collection: str = COLLECTION) -> DerivedProgress:
         """Start computing a map; `map` returns its progress."""
         answer = self._json("POST", collection_path(collection, "map"), params={"seed": seed})
-        return replies.of(DerivedProgress, answer)
+        return replies.parse(DerivedProgress, answer)
 
     def duplicates(
         self, threshold: float = 0.95, limit: int = 100, offset: int = 0, *, collection: str = COLLECTION
@@ -223,7 +223,7 @@ class Client:
         """Start comparing all pictures with each other; `duplicates` returns the progress, and afterwards the groups at
         any threshold from this one up."""
         answer = self._json("POST", collection_path(collection, "duplicates"), params={"threshold": threshold})
-        return replies.of(DerivedProgress, answer)
+        return replies.parse(DerivedProgress, answer)
 
     def views(self, image: Picture, pairs: int = 4, seed: int = 0, **settings: Setting) -> list[Pair]:
         """Pairs of augmented views. settings: fields of training.augment.AugmentSettings, its defaults if left out."""
@@ -256,11 +256,11 @@ class Client:
 
     def runs(self, limit: int = 100) -> list[Run]:
         """The training runs in the service's runs folder, the newest first."""
-        return [replies.of(Run, run) for run in (self._json("GET", "/runs", params={"limit": limit}))["runs"]]
+        return [replies.parse(Run, run) for run in (self._json("GET", "/runs", params={"limit": limit}))["runs"]]
 
     def run(self, name: str) -> RunDetails:
         """One training run with its settings and its curves."""
-        return replies.of(RunDetails, self._json("GET", f"/runs/{quote(name)}"))
+        return replies.parse(RunDetails, self._json("GET", f"/runs/{quote(name)}"))
 
     def models(self) -> list[dict[str, Any]]:
         """The model cards of the encoders that are served, the default first; empty if there are none."""

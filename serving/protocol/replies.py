@@ -326,7 +326,7 @@ class Pairs(Reply):
 
 
 @dataclass(frozen=True)
-class OfMatrix(Reply):
+class MatrixPicture(Reply):
     """A picture and the two views of it that are compared."""
 
     name: str
@@ -343,7 +343,7 @@ class Matrix(Reply):
 
     model: str
     """Id of the encoder."""
-    pictures: list[OfMatrix]
+    pictures: list[MatrixPicture]
     h: Annotated[np.ndarray, Wire(list[list[float]])] = field(compare=False)
     """Cosine similarities of the views' embeddings h, 2N x 2N."""
     z: Annotated[np.ndarray | None, Wire(list[list[float]] | None)] = field(compare=False)
@@ -522,7 +522,7 @@ class Readiness(Reply):
     """ONNX Runtime's execution providers, in order of preference."""
 
 
-def of(kind: type[R], answer: dict) -> R:
-    """An instance of `kind`; unknown fields are ignored, so that a newer service may add some."""
+def parse(kind: type[R], answer: dict) -> R:
+    """Returns an instance of `kind` from JSON; unknown fields are ignored, so that a newer service may add some."""
     known = {one.name for one in fields(kind)}
     return kind(**{name: value for name, value in answer.items() if name in known})

@@ -76,9 +76,8 @@ class ViewAnalysis:
         with self._gate.admit(2 * pairs):
             pixels = await self._decode([image], encoder.card.preprocessing)
             views, h, z = await self._embedded_views(encoder, pixels, 2 * pairs, seed, settings)
-        h, z = (None if v is None else v.reshape(pairs, 2, -1) for v in (h, z))
-        cosines = [None if v is None else (v[:, 0] * v[:, 1]).sum(axis=1) for v in (h, z)]
-        return PairAnalysis(views.reshape(pairs, 2, *pixels.shape[1:]), *cosines)
+        z_cosines = None if z is None else _pair_cosines(z)
+        return PairAnalysis(views.reshape(pairs, 2, *pixels.shape[1:]), _pair_cosines(h), z_cosines)
 
     async def matrix(
         self, images: Sequence[Upload], collection: str, count: int, seed: int, settings: dict[str, list[str]]
@@ -98,7 +97,8 @@ class ViewAnalysis:
                 )
             pixels = await self._decode([*images, *(file for _, file in drawn)], encoder.card.preprocessing)
             views, h, z = await self._embedded_views(encoder, pixels, 2, seed, settings)
-        pictures = [(file.name, None) for file in images] + [(item.name, item.id) for item, _ in drawn]
+        pictures: list[tuple[str, str | None]] = [(file.name, None) for file in images]
+        pictures += [(item.name, item.id) for item, _ in drawn]
         return MatrixAnalysis(encoder.card.id, pictures, views, h @ h.T, z if z is None else z @ z.T)
 
     async def invariance(self, image: Upload | None, collection: str, count: int, seed: int) -> InvarianceAnalysis:
@@ -111,7 +111,7 @@ class ViewAnalysis:
         with self._gate.admit(count + len(images)):
             drawn = await self._sample(encoder, collection, count, seed, images)
             if len(drawn) < 2:
-                await self._library.about(encoder.index(collection))  # raises NotFound
+                await self._library.describe(encoder.index(collection))  # raises NotFound
                 message = f"collection: at least two pictures are compared, and {collection} has fewer"
                 raise Malformed(message, "collection")
             files = [*images, *(file for _, file in drawn)]
@@ -142,7 +142,7 @@ class ViewAnalysis:
     ) -> tuple[ComparedEncoders, FollowedPicture]:
         """In threads, which end soon after the request is cancelled."""
         encode = _EncodeFromThread(encoder)
-        key = (encoder.card.id, seed, hashlib.sha256(pixels).digest())
+        key = (encoder.card.id, seed, hashlib.sha256(pixels.data).digest())
         try:
             async with asyncio.timeout(DEADLINE_S):
                 if key not in self._compared:
@@ -160,6 +160,11 @@ class ViewAnalysis:
             raise TooLarge(message, "count") from None
         finally:
             encode.cancel()
+
+
+def _pair_cosines(vectors: np.ndarray) -> np.ndarray:
+    """Cosines (p,) of the unit vectors (2p, d) of p pairs."""
+    return (vectors[::2] * vectors[1::2]).sum(axis=1)
 
 
 class _EncodeFromThread:

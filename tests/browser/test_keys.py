@@ -23,7 +23,7 @@ def locked(servers, wait_until):
     """Address of such a service, over the same pictures."""
 
     async def make():
-        app = create_app(str(servers.folder / "encoder"), servers.folder / "index", access=Access.of_keys("secret"))
+        app = create_app(str(servers.folder / "encoder"), servers.folder / "index", access=Access.from_keys("secret"))
         return mount(app)
 
     made = []

@@ -153,7 +153,7 @@ def test_the_skipped_list_of_an_earlier_run_is_deleted(service, pictures, twinvi
 def test_the_key_comes_from_the_environment_and_is_never_printed(
     listen, pictures, twinview, tmp_path, monkeypatch, capsys
 ):
-    port, _ = listen(access=Access.of_keys("s3cr3t"))
+    port, _ = listen(access=Access.from_keys("s3cr3t"))
     command = ("embed", pictures, "--service", f"http://127.0.0.1:{port}", "-o", tmp_path / "v.npy")
     with pytest.raises(SystemExit, match=r"^error: this service requires an API key"):
         twinview(*command)

@@ -406,7 +406,7 @@ def test_requests_are_refused_while_too_many_reads_or_writes_wait(serve, picture
 
 
 def test_collections_need_a_key(serve, picture):
-    http = serve(access=Access.of_keys("k"))
+    http = serve(access=Access.from_keys("k"))
     assert http.put(ITEMS, content=picture(0)).status_code == 401
     assert http.delete(f"{ITEMS}/a").status_code == 401
     assert http.put(ITEMS, content=picture(0), headers={"Authorization": "Bearer k"}).status_code == 200

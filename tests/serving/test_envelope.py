@@ -46,7 +46,7 @@ def test_every_response_has_the_security_headers(serve, picture, monkeypatch):
         http.put("/embed"),
         http.post("/embed", content=picture(0)),
         http.post("/embed", headers={"content-length": str(2**40)}, content=b""),
-        serve(access=Access.of_keys("k")).get("/collections"),
+        serve(access=Access.from_keys("k")).get("/collections"),
     ]
 
     async def fail(*_):
@@ -151,15 +151,15 @@ def test_a_request_from_this_process_is_logged_too(http, json_log):
 
 def test_the_start_logs_whom_the_service_answers(serve, caplog):
     caplog.set_level(logging.INFO, "twinview")
-    for access, told in (
+    for access, message in (
         (Access(), "there are no API keys, so the service answers requests from this machine only"),
         (Access(open=True), "there are no API keys, so the service answers everyone"),
     ):
         caplog.clear()
         serve(access=access)
-        assert told in caplog.text
+        assert message in caplog.text
     caplog.clear()
-    serve(access=Access.of_keys("key"))
+    serve(access=Access.from_keys("key"))
     assert "API keys" not in caplog.text
 
 

@@ -193,7 +193,7 @@ ROUTES = (
 
 
 def test_without_a_key_every_endpoint_answers_401_in_the_same_shape(serve):
-    http = serve(access=Access.of_keys("secret"))
+    http = serve(access=Access.from_keys("secret"))
     documented = {(method.upper(), path) for path, item in _paths(serve).items() for method in item}
     names = {"/0123": "/{id}", "/twinview": "/{id}", "/pictures": "/{name}"}
     asked = {

@@ -14,7 +14,7 @@ from serving.access import Access, KeyProblem
 from serving.app import create_app
 from serving.client import Client, ServiceError
 
-LOCKED = Access.of_keys("first", "second", "schlüssel")
+LOCKED = Access.from_keys("first", "second", "schlüssel")
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_keys_come_from_the_environment_and_from_a_file(tmp_path):
     file = tmp_path / "keys"
     file.write_text("# of the team\n\n third \n  # old: fourth\nfifth\n")
     access = Access.from_environment({"TWINVIEW_API_KEYS": "first, second,,", "TWINVIEW_API_KEYS_FILE": str(file)})
-    assert access == Access.of_keys("first", "second", "third", "fifth")
+    assert access == Access.from_keys("first", "second", "third", "fifth")
     assert Access.from_environment({}) == Access.from_environment({"TWINVIEW_API_KEYS": ""}) == Access()
     assert Access.from_environment({"TWINVIEW_OPEN": "1"}).open
     assert not Access.from_environment({"TWINVIEW_OPEN": "0"}).open
@@ -136,24 +136,24 @@ def test_the_service_takes_its_keys_from_the_environment(bundle, tmp_path, monke
 
 def test_no_log_and_no_response_contains_a_key(serve, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG)
-    http = serve(access=Access.of_keys("s3cr3t-key"))
+    http = serve(access=Access.from_keys("s3cr3t-key"))
 
     async def fail(*_):
         raise RuntimeError
 
     monkeypatch.setattr(http.app.state.engine, "embed", fail)
-    told = []
+    answers = []
     for key in ("s3cr3t-key", "s3cr3t-kez"):
         for path in ("/collections", "/nothing", "/openapi.json", "/metrics", "/v1/models"):
-            told.append(http.get(path, **bearer(key)))
-        told.append(http.post("/embed", content=b"x", **bearer(key)))
-    assert {answer.status_code for answer in told} == {200, 401, 404, 500}
-    for text in (caplog.text, *(answer.text + str(answer.headers) for answer in told)):
+            answers.append(http.get(path, **bearer(key)))
+        answers.append(http.post("/embed", content=b"x", **bearer(key)))
+    assert {answer.status_code for answer in answers} == {200, 401, 404, 500}
+    for text in (caplog.text, *(answer.text + str(answer.headers) for answer in answers)):
         assert "s3cr3t" not in text and "czNjcjN0" not in text
 
 
 def test_the_openapi_document_describes_the_keys(serve):
-    document = serve(access=Access.of_keys("first")).get("/openapi.json", **bearer("first")).json()
+    document = serve(access=Access.from_keys("first")).get("/openapi.json", **bearer("first")).json()
     assert {scheme["scheme"] for scheme in document["components"]["securitySchemes"].values()} == {"bearer", "basic"}
     assert {} not in document["security"] and len(document["security"]) == 2
     assert document["paths"]["/livez"]["get"]["security"] == []
@@ -256,6 +256,6 @@ def test_bentoml_serves_behind_keys_and_logs_json(launch, fill, picture, tmp_pat
 def test_bentoml_does_not_serve_if_the_keys_cannot_be_read(launch, tmp_path):
     running = launch(environment={"TWINVIEW_API_KEYS_FILE": str(tmp_path / "nowhere"), "TWINVIEW_API_KEYS": "s3cr3t"})
     assert running.process.wait(60) != 0
-    told = running.log.read_text()
-    assert f"TWINVIEW_API_KEYS_FILE: {tmp_path}/nowhere cannot be read" in told
-    assert "s3cr3t" not in told
+    text = running.log.read_text()
+    assert f"TWINVIEW_API_KEYS_FILE: {tmp_path}/nowhere cannot be read" in text
+    assert "s3cr3t" not in text

@@ -85,7 +85,7 @@ def schema(listen, fill, picture):
         return value
 
     fill(3)
-    port, _ = listen(access=Access.of_keys("key"))
+    port, _ = listen(access=Access.from_keys("key"))
     pictures = st.integers(0, 5).map(picture)
     anything = pictures | st.binary(max_size=100)
     for media in ("image/*", "application/octet-stream"):

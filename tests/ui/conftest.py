@@ -19,7 +19,7 @@ from serving.client import (
     Match,
     Matches,
     Matrix,
-    OfMatrix,
+    MatrixPicture,
     Pair,
     ServiceError,
 )
@@ -78,7 +78,7 @@ class FakeClient:
 
     async def matrix(self, images=(), count=6, seed=0, *, collection="pictures", **settings) -> Matrix:
         self._ask("matrix", list(images), count, seed, collection, settings)
-        pictures = [OfMatrix(f"pets/cat {i}.jpg", f"id{i}", (f"data:{i}A", f"data:{i}B")) for i in range(count)]
+        pictures = [MatrixPicture(f"pets/cat {i}.jpg", f"id{i}", (f"data:{i}A", f"data:{i}B")) for i in range(count)]
         h = np.eye(2 * count) * 0.5 + 0.25 * np.kron(np.eye(count), np.ones((2, 2))) + 0.25
         return Matrix("fake", pictures, h, None)
 

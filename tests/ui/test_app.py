@@ -123,13 +123,13 @@ def test_an_invalid_condition_is_reported_instead_of_results(fake, page_of):
 
 def test_a_click_starts_a_new_search_and_plus_and_minus_change_the_current_one(fake, event, page_of):
     page, first = page_of(fake()), Query((Picture("mine.jpg", id="id9"),))
-    told, cat = event(id="id2", name="cat 2.jpg", label="cat"), Picture("cat 2.jpg", "cat", id="id2")
-    assert callback(page, "click")((first,), told) == (first, Query((cat,)))
-    assert callback(page, "like")((first,), told) == (first, first.like(cat))
-    assert callback(page, "unlike")((first,), told) == (first, first.unlike(cat))
-    assert callback(page, "like")((), told) == (Query((cat,)),)
+    clicked, cat = event(id="id2", name="cat 2.jpg", label="cat"), Picture("cat 2.jpg", "cat", id="id2")
+    assert callback(page, "click")((first,), clicked) == (first, Query((cat,)))
+    assert callback(page, "like")((first,), clicked) == (first, first.like(cat))
+    assert callback(page, "unlike")((first,), clicked) == (first, first.unlike(cat))
+    assert callback(page, "like")((), clicked) == (Query((cat,)),)
     with pytest.warns(UserWarning, match=r"^Search by a picture first"):
-        assert callback(page, "unlike")((), told) == gr.skip()
+        assert callback(page, "unlike")((), clicked) == gr.skip()
 
 
 def test_paging_stops_at_the_first_picture_and_a_condition_returns_to_it(fake, page_of):
@@ -170,12 +170,12 @@ def test_the_page_opens_with_the_existing_collections_and_encoders(fake, page_of
 
 def test_a_selection_is_saved_as_a_file_to_download(fake, uploads, event, page_of):
     page = page_of(fake())
-    told = {"all": False, "chosen": [["id2", "0.5"]]}
-    link = asyncio.run(callback(page, "export")(event(format="csv", **told), gr.Progress(), *USUAL))
+    selection = {"all": False, "chosen": [["id2", "0.5"]]}
+    link = asyncio.run(callback(page, "export")(event(format="csv", **selection), gr.Progress(), *USUAL))
     path = re.search(r'file=([^"]*)" download="twinview.csv"', link)[1]
     assert Path(path).read_text().splitlines()[1] == "id2,pets/cat 2.jpg,cat,0.5,"
     assert 'download="twinview-paths.txt"' in (
-        asyncio.run(callback(page, "export")(event(format="paths", **told), gr.Progress(), *USUAL))
+        asyncio.run(callback(page, "export")(event(format="paths", **selection), gr.Progress(), *USUAL))
     )
 
 
@@ -199,7 +199,7 @@ def test_mounted_the_page_asks_the_service_inside_the_process(in_loop):
 
 def test_mounted_in_a_locked_service_the_page_needs_a_key_and_its_own_requests_none(in_loop):
     service = FastAPI()
-    service.add_middleware(RequireAccess, access=Access.of_keys("secret"))
+    service.add_middleware(RequireAccess, access=Access.from_keys("secret"))
 
     @service.get("/collections/pictures/items")
     async def items():
@@ -215,10 +215,10 @@ def test_mounted_in_a_locked_service_the_page_needs_a_key_and_its_own_requests_n
 
 def test_nothing_is_reported_and_nothing_shared(fake, alone):
     with alone(fake()) as client:
-        told = config(client)
-        assert told["analytics_enabled"] is False
-        assert told["footer_links"] == [] and told["run_history"] is False and told["mcp_server"] is False
-        assert told["stylesheets"] == []
+        options = config(client)
+        assert options["analytics_enabled"] is False
+        assert options["footer_links"] == [] and options["run_history"] is False and options["mcp_server"] is False
+        assert options["stylesheets"] == []
         assert "http" not in client.get("/ui/theme.css").text.replace("http://www.w3.org/", "")
         offered = client.get("/ui/gradio_api/info").json()
         assert {"/similar", "/collection"} <= set(offered["named_endpoints"]) and offered["unnamed_endpoints"] == {}
@@ -269,5 +269,5 @@ def test_alone_the_page_is_locked_as_a_service_is(in_loop, monkeypatch):
 def test_the_script_explains_itself(capsys):
     with pytest.raises(SystemExit):
         tyro.cli(PageOptions, description=app.__doc__, args=["--help"])
-    told = capsys.readouterr().out
-    assert "--service" in told and "--port" in told and "bentoml serve" in told
+    help_text = capsys.readouterr().out
+    assert "--service" in help_text and "--port" in help_text and "bentoml serve" in help_text

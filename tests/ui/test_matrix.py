@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from serving.client import Matrix, OfMatrix
+from serving.client import Matrix, MatrixPicture
 from ui.widgets.matrix import matrix_html
 
 
@@ -58,6 +58,6 @@ def test_z_is_shown_if_it_is_known_and_h_otherwise(found):
 
 def test_a_name_is_only_text(found):
     hostile = "<img src=x onerror=alert(1)>${1}\"'.png"
-    pictures = [OfMatrix(hostile, None, ("data:a", "data:b")), *found.pictures[1:]]
+    pictures = [MatrixPicture(hostile, None, ("data:a", "data:b")), *found.pictures[1:]]
     html = matrix_html(Matrix("m", pictures, found.h, None), 0.2)
     assert "<img" not in html
