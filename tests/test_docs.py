@@ -83,11 +83,11 @@ def test_every_module_begins_with_a_sentence_about_it():
 
 def test_the_readme_names_commands_and_options_that_exist():
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    told = re.findall(r"python (\S+\.py)(.*)", text) + re.findall(r"gpu (training/pretrain\.py)(.*)", text)
-    told += re.findall(r"rdzv-endpoint \S+ +(training/pretrain\.py)(.*)", text)
-    assert {command for command, _ in told} == set(COMMANDS)
-    assert len(told) > len(COMMANDS)
-    for command, options in told:
+    commands = re.findall(r"python (\S+\.py)(.*)", text) + re.findall(r"gpu (training/pretrain\.py)(.*)", text)
+    commands += re.findall(r"rdzv-endpoint \S+ +(training/pretrain\.py)(.*)", text)
+    assert {command for command, _ in commands} == set(COMMANDS)
+    assert len(commands) > len(COMMANDS)
+    for command, options in commands:
         known = {field.name.replace("_", "-") for field in dataclasses.fields(COMMANDS[command])}
         assert set(re.findall(r"--([\w-]+)", options.partition("#")[0])) <= known, command
     mentioned = set(re.findall(r"`--([\w-]+)`", text))
@@ -103,9 +103,9 @@ def test_the_readme_shows_pictures_that_are_there():
 
 @pytest.mark.parametrize("document", ["README.md", "docs/collections.md"])
 def test_every_twinview_command_in_the_documents_can_be_given_as_it_stands(document):
-    told = re.findall(r"^twinview (.*)$", (ROOT / document).read_text(), re.MULTILINE)
-    assert len(told) > 3
-    for line in told:
+    commands = re.findall(r"^twinview (.*)$", (ROOT / document).read_text(), re.MULTILINE)
+    assert len(commands) > 3
+    for line in commands:
         words = shlex.split(line, comments=True)
         name = next(name for name in main.COMMANDS if words[: name.count(" ") + 1] == name.split())
         main.parse_command(name, words[name.count(" ") + 1 :])  # ends the process where an option is not there

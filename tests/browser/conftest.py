@@ -43,7 +43,7 @@ def striped(colour: tuple[int, int, int], size: tuple[int, int] = (48, 36)) -> I
 
 
 def make_bundle(folder: Path) -> None:
-    """An encoder whose embedding is the picture's mean colour: what is nearest can be told without running it."""
+    """An encoder whose embedding is the picture's mean colour, so a test knows which pictures are nearest."""
     pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", 32, 32, 3])
     embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", 3])
     nodes = [

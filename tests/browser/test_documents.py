@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture
 def work(tmp_path, servers, reddish):
-    """A folder with query.jpg; runs/ beside the service holds one run."""
+    """A folder with query.jpg; the service's runs/ holds one run."""
     (tmp_path / "query.jpg").write_bytes(reddish.read_bytes())
     run = servers.folder / "runs" / "cats"
     run.mkdir(parents=True, exist_ok=True)
@@ -29,10 +29,10 @@ def test_the_calls_of_programs_work_as_they_are_written(servers, work):
     program = program.replace("http://127.0.0.1:3000", servers.service)
     done = subprocess.run([sys.executable, "-c", program], cwd=work, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    told = done.stdout.splitlines()
+    lines = done.stdout.splitlines()
     assert re.search(r"^0\.9\d* \S*red/\d\.png$", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"^3 \w+$", done.stdout, re.MULTILINE), "three are labelled red"
-    assert "none none" in told and told[-1].startswith("cats ")
+    assert "none none" in lines and lines[-1].startswith("cats ")
 
 
 def test_a_refused_program_gets_the_services_message(servers, work):

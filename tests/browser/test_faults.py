@@ -1,4 +1,4 @@
-"""What goes wrong while the page is open: it says so in words, stays, and goes on when it can."""
+"""Failures while the page is open: it shows a message, stays usable and recovers."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The map and the near-duplicates, in a browser. Each test goes on with what the one before has left."""
+"""The map and the near-duplicates, in a browser. Each test continues from the state that the previous one left."""
 
 import pytest
 from playwright.sync_api import expect
@@ -114,7 +114,7 @@ def test_programs_ask_by_name(servers):
     from gradio_client import Client
 
     client = Client(f"{servers.alone}/ui/", verbose=False)
-    told = client.predict("pictures", api_name="/map")
-    assert len(told["ids"]) == len(told["x"]) == 11
+    answer = client.predict("pictures", api_name="/map")
+    assert len(answer["ids"]) == len(answer["x"]) == 11
     groups = client.predict(0.95, 10, 0, "pictures", api_name="/duplicates")["groups"]
     assert len(groups) == 3 and all(one["similarity"] >= 0.95 for group in groups for one in group)

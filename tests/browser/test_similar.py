@@ -36,7 +36,7 @@ def typed(page, condition: str) -> None:
     page.keyboard.press("Enter")
 
 
-def told(page) -> dict[str, list[str]]:
+def address_query(page) -> dict[str, list[str]]:
     return parse_qs(urlsplit(page.url).query)
 
 
@@ -70,7 +70,7 @@ def test_plus_and_minus_on_a_tile_add_it_to_the_search(page):
     expect(page.locator("#chips .chip")).to_have_count(3)
     page.wait_for_function("document.querySelectorAll('#grid .tile').length == 10")
     assert labels(page)[0] == "blue"
-    assert len(told(page)["like"]) == 2 and len(told(page)["unlike"]) == 1
+    assert len(address_query(page)["like"]) == 2 and len(address_query(page)["unlike"]) == 1
 
 
 def test_any_earlier_search_can_be_returned_to(page, reddish):
@@ -99,7 +99,7 @@ def test_a_part_drawn_on_the_picture_is_searched_and_cleared(page, tmp_path):
     page.mouse.move(x + 0.9 * w, y + 0.8 * h, steps=3)
     page.mouse.up()
     expect(page.locator("#well .extent")).to_contain_text("60 × 120 pixels")
-    expect(page.locator("#steps .step")).to_have_count(2)  # the page has drawn the picture anew, with its part
+    expect(page.locator("#steps .step")).to_have_count(2)  # the page has drawn the picture again, with its part
     expect(page.locator("#grid .label").first).to_have_text("blue")
     page.locator("#well img").focus()
     for _ in range(30):

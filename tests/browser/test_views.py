@@ -75,7 +75,7 @@ def test_views_follow_the_picture(page, reddish):
 
 
 def test_the_temperature_changes_loss_and_shares_at_once_by_eq_1(page, reddish):
-    """The browser's loss beside one computed here from the cosines that it was given; nothing is asked again."""
+    """The loss that the browser shows equals one computed here from the same cosines; no request is made."""
     search(page, reddish)
     open_tab(page, "Views", "#matrix .batch")
     expect(page.locator("#matrix .shares tbody tr")).to_have_count(12)

@@ -55,8 +55,8 @@ async def settle() -> None:
 
 
 def test_waiting_requests_share_batches_and_get_their_own_rows():
-    lane, told = Recorder(), []
-    batch = Batcher([lane], lambda *facts: told.append(facts), max_batch=8)
+    lane, runs = Recorder(), []
+    batch = Batcher([lane], lambda *facts: runs.append(facts), max_batch=8)
 
     async def ask():
         first = asyncio.create_task(batch(images(0)))
@@ -69,7 +69,7 @@ def test_waiting_requests_share_batches_and_get_their_own_rows():
 
     answers = asyncio.run(ask())
     assert lane.sizes == [1, 8, 6]
-    assert [images for images, seconds in told if seconds > 0] == [1, 8, 6]
+    assert [images for images, seconds in runs if seconds > 0] == [1, 8, 6]
     assert batch.waiting == 0
     assert [answer.vectors.ravel().tolist() for answer in answers] == [[0], *([i, i + 100] for i in range(1, 8))]
 
@@ -161,8 +161,8 @@ def test_a_request_cancelled_during_its_batch_does_not_affect_the_others():
 
 
 def test_an_undecodable_file_fails_only_its_own_request_of_the_batch():
-    lane, told = Recorder(), []
-    batch = Batcher([lane], lambda images, seconds: told.append(images))
+    lane, encoded = Recorder(), []
+    batch = Batcher([lane], lambda images, seconds: encoded.append(images))
 
     async def ask():
         first = asyncio.create_task(batch(files(0)))
@@ -174,7 +174,7 @@ def test_an_undecodable_file_fails_only_its_own_request_of_the_batch():
         return await asyncio.gather(first, *others, return_exceptions=True)
 
     answers = asyncio.run(ask())
-    assert told == [1, 4]
+    assert encoded == [1, 4]
     problems = [answer.param for answer in answers if isinstance(answer, Undecodable)]
     assert problems == ["images[1]", "images[0]"]
     rows = [answer.vectors.ravel().tolist() for answer in answers if not isinstance(answer, Undecodable)]
@@ -222,7 +222,7 @@ def test_the_time_in_the_queue_and_in_the_model_are_separate(size, monkeypatch):
         go_on.set()
         return await first, await behind, await batch(images(*range(size)))
 
-    times = [(told.queue_s, told.model_s) for told in asyncio.run(ask())]
+    times = [(answer.queue_s, answer.model_s) for answer in asyncio.run(ask())]
     assert times == [(0, 1), (1, size), (0, size)]
 
 

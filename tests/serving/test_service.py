@@ -66,11 +66,11 @@ def test_bentoml_serves_until_it_is_stopped(launch, fill, bundle, picture):
         assert upload.recv(100).startswith(b"HTTP/1.1 100 Continue")  # the service is reading the body
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-    told = log.read_text()
-    assert "serving " + bundle.card.id in told
-    assert f"listening on {address}" in told
-    assert "Traceback" not in told
-    assert "Tracking" not in told
+    text = log.read_text()
+    assert "serving " + bundle.card.id in text
+    assert f"listening on {address}" in text
+    assert "Traceback" not in text
+    assert "Tracking" not in text
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/livez")
 

@@ -54,8 +54,8 @@ def test_chance_is_within_the_chart_and_named():
 
 def test_the_pointer_and_screen_readers_get_the_values():
     svg = chart("kNN", [Line("a", 0, [(10, 0.25), (20, 0.5)]), Line("b", 1, [(10, 0.3)])], 20, percent)
-    told = json.loads(html.unescape(re.search(r'data-lines="([^"]*)"', svg)[1]))
-    assert told == [{"name": "a", "points": [[10, "25%"], [20, "50%"]]}, {"name": "b", "points": [[10, "30%"]]}]
+    data = json.loads(html.unescape(re.search(r'data-lines="([^"]*)"', svg)[1]))
+    assert data == [{"name": "a", "points": [[10, "25%"], [20, "50%"]]}, {"name": "b", "points": [[10, "30%"]]}]
     assert 'aria-label="kNN by epoch: a ends at 50%; b ends at 30%"' in svg
 
 

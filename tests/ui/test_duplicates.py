@@ -110,10 +110,10 @@ def test_marks_are_saved_as_paths_and_as_a_table(client):
 
 
 def test_programs_get_plain_groups():
-    told = to_dict(found([["a", "b"]]))
-    assert [one["id"] for one in told["groups"][0]] == ["a", "b"]
-    assert "path" not in told["groups"][0][0] and told["groups"][0][0]["file"] == "/p/a.jpg"
-    assert (told["total"], told["groups"][0][1]["similarity"]) == (1, 0.99)
+    answer = to_dict(found([["a", "b"]]))
+    assert [one["id"] for one in answer["groups"][0]] == ["a", "b"]
+    assert "path" not in answer["groups"][0][0] and answer["groups"][0][0]["file"] == "/p/a.jpg"
+    assert (answer["total"], answer["groups"][0][1]["similarity"]) == (1, 0.99)
 
 
 @pytest.fixture

@@ -47,8 +47,8 @@ def client(fake):
     return Mapped(count=1000)
 
 
-def choose(**told) -> Choice:
-    return Choice.parse({"collection": "pictures", "by": "label", "numbers": [], "polygon": None} | told)
+def choose(**data) -> Choice:
+    return Choice.parse({"collection": "pictures", "by": "label", "numbers": [], "polygon": None} | data)
 
 
 def test_a_notch_of_an_outline_is_not_within_it():
@@ -66,10 +66,10 @@ def test_a_choice_is_the_highlighted_pictures_within_the_outline():
     assert len(choose().ids(a_map())) == 9
 
 
-@pytest.mark.parametrize("told", [{"by": "__class__"}, {"numbers": ["x"]}, {"polygon": [[1, "b"]]}, {"polygon": [1]}])
-def test_data_that_no_browser_sends_is_refused_with_a_sentence(told):
+@pytest.mark.parametrize("data", [{"by": "__class__"}, {"numbers": ["x"]}, {"polygon": [[1, "b"]]}, {"polygon": [1]}])
+def test_data_that_no_browser_sends_is_refused_with_a_sentence(data):
     with pytest.raises(ValueError, match="select again"):
-        choose(**told)
+        choose(**data)
     with pytest.raises(ValueError, match="select again"):
         Choice.parse({})
 
@@ -102,9 +102,9 @@ def test_deleted_items_are_left_out_of_a_list(client):
 
 
 def test_programs_get_numbers_and_words():
-    told = to_dict(a_map(3))
-    assert (told["x"], told["group"], told["label"]) == ([-1.0, 0.0, 1.0], [1, 0, 0], ["cat", None, None])
-    json.dumps(told)
+    data = to_dict(a_map(3))
+    assert (data["x"], data["group"], data["label"]) == ([-1.0, 0.0, 1.0], [1, 0, 0], ["cat", None, None])
+    json.dumps(data)
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ def test_no_file_is_read_that_was_not_uploaded(uploads, event, tmp_path):
     for path in (tmp_path / "secret", uploads / "../secret", uploads / "link", uploads / "absent", uploads):
         with pytest.raises(UploadFailed, match="not uploaded here"):
             uploaded(event(paths=[str(path)]))
-    for told in ({}, {"paths": []}, {"paths": [None]}):
+    for data in ({}, {"paths": []}, {"paths": [None]}):
         with pytest.raises(UploadFailed):
-            uploaded(event(**told))
+            uploaded(event(**data))
 
 
 def test_a_failed_upload_says_why(event):

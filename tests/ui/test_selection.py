@@ -12,21 +12,21 @@ USUAL = SearchSettings()
 HAT = Item("b", "hat.jpg", None, None, metadata={"sold": True})
 
 
-def rows_of(client, told: dict, settings: SearchSettings = USUAL) -> tuple[list, list]:
+def rows_of(client, chosen: dict, settings: SearchSettings = USUAL) -> tuple[list, list]:
     reports = []
-    rows = asyncio.run(selected_rows(client, told, settings, lambda *report: reports.append(report)))
+    rows = asyncio.run(selected_rows(client, chosen, settings, lambda *report: reports.append(report)))
     return [(item.id, similarity) for item, similarity in rows], reports
 
 
 def test_what_was_selected_keeps_its_order_and_similarity(fake):
-    told = {"all": False, "chosen": [["id7", "0.912345"], ["id2", None], ["gone", "0.5"]]}
-    assert rows_of(fake(), told)[0] == [("id7", 0.912345), ("id2", None)]
+    chosen = {"all": False, "chosen": [["id7", "0.912345"], ["id2", None], ["gone", "0.5"]]}
+    assert rows_of(fake(), chosen)[0] == [("id7", 0.912345), ("id2", None)]
 
 
 def test_thousands_are_looked_up_in_conditions_that_an_address_holds(fake):
     client = fake(count=450)
-    told = {"all": False, "chosen": [[f"id{i}", None] for i in range(450)]}
-    rows, reports = rows_of(client, told)
+    chosen = {"all": False, "chosen": [[f"id{i}", None] for i in range(450)]}
+    rows, reports = rows_of(client, chosen)
     assert len(rows) == 450 and reports == [(200, 450), (400, 450), (450, 450)]
 
 

@@ -48,7 +48,8 @@ def test_the_controls_are_all_settings_of_pretraining_and_begin_with_its_default
 
     def build():
         with gr.Blocks():
-            return [control.value for control in augmentation.controls()]
+            sliders, sampling = augmentation.controls()
+            return [control.value for control in (*sliders, sampling)]
 
     values = in_loop(build)
     settings = augmentation.settings(values)
@@ -62,8 +63,8 @@ def test_the_controls_are_all_settings_of_pretraining_and_begin_with_its_default
 
 def test_the_augmentation_in_the_encoders_card_is_a_preset():
     trained = dict(augmentation.PHOTOGRAPHS, crop_area=[0.25, 1.0])
-    told = augmentation.from_card({"training": {"settings": {"augment": trained}}})
-    assert told == trained | {"crop_area": (0.25, 1.0)}
+    values = augmentation.from_card({"training": {"settings": {"augment": trained}}})
+    assert values == trained | {"crop_area": (0.25, 1.0)}
     for card in ({}, {"training": {}}, {"training": {"settings": {"augment": {"flip": 1}}}}):
         assert augmentation.from_card(card) is None
 
