@@ -49,8 +49,17 @@ SAMPLE = 5000  # most pictures for measurements that compare all pairs or need a
 COPY = AugmentSettings(crop_area=(0.9, 1.0), flip=0.0, strength=0.1, grey=0.0, blur=0.0)
 """A slightly changed copy: up to a tenth cut off, colours shifted a little."""
 PAIRS = 50  # most near-duplicates that are listed
-TITLES = {"known": "bank pictures", "asked": "queries", "near from cosine": "near-duplicate cosine"}
-"""Words for the printed table where the JSON file's key is short."""
+TITLES = {
+    "known": "bank pictures",
+    "asked": "queries",
+    "knn": "kNN accuracy",
+    "linear": "linear accuracy",
+    "decay": "weight decay",
+    "near from cosine": "near-duplicate cosine",
+    "knn over first": "kNN over first encoder",
+    "linear over first": "linear over first encoder",
+}
+"""What the printed table calls some keys of the JSON file."""
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,9 @@ def print_task(task: TaskData, settings: FinetuneSettings, start: InitialWeights
             f"{sizes.min()}: --balance loss or sampling gives both the same weight"
         )
     print(
-        f"fine-tuning {start.settings.architecture} from {start.origin} ({settings.mode}) on {len(task.train_rows):,} "
-        f"labelled pictures of {len(task.classes)} classes, {len(task.held_out_rows):,} held out, into {folder}"
+        f"fine-tuning {start.settings.architecture} from {start.origin} (--mode {settings.mode}) on "
+        f"{len(task.train_rows):,} labelled pictures of {len(task.classes)} classes, {len(task.held_out_rows):,} held "
+        f"out, into {folder}"
     )
 
 

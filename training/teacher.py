@@ -76,18 +76,18 @@ def teacher_of(name: str, network: nn.Module, size_px: int, classes: list[str]) 
 
 
 def notes(teacher: Teacher, student: nn.Module, size_px: int, source: Source) -> list[str]:
-    """Remarks on sizes that are probably not intended. student: its encoder; size_px: the student's."""
+    """Notes on sizes that are probably not intended. student, size_px: the student's encoder and its input size."""
     own, theirs = megabytes(student), teacher.encoder.megabytes
     notes = [size_note(teacher.encoder.name, teacher.size_px, source.pictures)]
     if own > theirs:
         notes.append(f"the student is larger than its teacher, {own:.1f} MB of weights against {theirs:.1f}")
     if size_px > teacher.size_px:
-        notes.append(f"the student sees {size_px} px and can learn only what its teacher sees at {teacher.size_px}")
+        notes.append(f"the student takes {size_px} px, but its teacher sees the pictures at {teacher.size_px} px only")
     return [note for note in notes if note]
 
 
 def compare(student: Teacher, teacher: Teacher, own: Splits, theirs: Splits) -> dict:
-    """Agreement of the two on the test split, or without one on training pictures, and a row of figures for each.
+    """Agreement of the two on the test split, or without one on training pictures, and one row of results for each.
 
     own, theirs  the same pictures at the student's and at the teacher's size
     agreement    of classifiers: share of pictures given the same class; of encoders: share of each picture's ten

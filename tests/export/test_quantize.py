@@ -110,7 +110,7 @@ def test_layers_stay_float32_until_the_loss_is_small_enough(bundle, monkeypatch,
     assert found[1] == "first"
     losses[b"first"] = losses[b"first and last stage"] = 0.03
     assert quantizing.to_int8_within(b"", None, lambda made: {"knn_loss": losses[made]})[1] == "none"
-    assert "int8 with these layers in float32: none: kNN loses 2.0%" in capsys.readouterr().out
+    assert "kNN accuracy falls by 2.0% with these layers in float32: none" in capsys.readouterr().out
     kept = {b"none": 0.6, b"first": 0.8, b"first and last stage": 0.95}  # without labels
     found = quantizing.to_int8_within(b"", None, lambda made: {"neighbours_kept": kept[made]})
     assert found[1] == "first and last stage"

@@ -144,7 +144,7 @@ def test_figures_of_teacher_and_student_are_reported(settings, teacher, capsys):
     for row in (student, taught):
         assert row["images/s"] > 0 and 0 <= row["knn"] <= 1 and row["queries"] == 20
     assert after["pictures"] == 20 and 0 <= after["agreement"] <= 1
-    assert "student and teacher" in capsys.readouterr().out
+    assert "student and teacher share" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_torchvision_models_can_teach_and_a_larger_student_gives_a_note(settings
 @pytest.mark.slow
 def test_a_student_with_a_larger_input_than_its_teacher_gives_a_note(settings, teacher, capsys):
     run = distil.distil(settings(teacher, size_px=24, epochs=1))
-    assert "the student sees 24 px and can learn only what its teacher sees at 16" in capsys.readouterr().out
+    assert "the student takes 24 px, but its teacher sees the pictures at 16 px only" in capsys.readouterr().out
     assert checkpoint.settings_of(checkpoint.load(checkpoint.find(run))).size_px == 24
 
 

@@ -47,7 +47,12 @@ def test_classes_of_different_colour_are_separated_by_pixels_and_everything_is_w
     with Image.open(tmp_path / "o" / "judged.png") as picture:
         assert picture.width > 1000
     printed = capsys.readouterr().out
-    assert "knn" in printed and "100.0% (100.0% to 100.0%)" in printed and "temperature" in printed
+    assert (
+        "kNN accuracy" in printed
+        and "near-duplicate cosine" in printed
+        and "100.0% (100.0% to 100.0%)" in printed
+        and "temperature" in printed
+    )
 
 
 def test_wrong_labels_are_counted_as_wrong(tmp_path):
@@ -93,9 +98,7 @@ def test_a_single_class_is_treated_as_no_labels(tmp_path, capsys):
     data = folder(tmp_path / "layout", {"train/images": 6, "test/images": 3})
     row = evaluate(EvaluateSettings(("pixels",), data=data, size_px=8))["rows"][0]
     assert row["pictures"] == 6 and "knn" not in row and "alignment" in row
-    assert (
-        "images is the only class in the training split, so the labels are not used" in capsys.readouterr().out
-    )
+    assert "images is the only class in the training split, so the labels are not used" in capsys.readouterr().out
 
 
 def test_classes_of_one_picture_are_treated_as_no_labels(tmp_path, capsys):

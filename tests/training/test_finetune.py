@@ -199,7 +199,9 @@ def test_a_note_is_printed_for_pictures_much_smaller_than_the_encoders_input(sma
 @pytest.mark.slow
 def test_of_epochs_with_equal_accuracy_the_one_with_less_loss_is_kept(pretrained, settings, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 4.0])
-    monkeypatch.setattr("training.finetune.evaluate_held_out", lambda *_: {"held_out": 0.5, "held_out_loss": next(losses)})
+    monkeypatch.setattr(
+        "training.finetune.evaluate_held_out", lambda *_: {"held_out": 0.5, "held_out_loss": next(losses)}
+    )
     run = finetune(settings(init=str(pretrained), epochs=4))
     assert json.loads((run / "result.json").read_text())["epochs"] == 3
 
