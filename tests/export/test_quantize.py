@@ -91,6 +91,7 @@ def test_the_service_loads_it_and_gives_nearly_the_same_vectors(made, bundle):
         assert np.abs(now[:, some] - before[:, some]).max() < 0.1 * np.abs(before[:, some]).max()
 
 
+@pytest.mark.slow
 def test_the_convolutions_are_int8_and_the_head_is_not(bundle):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 20, 20, 3), dtype=np.uint8)
     counts = []

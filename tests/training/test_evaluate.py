@@ -71,6 +71,7 @@ def test_without_a_test_split_a_fifth_of_every_class_are_queries(tmp_path, capsy
     assert "no queries of c: the only picture of a class is not held out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_linear_evaluation_by_the_published_recipe(colours):
     row = evaluate(EvaluateSettings(("pixels",), data=colours, size_px=8, linear="sgd"))["rows"][0]
     assert row["linear"] == 1 and "decay" not in row

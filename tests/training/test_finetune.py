@@ -70,6 +70,7 @@ def small(classes=2, seed=0):
     return Classifier(Encoder("tiny", 1, 16), None, classes)
 
 
+@pytest.mark.slow
 def test_the_saved_classifier_has_the_reported_accuracy(pretrained, settings, capsys):
     run = finetune(settings(init=str(pretrained)))
     network, saved = classifier.load(run / "checkpoints" / "last.ckpt")
@@ -161,6 +162,7 @@ def test_lars_without_decay_adapts_all_matrices_except_the_classifier():
         torch.testing.assert_close(moved, lr * torch.as_tensor(expected), rtol=0.02, atol=1e-7, msg=name)
 
 
+@pytest.mark.slow
 def test_dark_and_bright_are_learnt_and_equal_settings_give_equal_weights(tmp_path):
     settings = FinetuneSettings(epochs=8, batch_size=8, seed=1, held_out=0.1)
     task = TaskData(settings, brightness({0: 20, 1: 20}, tmp_path), None)

@@ -29,7 +29,7 @@ def entangled(blobs):
     return torch.from_numpy((h @ rotations[0] * np.geomspace(1e-3, 1, 60) @ rotations[1]).astype(np.float32)), blobs[1]
 
 
-@pytest.mark.parametrize("decay", [1.0, 1e-2, 1e-5])
+@pytest.mark.parametrize("decay", [1.0, 1e-2, pytest.param(1e-5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("features", ["blobs", "entangled", "blobs as they are"])
 def test_a_fit_equals_scikit_learns(features, decay, request, monkeypatch):
     h, labels = request.getfixturevalue(features.split()[0])

@@ -86,6 +86,7 @@ def test_a_run_writes_its_settings_its_metrics_a_checkpoint_and_a_report(small_s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # four processes one after the other, each of which loads PyTorch
 def test_a_run_killed_at_any_moment_and_resumed_ends_as_if_it_had_never_stopped(small_settings, tmp_path):
     settings = small_settings(epochs=6, resume=True)
     assert run_in_process(settings, tmp_path / "whole") == 0
@@ -276,6 +277,7 @@ def test_a_head_of_other_layers_starts_at_random_and_the_encoder_does_not(small_
     assert "note: the projection head of earlier does not match --head-layers" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_from_torchvisions_weights_has_their_architecture_and_size(tmp_path, capsys):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.pth")
     init = f"resnet18:{tmp_path / 'theirs.pth'}"
@@ -355,6 +357,7 @@ def test_a_run_with_dcl_records_its_chance_level(small_settings):
     assert checkpoint.settings_of(checkpoint.load(checkpoint.find(run))).loss == "dcl"
 
 
+@pytest.mark.slow
 def test_minutes_become_epochs_by_the_speed_of_the_first_steps(small_settings):
     settings, store = small_settings(), RandomPictures(64)
     short, long = (epochs_in(minutes, settings, store) for minutes in (0.05, 1.0))

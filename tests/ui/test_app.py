@@ -245,6 +245,7 @@ def test_a_port_in_use_is_reported_in_one_sentence():
         main(PageOptions(port=99999))
 
 
+@pytest.mark.slow
 def test_alone_the_page_is_locked_as_a_service_is(in_loop, monkeypatch):
     """And asks the service with a key of its own."""
     made, clients = [], []
