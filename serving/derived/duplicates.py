@@ -3,10 +3,10 @@
     twinview duplicates --collection pictures --threshold 0.95 --output groups.csv
 
 A group is a picture to keep and the pictures whose cosine to it is at least the threshold. The picture with the most
-pixels is kept (then the largest file, then the lowest id), those near it form its group, and so on with the best of the
-rest. So every picture in a group is like the one that is kept, and no two kept pictures are near-duplicates. Connected
+pixels is kept (then the largest file, then the lowest id), those near it form its group, and so on with the rest. So
+every picture of a group resembles the one that is kept, and no two kept pictures are near-duplicates. Connected
 components guarantee neither: if the threshold is a little too low, they chain half of a collection together, and the
-ends of a chain are not alike.
+ends of a chain are not similar.
 
 Copies of a file are one item already, since an id is the hash of the content. Pictures with a cosine of 1.0000 here are
 different files that look the same to the encoder: another format, another size, other metadata.
@@ -78,7 +78,7 @@ def group(
 
 
 def looked_up(index: Index, groups: list[tuple[str, list[str]]], threshold: float) -> Iterator[DuplicateGroup]:
-    """Yields the groups with their items as they are now, without those that were deleted or are no longer near."""
+    """Yields the groups with their current items, without those that were deleted or are no longer near."""
     waiting = iter(groups)
     while batch := list(islice(waiting, 256)):
         known = index.get_many(id for first, others in batch for id in (first, *others))

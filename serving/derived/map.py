@@ -7,7 +7,7 @@ last one, so that pictures stay about where they were.
 Each picture also has a group, by k-means of the vectors, which gives it a colour if there are no labels.
 
 Up to PLACED pictures added after the map was computed get the mean position of their nearest neighbours on the map, and
-the group of the nearest one. Others have no position until the next map.
+the group of the nearest one. Further new pictures have no position until the next map.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ STEPS = 450  # iterations of PaCMAP
 NEIGHBOURS = 8  # that determine a new picture's position
 SEARCHED = 32  # neighbours to search, since some have no position
 PLACED = 500  # new pictures; each costs a search
-EMPTY = {
+EMPTY: dict[str, Any] = {
     "ids": np.zeros(0, "S1"),
     "x": np.zeros(0, np.float32),
     "y": np.zeros(0, np.float32),
@@ -94,7 +94,7 @@ def _components(vectors: np.ndarray) -> np.ndarray:
     if len(vectors) > 1:
         left, scale, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
         first = (left * scale)[:, :2]
-        signs = np.sign(first[np.abs(first).argmax(axis=0), range(first.shape[1])])  # the sign of an axis is arbitrary
+        signs = np.sign(first[np.abs(first).argmax(axis=0), range(first.shape[1])])  # an axis has an arbitrary sign
         places[:, : first.shape[1]] = first * signs
     return places
 
@@ -107,8 +107,8 @@ def _normal(places: np.ndarray) -> np.ndarray:
 
 
 def _before(index: Index, ids: list[str]) -> np.ndarray | None:
-    """Returns the positions (n, 2) on the last map, near the centre for ids it does not have; None if it has less than
-    half of them."""
+    """Returns the positions (n, 2) on the last map; ids that are not on it get one near the centre. None if less than
+    half of the ids are on it."""
     last = Derived(index, "map").result()
     if last is None:
         return None
@@ -184,7 +184,7 @@ def _places_of_new(index: Index, vectors: dict[str, np.ndarray], places: dict[st
             weighted = [(*places[other], weight) for other, weight in neighbours[id] if other in places][:NEIGHBOURS]
             x, y, groups, weights = zip(*weighted, strict=True)
             batch[id] = (float(np.average(x, weights=weights)), float(np.average(y, weights=weights)), groups[0])
-        # Pictures whose neighbours are all new get a place in the next round, after those have theirs.
+        # Pictures whose neighbours are all new get a place in the next round, when the neighbours have one.
         places |= batch
         new |= batch
         neighbours = {id: result for id, result in neighbours.items() if id not in batch}

@@ -1,6 +1,6 @@
 r"""Finds every pair of vectors with a cosine of at least a threshold, at a fraction of the cost of comparing all.
 
-Three bounds exclude pairs that cannot reach the threshold t = cos theta, and never one that does.
+Three bounds exclude pairs that cannot reach the threshold t = cos theta. They never exclude one that does.
 
 cells   Each vector belongs to the centre with which its inner product is largest. All vectors of cell B lie in the
         half-space y.b >= y.a, and x of cell A has the angle arcsin(x.(a - b) / |a - b|) to it. If that is more than
@@ -9,7 +9,8 @@ heads   The first m coordinates in a basis sorted by variance. With x = (x1, x2)
         x.y <= x1.y1 + |x2| |y2| (Cauchy-Schwarz): an inner product of m + 1 numbers instead of d.
 cosines The remaining pairs are compared in full.
 
-The centres lie in the span of the heads, so m numbers are enough to assign cells too. m is the cheapest on a sample.
+The centres lie in the span of the heads, so m numbers are enough to assign cells too. A sample decides
+which m is cheapest.
 """
 
 import math
@@ -23,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from serving.limits import cores
 
 MOST_PAIRS = 50_000_000  # 600 MB
-BLOCK = 4096  # rows and columns: 64 MB of inner products
+BLOCK = 4096  # rows and columns of one block: 64 MB of inner products
 CELLS_TOGETHER = 16
 ALL_AT_ONCE = 8192  # vectors: up to this number, the bounds cost more than they save
 SLACK = 1e-5  # float32 rounding errors of a bound of unit vectors are about 1e-6

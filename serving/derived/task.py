@@ -1,4 +1,4 @@
-"""Results computed from a whole collection in a process of their own, and stored with it: map and duplicates.
+"""Results computed from a whole collection in a separate process, and stored with it: map and duplicates.
 
     INDEX/derived/<collection>.<encoder id>/<kind>.npz     the newest result
     INDEX/derived/<collection>.<encoder id>/<kind>.json    its settings and table version; progress of the next one
@@ -53,7 +53,7 @@ class Progress:
     at: float = 0.0
     """Time of the last heartbeat, Unix seconds."""
     made: str = ""
-    """Mark of the newest result; empty if there is none."""
+    """Identifies the newest result; empty if there is none."""
     version: int = 0
     """Version of the table that the newest result was computed from."""
     settings: dict | None = None
@@ -101,7 +101,7 @@ class Derived:
         return Result(arrays, progress.settings or {}, new, gone)
 
     def start(self, **settings: Any) -> Progress:
-        """Start the computation in a process of its own, unless one is running already."""
+        """Start the computation in a separate process, unless one is running already."""
         progress = self.progress()
         if progress.state == "computing":
             return progress
@@ -118,7 +118,7 @@ class Derived:
         }
         command = [sys.executable, "-m", "serving.derived.task", json.dumps(task)]
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        threading.Thread(target=process.wait, daemon=True).start()  # otherwise it stays as a zombie
+        threading.Thread(target=process.wait, daemon=True).start()  # otherwise it remains a zombie process
         return progress
 
     def compute(self, **settings: Any) -> Result:
@@ -189,7 +189,7 @@ class _Heartbeat:
 
     def _run(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            with suppress(IndexProblem):  # the next heartbeat may be written
+            with suppress(IndexProblem):  # if one heartbeat cannot be written, the next may be
                 self._derived.write(replace(self._now, at=time.time()))
 
 
@@ -219,7 +219,9 @@ def _arrays(uri: str, path: str, made: str) -> dict[str, np.ndarray] | None:
 def _changes(table: tuple[str, str, int, str], version: int, path: str, made: str) -> tuple[int, int]:
     """Returns how many items were added and deleted since the result. table: arguments of Index; version: of it now."""
     now = Index(*table).ids()
-    then = {id.decode() for id in _arrays(table[0], path, made)["ids"].tolist()}
+    if (arrays := _arrays(table[0], path, made)) is None:
+        raise IndexProblem(f"{table[0]}/{path}.npz has just been deleted; try again")
+    then = {id.decode() for id in arrays["ids"].tolist()}
     return len(now - then), len(then - now)
 
 

@@ -29,7 +29,7 @@ BLOCK_FILES = 512  # one commit per block
 class FillActor:
     def __init__(self, graph: bytes, card: ModelCard, uri: str, name: str, known: Any, allow_other_encoder: bool):
         """known  Ray's reference to the ids in the collection"""
-        import ray
+        import ray  # pyrefly: ignore[missing-import]  # not installed by default
 
         with tempfile.TemporaryDirectory() as folder:
             self._encoder = batch_encoder(save_bundle(Path(folder) / "encoder", graph, card), cpu_cores=1)
@@ -58,15 +58,15 @@ def fill_by_ray(
     """Like `fill`. Also raises DataError if Ray is not installed, or for a source that only one process can read."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports
     try:
-        import ray
-        import ray.data
+        import ray  # pyrefly: ignore[missing-import]  # not installed by default
+        import ray.data  # pyrefly: ignore[missing-import]
     except ImportError as error:
         raise DataError("--ray needs Ray, which is not installed: pip install 'twinview[ray]'") from error
     start_ray = not ray.is_initialized()
     if start_ray:
         ray.init(log_to_driver=False, logging_level="warning")
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # in favour of the bar below
+    context.enable_progress_bars = False  # the bar below replaces them
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         actors = gpus or int(ray.cluster_resources()["CPU"])
@@ -100,4 +100,4 @@ def _blocks(originals: Originals) -> Iterator[pa.Table]:
         try:
             yield pa.table({"original": pa.array([pickle.dumps(original) for original in block], pa.large_binary())})
         except TypeError as error:  # a .zip holds a lock
-            raise DataError("--ray cannot read a .zip, which only one process at a time can read; unpack it") from error
+            raise DataError("--ray cannot read a .zip, because only one process at a time can; unpack it") from error

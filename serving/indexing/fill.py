@@ -28,9 +28,9 @@ from serving.limits import cores
 # Each upsert leaves a fragment on the disk, which every search has to read until fragments are merged.
 MIN_ROWS_PER_UPSERT = 512  # written when the writer is idle
 MAX_ROWS_PER_UPSERT = 2048  # written even if the threads have to wait for the writer
-COMMIT_S = 15.0  # how much work a crash may cost
+COMMIT_S = 15.0  # commit at least this often: a crash loses no more work than this
 BAR_S = 0.2  # how often the progress bar moves
-# Larger batches are no faster on the CPU, and at the end other cores would wait for the last one.
+# Larger batches are no faster on the CPU, and at the end the other cores would wait longer for the last one.
 MAX_CPU_BATCH_PIXELS, MIN_CPU_BATCH = 2**19, 4
 
 
@@ -93,7 +93,7 @@ def fill(
 
     count                number of originals, for the progress bar
     known                ids in the collection, by default read from `index`; the ids that are added are added here too
-    allow_other_encoder  also if the collection has only vectors of another encoder
+    allow_other_encoder  fill it even if the collection only has vectors of another encoder
     note_ids             fill in tally.ids
     quiet                no progress bar
     raises               IndexProblem, and what `originals` raises. The pictures embedded by then are stored, also after
@@ -166,7 +166,7 @@ class _Threads:
             self.writer.put(_Rows([decoded.item for decoded in batch], vectors, thumbnails))
 
     def _next_batch(self) -> list[_Decoded]:
-        """A full batch of pictures that are not known yet; fewer only at the end. Adds their ids to the known ones."""
+        """Returns a full batch of unknown pictures, and a smaller one at the end. Adds their ids to the known ids."""
         batch: list[_Decoded] = []
         while len(batch) < self._encoder.batch and not self.stop.is_set():
             with self._lock:
@@ -179,7 +179,7 @@ class _Threads:
                 self._tally.skipped.append((original.name, str(error)))
                 continue
             with self._lock:
-                if decoded is None or decoded.item.id in self._known:  # or another thread has decoded an equal file
+                if decoded is None or decoded.item.id in self._known:  # another thread had the same file
                     self._tally.present += 1
                 else:
                     self._known.add(decoded.item.id)

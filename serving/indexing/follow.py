@@ -1,8 +1,8 @@
 """Follows a folder: files that are added, changed or removed there are updated in the collection within seconds.
 
-A notification from the operating system only says that it is time to look. Each look lists the folder and compares it
-with the look before, so that no notification has to be complete; the start is a look like any other. A file is read
-once it is the same in two looks, because then nobody is writing it any more.
+A notification from the operating system only triggers a look at the folder. Each look lists the folder and compares the
+list with the previous one, so lost notifications do no harm; the start is a look like any other. A file is read once it
+is the same in two looks, because then nobody is writing it any more.
 
 An item is deleted if its path is in the folder and no file of the folder has its content any more. If another file has
 the same content, the item gets that file's name. A folder that cannot be read, for instance on a drive that was
@@ -76,9 +76,9 @@ class Follower:
 
     def __init__(self, folder: Path, encoder: BatchEncoder, index: Index, skipped: Path):
         self.started = False
-        """Whether the collection has been brought up to date with the folder once."""
+        """Whether the collection has been brought up to date once."""
         self.unsettled = True
-        """Whether there are changes to look at again soon."""
+        """Whether there are changes that need another look soon."""
         self._folder = os.path.abspath(folder)
         self._encoder, self._index, self._skipped = encoder, index, skipped
         self._identity = _identity(self._folder)
@@ -100,7 +100,7 @@ class Follower:
         settled = {name: picture for name, picture in fresh.items() if before.get(name) == picture.stamp}
         unreadable = tuple(f"{name}/" for name, picture in listing.items() if picture.stamp.startswith("unreadable"))
         missing = [name for name in self._files if name not in listing and not name.startswith(unreadable)]
-        gone = [name for name in missing if name not in before]  # so that a new name is settled when the old one goes
+        gone = [name for name in missing if name not in before]  # missing twice: by then a new name is settled
         self.unsettled = len(settled) + len(gone) < len(fresh) + len(missing)
         if self.started and not settled and not gone:
             return False
@@ -133,8 +133,8 @@ class Follower:
             id = tally.ids.get(name) or (files[name].id if name in files else None)
             files[name] = _SeenFile(picture.stamp, id, originals[name].path)
         if self.started:
-            old_ids = {self._files[name].id for name in (*gone, *settled) if name in self._files} - {None}
-            items = list(self._index.get_many(old_ids).values())
+            old = [self._files[name].id for name in (*gone, *settled) if name in self._files]
+            items = list(self._index.get_many(id for id in old if id is not None).values())
         else:
             items = self._adopt(files, originals, unreadable)
         lost, moved = self._lost_and_moved(items, files, originals)
@@ -156,8 +156,8 @@ class Follower:
     def _adopt(
         self, files: dict[str, _SeenFile], originals: dict[str, Original], unreadable: tuple[str, ...]
     ) -> list[tuple[Item, np.ndarray]]:
-        """The items that were indexed from the folder before. Adds to `files` those whose file is not indexed yet or
-        cannot be read, so that they keep their items."""
+        """Returns the items that were indexed from the folder earlier. Adds to `files` those whose file is not indexed
+        yet or cannot be read, so that their items are kept."""
         names = {original.path: name for name, original in originals.items()}
         items = []
         for batch, vectors in self._index.scan():

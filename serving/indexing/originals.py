@@ -33,7 +33,7 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A file that may be a picture, with its facts."""
+    """A file that may be a picture, and its item's fields."""
 
     name: str
     label: str | None
@@ -147,7 +147,7 @@ def _list_rows(lists: list[Path], files: "list[pyarrow.parquet.ParquetFile]", sp
 
 
 def _from_row(list_: Path, number: int, row: dict[str, Any]) -> Original:
-    """Removes from `row` the columns with a meaning; the others are metadata."""
+    """Returns the original that a row describes. Takes the known columns out of `row`; the others are metadata."""
     path, image = row.pop("path", None), row.pop("image", None)
     if isinstance(image, dict):
         path, image = path or image.get("path"), image.get("bytes")

@@ -1,6 +1,6 @@
 """Transfers collections: to a Parquet file, back from one, and from one index to another.
 
-Items that are the same in the target are not sent again, so an interrupted transfer is resumed by running it again.
+Items that are already equal in the target are not sent again, so to resume an interrupted transfer, run it again.
 Each batch is durable once it is sent. Nothing is ever deleted from the target.
 """
 
@@ -34,7 +34,7 @@ from training.data.sources import read_file
 THUMBNAIL_THREADS = 16
 SAMPLE = 256  # items that are compared after a copy
 TOLERANCE = 1e-5  # normalising a unit vector again changes it by 1e-7
-DIRECTIONS = 4  # for a fingerprint of a vector
+DIRECTIONS = 4  # random directions for the fingerprint of a vector
 
 Rows = Iterable[tuple[list[Item], np.ndarray]]
 Thumbnails = Callable[[Sequence[Item]], Iterable[tuple[str, bytes | None]]]
@@ -202,7 +202,7 @@ def _resolved(uri: str) -> str | Path:
 
 
 def _facts(item: Item) -> str:
-    """Text in which 3, 3.0 and True differ."""
+    """Returns the item's fields as a text in which 3, 3.0 and True differ."""
     return repr(replace(item, metadata=dict(sorted(item.metadata.items()))))
 
 

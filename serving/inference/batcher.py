@@ -13,7 +13,7 @@ from serving.inference.decode import Upload, refusal
 from serving.inference.encoder import MAX_BATCH
 from serving.inference.lane import BatchResult, Lane, Problem
 
-MIN_PART = 8  # images; a request is not split into smaller parts to keep more lanes busy
+MIN_PART = 8  # images; requests are split into parts for several lanes, but not into smaller ones
 
 
 class Encoded(NamedTuple):
@@ -40,8 +40,8 @@ class _Part(NamedTuple):
 class Batcher:
     """Gathers the images of concurrent requests into batches, and runs as many batches at once as there are lanes.
 
-    It has no timer: a free lane takes what is waiting, and while all lanes are busy the next batches gather. Belongs to
-    one event loop.
+    It has no timer: a free lane takes the images that are waiting; while all lanes are busy, images wait for the next
+    batch. Use it in one event loop only.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class Batcher:
         return sum(len(part.images) for part in self._waiting)
 
     async def __call__(self, images: np.ndarray | Sequence[Upload]) -> Encoded:
-        """Encode uint8 (n, S, S, 3) or n uploads, n >= 1. Up to rounding, a row equals that of its image alone.
+        """Encode uint8 (n, S, S, 3) or n uploads, n >= 1. Up to rounding, a row equals that of its image
+        encoded alone.
 
         When cancelled it drops the images that are not in a batch yet. Raises Undecodable or TooManyPixels for the
         first upload that cannot be decoded.
@@ -148,7 +149,7 @@ class Batcher:
 
 
 def _exception(upload: Upload, error: UnreadableImage) -> Exception:
-    """TooManyPixels stays as it is: the caller may decode that image elsewhere."""
+    """TooManyPixels is passed on unchanged: the caller can decode that image differently."""
     return error if isinstance(error, TooManyPixels) else refusal(upload, error)
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from export.artifact import MAX_PIXELS, Preprocessing, TooManyPixels, UnreadableImage, read_pixels
 from serving.errors import Refusal, TooLarge, Undecodable
 
-# Passing one file to a thread and back costs as much as decoding a 32 x 32 one, so small files share a call.
+# Passing a file to a thread and back takes as long as decoding 32 x 32 pixels, so small files share a call.
 FILES_PER_CALL = 8
 BYTES_PER_CALL = 2**16
 
-# Smaller images decode in milliseconds, so they may be decoded within a batch. Few bytes can still be many pixels.
+# Smaller images decode in milliseconds, so they may be decoded within a batch. A small file can contain many pixels.
 SMALL_BYTES, SMALL_PIXELS = 2**16, 2**20
 
 # Decoding takes up to 16 bytes of memory per pixel. Images larger than this are decoded one at a time.
@@ -28,14 +28,14 @@ class Upload(NamedTuple):
     """An encoded image in a request."""
 
     field: str
-    """Its place in the request, for instance images[3]."""
+    """Name of its position in the request, for instance images[3]."""
     name: str
     """The client's name for it; may be empty."""
     data: bytes
 
 
 Read = Callable[[bytes, Preprocessing, int], T]
-"""Decodes an image file of at most so many pixels. Raises UnreadableImage."""
+"""Decodes an image file of at most the given number of pixels. Raises UnreadableImage."""
 
 
 class Decoder:
@@ -53,7 +53,7 @@ class Decoder:
     async def each(self, uploads: Sequence[Upload], preprocessing: Preprocessing, read: Read[T]) -> list[T]:
         """Apply `read` to each upload. Raises Undecodable or TooLarge, naming the first upload that fails.
 
-        When cancelled, or after a failure, it drops what no thread has begun.
+        When cancelled, or after a failure, uploads that no thread has begun are dropped.
         """
         loop = asyncio.get_running_loop()
         groups = list(_groups(uploads))

@@ -4,7 +4,9 @@ import contextlib
 import ctypes
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -17,7 +19,7 @@ log = logging.getLogger("twinview")
 CPU = "CPUExecutionProvider"
 STORED = "twinview-encoder"  # the encoder's name in BentoML's model store
 MAX_BATCH = 32
-# Largest difference over the largest value, by the card's precision. Rounding on other processors stays far below it.
+# Largest difference over the largest value, by the card's precision. Rounding differs far less between processors.
 PROBE_LIMITS = {"fp32": 1e-3, "fp16": 5e-3, "int8": 2e-2}
 HOW_TO = "Make one with `python training/pretrain.py` and then `python export/to_onnx.py`"
 TENSORRT = "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10"
@@ -72,7 +74,7 @@ class OnnxEncoder:
         """Load, warm up, and check that the output agrees with the model card.
 
         threads  for one run on the CPU; by default one per core
-        raises   BundleError when the graph does not run, or does not compute what it did at its export
+        raises   BundleError when the graph does not run, or its output differs from that at the export
         """
         self.card = bundle.card
         *better, last = _accelerations()
@@ -86,14 +88,14 @@ class OnnxEncoder:
     @property
     def providers(self) -> list[str]:
         """ONNX Runtime's execution providers. The first runs the graph, the others the nodes that it cannot run."""
-        return self._session.get_providers()
+        return list(self._session.get_providers())
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (n, S, S, 3) -> h, float32 (n, d); n from 1 to MAX_BATCH."""
         return self.rows(pixels)[:, : self.card.dimension]
 
     def rows(self, pixels: np.ndarray) -> np.ndarray:
-        """As a call, but with the logits of a classifier after h: float32 (n, d + C)."""
+        """Like a call, but returns the logits of a classifier after h: float32 (n, d + C)."""
         if self._buckets is not None:
             return self._buckets(pixels)
         return _joined(self._session.run(None, {"pixels": pixels}))
@@ -121,7 +123,7 @@ class OnnxEncoder:
             difference = self._difference()
         except BundleError:
             raise
-        except Exception as error:  # ONNX Runtime has a class of exception for each of its states
+        except Exception as error:  # ONNX Runtime has many exception classes without a common base class
             raise BundleError(f"{bundle.graph} does not run: {error}") from error
         limit = PROBE_LIMITS[bundle.card.precision]
         if not difference <= limit:
@@ -142,7 +144,7 @@ class OnnxEncoder:
 
 
 class Buckets:
-    """A session on a GPU that runs a few batch sizes only, with a buffer in GPU memory for each.
+    """A session on a GPU that only runs a few batch sizes, with a buffer in GPU memory for each.
 
     cuDNN and TensorRT spend time on preparations for every new size. A batch is padded to the next size, and the extra
     rows are dropped.
@@ -175,7 +177,7 @@ class Buckets:
         return _joined(binding.copy_outputs_to_cpu())[:rows]
 
 
-def _joined(outputs: list[np.ndarray]) -> np.ndarray:
+def _joined(outputs: Sequence[Any]) -> np.ndarray:
     return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=1)
 
 
@@ -186,11 +188,11 @@ def _accelerations() -> list[list]:
         return [[CPU]]
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # loads the CUDA and cuDNN that pip installed
-    # Choose algorithms by rule instead of trying all of them, and sum as precisely as a CPU: for speed, export fp16.
+    # Choose algorithms by heuristics instead of trying all, and keep full float32 precision: for speed, export fp16.
     cuda = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"})
     if "TensorrtExecutionProvider" not in available or not _library(TENSORRT):
         return [[cuda, CPU]]
-    cache = Path("~/.cache/twinview/tensorrt").expanduser()  # building takes minutes; usable on this GPU only
+    cache = Path("~/.cache/twinview/tensorrt").expanduser()  # building engines takes minutes; they only run on this GPU
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
     tensorrt = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache), "trt_timing_cache_enable": "1"}
@@ -209,7 +211,7 @@ def _library(name: str) -> ctypes.CDLL | None:
 
 
 def has_accelerator() -> bool:
-    """Returns whether there is anything faster than the CPU to try."""
+    """Returns whether this machine may have something faster than the CPU."""
     return _accelerations()[0][0] != CPU
 
 

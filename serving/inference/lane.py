@@ -22,6 +22,7 @@ if __name__ == "__main__" and not __package__:
 import asyncio
 import contextlib
 import gc
+import io
 import os
 import signal
 import socket
@@ -33,7 +34,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from time import perf_counter
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 import numpy as np
 import orjson
@@ -68,7 +69,7 @@ class Lane(Protocol):
     """Runs one batch at a time."""
 
     async def __call__(self, parts: list[Part]) -> BatchResult:
-        """Raises what makes the whole batch fail."""
+        """Raises the error that made the whole batch fail."""
 
     def close(self) -> None: ...
 
@@ -78,7 +79,8 @@ class ThreadLane:
         """encode  uint8 (n, S, S, 3) -> float32 (n, d)"""
         self._encode, self._threads = encode, threads
 
-    async def __call__(self, parts: list[np.ndarray]) -> BatchResult:
+    async def __call__(self, parts: list[Part]) -> BatchResult:
+        """parts: pixels only"""
         return await asyncio.get_running_loop().run_in_executor(self._threads, run_batch, parts, self._encode)
 
     def close(self) -> None:
@@ -86,7 +88,7 @@ class ThreadLane:
 
 
 class ProcessLane:
-    """Can be made in any thread; belongs to the event loop of its first batch."""
+    """Create it in any thread; after the first batch, use it only in that batch's event loop."""
 
     def __init__(self, bundle: Bundle, threads: int, max_pixels: int):
         """Start the process; `wait` until it is ready.
@@ -126,19 +128,21 @@ class ProcessLane:
         (self._connection.transport if self._connection else self._socket).close()
 
     async def _image_by_image(self, part: Part) -> BatchResult:
-        """Run the images one at a time, to find the one that ends the process."""
-        results = []
+        """Run the images one at a time, to find the one that crashes the process."""
+        vectors, decode_s, model_s = [], 0.0, 0.0
         for i in range(len(part)):
             try:
-                results.append(await self._exchange([part[i : i + 1]]))
+                result = await self._exchange([part[i : i + 1]])
             except (OSError, EOFError):
                 await asyncio.to_thread(self._restart)
                 return BatchResult([Problem(i, UnreadableImage("crashes its decoder"))], [0.0], 0.0)
-            if isinstance(results[-1].parts[0], Problem):
-                return BatchResult([results[-1].parts[0]._replace(image=i)], [0.0], 0.0)
-        vectors = np.concatenate([result.parts[0] for result in results])
-        decode_s, model_s = sum(result.decode_s[0] for result in results), sum(result.model_s for result in results)
-        return BatchResult([vectors], [decode_s], model_s)
+            rows = result.parts[0]
+            if isinstance(rows, Problem):
+                return BatchResult([rows._replace(image=i)], [0.0], 0.0)
+            vectors.append(rows)
+            decode_s += result.decode_s[0]
+            model_s += result.model_s
+        return BatchResult([np.concatenate(vectors)], [decode_s], model_s)
 
     async def _exchange(self, parts: list[Part]) -> BatchResult:
         if self._connection is None:
@@ -192,12 +196,12 @@ def _end(process: subprocess.Popen) -> None:
 class _Connection(asyncio.Protocol):
     """Exchanges one frame at a time. Closes itself when the other side does."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # a socket's is always one
         self._received = bytearray()
         self._answer: asyncio.Future | None = None
 
-    async def exchange(self, frame: bytes) -> tuple[list | dict, bytes]:
+    async def exchange(self, frame: bytes) -> tuple[Any, bytes]:
         """Send a frame, and return the head and body of the answer. Raises EOFError."""
         if self.transport.is_closing():
             raise EOFError
@@ -213,22 +217,22 @@ class _Connection(asyncio.Protocol):
         start, end = LENGTHS.size + head_bytes, LENGTHS.size + head_bytes + body_bytes
         if len(self._received) == end:
             received, self._received = bytes(self._received), bytearray()
-            if not self._answer.done():
+            if self._answer and not self._answer.done():
                 self._answer.set_result((orjson.loads(received[LENGTHS.size : start]), received[start:]))
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         if self._answer and not self._answer.done():
             self._answer.set_exception(EOFError())
 
 
-def open_lanes(bundle: Bundle, cores: int, max_pixels: int, threads: Executor) -> tuple[list[Lane], str]:
+def open_lanes(bundle: Bundle, cores: int, max_pixels: int, threads: Executor) -> tuple[Sequence[Lane], str]:
     """Returns the lanes and their execution provider of ONNX Runtime. Raises BundleError."""
     if has_accelerator():
         encoder = OnnxEncoder(bundle, threads=1)
         if encoder.providers[0] != CPU:
             return [ThreadLane(encoder.rows, threads)], encoder.providers[0]
     count = min(cores, MAX_PROCESSES)
-    lanes = [ProcessLane(bundle, cores // count, max_pixels) for _ in range(count)]  # a run on one core loses least
+    lanes = [ProcessLane(bundle, cores // count, max_pixels) for _ in range(count)]  # one core each: efficient
     for lane in lanes:
         lane.wait()
     return lanes, CPU
@@ -247,9 +251,15 @@ def run_batch(
     results: list[np.ndarray | Problem] = []
     decode_s = []
     for part in parts:
+        if isinstance(part, np.ndarray):
+            results.append(part)
+            decode_s.append(0.0)
+            continue
+        if read is None:
+            raise TypeError("a batch of image files needs `read`")
         started = perf_counter()
-        results.append(part if isinstance(part, np.ndarray) else _read(part, read))
-        decode_s.append(perf_counter() - started if results[-1] is not part else 0.0)
+        results.append(_read(part, read))
+        decode_s.append(perf_counter() - started)
     pixels = [result for result in results if isinstance(result, np.ndarray)]
     if not pixels:
         return BatchResult(results, decode_s, 0.0)
@@ -279,7 +289,7 @@ def _read(files: Sequence[bytes], read: Callable[[bytes], np.ndarray]) -> np.nda
 
 def serve(folder: Path, id: str, threads: int, max_pixels: int, connection: socket.socket) -> None:
     """Answer batches until the connection is closed."""
-    with connection.makefile("rb", 2**20) as file:
+    with io.BufferedReader(connection.makefile("rb", 0), 2**20) as file:
         try:
             bundle = load_bundle(folder)
             if bundle.card.id != id:
@@ -324,11 +334,11 @@ def answer(heads: list, body: bytes, encoder: OnnxEncoder, preprocessing: Prepro
 
 
 def make_frame(head: list | dict, *body: bytes) -> bytes:
-    head = orjson.dumps(head)
-    return b"".join([LENGTHS.pack(len(head), sum(map(len, body))), head, *body])
+    encoded = orjson.dumps(head)
+    return b"".join([LENGTHS.pack(len(encoded), sum(map(len, body))), encoded, *body])
 
 
-def read_frame(file: BinaryIO) -> tuple[list | dict, bytes] | None:
+def read_frame(file: BinaryIO) -> tuple[Any, bytes] | None:
     """Returns head and body; None at the end."""
     lengths = file.read(LENGTHS.size)
     if len(lengths) < LENGTHS.size:

@@ -42,12 +42,12 @@ class ServedEncoder:
 
 @dataclass
 class _Slot:
-    """One of the configured names, and the encoder that serves for it now."""
+    """One of the configured names, and the encoder that it currently stands for."""
 
     name: str | None
     encoder: ServedEncoder
     stamp: tuple
-    """Stamp of the files that were last loaded, with or without success."""
+    """Stamp of the files that were last loaded, successfully or not."""
     last_seen: tuple | None = None
     """Stamp at the last check."""
 
@@ -55,7 +55,7 @@ class _Slot:
 class ServedEncoders:
     """The encoders by id.
 
-    A new encoder is loaded next to the old one and replaces it once it works. A request keeps the encoder it began
+    A new encoder is loaded next to the old one and replaces it once it works. A request keeps the encoder it started
     with, so the old one is freed after its last request.
     """
 
@@ -132,7 +132,7 @@ class ServedEncoders:
             for slot in self._slots:
                 try:
                     self._check(slot)
-                except Exception:  # whatever it is, the served encoders and this thread keep running
+                except Exception:  # after any error the served encoders and this thread keep running
                     log.exception("the check for a newer encoder than %s failed", slot.encoder.card.id)
 
     def _check(self, slot: _Slot) -> None:
@@ -144,8 +144,8 @@ class ServedEncoders:
         try:
             folder = locate(slot.name)
             stamp = _stamp(folder)
-        except (BundleError, OSError):  # deleted, or being replaced; the loaded encoder serves on
-            stamp = None
+        except (BundleError, OSError):  # deleted, or just being replaced; the loaded encoder stays in use
+            folder, stamp = slot.encoder.folder, None
         settled, slot.last_seen = stamp == slot.last_seen, stamp
         if stamp is None or stamp == slot.stamp or not settled:
             return

@@ -1,4 +1,4 @@
-"""Decodes a picture for a collection: pixels for the encoder, thumbnail and size from one decoding."""
+"""Decodes a picture for a collection once, for the encoder's pixels, the thumbnail and the size."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ def read_picture(data: bytes, preprocessing: Preprocessing, max_pixels: int = MA
     image = read_image(data, max_pixels, preprocessing.enough_px)
     pixels = preprocess(image, preprocessing)
     width, height = whole_size(data, image)
-    if max(image.size) < min(THUMBNAIL_PX, max(width, height)):  # decoded at a reduced scale, for a small encoder
+    if max(image.size) < min(THUMBNAIL_PX, max(width, height)):  # decoded too small for the thumbnail
         image = read_image(data, max_pixels, THUMBNAIL_PX)
     return Picture(pixels, thumbnail(image), width, height)
 

@@ -1,5 +1,5 @@
-"""What an encoder makes of augmented views: pairs of views of one picture, the views of several pictures compared with
-each other, and how far each augmentation moves h. Views are drawn in threads and encoded in the same batches as the
+"""Analyses of the embeddings of augmented views: pairs of views of a picture, all views of several pictures
+compared with each other, and how far each augmentation moves h. Views are drawn in threads and encoded in the same batches as the
 images of other requests."""
 
 import asyncio
@@ -23,7 +23,7 @@ from serving.views.invariance import ComparedEncoders, FollowedPicture, compare_
 from serving.views.projection import projection_of
 from serving.views.sample import sample
 
-BATCH_IMAGES = 16  # of one invariance analysis; small, so that other requests wait no longer than for these
+BATCH_IMAGES = 16  # in one batch of an invariance analysis; small, so that other requests wait only briefly
 DEADLINE_S = 60.0  # for one invariance analysis
 CACHED_COMPARISONS = 8
 
@@ -66,9 +66,9 @@ class ViewAnalysis:
     def __init__(self, encoders: ServedEncoders, gate: Gate, decode: Decoder, library: Library):
         """gate  counts the images that are being embedded"""
         self._encoders, self._gate, self._decode, self._library = encoders, gate, decode, library
-        self._drawing = asyncio.Lock()  # takes no more than one core away from embedding
+        self._drawing = asyncio.Lock()  # one drawing at a time, so that embedding loses at most one core
         self._examining = asyncio.Lock()
-        self._compared: dict[tuple[str, int, bytes], ComparedEncoders] = {}  # for the next picture with the same sample
+        self._compared: dict[tuple[str, int, bytes], ComparedEncoders] = {}  # for pictures with the same sample
 
     async def pairs(self, image: Upload, pairs: int, seed: int, settings: dict[str, list[str]]) -> PairAnalysis:
         """raises as Engine.embed, Malformed, NotOffered"""
@@ -102,7 +102,8 @@ class ViewAnalysis:
         return MatrixAnalysis(encoder.card.id, pictures, views, h @ h.T, z if z is None else z @ z.T)
 
     async def invariance(self, image: Upload | None, collection: str, count: int, seed: int) -> InvarianceAnalysis:
-        """The mean over `count` pictures of the collection; and for the image alone, or for the first of them.
+        """The mean over `count` pictures of the collection; and the curves of one picture: the image, or else the first
+        of the sample.
 
         raises as matrix, and TooLarge if it takes longer than DEADLINE_S
         """
@@ -140,7 +141,7 @@ class ViewAnalysis:
     async def _examine(
         self, encoder: ServedEncoder, pixels: np.ndarray, one: np.ndarray, seed: int
     ) -> tuple[ComparedEncoders, FollowedPicture]:
-        """In threads, which end soon after the request is cancelled."""
+        """Runs in threads, which end soon after the request is cancelled."""
         encode = _EncodeFromThread(encoder)
         key = (encoder.card.id, seed, hashlib.sha256(pixels.data).digest())
         try:

@@ -1,19 +1,22 @@
-"""Augmented views of pictures, exactly as pretraining draws them. Needs torch, which only serving/views loads, and only
-at the first request for views."""
+"""Augmented views of pictures, exactly as pretraining draws them. Needs torch, which only serving/views loads, at
+the first request for views."""
 
 import base64
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from serving.errors import Malformed, NotOffered
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def draw_views(pixels: np.ndarray, each: int, seed: int, settings: dict[str, list[str]]) -> np.ndarray:
@@ -53,9 +56,9 @@ def training_imports() -> Iterator[None]:
 
 
 def _parse(form: dict[str, list[str]], kind: type[T]) -> T:
-    """An instance of the dataclass `kind`, each text converted to the type of its field's default."""
+    """Returns an instance of the dataclass `kind`; each text is converted to the type of the field's default."""
     defaults = {field.name: field.default for field in fields(kind)}
-    parsed = {}
+    parsed: dict[str, Any] = {}
     for name, texts in form.items():
         if name not in defaults:
             raise Malformed(f"{name} is not an augmentation setting; the settings are {', '.join(defaults)}", name)

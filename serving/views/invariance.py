@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from training.evaluation.sensitivity import Sensitivity, SensitivityCurve
 
-DRAWS = 8  # views of one picture at each strength: where it is cropped, and whether up or down, is random
+DRAWS = 8  # views of each picture at each strength: where it is cropped, and the sign of a change, are random
 CACHED = 2  # untrained encoders
 
 Encode = Callable[[np.ndarray], np.ndarray]  # uint8 (n, S, S, 3) -> (n, d)
@@ -48,7 +48,7 @@ def compare_encoders(
 
     encode  the served encoder, whose model card is `card`
     pixels  uint8 (N, S, S, 3), N >= 2
-    check   is called between the steps; an exception from it ends the work
+    check   called between the steps; raises to cancel the work
     raises  NotOffered; whatever `encode` and `check` raise
     """
     with training_imports():
@@ -66,7 +66,8 @@ def compare_encoders(
     trained = measure(lambda pixels: torch.from_numpy(encode(pixels)), "This encoder")
     run_seed = (card.training.get("settings") or {}).get("seed", 0)
     untrained = _untrained(card.architecture, pixels.shape[1], run_seed) if card.training else None
-    return ComparedEncoders(trained, untrained and measure(untrained, "untrained"), sentence(trained))
+    initial = measure(untrained, "untrained") if untrained else None
+    return ComparedEncoders(trained, initial, sentence(trained))
 
 
 def follow_picture(

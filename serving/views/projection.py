@@ -1,4 +1,4 @@
-"""The projection head g of the run that an encoder was exported from, if the run's checkpoint is still there.
+"""The projection head g of the run that an encoder was exported from, if the run's checkpoint still exists.
 
 The layout is that of training/encoders.py's `projection_head`: [Linear, BN, ReLU] any number of times, then Linear and
 BN; no Linear has a bias. It is computed here from its weights, in evaluation mode: training's own module would load

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from serving.collection.index import Index, Item, content_id
 from serving.inference.decode import Upload
 
-SPARE = 4  # more items are read, in place of those without a thumbnail
+SPARE = 4  # additional items to read, to replace those without a thumbnail
 
 
 def sample(index: Index, count: int, seed: int, without: Collection[bytes] = ()) -> list[tuple[Item, Upload]]:
