@@ -42,10 +42,10 @@ class GraphComparison:
         """
         before, now = self.original, self._evaluate(graph)
         k = min(NEIGHBOURS, len(self.rows) - 1)
-        nearest = [retrieval.nearest(result["h"], result["h"], k, own=True)[1] for result in (before, now)]
-        kept = (nearest[0][:, :, None] == nearest[1][:, None, :]).any(dim=2).float().mean().item()
+        nearest = [retrieval.nearest(result["h"], result["h"], k, exclude_self=True)[1] for result in (before, now)]
+        same = (nearest[0][:, :, None] == nearest[1][:, None, :]).any(dim=2).float().mean().item()
         cosine = F.cosine_similarity(before["h"], now["h"]).mean().item()
-        lost = {"pictures": len(self.rows), "neighbours_kept": kept, "mean_cosine": cosine}
+        lost = {"pictures": len(self.rows), "neighbours_kept": same, "mean_cosine": cosine}
         if self.queries is not None:
             lost |= {"asked": len(self.queries), "knn_original": before["knn"], "knn": now["knn"]}
             lost["knn_loss"] = before["knn"] - now["knn"]

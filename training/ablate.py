@@ -199,12 +199,14 @@ def _end_with_parent() -> None:
 
 def table(study: Study, rows: Sequence[RunRow]) -> str:
     """Markdown: means in percent, +- half their confidence interval, in brackets the lowest and the highest seed."""
-    shown = ["chance", *study.figures] if "chance" in rows[0].values else list(study.figures)
+    columns = ["chance", *study.figures] if "chance" in rows[0].values else list(study.figures)
     labels = [name for name in rows[0].labels if name != "length"]
-    lines = [[*labels, *shown], ["---"] * (len(labels) + len(shown))]
+    lines = [[*labels, *columns], ["---"] * (len(labels) + len(columns))]
     for row in rows:
         cells = [str(row.labels[name]) for name in labels]
-        lines.append(cells + [_cell(row.values[name], halfwidth(rows, name, len(row.values[name]))) for name in shown])
+        lines.append(
+            cells + [_cell(row.values[name], halfwidth(rows, name, len(row.values[name]))) for name in columns]
+        )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -176,15 +176,15 @@ def evaluate_encoder(extractor: Extractor, source: Source, labelled: bool, setti
         row |= figures
         method, guess = list(predicted.items())[-1]
         title = f"{extractor.name}: {method} accuracy {row[method]:.1%}"
-        shown = Predictions(title, queries.pixels, queries.labels, guess, classes)
+        examples = Predictions(title, queries.pixels, queries.labels, guess, classes)
     else:
         pictures = _picture_set(train, np.arange(len(train)), settings)
         h = extractor(pictures.pixels, pictures.names)
         row |= {"dimension": h.shape[1], "pictures": len(h)}
-        shown = _nearest(f"{extractor.name}: nearest by the cosine of h", pictures, h, settings.seed)
+        examples = _nearest(f"{extractor.name}: nearest by the cosine of h", pictures, h, settings.seed)
     figures, pairs = without_labels(extractor, pictures, h, settings)
     moved = measure_sensitivity(extractor, pictures, settings) if settings.sensitivity else []
-    return Evaluation(row | figures, detail | {"nearest pairs": pairs}, shown, per_query, moved)
+    return Evaluation(row | figures, detail | {"nearest pairs": pairs}, examples, per_query, moved)
 
 
 def labelled_sets(
@@ -358,7 +358,7 @@ def _cell(row: dict, name: str) -> str:
     value, limits = row.get(name, ""), row.get(f"{name} interval")
     if limits:
         return f"{value:.1%} ({limits[0]:.1%} to {limits[1]:.1%})"
-    if name == "near-duplicates":
+    if name in ("near-duplicates", "knn", "accuracy"):
         return f"{value:.1%}"
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 

@@ -83,8 +83,8 @@ class TaskData:
                     f"class {single[0]} has 1 labelled picture, so none can be held out. Give --held-out 0, or more "
                     "labels"
                 )
-            kept, held = hold_out(train.labels[used], settings.held_out, settings.seed)
-            self.train_rows, self.held_out_rows = used[kept], used[held]
+            kept, held_out = hold_out(train.labels[used], settings.held_out, settings.seed)
+            self.train_rows, self.held_out_rows = used[kept], used[held_out]
         self.test = None
         if tested:
             rows = np.flatnonzero(test.labels >= 0)

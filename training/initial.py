@@ -38,8 +38,8 @@ def load_initial(init: str, encoder: str | None, width: int | None, size_px: int
     if not init:
         defaults = PretrainSettings()
         requested = {"encoder": encoder, "width": width, "size_px": size_px}
-        given: dict[str, Any] = {name: value for name, value in requested.items() if value is not None}
-        settings = replace(defaults, seed=seed, **given)
+        overrides: dict[str, Any] = {name: value for name, value in requested.items() if value is not None}
+        settings = replace(defaults, seed=seed, **overrides)
         torch.manual_seed(seed)
         return InitialWeights(
             Encoder(settings.encoder, settings.width, settings.size_px), None, settings, "random weights"

@@ -249,7 +249,7 @@ class Batches:
             for share in torch.from_numpy(shares).to(self.resident.device):
                 yield self.resident[share]
         else:
-            for images in map_ahead(pixels.__getitem__, shares, most=2):
+            for images in map_ahead(pixels.__getitem__, shares, ahead=2):
                 images = torch.from_numpy(images)
                 yield images.pin_memory() if torch.cuda.is_available() else images
 

@@ -57,14 +57,14 @@ class RunBar(ProgressBar):
         self.bar.update()
         if self.ended - self.drawn_at > REDRAW_S:  # not at every step: reading the loss waits for the device
             self.drawn_at = self.ended
-            shown = {
+            postfix = {
                 "epoch": trainer.current_epoch + 1,
                 "img/s": f"{self.images_per_s:.0f}",
                 "wait": f"{self.wait_share:.0%}",
                 "loss": f"{outputs['loss'].item():.3f}",
                 **cast("SimCLR", pl_module).latest_figure(),
             }
-            self.bar.set_postfix(shown, refresh=False)
+            self.bar.set_postfix(postfix, refresh=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.bar.close()

@@ -129,7 +129,7 @@ def _knn(model: Teacher, train: PixelStore, test: PixelStore | None) -> dict:
 def neighbours_shared(h: Tensor, other: Tensor, k: int = NEAREST) -> float:
     """Share of each picture's k nearest by cosine that are the same: h (N, d), other (N, d') float, in [0, 1]."""
     k = min(k, len(h) - 1)
-    a, b = (nearest(x, x, k, own=True)[1] for x in (h, other))  # (N, k)
+    a, b = (nearest(x, x, k, exclude_self=True)[1] for x in (h, other))  # (N, k)
     return (a[:, :, None] == b[:, None, :]).any(dim=2).float().mean().item()
 
 

@@ -45,28 +45,28 @@ def known(name: str) -> bool:
 
 def load(name: str, seed: int = 0) -> ZooModel:
     """Load a model as described above. raises ZooError."""
-    architecture, _, chosen = name.partition(":")
+    architecture, _, requested = name.partition(":")
     if not known(name):
         raise ZooError(f"torchvision has no architecture {architecture!r}; it has {', '.join(architectures())}")
     choices = torchvision.models.get_model_weights(architecture)
-    published = choices.__members__.get(chosen, choices["DEFAULT"])
+    published = choices.__members__.get(requested, choices["DEFAULT"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = torchvision.models.get_model(architecture, **_silent(architecture))
-    if chosen != RANDOM:
-        if not chosen or chosen in choices.__members__:
+    if requested != RANDOM:
+        if not requested or requested in choices.__members__:
             weights = _download(name, published)
-        elif Path(chosen).is_file():
-            weights = _read(Path(chosen))
+        elif Path(requested).is_file():
+            weights = _read(Path(requested))
         else:
             raise ZooError(
-                f"{name}: {chosen} is neither a file nor weights of {architecture}, which are "
+                f"{name}: {requested} is neither a file nor weights of {architecture}, which are "
                 f"{', '.join(choices.__members__)} and {RANDOM}"
             )
         try:
             network.load_state_dict(weights)
         except (RuntimeError, TypeError, AttributeError) as error:
-            raise ZooError(f"{name}: these weights are of another architecture ({_line(error)})") from error
+            raise ZooError(f"{name}: these weights are of another architecture ({_one_line(error)})") from error
     transforms = published.transforms()
     crop, resize = transforms.crop_size[0], transforms.resize_size[0]
     preprocessing = Preprocessing(crop, min(1.0, crop / resize), transforms.interpolation.value)
@@ -84,7 +84,7 @@ def _download(name: str, weights: WeightsEnum) -> dict:
     except (RuntimeError, OSError) as error:
         raise ZooError(
             f"{name}: the weights cannot be downloaded; is there a network? You can also give a file: "
-            f"{name.partition(':')[0]}:FILE.pth ({_line(error)})"
+            f"{name.partition(':')[0]}:FILE.pth ({_one_line(error)})"
         ) from error
 
 
@@ -95,5 +95,5 @@ def _read(file: Path) -> dict:
         raise ZooError(f"{file} is not a file of weights that can be read: {type(error).__name__}") from error
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from training.data.sources import DataError
-from training.evaluate import EvaluateSettings, _short, evaluate
+from training.evaluate import EvaluateSettings, _file_stem, evaluate
 from training.evaluation import gallery
 
 
@@ -114,8 +114,8 @@ def test_results_of_different_runs_have_different_file_names(tmp_path):
         (tmp_path / "runs" / name / "encoder").mkdir(parents=True)
         (tmp_path / "runs" / name / "encoder" / "model_card.json").write_text("{}")
     names = [str(tmp_path / "runs" / name) for name in ("a/encoder", "v1.5/encoder", "v1.5")]
-    assert [_short(name) for name in names] == ["a-encoder", "v1.5-encoder", "v1.5"]
-    assert [_short(name) for name in ("resnet50:random", "pixels", "runs/x/last.ckpt")] == [
+    assert [_file_stem(name) for name in names] == ["a-encoder", "v1.5-encoder", "v1.5"]
+    assert [_file_stem(name) for name in ("resnet50:random", "pixels", "runs/x/last.ckpt")] == [
         "resnet50",
         "pixels",
         "last",

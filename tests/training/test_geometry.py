@@ -37,7 +37,7 @@ def test_only_pictures_as_near_as_a_changed_copy_are_near_duplicates():
     h = torch.randn(40, 16, generator=generator)
     h[7] = h[3] + 0.001  # the same picture again
     h[9] = h[8] + 0.002
-    found = geometry.near_duplicates(h, h + 0.05 * torch.randn(40, 16, generator=generator), most=1)
+    found = geometry.near_duplicates(h, h + 0.05 * torch.randn(40, 16, generator=generator), limit=1)
     assert found.share == pytest.approx(4 / 40)
     assert [pair[:2] for pair in found.pairs] == [(3, 7)]
     assert 0.98 < found.threshold < 1

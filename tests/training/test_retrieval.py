@@ -38,7 +38,7 @@ def test_the_nearest_are_those_of_a_full_sort_without_the_picture_itself(sets, m
     monkeypatch.setattr(retrieval, "AT_ONCE", 80 * 7)
     bank = sets[0]
     cosine = torch.nn.functional.cosine_similarity(bank[:, None], bank[None], dim=2)
-    cosines, places = retrieval.nearest(bank, bank, 3, own=True)
+    cosines, places = retrieval.nearest(bank, bank, 3, exclude_self=True)
     expected = cosine.fill_diagonal_(-2).sort(dim=1, descending=True)
     assert torch.equal(places, expected.indices[:, :3])
     torch.testing.assert_close(cosines, expected.values[:, :3])
@@ -48,7 +48,7 @@ def test_the_nearest_are_those_of_a_full_sort_without_the_picture_itself(sets, m
 def test_invalid_arguments_are_refused(sets):
     bank, bank_labels, queries, labels = sets
     with pytest.raises(ValueError, match="the number of candidates, 79, not 80"):
-        retrieval.nearest(bank, bank, 80, own=True)
+        retrieval.nearest(bank, bank, 80, exclude_self=True)
     with pytest.raises(ValueError, match="the bank's 80 pictures"):
         retrieval.metrics(queries, labels, bank, bank_labels, (81,))
     with pytest.raises(ValueError, match="no picture of class 9"):

@@ -161,8 +161,8 @@ def make(folder: Path, train: int = 6000, test: int = 1000, size_px: int = 64, s
             rows.writerows(zip(*(drawn[column].tolist() for column in COLUMNS), strict=True))
             for kind in OUTLINES:
                 (folder / split / kind).mkdir(parents=True, exist_ok=True)
-                of_kind = np.flatnonzero(drawn["class"] == kind)
-                for batch in np.split(of_kind, range(BATCH, len(of_kind), BATCH)):
+                members = np.flatnonzero(drawn["class"] == kind)
+                for batch in np.split(members, range(BATCH, len(members), BATCH)):
                     values = {column: column_values[batch] for column, column_values in drawn.items()}
                     for name, pixels in zip(values["name"], _render(rng, kind, values, size_px), strict=True):
                         Image.fromarray(pixels).save(folder / name, compress_level=1)
@@ -201,8 +201,8 @@ def _draw_factors(rng: np.random.Generator, split: str, count: int) -> dict[str,
         n = len(missing)
         ranges = ((0, 1), OBJECT_SATURATION, OBJECT_VALUE, (0, 1), BACKGROUND_SATURATION, BACKGROUND_VALUE)
         colours[missing] = np.stack([rng.uniform(low, high, n) for low, high in ranges], axis=1)
-        of_object, behind = (_rgb(*colours[missing, at : at + 3].T) @ LUMA for at in (0, 3))
-        missing = missing[np.abs(of_object - behind) < LEAST_CONTRAST]
+        object_luma, background_luma = (_rgb(*colours[missing, at : at + 3].T) @ LUMA for at in (0, 3))
+        missing = missing[np.abs(object_luma - background_luma) < LEAST_CONTRAST]
     columns = ("hue", "saturation", "value", "background_hue", "background_saturation", "background_value")
     return drawn | dict(zip(columns, colours.T, strict=True))
 
@@ -227,10 +227,11 @@ def _render(rng: np.random.Generator, kind: str, drawn: dict[str, np.ndarray], s
     shade = 1 - ink * column(rng.uniform(*TEXTURE_CONTRAST, n))  # (N, S, S)
 
     light = 1 + _unevenness(rng, drawn["background"], centre)  # (N, S, S)
-    of_object = _rgb(drawn["hue"], drawn["saturation"], drawn["value"])[:, None, None, :]
-    behind = _rgb(drawn["background_hue"], drawn["background_saturation"], drawn["background_value"])[:, None, None, :]
+    object_colour = _rgb(drawn["hue"], drawn["saturation"], drawn["value"])[:, None, None, :]
+    background = _rgb(drawn["background_hue"], drawn["background_saturation"], drawn["background_value"])
+    background = np.clip(light[..., None] * background[:, None, None, :], 0, 1)
     inside = inside[..., None]
-    picture = inside * (shade[..., None] * of_object) + (1 - inside) * np.clip(light[..., None] * behind, 0, 1)
+    picture = inside * (shade[..., None] * object_colour) + (1 - inside) * background
     return (picture * 255 + 0.5).astype(np.uint8)
 
 
@@ -243,34 +244,34 @@ def _texture(kinds: np.ndarray, u: Plane, v: Plane, pixel: Plane) -> Plane:
     """Amount of ink in [0, 1] at (u, v), given in periods; `pixel`: width of a pixel in periods. (N, S, S)"""
     ink = np.zeros(np.broadcast_shapes(u.shape, v.shape), np.float32)
     for kind in ("stripes", "dots", "checks"):
-        here = kinds == kind
+        selected = kinds == kind
         a, b = (
-            np.abs((plane[here] % 1) - 0.5) - 0.25 for plane in (u, v)
+            np.abs((plane[selected] % 1) - 0.5) - 0.25 for plane in (u, v)
         )  # distance from the edge of a stripe, negative inside
-        width = pixel[here]
+        width = pixel[selected]
         if kind == "dots":
             a = np.hypot(a + 0.25, b + 0.25) - 0.32
         stripe_a, stripe_b = (np.clip(0.5 - plane / width, 0, 1) for plane in (a, b))
-        ink[here] = stripe_a + stripe_b - 2 * stripe_a * stripe_b if kind == "checks" else stripe_a
+        ink[selected] = stripe_a + stripe_b - 2 * stripe_a * stripe_b if kind == "checks" else stripe_a
     return ink
 
 
 def _unevenness(rng: np.random.Generator, kinds: np.ndarray, centre: np.ndarray) -> Plane:
     """Relative brightness added to the background by gradients and noise. (N, S, S)"""
     light = np.zeros((len(kinds), len(centre), len(centre)), np.float32)
-    here = np.flatnonzero(kinds == "gradient")
-    angle = rng.uniform(0, 2 * np.pi, len(here)).astype(np.float32)[:, None, None]
+    selected = np.flatnonzero(kinds == "gradient")
+    angle = rng.uniform(0, 2 * np.pi, len(selected)).astype(np.float32)[:, None, None]
     along = (centre[:, None] - 0.5) * np.sin(angle) + (centre[None, :] - 0.5) * np.cos(angle)
-    light[here] = along * np.float32(2 * GRADIENT_CONTRAST)
+    light[selected] = along * np.float32(2 * GRADIENT_CONTRAST)
 
-    here = np.flatnonzero(kinds == "noise")
-    cells = rng.normal(0, NOISE_CONTRAST, (len(here), NOISE_CELLS, NOISE_CELLS)).astype(np.float32)
+    selected = np.flatnonzero(kinds == "noise")
+    cells = rng.normal(0, NOISE_CONTRAST, (len(selected), NOISE_CELLS, NOISE_CELLS)).astype(np.float32)
     away = centre[:, None] * NOISE_CELLS - 0.5 - np.arange(NOISE_CELLS)  # (S, cells), in cells
     weight = np.exp(-(away**2) / (2 * 0.6**2)).astype(np.float32)
     weight /= np.hypot.reduce(
         weight, axis=1, keepdims=True
     )  # with a sum of squares of 1 the standard deviation is kept
-    light[here] = weight @ cells @ weight.T
+    light[selected] = weight @ cells @ weight.T
     return light
 
 

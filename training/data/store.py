@@ -161,17 +161,17 @@ def _decode(preprocessing: Preprocessing, pictures: Sequence[Picture]) -> list[n
     return results
 
 
-def map_ahead(function: Callable[[T], R], items: Iterable[T], most: int) -> Generator[R, None, None]:
-    """function(item) for each item, in order: threads compute up to `most` results ahead of the caller.
+def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int) -> Generator[R, None, None]:
+    """function(item) for each item, in order: threads compute up to `ahead` results before they are needed.
 
     An item's error is raised when its result is due. A caller that stops early, by close() or by dropping the iterator,
     waits for the calls in progress, and no thread is left.
     """
-    pool, waiting = ThreadPoolExecutor(min(most, (os.cpu_count() or 1) + 4)), deque()
+    pool, waiting = ThreadPoolExecutor(min(ahead, (os.cpu_count() or 1) + 4)), deque()
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > most:
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

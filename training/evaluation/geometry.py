@@ -46,11 +46,11 @@ def effective_rank(h: Tensor) -> float:
     return torch.special.entr(shares).sum().exp().item()
 
 
-def near_duplicates(h: Tensor, changed: Tensor, most: int) -> NearDuplicates:
-    """h, changed (N, d) float; row i of `changed` is h of a slightly changed copy of picture i. most: pairs listed."""
+def near_duplicates(h: Tensor, changed: Tensor, limit: int) -> NearDuplicates:
+    """h, changed (N, d) float; row i of `changed` is h of a slightly changed copy of i. Lists `limit` pairs at most."""
     threshold = F.cosine_similarity(h, changed, dim=1).median().item()
-    cosines, rows = (values[:, 0] for values in nearest(h, h, 1, own=True))
+    cosines, rows = (values[:, 0] for values in nearest(h, h, 1, exclude_self=True))
     near = cosines >= threshold
     pairs = {(min(i, j), max(i, j)): c for i, (j, c) in enumerate(zip(rows.tolist(), cosines.tolist(), strict=True))}
     listed = sorted(((i, j, c) for (i, j), c in pairs.items() if c >= threshold), key=lambda pair: -pair[2])
-    return NearDuplicates(near.float().mean().item(), threshold, listed[:most])
+    return NearDuplicates(near.float().mean().item(), threshold, listed[:limit])

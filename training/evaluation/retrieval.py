@@ -12,21 +12,21 @@ from torch import Tensor
 AT_ONCE = 2**24  # most similarities in memory
 
 
-def nearest(queries: Tensor, bank: Tensor, k: int, own: bool = False) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, bank: Tensor, k: int, exclude_self: bool = False) -> tuple[Tensor, Tensor]:
     """Cosines and rows of each query's k nearest in the bank, (Q, k) each, the nearest first.
 
     queries, bank  (Q, d), (M, d) float
-    own            the queries are the bank's own rows, in the same order, and no row is its own neighbour
+    exclude_self   the queries are the bank's rows in the same order, and no row is its own neighbour
     raises         ValueError: k is not between 1 and the number of candidates
     """
-    most = len(bank) - own
-    if not 1 <= k <= most:
-        raise ValueError(f"k must be between 1 and the number of candidates, {most}, not {k}")
+    candidates = len(bank) - exclude_self
+    if not 1 <= k <= candidates:
+        raise ValueError(f"k must be between 1 and the number of candidates, {candidates}, not {k}")
     queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
     parts, step = [], max(1, AT_ONCE // len(bank))
     for start in range(0, len(queries), step):
         similarity = queries[start : start + step] @ bank.T  # (q, M)
-        if own:
+        if exclude_self:
             similarity.diagonal(offset=start).fill_(-torch.inf)
         parts.append(similarity.topk(k, dim=1))
     cosines, rows = zip(*parts, strict=True)

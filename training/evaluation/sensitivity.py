@@ -92,8 +92,8 @@ def views(pixels: np.ndarray, augmentation: str, strength: float, seed: int = 0)
     for start in range(0, len(pixels), AT_ONCE):
         images = torch.from_numpy(np.ascontiguousarray(pixels[start : start + AT_ONCE]))
         draws = _changed(_unchanged(*images.shape[:3]), augmentation, strength, generator)
-        shown = render(images, draws, images.shape[1])  # (n, 3, S, S)
-        changed.append((shown.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
+        rendered = render(images, draws, images.shape[1])  # (n, 3, S, S)
+        changed.append((rendered.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
     return np.concatenate(changed)
 
 

@@ -54,14 +54,14 @@ def pairs(figure: Figure, rows: Sequence[RunRow]) -> None:
         table[i, j] = table[j, i] = 100 * fmean(row.values["linear h"])
     table[:, -1] = table[:, :-1].mean(axis=1)
     axis = figure.subplots()
-    shown = axis.imshow(table, cmap="viridis")
+    image = axis.imshow(table, cmap="viridis")
     middle = (table.min() + table.max()) / 2
     for i, j in np.ndindex(table.shape):
         axis.text(j, i, f"{table[i, j]:.1f}", ha="center", va="center", color="w" if table[i, j] < middle else "k")
     axis.set_xticks(range(len(names) + 1), [*names, "average"])
     axis.set_yticks(range(len(names)), names)
     axis.set(title=f"{OF_H}; alone on the diagonal")
-    figure.colorbar(shown)
+    figure.colorbar(image)
 
 
 def batches(figure: Figure, rows: Sequence[RunRow]) -> None:
