@@ -80,7 +80,7 @@ def create_app(
     app.openapi = lambda: openapi.document(app, access)
 
     errors.install(app)
-    app.add_exception_handler(IndexProblem, _answer_index_problem)
+    app.exception_handler(IndexProblem)(_answer_index_problem)
     return app
 
 

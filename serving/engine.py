@@ -89,7 +89,7 @@ class Engine:
     async def _embed(self, uploads: list[Upload], encoder: ServedEncoder) -> EmbeddedImages:
         """Embed with this encoder, even if a newer one replaces it meanwhile."""
         with self._gate.admit(len(uploads)), _restart_failure_as_not_ready():
-            encoded = None
+            encoded, decode_s = None, 0.0
             if encoder.decodes_small_images and all(len(upload.data) <= SMALL_BYTES for upload in uploads):
                 with suppress(TooManyPixels):
                     encoded = await encoder.batch(uploads)  # decoded in the batch's process: a thread would cost more

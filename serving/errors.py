@@ -8,7 +8,8 @@ code     the reason, for programs; one per status, as in KINDS
 param    the field at fault, or null
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
@@ -137,7 +138,7 @@ def internal_error() -> Response:
     return response(Refusal("the service failed; its log says why"))
 
 
-def malformed(errors: Sequence[dict], skip: int = 0) -> Malformed:
+def malformed(errors: Sequence[Mapping[str, Any]], skip: int = 0) -> Malformed:
     """Returns the error response for the first of pydantic's errors.
 
     skip  leading parts of its location that are not in the client's input

@@ -80,6 +80,7 @@ def traced(app: ASGIApp) -> ASGIApp:
 HOST = "0.0.0.0" if "BENTOML_CONTAINERIZED" in os.environ else "127.0.0.1"
 
 
+# pyrefly: ignore[bad-assignment]  # BentoML converts the host's text
 @bentoml.service(name="twinview", service_class=DirectService, http={"host": HOST})
 @bentoml.asgi_app(app, path="/")
 class Twinview:

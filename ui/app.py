@@ -129,7 +129,8 @@ def _add_page(app: FastAPI, client: AsyncClient) -> FastAPI:
         mcp_server=False,
         show_error=False,
     )
-    _stop_cleanly(app, app.routes[-1].app.stop_event, Path(os.environ["GRADIO_TEMP_DIR"]))
+    mount: Any = app.routes[-1]  # of Gradio's own app, which has more attributes than Starlette's types know
+    _stop_cleanly(app, mount.app.stop_event, Path(os.environ["GRADIO_TEMP_DIR"]))
     return app
 
 

@@ -9,6 +9,8 @@ from serving.cli.options import TableOptions
 from serving.derived.duplicates import LEAST, group, looked_up
 from serving.derived.task import Derived, DerivedProblem, Result
 
+COLUMNS = ("group", "stays", "cosine", "id", "name", "label", "path", "width", "height", "bytes")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatesSettings(TableOptions):
@@ -28,20 +30,19 @@ def run(settings: DuplicatesSettings) -> int:
     index = settings.chosen_table()
     result = _up_to_date(Derived(index, "duplicates"), settings.threshold)
     groups = group(result.arrays, settings.threshold)
-    rows = [("group", "stays", "cosine", "id", "name", "label", "path", "width", "height", "bytes")]
-    for number, duplicates in enumerate(looked_up(index, groups, settings.threshold), 1):
+    rows, count = [], 0
+    for count, duplicates in enumerate(looked_up(index, groups, settings.threshold), 1):
         for item, cosine in [(duplicates.keep, 1.0), *duplicates.others]:
             stays = "yes" if item is duplicates.keep else "no"
             facts = (item.id, item.name, item.label, item.path, item.width, item.height, item.bytes)
-            rows.append((number, stays, f"{cosine:.4f}", *facts))
+            rows.append((count, stays, f"{cosine:.4f}", *facts))
     try:
         settings.output.parent.mkdir(parents=True, exist_ok=True)
         with open(settings.output, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            csv.writer(file).writerows(rows)
+            csv.writer(file).writerows([COLUMNS, *rows])
     except OSError as error:
         raise DerivedProblem(f"--output: {settings.output} cannot be written: {error.strerror}") from error
-    count = rows[-1][0] if len(rows) > 1 else 0
-    extra = len(rows) - 1 - count
+    extra = len(rows) - count
     print(
         f"{len(result.arrays['ids']):,} pictures of {index.name}: {count:,} groups with a cosine of at "
         f"least {settings.threshold:g}, {extra:,} pictures could be deleted; listed in {settings.output}"

@@ -202,7 +202,7 @@ def _write_parquet(path: Path, embedded: EmbeddedPictures, vectors: np.ndarray, 
 
 def item_of(picture: Picture, data: bytes) -> Item:
     """Returns a readable picture's item, with its split as metadata."""
-    name, label, path = (_text(value) for value in (picture.name, picture.label, picture.path))
+    name, label, path = valid_text(picture.name), _text(picture.label), _text(picture.path)
     return Item(content_id(data), name, label, path, *whole_size(data), len(data), {"split": picture.split})
 
 

@@ -159,7 +159,7 @@ def renumbered(error: ServiceError, files: list[FilePart], first: int) -> Servic
         return error
     param = f"{named[1]}[{first + int(named[2])}]{named[3]}"
     name = f" ({files[int(named[2])].name})"
-    message = error.message.replace(error.param, param if name in error.message else f"{param}{name}", 1)
+    message = error.message.replace(named[0], param if name in error.message else f"{param}{name}", 1)
     return ServiceError(message, error.status, error.code, param)
 
 

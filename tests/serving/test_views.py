@@ -93,6 +93,12 @@ def test_an_unknown_setting_is_named(http, picture, form, message):
     assert answer.json()["error"]["message"].startswith(message)
 
 
+def test_a_file_as_a_setting_is_refused(http, picture):
+    answer = http.post("/views", files={"image": ("a.png", picture(3)), "flip": ("b.png", picture(3))})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "flip: must not be a file"
+
+
 def test_without_torch_views_answer_501(http, picture, monkeypatch):
     monkeypatch.setitem(sys.modules, "training.augment", None)
     answer = http.post("/views", files={"image": ("a.png", picture(3))})

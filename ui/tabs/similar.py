@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 
@@ -187,7 +187,7 @@ class SimilarTab(Tab):
         encoder: str | None = None,
     ) -> list[dict[str, Any]]:
         """The items nearest to a picture and to the items `like`, and unlike the items `unlike`, with their cosine."""
-        uploads = [from_path(picture["path"])] if picture else []
+        uploads = [from_path(cast("dict[str, str]", picture)["path"])] if picture else []  # Gradio passes a dict
         positive, negative = ([Picture(id, id=id, collection=collection) for id in ids] for ids in (like, unlike))
         settings = SearchSettings(k, threshold, tuple(where), collection, encoder)
         results = await nearest(self.client, Query((*uploads, *positive), tuple(negative)), settings)

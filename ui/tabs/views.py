@@ -75,7 +75,7 @@ class ViewsTab(Tab):
             self.as_trained = gr.Button(augmentation.TRAINED, size="sm", elem_id="as-trained", visible=False)
             self.presets = {name: gr.Button(name, size="sm") for name in augmentation.PRESETS}
         with gr.Row(elem_id="settings"):
-            self.settings = augmentation.controls()
+            self.sliders, self.sampling = augmentation.controls()
             self.count = gr.Slider(1, 16, value=6, step=1, label="Pairs", elem_id="pair-count")
             self.seed = gr.Slider(0, 999, value=0, step=1, label="Seed", elem_id="seed")
         with gr.Row(elem_id="drawing"):
@@ -89,24 +89,24 @@ class ViewsTab(Tab):
         self.trained = gr.State(None)  # the augmentation that the encoder was trained with
 
     def connect(self) -> None:
+        settings = [*self.sliders, self.sampling]
         last: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
-        inputs = [self.trail, self.is_open, self.count, self.seed, *self.settings]
+        inputs = [self.trail, self.is_open, self.count, self.seed, *settings]
         drawing: dict[str, Any] = {"fn": self.draw, "inputs": inputs, "outputs": [self.summary, self.pairs], **last}
         drawing |= {"show_progress_on": self.pairs}
-        inputs = [self.trail, self.is_open, self.collection, self.batch_count, self.seed, *self.settings]
+        inputs = [self.trail, self.is_open, self.collection, self.batch_count, self.seed, *settings]
         comparing: dict[str, Any] = {"fn": self.compare, "inputs": inputs, "outputs": self.batch, **last}
 
         refreshed = self.tabs.select(self.refresh, None, [self.is_open, self.trained, self.as_trained], **QUIET)
         changes = [refreshed, self.again.click(self.next_seed, self.seed, self.seed, **QUIET)]
-        changes.append(self.as_trained.click(augmentation.values, self.trained, self.settings, **QUIET))
+        changes.append(self.as_trained.click(augmentation.values, self.trained, settings, **QUIET))
         for name, button in self.presets.items():
             values = augmentation.values(augmentation.PRESETS[name])
-            changes.append(button.click(lambda values=values: values, None, self.settings, **QUIET))
+            changes.append(button.click(lambda values=values: values, None, settings, **QUIET))
         for change in changes:
             change.then(**drawing).then(**comparing)
-        *sliders, sampling = self.settings
-        released = [slider.release for slider in (*sliders, self.seed)]
-        gr.on([self.trail.change, sampling.input, *released], **drawing).then(**comparing)
+        released = [slider.release for slider in (*self.sliders, self.seed)]
+        gr.on([self.trail.change, self.sampling.input, *released], **drawing).then(**comparing)
         self.count.release(**drawing)
         gr.on([self.batch_count.release, self.collection.change], **comparing)
         publish(self.views, "views")

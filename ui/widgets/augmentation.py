@@ -26,15 +26,15 @@ def from_card(card: dict[str, Any]) -> Augmentation | None:
     return {**augment, "crop_area": tuple(augment["crop_area"])} if augment and set(augment) == set(NAMES) else None
 
 
-def controls() -> list[gr.Slider | gr.Radio]:
-    """The sliders, in the order that `settings` reads them."""
+def controls() -> tuple[list[gr.Slider], gr.Radio]:
+    """The controls, in the order that `settings` reads them."""
 
     def slider(
         label: str, value: float, elem_id: str, least: float = 0.0, most: float = 1.0, step: float = 0.05
     ) -> gr.Slider:
         return gr.Slider(least, most, value=value, step=step, label=label, elem_id=elem_id)
 
-    return [
+    sliders = [
         slider("Smallest crop area", 0.08, "least-crop", 0.01, step=0.01),
         slider("Largest crop area", 1, "greatest-crop", 0.01, step=0.01),
         slider("Flip probability", 0.5, "flip"),
@@ -42,8 +42,9 @@ def controls() -> list[gr.Slider | gr.Radio]:
         slider("Colour strength", 1, "strength", most=2),
         slider("Grey probability", 0.2, "grey"),
         slider("Blur probability", 0.5, "blur"),
-        gr.Radio(["torchvision", "tensorflow"], value="torchvision", label="Crops drawn as in", elem_id="sampling"),
     ]
+    sampling = ["torchvision", "tensorflow"]
+    return sliders, gr.Radio(sampling, value="torchvision", label="Crops drawn as in", elem_id="sampling")
 
 
 def settings(values: Sequence[Any]) -> Augmentation:
