@@ -23,7 +23,7 @@ class PretrainSettings:
     """The recipe that sets the defaults of the other options; see the list above."""
     data: str = "shapes"
     """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), the name of a torchvision data set
-    (cifar10, cifar100, stl10, ...), or shapes, the built-in set. Labels are not needed, but allow kNN accuracy."""
+    (cifar10, cifar100, stl10, ...), or shapes, the built-in set. Labels are optional, to measure kNN accuracy."""
     name: str = ""
     """Name of the run, which is written to runs/NAME. By default DATA-PRESET."""
     resume: bool = False

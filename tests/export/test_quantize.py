@@ -115,7 +115,7 @@ def test_layers_stay_float32_until_the_loss_is_small_enough(bundle, monkeypatch,
     kept = {b"none": 0.6, b"first": 0.8, b"first and last stage": 0.95}  # without labels
     found = quantizing.to_int8_within(b"", None, lambda made: {"neighbours_kept": kept[made]})
     assert found[1] == "first and last stage"
-    assert "60.0% are kept with these layers in float32: none" in capsys.readouterr().out
+    assert "60.0% of neighbours stay the same with these layers in float32: none" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_the_knn_queries_do_not_calibrate(bundle, pictures, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_a_quantised_bundle_is_refused(made, pictures):
-    with pytest.raises(BundleError, match=r"encoder-\w+ is (int8|fp16) already: give the bundle that it was made from"):
+    with pytest.raises(BundleError, match=r"encoder-\w+ is already (int8|fp16): give the bundle that it was made from"):
         quantize(QuantizeSettings(made.folder, "int8", str(pictures)))
 
 

@@ -185,7 +185,7 @@ def test_logits_that_differ_from_torchs_are_found(adapted):
 
 
 def test_a_run_without_a_checkpoint_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="nowhere holds no checkpoint; train one"):
+    with pytest.raises(CheckpointError, match="nowhere contains no checkpoint; train one"):
         export(ExportSettings(tmp_path / "nowhere"))
 
 

@@ -522,7 +522,7 @@ def test_views_stay_within_0_and_1(level):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"crop_area": (0.0, 1.0)}, "crop_area must satisfy 0 < least <= greatest <= 1"),
+        ({"crop_area": (0.0, 1.0)}, "crop_area must satisfy 0 < smallest <= largest <= 1"),
         ({"crop_area": (0.5, 0.4)}, "crop_area"),
         ({"crop_area": (0.5, 1.1)}, "crop_area"),
         ({"crop_area": (-0.1, 0.5)}, "crop_area"),

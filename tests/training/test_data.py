@@ -334,7 +334,7 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path, damage):
         ("hollow.zip", "hollow.zip holds no files"),
         ("shards/*.tar", "no file matches shards/*.tar"),
         ("note*", "note* matches note.txt, which is not a .tar file"),
-        (" ", "no data was named"),
+        (" ", "no data was given"),
     ],
 )
 def test_unusable_data_is_named_in_one_sentence(tmp_path, monkeypatch, given, sentence):

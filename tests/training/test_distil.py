@@ -221,7 +221,7 @@ def test_a_resumed_run_gives_the_same_student(settings, teacher, tmp_path, monke
     assert (student / "metrics.csv").read_text().splitlines()[-1].startswith("2,")
     monkeypatch.setattr(distil, "draw", draw)
     monkeypatch.setattr(distil, "epochs_in", lambda *_: 9)  # already decided at the start
-    with pytest.raises(CheckpointError, match="holds an unfinished run: give --resume"):
+    with pytest.raises(CheckpointError, match="has an unfinished run: give --resume"):
         distil.distil(settings(teacher, minutes=2))
     run = distil.distil(settings(teacher, minutes=2, resume=True))
     again = checkpoint.load(checkpoint.find(run))
@@ -247,10 +247,10 @@ def test_minutes_are_as_many_epochs_as_fit(settings, teacher, monkeypatch):
 
 
 def test_an_unusable_teacher_is_named(settings, teacher, tmp_path):
-    with pytest.raises(EncoderError, match="nowhere is no run, checkpoint, exported encoder or torchvision"):
+    with pytest.raises(EncoderError, match="nowhere is not a run, checkpoint, exported encoder or torchvision"):
         distil.distil(settings("nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="empty holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="empty contains no checkpoint"):
         distil.distil(settings(tmp_path / "empty"))
     saved = checkpoint.load(checkpoint.find(teacher))
     saved["state_dict"]["encoder.conv1.weight"][0] = math.nan

@@ -131,7 +131,7 @@ def test_classes_without_training_pictures_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"encoders": ()}, "no encoder was named"),
+        ({"encoders": ()}, "no encoder was given"),
         ({"temperature": float("nan")}, "--temperature must be above 0, not nan"),
         ({"k": 0}, "--k must be at least 1, not 0"),
         ({"k": 61}, "--k must be at most the bank's 60 pictures, not 61"),

@@ -50,7 +50,7 @@ def test_a_run_its_export_and_its_bare_graph_give_the_same_features(run, tmp_pat
     card = json.loads((bundle.folder / "model_card.json").read_text())
     card["preprocessing"]["size_px"] = 24
     (bundle.folder / "model_card.json").write_text(json.dumps(card))
-    with pytest.raises(BundleError, match="takes 16 px and its card says 24"):
+    with pytest.raises(BundleError, match="takes 16 px but its card says 24"):
         open_encoder(str(bundle.folder))
 
 
@@ -91,8 +91,8 @@ def test_pixel_features_are_the_pixels():
             ZooError,
             "resnet18:best: best is neither a file nor weights of resnet18, which are IMAGENET1K",
         ),
-        ("squeezenet1_0:random", EncoderError, "does not end in a linear layer"),
-        ("vit_b_32:random", EncoderError, "vit_b_32:random takes no pictures of 40 px"),
+        ("squeezenet1_0:random", EncoderError, "has no linear layer at its end"),
+        ("vit_b_32:random", EncoderError, "vit_b_32:random cannot take pictures of 40 px"),
     ],
 )
 def test_a_name_that_is_not_an_encoder_is_refused(name, error, words):
@@ -112,7 +112,7 @@ def test_files_that_are_not_encoders_are_refused(tmp_path, monkeypatch):
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"bad\.onnx does not run"):
         open_encoder(str(tmp_path / "bad.onnx"))
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="contains no checkpoint"):
         open_encoder(str(tmp_path))
 
     def offline(*args, **kwargs):

@@ -226,7 +226,7 @@ def test_a_file_that_is_not_a_checkpoint_is_named(small_settings, tmp_path):
     torch.save({"model": torch.zeros(1)}, tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match=r"is not a checkpoint of training/pretrain\.py"):
         checkpoint.load(tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="nowhere holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="nowhere contains no checkpoint"):
         checkpoint.find(Path("nowhere"))
 
 

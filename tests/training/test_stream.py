@@ -269,7 +269,7 @@ def test_a_set_is_too_large_when_its_store_would_take_more_than_half_of_the_free
 
 def test_the_reason_contains_the_sizes():
     assert too_large(1_281_167, 224, 300 * 2**30) == (
-        "decoded, they would take 179.6 GiB of the 300.0 GiB that are free on the disk"
+        "stored, they would take 179.6 GiB of the 300.0 GiB that are free on the disk"
     )
 
 

@@ -103,7 +103,7 @@ def open_source(data: str, cache: Path = Path("data")) -> Source:
     path = os.path.expanduser(data)
     known = re.sub("[-_ ]", "", data.lower())
     if not data.strip():
-        raise DataError("--data is empty: give a folder, a .zip, .tar files, or one of " + ", ".join(NAMES))
+        raise DataError("no data was given: name a folder, a .zip, .tar files, or one of " + ", ".join(NAMES))
     if os.path.isdir(path):
         pictures = _arrange(_list_folder(Path(path)))
     elif os.path.exists(path):
