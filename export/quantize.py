@@ -162,9 +162,10 @@ def to_int8_within(graph: bytes, pixels: np.ndarray, compare: Callable[[bytes], 
         tried.append((made, in_float, lost))
         if excess(lost) <= 0:
             return tried[-1]
-        loss = f"{lost['neighbours_kept']:.1%} of neighbours stay the same"
         if "knn_loss" in lost:
             loss = f"kNN accuracy falls by {lost['knn_loss']:.1%}"
+        else:
+            loss = f"{lost['neighbours_kept']:.1%} of neighbours stay the same"
         print(f"{loss} with these layers in float32: {in_float}")
     return min(tried, key=lambda result: excess(result[2]))
 

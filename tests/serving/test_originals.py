@@ -87,5 +87,5 @@ def test_a_file_that_is_not_parquet_is_named(tmp_path):
 
 
 def test_without_data_the_error_lists_the_sources():
-    with pytest.raises(DataError, match="no data was named"):
+    with pytest.raises(DataError, match="no data was given"):
         open_originals(None)

@@ -85,7 +85,7 @@ def test_pixel_features_are_the_pixels():
 @pytest.mark.parametrize(
     ("name", "error", "words"),
     [
-        ("resnt50", EncoderError, r"resnt50 is no run, .*\(nearest: resnet50"),
+        ("resnt50", EncoderError, r"resnt50 is not a run, .*\(nearest: resnet50"),
         (
             "resnet18:best",
             ZooError,
