@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from serving.cli.duplicates import DuplicatesSettings, run
-from serving.collection.index import Index, Item, unit
-from serving.derived import pairs
+from serving.collection.index import Index, IndexProblem, Item, unit
+from serving.derived import pairs, task
 from serving.derived.duplicates import compute, group, looked_up
 from serving.derived.pairs import TooManyPairs, near_pairs
 from serving.derived.task import Derived, DerivedProblem
@@ -263,3 +263,21 @@ def test_changes_of_two_collections_polled_in_turn_are_each_counted_once(tmp_pat
         for index in indexes:
             assert Derived(index, "duplicates").result().new == 1
     assert reads == ["first", "second"]
+
+
+def test_a_result_that_is_deleted_while_it_is_read_is_named(tmp_path, monkeypatch):
+    index = Index(tmp_path, "enc", D)
+    index.upsert([Item("a", "a.jpg", None, None, 1, 1)], on_circle(0))
+    Derived(index, "duplicates").compute(threshold=0.9)
+    index.upsert([Item("b", "b.jpg", None, None, 1, 1)], on_circle(50))
+    facts = Index.facts
+
+    def deleting(index: Index):
+        (file,) = tmp_path.glob("derived/*/duplicates.npz")
+        file.unlink()
+        task._arrays.cache_clear()
+        return facts(index)
+
+    monkeypatch.setattr(Index, "facts", deleting)
+    with pytest.raises(IndexProblem, match=r"duplicates\.npz has just been deleted"):
+        Derived(index, "duplicates").result()
