@@ -51,7 +51,7 @@ class FileProblem(ValueError):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file contains, without its rows."""
+    """The format and origin of a file; `rows` reads its rows."""
 
     path: Path
     encoder: str

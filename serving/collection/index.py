@@ -33,7 +33,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 class Index:
     """The pictures of collection `name` that one encoder has embedded. All methods block, may be called from any
-    thread, and raise IndexProblem. If the collection does not exist, reads return nothing; if only another encoder has
+    thread, and raise IndexProblem. If the collection does not exist, reads return nothing; if only other encoders have
     embedded it, they raise WrongEncoder."""
 
     def __init__(self, uri: str | Path, encoder_id: str, dimension: int, name: str = DEFAULT):
@@ -51,7 +51,7 @@ class Index:
         thumbnails: Mapping[str, bytes] = {},
         allow_other_encoder: bool = False,
     ) -> None:
-        """Add or replace all items or none; durable when it returns.
+        """Add or replace all of the items or none. They are durable when this returns.
 
         items                distinct ids
         vectors              (n, d), any length but 0
@@ -192,7 +192,7 @@ class Index:
             )
 
     def verify(self) -> list[str]:
-        """Returns sentences about everything that is damaged, [] if nothing is. Reads the whole collection."""
+        """Returns a sentence for each kind of damage, [] if there is none. Reads the whole collection."""
         try:
             with self._table.explained("read"):
                 return verify(self._table, self._thumbnails) if self._exists() else []
@@ -200,7 +200,7 @@ class Index:
             return [str(problem)]
 
     def maintain(self) -> bool:
-        """Join the small files that small upserts leave, delete old versions, and build the index for searching.
+        """Merge the small files that small upserts leave, delete old versions, and build the index for searching.
         Returns False if another process is doing it. Searches continue meanwhile."""
         with self._table.explained("written"):
             if not self._exists():
@@ -217,8 +217,8 @@ class Index:
             return self._table.history() if self._exists() else []
 
     def undo(self) -> int:
-        """Take back the last change: restore the version before it as a new version, and return the new number.
-        A second undo takes back the first."""
+        """Revert the last change: restore the version before it as a new version, and return the new number. A second
+        undo reverts the first."""
         with self._table.explained("written"):
             if not self._exists():
                 raise IndexProblem(f"The collection {self.name} does not exist; there is nothing to undo.")
@@ -247,7 +247,7 @@ class Index:
         return sorted(encoder for name, encoder in tables if name == self.name and encoder != self.encoder_id)
 
     def _put_aside(self, ids: Collection[str]) -> None:
-        """Move thumbnails of deleted items to where `undo` finds them, except those that other tables use."""
+        """Move thumbnails of deleted items to deleted/, where `undo` finds them, except those that other tables use."""
         used: set[str] = set()
         for encoder in self._other_encoders():
             used |= LanceTable.existing(self.store, f"{self.name}.{encoder}").known(ids)

@@ -1,9 +1,9 @@
-"""Leases: locks with one holder at a time over all processes. A context yields True to the holder, and False to the
-others without waiting.
+"""Leases: locks with one holder at a time across all processes. A context yields True to the holder, and immediately
+False to the others.
 
 In a folder it is a file lock of the operating system, which is released when the process dies. In an object store it is
-an object `.leases/<name>` that contains when the lease expires. The holder renews it; every change is conditional on
-the object that was last seen, so if two processes find an expired lease, only one of them gets it.
+an object `.leases/<name>` that contains the time at which the lease expires. The holder renews it; every change is
+conditional on the object that was last seen, so if two processes find an expired lease, only one of them gets it.
 """
 
 import secrets
@@ -60,7 +60,7 @@ def lease_in_objects(objects: Any, name: str) -> Iterator[bool]:
 class _LeaseClaim:
     def __init__(self, objects: Any, path: str):
         self._objects, self._path = objects, path
-        self._mark = secrets.token_hex(8)  # makes the objects of two holders different
+        self._mark = secrets.token_hex(8)  # so that the objects of two holders differ
         self._seen: dict | None = None
 
     def take(self) -> bool:
@@ -69,7 +69,7 @@ class _LeaseClaim:
             try:
                 old = self._objects.get(self._path)
             except FileNotFoundError:
-                return False  # just released; the next caller gets it
+                return False  # it has just been released; a later caller gets it
             if float(bytes(old.bytes()).split()[0]) < time.time():
                 self._seen = self._put(_condition(old.meta), time.time() + LEASE_S)
         return self._seen is not None

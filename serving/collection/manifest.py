@@ -2,10 +2,10 @@
 
 LanceDB's own API (0.40) gives neither: `list_versions` and `stats` have counts only, and `to_lance` needs pylance,
 which is not a dependency. We need them to recover from a power cut, to name damaged files, and to undo changes of rows
-but not maintenance. So this file has the smallest parser that is enough: a walk over the fields of a protobuf message.
+but not maintenance. So this file has a minimal parser: it iterates over the fields of a protobuf message.
 
 Lance's format (lance.org/format, protos/table.proto and transaction.proto): a version is a file in `_versions`, named
-by the largest 64-bit number minus the version. It ends with the position of its message and the letters LANC.
+by the largest 64-bit number minus the version. It ends with the offset of its message and the letters LANC.
 """
 
 import struct
@@ -20,7 +20,7 @@ from serving.collection.store import FileStore
 LARGEST = 2**64 - 1
 MAGIC = b"LANC"
 UNFLUSHED_S = 60  # commits up to this long before the newest may not have been flushed when the power failed
-MOST_TORN = 16  # one for each writer
+MOST_TORN = 16  # most unfinished commits: one per writer
 
 T = TypeVar("T", int, bytes)
 
@@ -76,8 +76,8 @@ def changes_rows(store: FileStore, root: str, version: int) -> bool:
 
 
 def recover(store: FileStore, root: str) -> None:
-    """Rename newest manifests to .torn if a power cut left them empty, or left files empty that they list. Then the
-    commit before them is the newest. Acknowledged commits are flushed, so they are never affected."""
+    """Rename the newest manifests to .torn if a power cut left them, or files that they list, empty. The commit before
+    them is then the newest. Acknowledged commits are flushed, so they are never affected."""
     if store.local is None:
         return
     while torn(store.local / root):
@@ -90,8 +90,8 @@ def recover(store: FileStore, root: str) -> None:
 
 
 def torn(root: Path) -> list[Path]:
-    """Returns the manifests newer than the newest complete one. None of them if that one is old: then the damage has
-    another cause than a power cut."""
+    """Returns the manifests newer than the newest complete one; none if that one is old: then the damage was not caused
+    by a power cut."""
     manifests = sorted(path for path in root.glob("_versions/*.manifest") if path.stem.isdigit())  # newest first
     damaged: list[Path] = []
     empty = None
@@ -106,7 +106,7 @@ def torn(root: Path) -> list[Path]:
         if empty is None:
             files = (file for folder in ("data", "_deletions") for file in root.glob(f"{folder}/*"))
             empty = {f"{file.parent.name}/{file.name}" for file in files if file.stat().st_size == 0}
-        cut = path.stat().st_mtime < booted_at()  # otherwise it is damage, and must be reported
+        cut = path.stat().st_mtime < booted_at()  # otherwise it is damage to report
         if not (cut and any(file in empty for fragment in manifest.fragments for file in fragment.files)):
             return damaged
         damaged.append(path)

@@ -2,8 +2,8 @@
 
 A full comparison reads all n x d numbers and is limited by memory bandwidth. So each vector also has a head: its
 coordinates in the m directions of highest variance in a sample, m = d / 8, at least 32. The FIRST best by heads are
-compared in full, then four times as many, and so on, until the result no longer changes. If heads say little (noise
-without neighbours), all vectors are compared in the end.
+compared in full, then four times as many, and so on, until the result no longer changes. If heads say little about
+the cosines (noise without neighbours), in the end all vectors are compared.
 """
 
 from collections.abc import Iterable
@@ -13,15 +13,15 @@ from functools import cached_property
 import numpy as np
 
 LEAST_HEAD = 32
-FIRST, PART = 128, 1024  # at least 128, or 1/1024 of all
+FIRST, PART = 128, 1024  # at least 128, and at least 1/1024 of all rows
 GROWTH = 4
-MOST = 16  # beyond 1/16 of all, comparing all is no slower
+MOST = 16  # above 1/16 of all rows, comparing all rows is as fast
 STRIPES = 8  # the best score of every eight rows gives the bound that about FIRST rows exceed
 HEADS_FROM = 4096  # rows; fewer are all compared in full
-FITTED_ANEW = 4  # the directions are computed again when there are so many times more rows
+REFIT_GROWTH = 4  # the directions are computed again when there are this many times more rows
 SAMPLE = 2048
 ITERATIONS = 3
-TOGETHER = 64  # queries in one product
+TOGETHER = 64  # queries in one matrix product
 SCORES_AT_ONCE = 8_000_000  # 32 MB of inner products
 ONE_CORE = 2**18  # multiply-adds; OpenBLAS splits larger products over all cores, and waits for busy ones
 WORTH_GATHERING = 16  # if a filter matches less than 1/16 of the rows, only those are compared
@@ -50,36 +50,36 @@ class Nearest:
         return cls(0, np.empty(capacity, np.uint64), rows, heads, np.empty((dimension, m), np.float32))
 
     @classmethod
-    def of(cls, parts: Iterable[tuple[np.ndarray, np.ndarray]], dimension: int, capacity: int) -> "Nearest":
-        """Returns the object for parts of keys (a,) and unit vectors (a, d). capacity: most rows that can be stored."""
-        made = cls.empty(dimension, capacity)
+    def from_parts(cls, parts: Iterable[tuple[np.ndarray, np.ndarray]], dimension: int, capacity: int) -> "Nearest":
+        """Returns an object with these parts: keys (a,), unit vectors (a, d). capacity: most rows it has room for."""
+        nearest = cls.empty(dimension, capacity)
         for keys, vectors in parts:
-            made = made._with(keys, vectors)
-        return made._fitted()
+            nearest = nearest._with(keys, vectors)
+        return nearest._fitted()
 
     @property
     def count(self) -> int:
         return self.n if self.alive is None else int(self.alive.sum())
 
     def added(self, keys: np.ndarray, vectors: np.ndarray) -> "Nearest":
-        """Returns it with `vectors` (a, d) of `keys` (a,) added. Call it only on the newest object."""
+        """Returns a copy with `vectors` (a, d) of `keys` (a,) added. Call this only on the newest object."""
         grown = self._with(keys, vectors)
         if self.fitted:
             _product(vectors, self.basis, grown.heads[grown.n - len(keys) : grown.n])
-        return grown._fitted() if grown.n >= FITTED_ANEW * self.fitted else grown
+        return grown._fitted() if grown.n >= REFIT_GROWTH * self.fitted else grown
 
     def _with(self, keys: np.ndarray, vectors: np.ndarray) -> "Nearest":
         n = self.n + len(keys)
         if n > len(self.keys):
             if self.alive is None:
                 raise ValueError(f"{n:,} vectors are more than the {len(self.keys):,} that can be stored")
-            return self._moved(self.alive)._with(keys, vectors)  # removed rows take room too
+            return self._moved(self.alive)._with(keys, vectors)  # removed rows occupy room too
         self.keys[self.n : n], self.rows[self.n : n] = keys, vectors
         alive = None if self.alive is None else np.concatenate([self.alive, np.ones(len(keys), bool)])
         return replace(self, n=n, alive=alive)
 
     def removed(self, keys: np.ndarray) -> "Nearest":
-        """Returns it without the rows of `keys`."""
+        """Returns a copy without the rows of `keys`."""
         alive = np.ones(self.n, bool) if self.alive is None else self.alive.copy()
         alive[self.positions(keys)] = False
         left = replace(self, alive=alive)
@@ -122,11 +122,11 @@ class Nearest:
     def _scores(self, queries: np.ndarray) -> np.ndarray:
         """Returns scores (q, n): inner products of heads, or cosines if there are no heads."""
         side = (self.heads if self.fitted else self.rows)[: self.n]
-        known = np.einsum("qi,im->qm", queries, self.basis) if self.fitted else queries
+        projected = np.einsum("qi,im->qm", queries, self.basis) if self.fitted else queries
         if len(queries) == 1:
-            return _dots(side, known[0])[None]
+            return _dots(side, projected[0])[None]
         scores = np.empty((len(queries), self.n), np.float32)
-        _product(side, known.T, scores.T)
+        _product(side, projected.T, scores.T)
         return scores
 
     def _refined(
@@ -157,11 +157,11 @@ class Nearest:
 
     def _best(self, at: np.ndarray, cosines: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         at, cosines = _top(at, cosines, k)
-        there = cosines > -np.inf
-        return self.keys[at[there]], cosines[there]
+        present = cosines > -np.inf
+        return self.keys[at[present]], cosines[present]
 
     def _fitted(self) -> "Nearest":
-        """Returns it with new heads: the directions of highest variance, by subspace iteration."""
+        """Returns a copy with new heads: the directions of highest variance, by subspace iteration."""
         if self.n < HEADS_FROM:
             return self
         sample = self.rows[: self.n : max(1, self.n // SAMPLE)].copy()
@@ -206,7 +206,7 @@ def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.
 def _top(at: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k largest, largest first."""
     if k < len(scores):
-        most = np.argpartition(scores, -k)[-k:]
-        at, scores = at[most], scores[most]
+        best = np.argpartition(scores, -k)[-k:]
+        at, scores = at[best], scores[best]
     order = np.argsort(-scores, kind="stable")
     return at[order], scores[order]

@@ -14,9 +14,9 @@ import numpy as np
 
 from serving.collection.nearest import Nearest
 
-MOST_BYTES = 2**30  # of vectors; a larger table is searched by LanceDB
-BATCH_BYTES = 2**25  # to read together; with smaller batches the allocator keeps much of the memory that is freed
-REMEMBERED = 16  # filters
+MOST_BYTES = 2**30  # most bytes of vectors; a larger table is searched by LanceDB
+BATCH_BYTES = 2**25  # read at once; with smaller batches the allocator would keep much of the freed memory
+REMEMBERED = 16  # filters whose rows are cached
 
 
 class Snapshot:
@@ -58,7 +58,7 @@ class Resident:
         self._last: Snapshot | None = None
 
     def snapshot(self, table: Any, reopen: Callable[[], Any]) -> Snapshot | None:
-        """Returns the snapshot of LanceDB's `table` as it is now; None if it is too large. reopen() returns another
+        """Returns the current snapshot of LanceDB's `table`; None if the table is too large. reopen() returns another
         object for the same table."""
         with self._lock:
             version = table.version
@@ -80,7 +80,7 @@ class Resident:
             self._last = None
 
     def _followed(self, nearest: Nearest, reader: Any) -> Nearest | None:
-        """Returns `nearest` with the changes since; None if most changed, or if it is another table of that name."""
+        """Returns `nearest` with the changes since; None if most rows changed, or if the table has been replaced."""
         if not nearest.count:
             return None
         fragment = int(nearest.keys[: nearest.n].max()) >> 32
@@ -89,7 +89,7 @@ class Resident:
         if nearest.count != count:
             there = _keys(reader.search().select(["_rowid"]).to_arrow())
             nearest = nearest.removed(np.setdiff1d(nearest.keys[: nearest.n], there))
-        # Compaction has rewritten most rows, or deleted rows have been restored, or it is another table.
+        # Compaction has rewritten most rows, or deleted rows have been restored, or the table has been replaced.
         if count <= len(new) or nearest.count != count or not self._is_same(nearest, reader):
             return None
         for batch in new.to_batches():
@@ -105,7 +105,7 @@ class Resident:
     def _loaded(self, reader: Any) -> Nearest:
         batches = _vectors(reader).to_batches(max(1, BATCH_BYTES // (4 * self.dimension)))
         parts = ((_keys(batch), self._matrix(batch)) for batch in batches)
-        return Nearest.of(parts, self.dimension, self.most)
+        return Nearest.from_parts(parts, self.dimension, self.most)
 
     def _matrix(self, batch: Any) -> np.ndarray:
         return batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dimension)

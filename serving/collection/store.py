@@ -24,17 +24,17 @@ from serving.collection.problems import IndexProblem
 if TYPE_CHECKING:
     import lancedb
 
-THREADS = 16  # for writing and deleting: a disk combines their flushes, an object store's latencies overlap
+THREADS = 16  # for writing and deleting: a disk combines flushes, and an object store answers several requests at once
 RETRIES = 5  # of a request to an object store
 STALE_S = 3600  # an unfinished file this old was left by a killed writer
-FAILURES = (RuntimeError, ValueError, OSError)  # raised by the file system and LanceDB
-OBJECT_STORE_ERRORS = {  # the meaning of a text in an object store's error
+FAILURES = (RuntimeError, ValueError, OSError)  # what the file system and LanceDB raise
+OBJECT_STORE_ERRORS = {  # text in an object store's error: its meaning
     "NoSuchBucket": "there is no such bucket",
     "403 Forbidden": "the keys are refused",
     "SignatureDoesNotMatch": "the keys are refused",
     "InvalidAccessKeyId": "the keys are refused",
     "error sending request": "it does not answer",
-    "NotEnoughCredentials": "there are no keys",
+    "NotEnoughCredentials": "no keys are set",
 }
 
 T = TypeVar("T")
@@ -146,7 +146,7 @@ class FileStore:
 
     @contextmanager
     def lease(self, name: str) -> Iterator[bool]:
-        """Yields True to one holder at a time over all processes; False, without waiting, if another holds it."""
+        """Yields True to one holder at a time across all processes; immediately False to others."""
         with ExitStack() as stack:
             with self.explained("written"):
                 local = self.local
@@ -162,7 +162,7 @@ class FileStore:
         except IndexProblem:
             raise
         except Exception as error:
-            if not (isinstance(error, FAILURES) or _of_store(error)):
+            if not (isinstance(error, FAILURES) or _is_store_error(error)):
                 raise
             raise IndexProblem(self._sentence(error, done)) from error
 
@@ -253,7 +253,7 @@ def _allow_http() -> str:
     return "true" if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://") else "false"
 
 
-def _of_store(error: Exception) -> bool:
+def _is_store_error(error: Exception) -> bool:
     return type(error).__module__.startswith("obstore")
 
 

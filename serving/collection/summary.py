@@ -10,8 +10,8 @@ from serving.protocol.replies import Key, KeyType
 
 compute: Any = pyarrow.compute  # makes its functions when it is imported, so type checkers do not know them
 
-COMMONEST = 20  # values to list for each key
-ROWS = 1_000_000  # to read; a larger collection is judged by its first rows
+COMMONEST = 20  # most values listed for each key
+ROWS = 1_000_000  # most rows to read; of a larger collection the first ones
 KINDS: dict[type, KeyType] = {str: "text", bool: "truth", int: "whole", float: "number"}
 
 

@@ -24,13 +24,13 @@ from serving.collection.store import FileStore
 from serving.protocol.filters import BASE, Filter, literal
 
 OLD_VERSIONS_KEPT = timedelta(hours=1)  # for readers that began before, and for `undo`
-RETRY_S = 60  # then a commit that other writers always overtake is given up
+RETRY_S = 60  # a commit that keeps conflicting with other writers is given up after this time
 CONFLICT = re.compile(r"conflict|concurrent|retryable|already exists|table .* was not found.*latest", re.IGNORECASE)
 
 INDEXED_FROM = 20_000  # rows; below, reading all ids is as fast
-PROBED = 10  # one in so many partitions of the vector index is read
-STALE_SHARE = 0.2  # with more new rows, which are compared one by one, the vector index is built again
-BYPASS_SHARE = 0.05  # a filter that keeps fewer rows is answered exactly, and faster, without the index
+PROBED = 10  # a search reads one in this many partitions of the vector index
+STALE_SHARE = 0.2  # with a larger share of unindexed rows, which are compared one by one, the index is rebuilt
+BYPASS_SHARE = 0.05  # if a filter matches a smaller share of rows, comparing them all is exact and faster
 IDS_TOGETHER = 1000  # in one condition
 
 Handle = Any  # LanceDB's own table object
@@ -176,7 +176,7 @@ class LanceTable:
     # Maintenance
 
     def maintain(self) -> None:
-        """Join small files, delete versions older than OLD_VERSIONS_KEPT, and build the indices that are needed."""
+        """Merge small files, delete versions older than OLD_VERSIONS_KEPT, and build the indices that are needed."""
         self._commit(self._maintain)
 
     def _maintain(self, handle: Handle) -> None:
@@ -260,13 +260,13 @@ class LanceTable:
             if "not found" not in str(error):
                 raise
             if not create:
-                return None  # another process may be about to create it
+                return None  # another process may be creating it
             handle = self._create(connection)
         schema = handle.schema
         ours = {field.name: field.type for field in self._schema()}
         if any(name not in schema.names or schema.field(name).type != kind for name, kind in ours.items()):
             raise IndexProblem(
-                f"{self.store.uri} has a table {self.name} that Twinview did not write, or of another dimension; "
+                f"{self.store.uri} has a table {self.name} that was not written by Twinview or has another dimension; "
                 f"choose another folder."
             )
         return handle
@@ -280,14 +280,14 @@ class LanceTable:
             return connection.open_table(self.name)  # another process created it first, and has added columns since
 
     def _schema(self) -> pa.Schema:
-        # Without this mark two processes that add the same new id at the same time would leave two rows of it.
+        # Without this mark, two processes that add the same new id at the same time would add two rows.
         key = {"lance-schema:unenforced-primary-key": "true"}
         facts = [pa.field(name, TYPES[kind]) for name, kind in BASE.items() if name != "id"]
         vector = pa.field("vector", pa.list_(pa.float32(), self.dimension))
         return pa.schema([pa.field("id", pa.string(), nullable=False, metadata=key), *facts, vector])
 
     def _commit(self, change: Callable[[Handle], T], create: bool = False) -> T:
-        """Returns change(handle), which is durable by then. Tries again if another writer was faster."""
+        """Returns change(handle), after making it durable. Tries again if another writer committed first."""
         until, pause = time.monotonic() + RETRY_S, 0.02
         while True:
             try:

@@ -9,12 +9,12 @@ from serving.collection.manifest import Fragment
 from serving.collection.store import FAILURES, first_line
 from serving.collection.table import LanceTable
 
-NAMED = 5  # items in one sentence
+NAMED = 5  # most items named in one sentence
 TOLERANCE = 1e-3  # between a vector's length and 1
 
 
 def verify(table: LanceTable, thumbnails: Callable[[], set[str]]) -> list[str]:
-    """Returns sentences about everything that is damaged, [] if nothing is. thumbnails(): ids that have a thumbnail.
+    """Returns a sentence for each kind of damage, [] if there is none. thumbnails(): ids that have a thumbnail.
     Raises IndexProblem, or LanceDB's error, if the table cannot be opened."""
     return [*_commits(table), *_files(table), *_rows(table, thumbnails), *_vector_index(table)]
 
@@ -22,7 +22,7 @@ def verify(table: LanceTable, thumbnails: Callable[[], set[str]]) -> list[str]:
 def _commits(table: LanceTable) -> list[str]:
     torn = [path for path in table.store.list(f"{table.root}/_versions") if path.endswith(".torn")]
     return [
-        f"{path}: a commit that a power cut left unfinished was put aside. Its pictures are missing." for path in torn
+        f"{path}: a commit that a power cut left unfinished was set aside. Its pictures are missing." for path in torn
     ]
 
 
@@ -38,13 +38,13 @@ def _files(table: LanceTable) -> list[str]:
 
 
 def _rows(table: LanceTable, thumbnails: Callable[[], set[str]]) -> list[str]:
-    """Find files that cannot be read, and rows that are not as they should be."""
+    """Finds files that cannot be read, and invalid rows."""
     checks, damaged = _Checks(table), []
     try:
         checks.read()
     except FAILURES:
         checks = _Checks(table)
-        for fragment in table.fragments():  # which one is damaged?
+        for fragment in table.fragments():  # find the damaged ones
             try:
                 checks.read(fragment)
             except FAILURES as error:
@@ -67,7 +67,7 @@ class _Checks:
 
     def read(self, fragment: Fragment | None = None) -> None:
         new: dict[str, str] = {}
-        for rows in self.table.batches(fragment):  # all columns, as any of them may be damaged
+        for rows in self.table.batches(fragment):  # all columns, since any of them may be damaged
             ids, names = rows["id"].to_pylist(), rows["name"].to_pylist()
             lengths = np.linalg.norm(matrix(rows["vector"], self.table.dimension).astype(np.float64), axis=1)
             good = np.abs(lengths - 1) < TOLERANCE  # False for NaN and infinity

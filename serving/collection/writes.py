@@ -1,7 +1,7 @@
 """Commits small writes of concurrent requests together: each commit costs some milliseconds of disk time, and leaves a
 small file that every search has to read.
 
-There is no timer: writes that arrive while a commit of their collection runs wait, and the next commit takes them all.
+There is no timer: writes that arrive during a commit of their collection wait, and the next commit includes them all.
 A request is answered when its write is durable. If a commit fails, its writes are tried one by one, so that only the
 request with the invalid write gets the error.
 """
@@ -23,9 +23,9 @@ from serving.limits import Gate
 
 log = logging.getLogger("twinview")
 
-COMMITS_AT_ONCE = 4  # of different collections
+COMMITS_AT_ONCE = 4  # one per collection
 MOST_ROWS = 4096  # in one commit, unless a single write has more
-MAINTAIN_COMMITS = 64  # after so many small commits searches are slower by half
+MAINTAIN_COMMITS = 64  # after this many small commits searches take half as long again
 MAINTAIN_S = 60.0  # after the first commit since the last maintenance, even if few follow
 
 
@@ -125,7 +125,7 @@ class CommitQueue:
                 self._count(queue)
         finally:
             queue.working = None
-            for _, done in (*batch, *queue.waiting):  # not yet answered, when the service stops
+            for _, done in (*batch, *queue.waiting):  # without an answer yet, because the service stops
                 done.cancel()
 
     def _count(self, queue: _Queue) -> None:

@@ -1,6 +1,6 @@
-"""Analyses of the embeddings of augmented views: pairs of views of a picture, all views of several pictures compared with
-each other, and how far each augmentation moves h. Views are drawn in threads and encoded in the same batches as the
-images of other requests."""
+"""Analyses of the embeddings of augmented views: pairs of views of a picture, all views of several pictures compared
+with each other, and how far each augmentation moves h. Views are drawn in threads and encoded in the same batches as
+the images of other requests."""
 
 import asyncio
 import concurrent.futures

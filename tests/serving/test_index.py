@@ -382,7 +382,7 @@ def test_an_unfinished_newest_manifest_is_put_aside_and_the_version_before_opens
     newest(index).write_bytes(content[: len(content) // 2] if left is None else left)
     again = Index(index.store.uri, "enc-1", D)
     assert again.ids() == ids(range(5))
-    assert "a commit that a power cut left unfinished was put aside" in again.verify()[0]
+    assert "a commit that a power cut left unfinished was set aside" in again.verify()[0]
     again.upsert(*made(range(5, 9)))
     assert again.ids() == ids(range(9))
 
@@ -454,7 +454,7 @@ def test_a_full_disk_is_reported_and_nothing_changes(index, monkeypatch):
 
 def test_a_table_with_another_schema_is_refused_by_name(index):
     index.upsert(*made(range(3)))
-    with pytest.raises(IndexProblem, match=r"index has a table pictures.enc-1 that Twinview did not write"):
+    with pytest.raises(IndexProblem, match=r"index has a table pictures.enc-1 that was not written by Twinview"):
         Index(index.store.uri, "enc-1", 9).count()
 
 

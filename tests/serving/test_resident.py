@@ -22,7 +22,7 @@ def held(vectors: np.ndarray, capacity: int = 0, parts: int = 5) -> Nearest:
     """With the keys 10, 11, ..., in an order that is not theirs."""
     keys = np.roll(np.arange(len(vectors), dtype=np.uint64) + 10, 100)
     pieces = zip(np.array_split(keys, parts), np.array_split(vectors[keys - 10], parts), strict=True)
-    return Nearest.of(pieces, vectors.shape[1], capacity or len(vectors))
+    return Nearest.from_parts(pieces, vectors.shape[1], capacity or len(vectors))
 
 
 def exact(vectors: np.ndarray, query: np.ndarray, k: int, among: np.ndarray) -> list[int]:
