@@ -75,7 +75,7 @@ def test_the_interval_decides_whether_a_claim_held_or_the_reverse_or_neither():
 
 def test_one_seed_gives_no_verdict():
     found = judge(over("a", "b"), rows_of(a=(0.7,), b=(0.5,)))
-    assert found["held"] is None and "+20.0 points with one seed, so there is no spread" in found["sentence"]
+    assert found["held"] is None and "+20.0 points with one seed, so it cannot be judged" in found["sentence"]
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
