@@ -5,10 +5,16 @@ import base64
 
 import httpx
 import numpy as np
-import openai
 import pytest
 
 from serving.client import Client
+
+
+@pytest.fixture(scope="module")
+def openai():
+    import openai  # takes a second
+
+    return openai
 
 
 @pytest.fixture
@@ -18,7 +24,7 @@ def service(listen):
 
 
 @pytest.fixture
-def client(service):
+def client(service, openai):
     with openai.OpenAI(base_url=f"{service}/v1", api_key="any", max_retries=0) as client:
         yield client
 
@@ -46,7 +52,7 @@ def test_floats_and_base64_are_the_same_numbers(client, picture):
     np.testing.assert_array_equal(np.float32(one), np.frombuffer(base64.b64decode(other), "<f4"))
 
 
-def test_the_async_client_gets_the_same(service, client, picture):
+def test_the_async_client_gets_the_same(service, client, picture, openai):
     async def ask():
         async with openai.AsyncOpenAI(base_url=f"{service}/v1", api_key="any", max_retries=0) as client:
             return await client.embeddings.create(model="twinview", input=uri(picture(3)), user="me", dimensions=48)
@@ -70,7 +76,7 @@ def test_it_lists_the_models(client, bundle):
     assert client.models.retrieve(bundle.card.id) == model == client.models.retrieve("twinview")
 
 
-def test_a_refusal_is_an_error_of_the_openai_client(client, picture):
+def test_a_refusal_is_an_error_of_the_openai_client(client, picture, openai):
     with pytest.raises(openai.UnprocessableEntityError) as refused:
         client.embeddings.create(model="twinview", input=[uri(picture(0)), uri(b"no picture")])
     assert refused.value.body["message"] == "input[1] is not an image in a supported format"
@@ -115,7 +121,7 @@ def test_base64_can_have_line_breaks(http, picture):
     assert http.post("/v1/embeddings", json={"input": lines}).status_code == 200
 
 
-def test_a_key_of_the_service_is_an_api_key_for_openais_client(listen, picture):
+def test_a_key_of_the_service_is_an_api_key_for_openais_client(listen, picture, openai):
     from serving.access import Access
 
     port, _ = listen(access=Access.from_keys("secret"))
@@ -128,7 +134,7 @@ def test_a_key_of_the_service_is_an_api_key_for_openais_client(listen, picture):
         assert refused.value.code == "no_key"
 
 
-def test_openais_client_retries_while_the_service_is_busy(monkeypatch):
+def test_openais_client_retries_while_the_service_is_busy(monkeypatch, openai):
     """The client understands the Retry-After of this service."""
     waits = []
     busy = httpx.Response(429, headers={"Retry-After": "1"}, json={"error": {"message": "come back"}})

@@ -79,7 +79,7 @@ def test_the_stem_keeps_the_resolution_up_to_32_px_and_quarters_it_above(size_px
     assert h.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_the_last_gain_of_each_block_starts_at_0_and_every_other_at_1(name):
     encoder = Encoder(name, 1, 32)
     last = {id(m.bn3) for m in encoder.modules() if isinstance(m, Bottleneck)}

@@ -98,7 +98,7 @@ def train(model: nn.Module, optimizer: LARS, steps: range) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 1e-4])
+@pytest.mark.parametrize("weight_decay", [pytest.param(0.0, marks=pytest.mark.slow), 1e-4])
 def test_fifty_steps_of_warm_up_and_cosine_are_those_of_the_published_algorithm(weight_decay):
     model = network()
     train(model, LARS(lars_groups(model, weight_decay), lr=PEAK), range(STEPS))

@@ -409,7 +409,10 @@ def test_what_was_compiled_before_the_first_step_is_what_mixed_precision_runs(sm
         assert module.loss(images, 0).isfinite()
 
 
-@pytest.mark.parametrize(("chunk_size", "dense_rows"), [(0, 8192), (0, 0), (8, 8192)])
+@pytest.mark.parametrize(
+    ("chunk_size", "dense_rows"),
+    [(0, 0), pytest.param(0, 8192, marks=pytest.mark.slow), pytest.param(8, 8192, marks=pytest.mark.slow)],
+)
 def test_a_step_reads_no_value_so_that_on_a_gpu_nothing_waits(chunk_size, dense_rows, small_settings, monkeypatch):
     """Fake tensors, which have a shape and a type only, replace a device's: reading a value raises."""
     monkeypatch.setattr("training.loss.DENSE_ROWS", dense_rows)
