@@ -75,6 +75,7 @@ def test_contributing_shows_lines_that_are_in_the_source():
         assert example in re.sub(r"^ +", "", (ROOT / source).read_text(), flags=re.MULTILINE), source
 
 
+@pytest.mark.slow
 def test_every_module_begins_with_a_sentence_about_it():
     files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py") if file.name != "__init__.py"]
     assert len(files) > 100

@@ -104,6 +104,7 @@ def test_the_convolutions_are_int8_and_the_head_is_not(bundle):
     assert counts == [12, 11, 8]
 
 
+@pytest.mark.slow
 def test_layers_stay_float32_until_the_loss_is_small_enough(bundle, monkeypatch, capsys):
     monkeypatch.setattr(quantizing, "to_int8", lambda graph, pixels, in_float: in_float.encode())
     losses = {b"none": 0.02, b"first": 0.004, b"first and last stage": 0.0}

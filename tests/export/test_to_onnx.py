@@ -64,6 +64,7 @@ def torchs(encoder, pixels):
         return encoder(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3, 8, 33])
 def test_the_graph_gives_torchs_embeddings_at_any_batch_size(bundle, trained, n):
     pixels = np.random.default_rng(n).integers(0, 256, (n, 20, 20, 3), dtype=np.uint8)

@@ -59,6 +59,7 @@ def encoding(monkeypatch):
     return patch
 
 
+@pytest.mark.slow
 def test_pictures_are_indexed_with_facts_vectors_and_thumbnails(pictures, settings, index, bundle, picture, capsys):
     folder = pictures(70)
     tally = run(settings(folder))
@@ -73,6 +74,7 @@ def test_pictures_are_indexed_with_facts_vectors_and_thumbnails(pictures, settin
     assert "indexed 70, already there 0, skipped 0; the index holds 70" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_indexing_again_adds_what_is_new_and_one_row_for_equal_files(pictures, settings, index, picture):
     folder = pictures(40)
     run(settings(folder))
@@ -83,6 +85,7 @@ def test_indexing_again_adds_what_is_new_and_one_row_for_equal_files(pictures, s
     assert index.count() == 41
 
 
+@pytest.mark.slow
 def test_indexed_pictures_are_not_decoded_again(pictures, settings, monkeypatch):
     folder, decoded = pictures(20), []
     run(settings(folder))
@@ -140,6 +143,7 @@ def test_two_equal_broken_files_are_both_listed(pictures, settings, tmp_path):
     assert tally.present == 0
 
 
+@pytest.mark.slow
 def test_batches_are_full_though_most_files_are_known_or_broken(pictures, settings, picture, encoding):
     folder, sizes = pictures(100), []
     run(settings(folder))
@@ -153,6 +157,7 @@ def test_batches_are_full_though_most_files_are_known_or_broken(pictures, settin
     assert len(sizes) <= 4  # two threads, each with an end
 
 
+@pytest.mark.slow
 def test_encoding_continues_during_a_write_and_is_at_most_one_upsert_ahead(
     pictures, settings, index, encoding, monkeypatch, wait_until
 ):
@@ -181,6 +186,7 @@ def test_encoding_continues_during_a_write_and_is_at_most_one_upsert_ahead(
     assert index.count() == 320
 
 
+@pytest.mark.slow
 def test_an_error_of_the_index_ends_the_command(pictures, settings, monkeypatch):
     def fail(*arguments):
         raise IndexProblem("the disk is full")
@@ -240,6 +246,7 @@ def test_nothing_to_reembed_is_reported(pictures, settings, filled):
         run(settings(None, reembed=True))
 
 
+@pytest.mark.slow
 def test_collections_of_one_index_are_separate(pictures, settings, index, bundle):
     folder = pictures(6)
     run(settings(folder))
@@ -254,6 +261,7 @@ def test_an_index_inside_the_folder_is_refused(pictures, settings):
     assert run(settings(folder, index=str(folder / ".index"))).indexed == 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_stores_what_is_embedded_and_prints_the_counts(pictures, settings, index, encoding, monkeypatch, capsys):
     folder, sizes = pictures(200), []
 

@@ -59,6 +59,7 @@ def test_embed_writes_vectors_and_names_in_the_order_of_the_names(service, pictu
     assert sorted(os.listdir(tmp_path / "out")) == ["v.csv", "v.npy"]
 
 
+@pytest.mark.slow
 def test_a_parquet_file_holds_vectors_and_names(service, pictures, twinview, bundle, tmp_path):
     twinview("embed", pictures, "--service", service, "--output", tmp_path / "v.npy", "--normalize")
     twinview("embed", pictures, "--service", service, "--output", tmp_path / "v.parquet", "--normalize")
@@ -72,6 +73,7 @@ def test_a_parquet_file_holds_vectors_and_names(service, pictures, twinview, bun
     assert table.schema.metadata[b"twinview.encoder"].decode() == bundle.card.id
 
 
+@pytest.mark.slow
 def test_a_parquet_file_of_embed_can_be_imported(service, pictures, twinview, picture, bundle, tmp_path, capsys):
     twinview("embed", pictures, "--service", service, "-o", tmp_path / "v.parquet")
     twinview("index", "import", tmp_path / "v.parquet", "--index", tmp_path / "other", "--collection", "parts")
@@ -85,6 +87,7 @@ def test_a_parquet_file_of_embed_can_be_imported(service, pictures, twinview, pi
         np.testing.assert_allclose(vector, client.embed([data], normalize=True).vectors[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_broken_files_are_listed_and_the_rest_is_embedded(service, pictures, twinview, picture, tmp_path, capsys):
     broken = {}
     for i in range(0, 100, 3):
@@ -103,6 +106,7 @@ def test_broken_files_are_listed_and_the_rest_is_embedded(service, pictures, twi
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_picture_of_too_many_pixels_is_skipped_too(listen, pictures, twinview, picture, tmp_path):
     port, _ = listen(limits=Limits(pixels=40 * 30))
     (pictures / "a" / "huge.png").write_bytes(picture(0, size=(50, 30)))
@@ -126,6 +130,7 @@ def test_embed_waits_for_a_busy_service(listen, pictures, twinview, tmp_path, mo
     assert len(np.load(tmp_path / "v.npy")) == 100 and len(asked) > 30
 
 
+@pytest.mark.slow
 def test_an_error_ends_embed_although_other_requests_wait_for_a_busy_service(
     listen, pictures, twinview, picture, tmp_path, monkeypatch
 ):
@@ -141,6 +146,7 @@ def test_an_error_ends_embed_although_other_requests_wait_for_a_busy_service(
         twinview("embed", pictures, "--service", f"http://127.0.0.1:{port}", "-o", tmp_path / "v.npy")
 
 
+@pytest.mark.slow
 def test_the_skipped_list_of_an_earlier_run_is_deleted(service, pictures, twinview, picture, tmp_path):
     (pictures / "a" / "00.png").write_text("text")
     twinview("embed", pictures, "--service", service, "-o", tmp_path / "v.npy")

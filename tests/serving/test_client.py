@@ -123,6 +123,7 @@ def test_search_by_picture_vector_and_id(client, picture):
     ]
 
 
+@pytest.mark.slow
 def test_items_are_stored_searched_read_and_deleted(client, bundle, picture):
     with pytest.raises(ServiceError, match="there is no collection mine") as refused:
         client.items(collection="mine")
@@ -149,6 +150,7 @@ def test_items_are_stored_searched_read_and_deleted(client, bundle, picture):
     assert {one.name: one.count for one in client.collections()} == {"mine": 3, "pictures": 5}
 
 
+@pytest.mark.slow
 def test_many_pictures_are_stored_each_with_its_facts(client, picture, monkeypatch):
     monkeypatch.setattr("serving.client.messages.PACK_IMAGES", 4)
     facts = [{"name": str(i)} for i in range(10)]
@@ -287,5 +289,6 @@ def test_the_client_loads_nothing_of_the_service():
     assert done.stdout == "set()\n", done.stderr
 
 
+@pytest.mark.slow
 def test_the_sync_client_is_what_the_generator_makes_of_the_async_one():
     assert generate.TARGET.read_text() == generate.generate()

@@ -45,6 +45,7 @@ def filled(serve, fill, picture):
 # Adding items ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_added_pictures_are_embedded_stored_and_found(http, bundle, picture):
     facts = [{"name": "x/0", "label": "red", "metadata": {"price": 3.5, "stock": 2}}, {"id": "mine", "path": "/a"}, {}]
     form = {"metadata": json.dumps(facts)}
@@ -117,6 +118,7 @@ def test_a_broken_picture_is_named_and_its_whole_request_is_discarded(http, pict
     assert http.get(ITEMS).status_code == 404
 
 
+@pytest.mark.slow
 def test_items_added_concurrently_are_all_stored(http, picture, bundle):
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda i: http.put(ITEMS, content=picture(i)), range(60)))
@@ -207,6 +209,7 @@ def test_collections_are_separate_and_listed(http, bundle, picture):
     assert http.get("/collections/b").json()["dimension"] == 48
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "path", "options"),
     [
@@ -459,6 +462,7 @@ def test_a_full_disk_is_reported_and_reading_still_works(filled, picture, monkey
     assert http.post("/embed", files=files(picture(1))).status_code == 200
 
 
+@pytest.mark.slow
 def test_embedding_works_while_reads_of_the_collection_are_blocked(filled, picture, monkeypatch):
     http, _, _ = filled
     go_on = threading.Event()

@@ -26,6 +26,7 @@ def decode(*images: bytes, preprocessing: Preprocessing = SQUARE, **options) -> 
         decoder.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"])
 def test_pixels_equal_those_of_the_export_bit_for_bit(picture, format):
     files = [picture(i, size, format) for i, size in enumerate([(40, 30), (300, 200), (32, 32), (900, 700)])]

@@ -43,6 +43,7 @@ def found_by(vectors: np.ndarray, threshold: float) -> set[tuple[int, int]]:
     return set(listed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.6, 0.9, 0.99])
 @pytest.mark.parametrize("all_at_once", [0, 10_000])
 def test_every_near_pair_is_found_once_and_no_other(monkeypatch, threshold, all_at_once):
@@ -54,6 +55,7 @@ def test_every_near_pair_is_found_once_and_no_other(monkeypatch, threshold, all_
     assert found_by(vectors, threshold) == expected
 
 
+@pytest.mark.slow
 def test_all_pairs_are_found_where_clusters_touch_or_no_direction_dominates(monkeypatch):
     monkeypatch.setattr(pairs, "ALL_AT_ONCE", 0)
     rng = np.random.default_rng(1)
@@ -65,6 +67,7 @@ def test_all_pairs_are_found_where_clusters_touch_or_no_direction_dominates(monk
         assert found_by(vectors, threshold) == expected
 
 
+@pytest.mark.slow
 def test_most_pairs_are_never_compared(monkeypatch):
     monkeypatch.setattr(pairs, "ALL_AT_ONCE", 0)
     vectors, compared = clusters(3000), []
@@ -137,6 +140,7 @@ def test_a_chain_of_small_steps_is_not_one_group(put):
     assert groups_of(index, np.cos(np.radians(11))) == [(["0.jpg"], ["1.jpg"]), (["2.jpg"], ["3.jpg"])]
 
 
+@pytest.mark.slow
 def test_duplicates_are_near_their_representative_and_representatives_are_not_near_each_other(put):
     vectors = clusters(800)
     index = put(vectors, widths=np.random.default_rng(2).integers(1, 50, 800).tolist())
@@ -154,6 +158,7 @@ def test_duplicates_are_near_their_representative_and_representatives_are_not_ne
     assert cosines.max() < 0.9
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_row_per_picture_and_compares_once(put, tmp_path, twinview, capsys, monkeypatch):
     index = put(on_circle(0, 1, 90, 180), widths=[100, 200, 50, 50])
     output = tmp_path / "out" / "groups.csv"
@@ -251,6 +256,7 @@ def test_a_new_version_with_the_same_pictures_is_not_stale(put):
     assert (result.new, result.gone) == (1, 0)
 
 
+@pytest.mark.slow
 def test_changes_of_two_collections_polled_in_turn_are_each_counted_once(tmp_path, monkeypatch):
     indexes = [Index(tmp_path, "enc", D, name) for name in ("first", "second")]
     for index in indexes:

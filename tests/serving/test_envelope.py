@@ -34,6 +34,7 @@ def json_log(monkeypatch):
     log.requests.setLevel(before[3])
 
 
+@pytest.mark.slow
 def test_every_response_has_the_security_headers(serve, picture, monkeypatch):
     http = serve()
     answers = [

@@ -192,6 +192,7 @@ ROUTES = (
 )
 
 
+@pytest.mark.slow
 def test_without_a_key_every_endpoint_answers_401_in_the_same_shape(serve):
     http = serve(access=Access.from_keys("secret"))
     documented = {(method.upper(), path) for path, item in _paths(serve).items() for method in item}

@@ -319,6 +319,7 @@ def body_limit(app) -> BodyLimit:
     return layer
 
 
+@pytest.mark.slow
 def test_bodies_that_are_too_large_together_are_refused_while_they_arrive(listen, picture, wait_until):
     port, app = listen(limits=Limits(bytes_at_once=2**20))
     body = picture(0) + b"x" * 2**20  # alone it is not too large

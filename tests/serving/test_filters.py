@@ -72,6 +72,7 @@ def rows(tmp_path_factory) -> tuple[Index, list[dict]]:
     return index, [{"id": i.id, "name": i.name, "label": i.label, "height": i.height, **i.metadata} for i in items]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(given_conditions=st.lists(condition, min_size=1, max_size=3, unique_by=lambda pair: pair[0]))
 def test_a_filter_returns_the_rows_that_plain_python_selects(rows, given_conditions):

@@ -261,6 +261,7 @@ def indexed(index, monkeypatch):
     return index, items, vectors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [None, {"share": 3}, {"half": 1}, {"share": {"ne": 3}}])
 def test_a_vector_index_misses_little_and_nothing_behind_a_narrow_filter_and_cosines_are_exact(indexed, where):
     index, items, vectors = indexed
@@ -282,6 +283,7 @@ def index_holds(where: dict, i: int) -> bool:
     return has != value["ne"] if isinstance(value, dict) else has == value
 
 
+@pytest.mark.slow
 def test_the_index_is_built_again_after_many_new_rows_while_searches_continue(indexed):
     index, _, vectors = indexed
     index.upsert(*made(range(1200, 2000), 64, share=int, half=int))
@@ -318,6 +320,7 @@ def test_every_file_of_an_upsert_is_flushed_before_it_returns(index, monkeypatch
         assert files | folders <= flushed
 
 
+@pytest.mark.slow
 def test_maintenance_joins_small_files_and_keeps_the_rows(either):
     items, vectors = made(range(8))
     for i in range(8):

@@ -185,6 +185,7 @@ def test_the_last_change_is_undone_after_a_question(command, refused, fill, inde
     assert index.count() == 3
 
 
+@pytest.mark.slow
 def test_a_collection_is_exported_and_imported(command, refused, fill, index, tmp_path, place):
     fill(4)
     file = tmp_path / "out" / "v.parquet"
@@ -206,6 +207,7 @@ def test_with_several_encoders_one_must_be_chosen(command, refused, fill, index,
     assert "but none of enc-c" in refused("undo", "--encoder", "enc-c")
 
 
+@pytest.mark.slow
 def test_an_index_is_copied_and_copied_again(twinview, fill, place, tmp_path, bundle, capsys):
     fill(3)
     for counts in ("3 sent, 0 already there", "0 sent, 3 already there"):

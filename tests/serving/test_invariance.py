@@ -18,6 +18,7 @@ def moved(curves) -> dict[str, list[float]]:
     return {curve.augmentation: curve.moved for curve in curves}
 
 
+@pytest.mark.slow
 @sync
 def test_curves_are_those_of_training_evaluate_on_the_collections_pictures(http, fill, bundle, means, connect):
     from training.evaluation.sensitivity import sensitivity
@@ -55,6 +56,7 @@ def test_it_is_compared_with_the_untrained_architecture(serve, fill, bundle, pic
     assert moved(found.untrained.curves) != moved(found.trained.curves)
 
 
+@pytest.mark.slow
 def test_a_single_picture_has_its_own_curves(http, fill, picture, connect):
     fill(4)
     found = connect(http).invariance(picture(9), count=4).picture
@@ -68,6 +70,7 @@ def test_a_single_picture_has_its_own_curves(http, fill, picture, connect):
     assert other.endswith(".png"), "without an image, one of the collection"
 
 
+@pytest.mark.slow
 @sync
 def test_the_curves_of_the_sample_are_cached(http, fill, picture, monkeypatch, connect):
     fill(4)
@@ -87,6 +90,7 @@ def test_a_missing_or_too_small_collection_is_named(http, fill, picture, connect
     assert (absent.value.status, small.value.status, small.value.param) == (404, 400, "collection")
 
 
+@pytest.mark.slow
 @sync
 def test_a_request_that_takes_too_long_is_cancelled_and_the_next_is_answered(http, fill, monkeypatch, connect):
     fill(4)

@@ -134,6 +134,7 @@ def test_the_service_takes_its_keys_from_the_environment(bundle, tmp_path, monke
         assert http.get("/collections", **bearer("first")).status_code == 200
 
 
+@pytest.mark.slow
 def test_no_log_and_no_response_contains_a_key(serve, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG)
     http = serve(access=Access.from_keys("s3cr3t-key"))
@@ -152,6 +153,7 @@ def test_no_log_and_no_response_contains_a_key(serve, caplog, monkeypatch):
         assert "s3cr3t" not in text and "czNjcjN0" not in text
 
 
+@pytest.mark.slow
 def test_the_openapi_document_describes_the_keys(serve):
     document = serve(access=Access.from_keys("first")).get("/openapi.json", **bearer("first")).json()
     assert {scheme["scheme"] for scheme in document["components"]["securitySchemes"].values()} == {"bearer", "basic"}

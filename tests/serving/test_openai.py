@@ -33,6 +33,7 @@ def uri(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
+@pytest.mark.slow
 def test_it_gets_the_vectors_of_embed(service, client, bundle, picture):
     with Client(service) as ours:
         expected = ours.embed([picture(0), picture(1)]).vectors

@@ -22,6 +22,7 @@ def document(http) -> dict:
     return http.get("/openapi.json").json()
 
 
+@pytest.mark.slow
 def test_every_route_documents_its_answer_and_its_errors_in_the_same_shape(http, document):
     routes = {route.path_format for route in http.app.routes if getattr(route, "include_in_schema", False)}
     assert routes == set(document["paths"])

@@ -137,6 +137,7 @@ def test_a_reader_follows_additions_replacements_deletions_and_undo(followed):
     check()
 
 
+@pytest.mark.slow
 def test_another_table_of_the_same_name_is_recognised(followed):
     writer, model, upsert, check = followed
     upsert(range(400), clustered(400))

@@ -19,6 +19,7 @@ def jpeg(width: int, height: int, orientation: int = 1) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_px", [8, 32, 96, 224])
 @pytest.mark.parametrize("size", [(500, 375), (3000, 2001), (90, 60), (17, 4000)])
 def test_pixels_equal_those_of_read_pixels_bit_for_bit(size_px, size):

@@ -76,6 +76,7 @@ def small_portions(monkeypatch):
     monkeypatch.setattr(exchange, "ROWS_AT_ONCE", 7)
 
 
+@pytest.mark.slow
 def test_export_and_import_keep_values_and_types(index, other, tmp_path, small_portions):
     assert transfer.export(index, tmp_path / "v.parquet") == 50
     contents = exchange.contents(tmp_path / "v.parquet")
@@ -116,6 +117,7 @@ def test_a_failed_export_leaves_the_old_file(index, tmp_path, monkeypatch, small
     assert path.read_text() == "before" and [p.name for p in tmp_path.glob("v.*")] == ["v.parquet"]
 
 
+@pytest.mark.slow
 def test_an_import_sends_only_missing_and_changed_items(index, other, tmp_path, small_portions):
     transfer.export(index, tmp_path / "v.parquet")
     contents = exchange.contents(tmp_path / "v.parquet")
@@ -228,6 +230,7 @@ def copy(source, target, collection=None) -> list[transfer.TransferCounts]:
     return [transfer.copy(*pair) for pair in transfer.tables_to_copy(str(source), str(target), collection)]
 
 
+@pytest.mark.slow
 def test_a_copy_has_all_collections_and_encoders_and_thumbnails(index, tmp_path):
     Index(tmp_path / "index", "enc-b", 4).upsert(items_of(50), vectors_of(50, 4), allow_other_encoder=True)
     Index(tmp_path / "index", "enc-a", 8, "parts").upsert(items_of(3), vectors_of(3))
@@ -257,6 +260,7 @@ def test_a_missing_thumbnail_is_sent_although_its_row_is_present(index, other, t
     assert other.read_thumbnail(id) == JPEG + id.encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [

@@ -168,6 +168,7 @@ def test_both_views_show_their_picture(http, picture, connect):
     assert found.h[0, 2] < 0.99
 
 
+@pytest.mark.slow
 @sync
 def test_the_matrix_is_completed_with_other_pictures_of_the_collection(http, picture, connect):
     client, names = connect(http), [f"{i}.png" for i in range(8)]

@@ -78,6 +78,7 @@ def test_one_seed_gives_no_verdict():
     assert found["held"] is None and "+20.0 points with one seed, so it cannot be judged" in found["sentence"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(STUDIES))
 def test_a_studys_claims_and_figure_find_their_rows(name, tmp_path):
     """Every group of every claim has rows, and the figure is drawn from the names of the measurements."""

@@ -182,6 +182,7 @@ def test_grey_is_torchvisions_and_kornias():
 SIGMAS = [0.1, 0.5, 1.0, 2.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size_px", "kernel"), [(20, 3), (32, 3), (40, 5), (64, 7), (96, 9), (224, 23)])
 def test_a_blur_is_torchvisions_and_kornias(size_px, kernel):
     images = pictures(4, size_px, size_px)
@@ -305,6 +306,7 @@ def assert_alike(ours: np.ndarray, theirs: np.ndarray) -> None:
 SHAPES = [((32, 32), (0.08, 1.0)), ((224, 224), (0.2, 0.6)), ((533, 400), (0.08, 1.0)), ((40, 200), (0.08, 1.0))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("picture", "crop_area"), SHAPES)
 def test_crops_are_distributed_as_torchvisions(picture, crop_area):
     blank = torch.empty(3, *picture)
@@ -347,6 +349,7 @@ def tensorflow_crop(rng: random.Random, height: int, width: int, crop_area: tupl
     return 0, 0, height, width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("picture", "crop_area"), [*SHAPES, ((32, 32), (0.2, 1.0)), ((96, 96), (0.3, 0.9))])
 def test_crops_are_distributed_as_tensorflows(picture, crop_area):
     rng = random.Random(0)
@@ -355,6 +358,7 @@ def test_crops_are_distributed_as_tensorflows(picture, crop_area):
     assert_alike(ours, np.array(theirs))
 
 
+@pytest.mark.slow
 def test_the_two_samplings_differ_by_more_than_chance():
     ours = {name: crops(32, 32, AugmentSettings(crop_sampling=name)) for name in SAMPLINGS}
     area = {name: boxes[:, 2] * boxes[:, 3] for name, boxes in ours.items()}
@@ -436,6 +440,7 @@ def test_draws_are_independent_of_one_another():
     assert related.abs().max() < 4.5 / math.sqrt(n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 64])
 def test_all_24_orders_of_jitter_are_equally_likely(n):
     seen = Counter()
@@ -500,6 +505,7 @@ def test_the_callers_images_stay_as_they_are():
     assert torch.equal(images, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crop_sampling", SAMPLINGS)
 def test_pictures_of_1_to_8_px_give_views(crop_sampling):
     settings = AugmentSettings(crop_sampling=crop_sampling, jitter=1.0, blur=1.0)

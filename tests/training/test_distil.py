@@ -235,6 +235,7 @@ def test_a_resumed_run_gives_the_same_student(settings, teacher, tmp_path, monke
         distil.distil(settings(teacher))
 
 
+@pytest.mark.slow
 def test_minutes_are_as_many_epochs_as_fit(settings, teacher, monkeypatch):
     now = iter(range(100))
     monkeypatch.setattr(distil.time, "perf_counter", lambda: next(now))  # a second a step, four steps an epoch
@@ -246,6 +247,7 @@ def test_minutes_are_as_many_epochs_as_fit(settings, teacher, monkeypatch):
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_an_unusable_teacher_is_named(settings, teacher, tmp_path):
     with pytest.raises(EncoderError, match="nowhere is not a run, checkpoint, exported encoder or torchvision"):
         distil.distil(settings("nowhere"))
@@ -269,6 +271,7 @@ def test_one_picture_is_too_few(settings, teacher, tmp_path):
         distil.distil(settings(teacher, data=str(tmp_path / "one")))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_is_reported(settings, teacher):
     with pytest.raises(ValueError, match=r"the loss is not a number in epoch \d: give a smaller --lr than 1e\+30"):
         distil.distil(settings(teacher, lr=1e30))

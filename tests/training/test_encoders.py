@@ -20,6 +20,7 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESNETS)
 def test_parameters_have_torchvisions_names_and_shapes(name):
     with torch.device("meta"):
@@ -30,6 +31,7 @@ def test_parameters_have_torchvisions_names_and_shapes(name):
     assert ours.dimension == theirs.fc.in_features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
 def test_torchvisions_weights_give_torchvisions_features(name):
     torch.manual_seed(0)
@@ -57,6 +59,7 @@ def test_torchvisions_weights_give_torchvisions_features(name):
     torch.testing.assert_close(h, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "resnet18", "resnet50"])
 def test_width_multiplies_every_channel_count(name):
     with torch.device("meta"):
@@ -92,6 +95,7 @@ def test_the_last_gain_of_each_block_starts_at_0_and_every_other_at_1(name):
             assert (module.momentum, module.eps) == (0.1, 1e-5)
 
 
+@pytest.mark.slow
 def test_kernels_start_as_a_truncated_normal_of_variance_1_over_fan_in():
     torch.manual_seed(0)
     # The deviation of the distribution, by integration: x^2 and 1 over a standard normal cut at two deviations.

@@ -55,6 +55,7 @@ def test_classes_of_different_colour_are_separated_by_pixels_and_everything_is_w
     )
 
 
+@pytest.mark.slow
 def test_wrong_labels_are_counted_as_wrong(tmp_path):
     counts = {"train/a": 20, "train/d": 20, "test/a": 5, "test/d": 5}  # a and d share their colour
     row = evaluate(EvaluateSettings(("pixels",), data=folder(tmp_path / "same", counts), size_px=8))["rows"][0]
@@ -63,6 +64,7 @@ def test_wrong_labels_are_counted_as_wrong(tmp_path):
     assert low < row["knn"] < high
 
 
+@pytest.mark.slow
 def test_without_a_test_split_a_fifth_of_every_class_are_queries(tmp_path, capsys):
     data = folder(tmp_path / "flat", {"a": 20, "b": 10, "c": 1})
     row = evaluate(EvaluateSettings(("pixels",), data=data, size_px=8, linear="none"))["rows"][0]
@@ -95,6 +97,7 @@ def test_without_labels_pictures_are_compared_and_near_duplicates_named(tmp_path
     assert (tmp_path / "runs" / "evaluation" / "heap-pixels.png").exists()
 
 
+@pytest.mark.slow
 def test_a_single_class_is_treated_as_no_labels(tmp_path, capsys):
     data = folder(tmp_path / "layout", {"train/images": 6, "test/images": 3})
     row = evaluate(EvaluateSettings(("pixels",), data=data, size_px=8))["rows"][0]
@@ -102,6 +105,7 @@ def test_a_single_class_is_treated_as_no_labels(tmp_path, capsys):
     assert "images is the only class in the training split, so the labels are not used" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_classes_of_one_picture_are_treated_as_no_labels(tmp_path, capsys):
     data = folder(tmp_path / "products", {"a": 1, "b": 1, "c": 1})
     row = evaluate(EvaluateSettings(("pixels",), data=data, size_px=8))["rows"][0]

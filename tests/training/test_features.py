@@ -61,6 +61,7 @@ def test_the_untrained_encoder_has_the_initial_weights_of_the_run(run, small_set
     assert not torch.allclose(untrained, open_encoder(str(run))(PIXELS))
 
 
+@pytest.mark.slow
 def test_torchvision_features_are_those_before_the_last_layer(tmp_path):
     torch.manual_seed(1)
     theirs = torchvision.models.resnet18().eval()
@@ -82,6 +83,7 @@ def test_pixel_features_are_the_pixels():
     np.testing.assert_allclose(h[2], PIXELS[2].ravel() / 255 - 0.5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "error", "words"),
     [
@@ -100,6 +102,7 @@ def test_a_name_that_is_not_an_encoder_is_refused(name, error, words):
         open_encoder(name, 40)
 
 
+@pytest.mark.slow
 def test_files_that_are_not_encoders_are_refused(tmp_path, monkeypatch):
     torch.save({"fc.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
     with pytest.raises(ZooError, match="these weights are of another architecture"):

@@ -175,6 +175,7 @@ def test_dark_and_bright_are_learnt_and_equal_settings_give_equal_weights(tmp_pa
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+@pytest.mark.slow
 def test_training_stops_after_patience_epochs_without_improvement_and_keeps_the_best(tmp_path, monkeypatch):
     found = iter([0.5, 0.7, 0.6, 0.7, 0.7, 0.9])
     states = []
@@ -235,6 +236,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(pretrained, settings, monk
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_optimizer_and_schedule_are_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     settings = FinetuneSettings(epochs=4, batch_size=8, optimizer="lars", lr=2.0, warmup=0.3)
@@ -267,6 +269,7 @@ def test_a_run_is_resumed_only_with_its_own_settings_and_pictures(settings, tmp_
         finetune(settings(resume=True))
 
 
+@pytest.mark.slow
 def test_a_pretraining_run_is_not_resumed_as_a_fine_tuning(pretrained, settings):
     with pytest.raises(CheckpointError, match="runs/small is not a fine-tuning: give another --name"):
         finetune(settings(name="small", resume=True))
@@ -308,6 +311,7 @@ def test_used_labels_are_a_share_of_every_class_and_held_out_ones_are_not_traine
         TaskData(FinetuneSettings(label_share=0.005), pictures, None)
 
 
+@pytest.mark.slow
 def test_torchvisions_normalisation_is_folded_into_the_first_layer(tmp_path):
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18().eval()
@@ -344,6 +348,7 @@ def test_initial_weights_that_do_not_fit_are_refused(pretrained, small_settings,
         classifier.load(checkpoint.find(pretrained))
 
 
+@pytest.mark.slow
 def test_nan_weights_and_weights_of_another_architecture_are_refused(pretrained, settings):
     path = checkpoint.find(pretrained)
     saved = checkpoint.load(path)

@@ -110,6 +110,7 @@ def test_fifty_steps_of_warm_up_and_cosine_are_those_of_the_published_algorithm(
         assert np.linalg.norm(ours[name] - w) < 1e-6 * np.linalg.norm(w), name
 
 
+@pytest.mark.slow
 def test_weight_decay_makes_a_difference_that_this_tolerance_sees():
     _, without = published_run(0.0)
     _, with_decay = published_run(1e-4)
@@ -223,6 +224,7 @@ def test_without_a_closure_a_step_returns_nothing():
     assert LARS([weight], lr=1.0).step() is None
 
 
+@pytest.mark.slow
 def test_a_saved_optimizer_continues_to_the_bit():
     model = network()
     optimizer = LARS(lars_groups(model, 1e-4), lr=PEAK)

@@ -46,6 +46,7 @@ def test_a_fit_equals_scikit_learns(features, decay, request, monkeypatch):
     np.testing.assert_allclose(ours(h[asked]).softmax(dim=1).numpy(), theirs.predict_proba(x), atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [1e-2, 1e-5])
 def test_with_more_features_than_pictures_the_fit_is_as_good_as_scikit_learns(entangled, decay):
     h, labels = (part[:40] for part in entangled)
@@ -60,6 +61,7 @@ def test_with_more_features_than_pictures_the_fit_is_as_good_as_scikit_learns(en
     assert objective(ours.weight.double(), ours.bias.double()) < 1.001 * objective(weight, bias)
 
 
+@pytest.mark.slow
 def test_the_sweep_uses_the_decay_that_is_best_on_the_held_out_part_to_fit_everything(blobs):
     h, labels = blobs
     places = torch.arange(300)
@@ -85,6 +87,7 @@ def test_a_constant_feature_does_not_matter(blobs):
     torch.testing.assert_close(linear.fit(still, labels, 0.1)(still), linear.fit(h, labels, 0.1)(h), atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_published_recipe_comes_near_the_optimum(blobs):
     h, labels = blobs
     h = (h - h.mean(dim=0)) / h.std(dim=0)

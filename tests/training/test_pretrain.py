@@ -67,6 +67,7 @@ def run_in_process(settings: PretrainSettings, folder: Path, *killed_after: str)
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_settings_its_metrics_a_checkpoint_and_a_report(small_settings, capsys):
     run = pretrain(small_settings(knn_epochs=2))
     assert json.loads((run / "config.json").read_text())["epochs"] == 3
@@ -314,6 +315,7 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_decoded(small_s
     assert not Path("data").exists() and not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_weights_of_another_normalisation_are_recognised_by_their_first_batch_norm(capsys):
     pixels, (encoder, own) = RandomPictures(64).pixels, (Encoder("tiny", 1, 16) for _ in range(2))
     encoder.train()
@@ -376,6 +378,7 @@ def test_every_step_has_views_of_its_own_and_the_same_ones_every_time(small_sett
     assert not torch.equal(view_a, view_b)
 
 
+@pytest.mark.slow
 def test_a_batch_in_chunks_of_its_own_size_has_the_loss_of_the_whole(small_settings):
     """And smaller chunks, whose batch norms see less, have the loss of another draw of the same kind."""
     images = torch.from_numpy(RandomPictures(8).pixels)
@@ -443,6 +446,7 @@ def test_a_run_trains_uncompiled_where_nothing_compiles_and_says_so(small_settin
     assert "training without torch.compile, which would be faster: no C++ compiler\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_of_the_table_can_be_given_trains_and_has_sensible_learning_rates(small_settings, name):
     assert parse(["--optimizer", name]).optimizer == name

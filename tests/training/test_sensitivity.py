@@ -99,6 +99,7 @@ def test_a_folder_without_labels_gets_curves_of_trained_and_untrained_encoder(pi
     assert "a.ckpt notices " in printed and "another picture" in printed
 
 
+@pytest.mark.slow
 def test_encoders_without_a_known_architecture_have_no_untrained_counterpart(tmp_path):
     assert s.untrained("pixels", None) is None
     assert s.untrained("a.ckpt:random", None) is None

@@ -69,6 +69,7 @@ def test_factors_come_back_as_they_were_written(folder, factors):
     assert all(factors[column].dtype == np.float64 for column in shapes.NUMBERS)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(folder, factors, tmp_path):
     for seed in (0, 1):
         shapes.make(tmp_path / str(seed), TRAIN, TEST, SIZE, seed)

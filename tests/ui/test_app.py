@@ -50,6 +50,7 @@ def config(client: TestClient) -> dict:
     return json.loads(re.search(r"window.gradio_config = (\{.*?\});</script>", client.get("/ui/").text)[1])
 
 
+@pytest.mark.slow
 def test_the_page_opens_where_no_service_answers(page_of):
     with socket.socket() as nobody:  # bound, not listening
         nobody.bind(("127.0.0.1", 0))
@@ -58,6 +59,7 @@ def test_the_page_opens_where_no_service_answers(page_of):
     assert f"the service at {url} cannot be reached" in shown[3]
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_that_a_visitor_names(fake, alone):
     with socket.socket() as elsewhere:
         elsewhere.bind(("127.0.0.1", 0))
@@ -70,6 +72,7 @@ def test_nothing_is_fetched_that_a_visitor_names(fake, alone):
             elsewhere.accept()
 
 
+@pytest.mark.slow
 def test_no_program_has_a_picture_fetched_from_elsewhere(fake, alone):
     picture = {"path": "https://example.com/cat.png", "meta": {"_type": "gradio.FileData"}}
     with alone(fake()) as client:
@@ -78,6 +81,7 @@ def test_no_program_has_a_picture_fetched_from_elsewhere(fake, alone):
         assert "this page loads nothing from other addresses" in client.get(f"{call}/{event}").text
 
 
+@pytest.mark.slow
 def test_programs_get_results_and_readable_errors(fake, alone, uploads):
     with alone(fake()) as client:
 
@@ -94,12 +98,14 @@ def test_programs_get_results_and_readable_errors(fake, alone, uploads):
         assert "event: error" in ask("similar", elsewhere, [], [], 2, 0, [], "pictures", None)
 
 
+@pytest.mark.slow
 def test_the_services_own_message_is_shown_if_there_is_no_encoder(fake, page_of):
     failure = ServiceError("There is no encoder. Make one with `python training/pretrain.py`.", 503, "not_ready")
     shown = asyncio.run(callback(page_of(fake(failure=failure)), "show")((), 0, *USUAL))
     assert "There is no encoder. Make one with <code>python training/pretrain.py</code>." in shown[3]
 
 
+@pytest.mark.slow
 def test_a_refused_picture_is_reported_and_taken_off_the_trail(fake, uploads, event, page_of):
     (uploads / "notes.txt").write_text("no picture")
     refusal = ServiceError("image (<notes>.txt) is not an image of a format this reads", 422, "undecodable", "image")
@@ -110,17 +116,20 @@ def test_a_refused_picture_is_reported_and_taken_off_the_trail(fake, uploads, ev
     assert trail == before and all(other == gr.skip() for other in others)
 
 
+@pytest.mark.slow
 def test_a_failure_of_the_service_is_shown_instead_of_results_and_keeps_the_trail(fake, page_of):
     page, trail = page_of(fake(failure=ServiceError("the service is busy", 429))), (Query((Picture("a", id="id9"),)),)
     answer = asyncio.run(callback(page, "show")(trail, 0, *USUAL))
     assert answer[0] == gr.skip() and "the service is busy" in answer[3]
 
 
+@pytest.mark.slow
 def test_an_invalid_condition_is_reported_instead_of_results(fake, page_of):
     shown = asyncio.run(callback(page_of(fake()), "show")((), 0, 24, 0, ["shirt"], "pictures", None, ""))
     assert "shirt is not a condition like label=shirt" in shown[3]
 
 
+@pytest.mark.slow
 def test_a_click_starts_a_new_search_and_plus_and_minus_change_the_current_one(fake, event, page_of):
     page, first = page_of(fake()), Query((Picture("mine.jpg", id="id9"),))
     clicked, cat = event(id="id2", name="cat 2.jpg", label="cat"), Picture("cat 2.jpg", "cat", id="id2")
@@ -132,6 +141,7 @@ def test_a_click_starts_a_new_search_and_plus_and_minus_change_the_current_one(f
         assert callback(page, "unlike")((), clicked) == gr.skip()
 
 
+@pytest.mark.slow
 def test_paging_stops_at_the_first_picture_and_a_condition_returns_to_it(fake, page_of):
     page = page_of(fake())
     _, offset, *_, previous, more = asyncio.run(callback(page, "next_page")(0, *USUAL))
@@ -142,6 +152,7 @@ def test_paging_stops_at_the_first_picture_and_a_condition_returns_to_it(fake, p
     assert offset == 0
 
 
+@pytest.mark.slow
 def test_the_page_opens_with_the_search_of_its_address(fake, page_of):
     start = callback(page_of(fake()), "start")
     trail, k, least, where, collection, encoder, beside = asyncio.run(start(Address("like=id3&k=7&where=label=cat")))
@@ -152,6 +163,7 @@ def test_the_page_opens_with_the_search_of_its_address(fake, page_of):
         assert asyncio.run(start(Address("like=gone")))[0] == ()
 
 
+@pytest.mark.slow
 def test_the_page_opens_with_the_existing_collections_and_encoders(fake, page_of, monkeypatch):
     client = fake()
 
@@ -168,6 +180,7 @@ def test_the_page_opens_with_the_existing_collections_and_encoders(fake, page_of
     assert (encoder["value"], beside["value"], encoder["visible"], beside["visible"]) == ("tiny", "other", True, True)
 
 
+@pytest.mark.slow
 def test_a_selection_is_saved_as_a_file_to_download(fake, uploads, event, page_of):
     page = page_of(fake())
     selection = {"all": False, "chosen": [["id2", "0.5"]]}
@@ -179,6 +192,7 @@ def test_a_selection_is_saved_as_a_file_to_download(fake, uploads, event, page_o
     )
 
 
+@pytest.mark.slow
 def test_mounted_the_page_asks_the_service_inside_the_process(in_loop):
     service = FastAPI()
 
@@ -197,6 +211,7 @@ def test_mounted_the_page_asks_the_service_inside_the_process(in_loop):
     assert "the service failed" in asyncio.run(callback(page, "show")((), 0, *USUAL))[3]
 
 
+@pytest.mark.slow
 def test_mounted_in_a_locked_service_the_page_needs_a_key_and_its_own_requests_none(in_loop):
     service = FastAPI()
     service.add_middleware(RequireAccess, access=Access.from_keys("secret"))
@@ -213,6 +228,7 @@ def test_mounted_in_a_locked_service_the_page_needs_a_key_and_its_own_requests_n
         assert http.get(path, auth=("", "secret")).status_code == 200
 
 
+@pytest.mark.slow
 def test_nothing_is_reported_and_nothing_shared(fake, alone):
     with alone(fake()) as client:
         options = config(client)
@@ -224,6 +240,7 @@ def test_nothing_is_reported_and_nothing_shared(fake, alone):
         assert {"/similar", "/collection"} <= set(offered["named_endpoints"]) and offered["unnamed_endpoints"] == {}
 
 
+@pytest.mark.slow
 def test_alone_the_page_passes_thumbnails_on(fake, alone):
     with alone(fake()) as client:
         answer = client.get("/collections/pictures/items/id1/thumbnail")
@@ -267,6 +284,7 @@ def test_alone_the_page_is_locked_as_a_service_is(in_loop, monkeypatch):
         main(PageOptions(port=0))
 
 
+@pytest.mark.slow
 def test_the_script_explains_itself(capsys):
     with pytest.raises(SystemExit):
         tyro.cli(PageOptions, description=app.__doc__, args=["--help"])

@@ -129,12 +129,14 @@ def look(client, in_loop):
     return lambda is_open, threshold: asyncio.run(fn(is_open, "pictures", threshold, 0))
 
 
+@pytest.mark.slow
 def test_nothing_is_requested_while_the_tab_is_hidden(look, client):
     look(False, 0.95)
     assert client.asked == []
     assert "2 groups" in look(True, 0.95)[3]
 
 
+@pytest.mark.slow
 def test_a_threshold_below_the_least_that_was_compared_is_raised_to_it(look, client):
     assert look(True, 0.5)[2]["value"] == 0.9
     assert client.asked[-1][1] == 0.9

@@ -60,6 +60,7 @@ def test_every_value_is_in_a_tooltip_a_label_and_a_table(fake):
     ]
 
 
+@pytest.mark.slow
 def test_it_computes_only_while_shown_and_says_that_it_is_working(fake, in_loop):
     client = fake()
     assert look(client, in_loop, is_open=False) == [gr.skip()] and client.asked == []
@@ -68,6 +69,7 @@ def test_it_computes_only_while_shown_and_says_that_it_is_working(fake, in_loop)
     assert client.asked[-1] == ("invariance", b"a thumbnail", 16, 3, "pictures")
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_explained(fake, in_loop):
     small = ServiceError("collection: at least two pictures are compared", 400, "malformed", "collection")
     assert "which has fewer than two" in look(fake(failure=small), in_loop)[-1]

@@ -43,6 +43,7 @@ def test_sliders_reach_the_service_under_the_names_of_the_augmentation(fake):
     assert client.asked[-1] == ("views", b"a thumbnail", 2, 7, SETTINGS)
 
 
+@pytest.mark.slow
 def test_the_controls_are_all_settings_of_pretraining_and_begin_with_its_defaults(in_loop):
     training = pytest.importorskip("training.augment")
 
@@ -103,6 +104,7 @@ def page_of(in_loop):
     return lambda client: in_loop(build, client)
 
 
+@pytest.mark.slow
 def test_views_are_drawn_only_while_shown_and_ask_for_a_picture(fake, page_of):
     client = fake()
     named = {fn.name: fn.fn for fn in page_of(client)}
@@ -119,6 +121,7 @@ def test_views_are_drawn_only_while_shown_and_ask_for_a_picture(fake, page_of):
     assert "two pictures at least" in asyncio.run(failing["compare"]((), True, "pictures", 3, 0, *values)).lower()
 
 
+@pytest.mark.slow
 def test_programs_ask_for_views_and_matrix_by_name(fake, page_of):
     named = {fn.api_name: fn.fn for fn in page_of(fake()) if fn.api_visibility == "public"}
     assert set(named) == {"views", "matrix"}
