@@ -125,6 +125,8 @@ def test_a_picture_of_144_megapixels_is_refused_with_a_sentence_and_the_page_sti
 def test_a_service_killed_during_a_search_is_reported_and_found_again(fragile, open_page, reddish):
     service, url = fragile
     page = open_page(url)
+    # A browser keeps six connections; thumbnails that wait for the stopped service would keep the search waiting too.
+    page.wait_for_function("[...document.querySelectorAll('#grid img')].every((image) => image.naturalWidth)")
     service.stop_answering()
     with page.expect_response(lambda response: "queue/join" in response.url):  # the search has begun, and none answers
         page.set_input_files("#well input", reddish)
