@@ -7,15 +7,18 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
 
+from export.artifact import UnreadableImage
 from serving.collection.index import DEFAULT, Index, Item, collections, content_id, unit
 from serving.collection.writes import CommitQueue
 from serving.errors import Malformed, NotFound
 from serving.inference.decode import Decoder, Upload
+from serving.inference.original import large_original
 from serving.inference.served import ServedEncoder, ServedEncoders
 from serving.inference.thumbnail import read_picture
 from serving.limits import Gate, Limits
@@ -56,6 +59,7 @@ class Library:
         """
         self._encoders, self._gate, self._embed = encoders, gate, embed
         self._decode = Decoder(max(1, threads // 2), limits.pixels)
+        self._most_bytes = limits.body_bytes  # of a file that is read here, as of one that is uploaded
         self._writer = CommitQueue(limits.rows_at_once)
         self._reading = Gate(limits.reads_at_once, "reads of collections")
         self._readers = ThreadPoolExecutor(READERS, "reads")
@@ -79,6 +83,18 @@ class Library:
         if not facts.version and not facts.others:
             raise NotFound(f"there is no collection {index.name}; adding the first items creates it", "name")
         return facts
+
+    async def original(self, name: str, id: str, model: str | None = None) -> bytes:
+        """The picture of an item, as `large_original` returns it. Raises NotFound, Busy, IndexProblem."""
+        row = await self.read(self.index(name, model).get, id)
+        if row is None:
+            raise NotFound(f"no item {id} is in the collection {name}", "id")
+        with self._gate.admit(1):
+            try:
+                return await self._decode.call(partial(large_original, row[0], self._most_bytes))
+            except UnreadableImage as problem:  # one sentence for all reasons, so that it tells nothing about files
+                message = f"the original of {id} cannot be read here, or has changed since it was indexed"
+                raise NotFound(message, "id") from problem
 
     async def put(self, name: str, uploads: list[Upload], facts: list[ItemFacts], model: str | None = None) -> Stored:
         """Embed n >= 1 pictures and store them with their thumbnails. Raises as Engine.embed, and IndexProblem."""

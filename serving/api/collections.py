@@ -248,6 +248,22 @@ async def thumbnail(request: Request, name: Name, id: ItemId, engine: Ready, mod
     return Response(jpeg, media_type="image/jpeg", headers=headers)
 
 
+@router.get(
+    "/{name}/items/{id}/original",
+    response_class=Response,
+    responses={200: {"content": binary("image/jpeg")}, **documented(400, 404, 409, 429, 503)},
+)
+async def original(request: Request, name: Name, id: ItemId, engine: Ready, model: ModelId = ALIAS) -> Response:
+    """Get the picture that an item was made from, upright, as a JPEG of at most 2,048 px on its longer side.
+
+    404 if the service cannot read its file, for instance because it came in an upload or from an archive, or if the
+    file is no longer the one that was indexed.
+    """
+    async with CancelOnDisconnect(request):
+        jpeg = await engine.library.original(name, id, requested_encoder(model))
+    return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": CACHE_FOREVER})  # the id is its hash
+
+
 # Searching ------------------------------------------------------------------------------------------------------------
 
 

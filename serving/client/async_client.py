@@ -202,6 +202,12 @@ class AsyncClient:
         response = await self._send("GET", collection_path(collection, "items", id, "thumbnail"))
         return messages.checked(response).content
 
+    async def original(self, id: str, *, collection: str = COLLECTION, model: str | None = None) -> bytes:
+        """A JPEG file of the picture itself, at most 2,048 px on its longer side. ServiceError 404 if the service
+        cannot read the picture's file."""
+        path = collection_path(collection, "items", id, "original")
+        return messages.checked(await self._send("GET", path, params={"model": model})).content
+
     async def map(self, places: bool = True, *, collection: str = COLLECTION) -> Map:
         """The newest map, and the progress of the next one. Without `places` its columns are empty."""
         return messages.read_map(await self._json("GET", collection_path(collection, "map"), params={"places": places}))

@@ -65,6 +65,10 @@ class Decoder:
                 if not call.cancel() and not call.cancelled():
                     call.exception()  # so that asyncio does not report it as never retrieved
 
+    async def call(self, read: Callable[[int], T]) -> T:
+        """Call `read` in a thread, with the most pixels that it may decode. Raises what it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._limited, read)
+
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -73,13 +77,16 @@ class Decoder:
 
     def _read(self, upload: Upload, preprocessing: Preprocessing, read: Read[T]) -> T:
         try:
-            try:
-                return read(upload.data, preprocessing, min(LARGE_PIXELS, self.max_pixels))
-            except TooManyPixels:  # known from the header
-                with self._large:
-                    return read(upload.data, preprocessing, self.max_pixels)
+            return self._limited(lambda max_pixels: read(upload.data, preprocessing, max_pixels))
         except UnreadableImage as problem:
             raise refusal(upload, problem) from problem
+
+    def _limited(self, read: Callable[[int], T]) -> T:
+        try:
+            return read(min(LARGE_PIXELS, self.max_pixels))
+        except TooManyPixels:  # known from the header
+            with self._large:
+                return read(self.max_pixels)
 
 
 def refusal(upload: Upload, problem: UnreadableImage) -> Refusal:
