@@ -44,6 +44,18 @@ class Stored:
     """Seconds, as in engine.EmbeddedImages; empty for vectors computed elsewhere."""
 
 
+@dataclass(frozen=True)
+class Found:
+    """The answer to a search."""
+
+    model: str
+    """Id of the encoder."""
+    results: list[tuple[Item, float, float | None]]
+    """Items with their cosine and its rank among random pairs, nearest first."""
+    threshold: float | None
+    """Lowest cosine of a result, None without a limit."""
+
+
 class Library:
     def __init__(
         self,
@@ -134,8 +146,8 @@ class Library:
 
     async def search(
         self, name: str, query: SearchQuery, images: list[Upload], where: Filter | None, model: str | None
-    ) -> tuple[str, list[tuple[Item, float]]]:
-        """Returns the encoder's id, and the k items nearest to the query's direction with their cosines.
+    ) -> Found:
+        """Returns the k items nearest to the query's direction.
 
         images  count as positive examples
         raises  Malformed, IndexProblem, and as Engine.embed
@@ -164,10 +176,25 @@ class Library:
         if not np.linalg.norm(direction) > 1e-6:
             field = "negative" if negative else "positive"
             raise Malformed("the examples cancel out, so there is no direction to search in", field)
-        results = await self.read(index.search, direction, query.k, where, ids, query.threshold)
+        # The mean cosine to the positive examples is the cosine to their mean direction times this.
+        scale = float(np.linalg.norm(unit(np.stack(positive)).mean(axis=0)))
+        threshold = query.threshold
+        if query.closer_than is not None:
+            if negative:
+                message = "closer_than: the scores of a search with negative examples have no rank; give a threshold"
+                raise Malformed(message, "closer_than")
+            await self.describe(index)
+            threshold = await self.read(index.random_pairs.cosine, query.closer_than) / scale
+
+        def find() -> list[tuple[Item, float, float | None]]:
+            results = index.search(direction, query.k, where, ids, threshold)
+            pairs = index.random_pairs.known() if results and not negative else None
+            return [(item, cosine, pairs.closer_than(cosine * scale) if pairs else None) for item, cosine in results]
+
+        results = await self.read(find)
         if not results:
             await self.describe(index)
-        return encoder.card.id, results
+        return Found(encoder.card.id, results, threshold)
 
     def close(self) -> None:
         self._writer.close()

@@ -16,7 +16,7 @@ from serving.api.request import JSON, URLENCODED, CancelOnDisconnect, Ready, bin
 from serving.api.response import json_response
 from serving.api.upload import FORM, media_type, read_file, read_images
 from serving.collection.index import WrongEncoder
-from serving.collection.problems import BadItem, IndexProblem, UnknownKey
+from serving.collection.problems import BadItem, IndexProblem, TooFewItems, UnknownKey
 from serving.errors import DiskFull, Malformed, NotFound, NotReady, Refusal, TooLarge, UnsupportedType, documented
 from serving.inference.decode import Upload
 from serving.protocol import queries
@@ -301,14 +301,22 @@ async def search(request: Request, name: Name, engine: Ready) -> Response:
         query = validated(SearchForm, fields)
     else:
         raise UnsupportedType(f"send a search as {JSON} or {FORM}, not as {kind[:100]}")
+    refuse_two_limits(query.threshold, query.closer_than)
     where, encoder = _parse_filter(query.filter), requested_encoder(query.model)
     async with CancelOnDisconnect(request):
-        model, found = await engine.library.search(name, query, images, where, encoder)
-    return json_response(Matches(model, [match(item, cosine) for item, cosine in found]))
+        found = await engine.library.search(name, query, images, where, encoder)
+    results = [match(item, cosine, closer_than) for item, cosine, closer_than in found.results]
+    return json_response(Matches(found.model, results, found.threshold))
 
 
-def match(item: Item, cosine: float) -> Match:
-    return Match(**vars(item), similarity=round(cosine, 6))
+def match(item: Item, cosine: float, closer_than: float | None) -> Match:
+    return Match(**vars(item), similarity=round(cosine, 6), closer_than=closer_than)
+
+
+def refuse_two_limits(threshold: float | None, closer_than: float | None) -> None:
+    """Raises Malformed if both are given."""
+    if threshold is not None and closer_than is not None:
+        raise Malformed("closer_than: give either threshold or closer_than, not both", "closer_than")
 
 
 def _filter_json(text: str | None) -> dict[str, object] | None:
@@ -345,6 +353,8 @@ def refusal(problem: IndexProblem) -> Refusal:
         return errors.Conflict(str(problem), "name")
     if isinstance(problem, UnknownKey):
         return Malformed(f"filter: {problem}", "filter")
+    if isinstance(problem, TooFewItems):
+        return Malformed(f"closer_than: {problem}", "closer_than")
     if isinstance(problem, BadItem):
         return Malformed(str(problem))
     return DiskFull(str(problem)) if _disk_is_full(problem) else NotReady(str(problem))

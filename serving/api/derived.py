@@ -10,13 +10,13 @@ from typing import Annotated, Any
 from fastapi import Query
 from fastapi.responses import Response
 
-from serving.api.collections import ModelId, Name, match
+from serving.api.collections import ModelId, Name, match, refuse_two_limits
 from serving.api.openapi import new_router
 from serving.api.request import Ready, requested_encoder
 from serving.api.response import json_response
 from serving.collection.index import Index
 from serving.derived import map
-from serving.derived.duplicates import LEAST, group, looked_up
+from serving.derived.duplicates import LEAST, THRESHOLD, group, looked_up
 from serving.derived.task import Derived, Progress, Result
 from serving.engine import Engine
 from serving.errors import Malformed, documented
@@ -33,7 +33,18 @@ router = new_router("/collections")
 async def duplicates(
     name: Name,
     engine: Ready,
-    threshold: Annotated[float, Query(gt=0, le=1, description="Lowest cosine similarity of near-duplicates.")] = 0.95,
+    threshold: Annotated[
+        float | None, Query(gt=0, le=1, description=f"Lowest cosine of near-duplicates, by default {THRESHOLD}.")
+    ] = None,
+    closer_than: Annotated[
+        float | None,
+        Query(
+            ge=0,
+            le=1,
+            description="Instead of `threshold`: 0.999 returns pictures that are more alike than 99.9 % of random "
+            "pairs of the collection's pictures.",
+        ),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Number of groups on a page.")] = 100,
     offset: Annotated[int, Query(ge=0, lt=2**32, description="Number of groups to skip.")] = 0,
     model: ModelId = ALIAS,
@@ -43,9 +54,13 @@ async def duplicates(
     The first picture of a group has the most pixels and can represent the others: each of them has at least the
     threshold's cosine similarity to it, and no two first pictures are that similar to each other.
     """
+    refuse_two_limits(threshold, closer_than)
     library = engine.library
     index = library.index(name, requested_encoder(model))
-    answer = await library.read(_duplicates, index, threshold, limit, offset)
+    if closer_than is not None:
+        await library.describe(index)  # 404 if there is no such collection
+        threshold = await library.read(index.random_pairs.cosine, closer_than)
+    answer = await library.read(_duplicates, index, THRESHOLD if threshold is None else threshold, limit, offset)
     if answer.count is None:
         await library.describe(index)  # 404 if there is no such collection
     return json_response(answer)
@@ -107,15 +122,21 @@ def _duplicates(index: Index, threshold: float, limit: int, offset: int) -> Dupl
     progress = derived.progress()
     result = derived.result(progress)
     common = vars(_common(index, progress, result))
+    pairs = index.random_pairs.known() if common["count"] is not None else None
+
+    def rank(cosine: float) -> float | None:
+        return None if pairs is None else pairs.closer_than(cosine)
+
+    common |= {"threshold": threshold, "closer_than": rank(threshold)}
     if result is None:
         return Duplicates(**common, least=None, total=None, groups=[])
     least = result.settings["threshold"]
     if threshold < least:
-        message = f"threshold: the pictures were compared from {least:g} up; POST a lower threshold first"
-        raise Malformed(message, "threshold")
+        message = f"threshold: the pictures were compared from {least:g} up, which is more than {threshold:.3f}"
+        raise Malformed(f"{message}; POST a lower threshold first", "threshold")
     groups = group(result.arrays, threshold, index.ids() if result.gone else None)
     page = [
-        [match(item, cosine) for item, cosine in [(found.keep, 1.0), *found.others]]
+        [match(item, cosine, rank(cosine)) for item, cosine in [(found.keep, 1.0), *found.others]]
         for found in looked_up(index, groups[offset : offset + limit], threshold)
     ]
     return Duplicates(**common, least=least, total=len(groups), groups=page)

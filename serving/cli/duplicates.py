@@ -5,8 +5,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.cli.options import TableOptions
-from serving.derived.duplicates import LEAST, group, looked_up
+from serving.cli.options import TableOptions, least_cosine
+from serving.derived.duplicates import LEAST, THRESHOLD, group, looked_up
 from serving.derived.task import Derived, DerivedProblem, Result
 
 COLUMNS = ("group", "stays", "cosine", "id", "name", "label", "path", "width", "height", "bytes")
@@ -16,8 +16,10 @@ COLUMNS = ("group", "stays", "cosine", "id", "name", "label", "path", "width", "
 class DuplicatesSettings(TableOptions):
     """List the near-duplicates of a collection in a CSV file."""
 
-    threshold: float = 0.95
-    """Lowest cosine of two pictures that count as near-duplicates."""
+    threshold: float | None = None
+    """Lowest cosine of two pictures that count as near-duplicates. Default: 0.95."""
+    closer_than: float | None = None
+    """Instead of --threshold: 0.999 means more alike than 99.9 % of random pairs of the collection."""
     output: Path = Path("groups.csv")
     """A CSV file with one row per picture: its group, whether to keep it, its cosine to the picture to keep, and
     its other fields."""
@@ -25,13 +27,15 @@ class DuplicatesSettings(TableOptions):
 
 def run(settings: DuplicatesSettings) -> int:
     """Returns the number of pictures that could be deleted. Raises IndexProblem, DerivedProblem."""
-    if not 0 < settings.threshold <= 1:
+    if settings.threshold is not None and not 0 < settings.threshold <= 1:
         raise DerivedProblem(f"--threshold {settings.threshold:g}: must be above 0 and at most 1")
     index = settings.chosen_table()
-    result = _up_to_date(Derived(index, "duplicates"), settings.threshold)
-    groups = group(result.arrays, settings.threshold)
+    threshold = least_cosine(index, settings.threshold, settings.closer_than)
+    threshold = THRESHOLD if threshold is None else threshold
+    result = _up_to_date(Derived(index, "duplicates"), threshold)
+    groups = group(result.arrays, threshold)
     rows, count = [], 0
-    for count, duplicates in enumerate(looked_up(index, groups, settings.threshold), 1):
+    for count, duplicates in enumerate(looked_up(index, groups, threshold), 1):
         for item, cosine in [(duplicates.keep, 1.0), *duplicates.others]:
             stays = "yes" if item is duplicates.keep else "no"
             facts = (item.id, item.name, item.label, item.path, item.width, item.height, item.bytes)
@@ -45,7 +49,7 @@ def run(settings: DuplicatesSettings) -> int:
     extra = len(rows) - count
     print(
         f"{len(result.arrays['ids']):,} pictures of {index.name}: {count:,} groups with a cosine of at "
-        f"least {settings.threshold:g}, {extra:,} pictures could be deleted; listed in {settings.output}"
+        f"least {threshold:g}, {extra:,} pictures could be deleted; listed in {settings.output}"
     )
     return extra
 

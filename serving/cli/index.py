@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tyro.conf import Positional
 
-from serving.cli.options import DEFAULT_ENCODER, CollectionOptions, IndexOptions, TableOptions
+from serving.cli.options import DEFAULT_ENCODER, CollectionOptions, IndexOptions, TableOptions, least_cosine
 from serving.collection.index import DEFAULT, Index, IndexProblem, collections, existing_collections
 from serving.protocol.filters import parse_shell
 
@@ -60,6 +60,8 @@ class Search(CollectionOptions):
     """Filter: 'label=shirt price>=3 colour=red,blue', or JSON as the service takes it."""
     threshold: float | None = None
     """Lowest cosine of a result."""
+    closer_than: float | None = None
+    """Instead of --threshold: 0.99 means more alike to the query than 99 % of random pairs of the collection."""
     encoder: str | None = DEFAULT_ENCODER
     """An encoder bundle's folder, or a tag of BentoML's model store. Default: the first in TWINVIEW_ENCODER, or the
     newest under runs/. Not needed for an id, if the collection holds vectors of one encoder."""
@@ -72,14 +74,18 @@ def search(settings: Search) -> None:
         raise IndexProblem(f"--k {settings.k}: must be at least 1")
     where = parse_shell(settings.where) if settings.where else None
     index, vector, without = _query(settings)
-    results = index.search(vector, settings.k, where, without, settings.threshold)
+    least = least_cosine(index, settings.threshold, settings.closer_than)
+    results = index.search(vector, settings.k, where, without, least)
+    pairs = index.random_pairs.up_to_date()
+    ranked = [(item, cosine, pairs.closer_than(cosine) if pairs else None) for item, cosine in results]
     if settings.json:
-        print(json.dumps([{"similarity": round(cosine, 6), **asdict(item)} for item, cosine in results], indent=2))
+        rows = [{"similarity": round(cosine, 6), "closer_than": rank, **asdict(item)} for item, cosine, rank in ranked]
+        print(json.dumps(rows, indent=2))
     elif results:
-        _print_table(
-            ("cosine", "id", "name", "path"),
-            [(f"{cosine:.4f}", item.id, item.name, item.path or "") for item, cosine in results],
-        )
+        heads = ("cosine", *(["closer than"] if pairs else []), "id", "name", "path")
+        numbers = ([f"{cosine:.4f}", *([] if rank is None else [f"{rank:.5f}"])] for _, cosine, rank in ranked)
+        facts = ((item.id, item.name, item.path or "") for item, _, _ in ranked)
+        _print_table(heads, [(*cells, *fact) for cells, fact in zip(numbers, facts, strict=True)])
     else:
         print(f"nothing found in {settings.collection}")
 

@@ -47,3 +47,14 @@ class TableOptions(CollectionOptions):
     def chosen_table(self) -> Index:
         """Raises IndexProblem."""
         return self.table(self.encoder)
+
+
+def least_cosine(index: Index, threshold: float | None, closer_than: float | None) -> float | None:
+    """Returns the limit that --threshold or --closer-than gives, None without either. Raises IndexProblem."""
+    if closer_than is None:
+        return threshold
+    if threshold is not None:
+        raise IndexProblem("give either --threshold or --closer-than, not both")
+    if not 0 <= closer_than <= 1:
+        raise IndexProblem(f"--closer-than {closer_than:g}: must be from 0 to 1")
+    return index.random_pairs.cosine(closer_than)

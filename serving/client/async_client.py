@@ -92,19 +92,22 @@ class AsyncClient:
         k: int = 12,
         filter: Filter | None = None,
         threshold: float | None = None,
+        closer_than: float | None = None,
         model: str | None = None,
         collection: str = COLLECTION,
     ) -> Matches:
         """The k items most similar to the pictures and to the ids or vectors in `positive`, and least similar to those
         in `negative`. Items used as examples are not returned.
 
-        filter     which items are searched, for instance {"label": "shirt", "price": {"lt": 9}}
-        threshold  lowest cosine of a result
+        filter       which items are searched, for instance {"label": "shirt", "price": {"lt": 9}}
+        threshold    lowest cosine of a result
+        closer_than  instead of it: 0.99 for results that are more alike to the query than 99 % of random pairs
         """
         query = {
             "k": k,
             "filter": filter,
             "threshold": threshold,
+            "closer_than": closer_than,
             "model": model,
             "positive": messages.example_values(positive),
             "negative": messages.example_values(negative),
@@ -218,11 +221,18 @@ class AsyncClient:
         return replies.parse(DerivedProgress, answer)
 
     async def duplicates(
-        self, threshold: float = 0.95, limit: int = 100, offset: int = 0, *, collection: str = COLLECTION
+        self,
+        threshold: float | None = None,
+        limit: int = 100,
+        offset: int = 0,
+        *,
+        closer_than: float | None = None,
+        collection: str = COLLECTION,
     ) -> Duplicates:
-        """Groups of near-duplicates, the largest first. Each picture has at least the cosine `threshold` to the first
-        picture of its group."""
-        params = {"threshold": threshold, "limit": limit, "offset": offset}
+        """Groups of near-duplicates, the largest first. Each picture has at least the cosine `threshold`, by default
+        0.95, to the first picture of its group; or give `closer_than`: 0.999 for more alike than 99.9 % of random
+        pairs."""
+        params = {"threshold": threshold, "closer_than": closer_than, "limit": limit, "offset": offset}
         return messages.read_duplicates(
             await self._json("GET", collection_path(collection, "duplicates"), params=params)
         )

@@ -183,7 +183,7 @@ def read_put(response: httpx.Response) -> Put:
 
 
 def read_matches(answer: dict[str, Any]) -> Matches:
-    return Matches(answer["model"], [replies.parse(Match, match) for match in answer["results"]])
+    return replies.parse(Matches, answer | {"results": [replies.parse(Match, match) for match in answer["results"]]})
 
 
 def read_key(answer: dict[str, Any]) -> Key:

@@ -1,8 +1,9 @@
 """A collection: vectors and metadata of pictures in LanceDB, thumbnails in files.
 
-    INDEX/<name>.<encoder id>.lance/       one table for each encoder: vectors of two encoders are never compared
-    INDEX/thumbnails/<name>/ab/<id>.jpg    in folders by the first two letters of the id; written before the row
-    INDEX/deleted/<name>/<id>.jpg          thumbnails of items deleted in the last hour, for `undo`
+    INDEX/<name>.<encoder id>.lance/              one table for each encoder: vectors of two are never compared
+    INDEX/random-pairs/<name>.<encoder id>.npz    how alike random items are, by random_pairs.py
+    INDEX/thumbnails/<name>/ab/<id>.jpg           in folders by the id's first two letters; written before the row
+    INDEX/deleted/<name>/<id>.jpg                 thumbnails of items deleted in the last hour, for `undo`
 
 INDEX is a folder or s3://bucket/prefix. A picture's id is the hash of its file's bytes by default, so indexing it again
 changes nothing. Any number of processes may read and write at the same time. When `upsert` returns, the items survive
@@ -18,6 +19,7 @@ import numpy as np
 
 from serving.collection.items import Item, checked_vectors, content_id, is_id, matrix, metadata_types, unit
 from serving.collection.problems import IndexProblem, WrongEncoder
+from serving.collection.random_pairs import LearntPairs
 from serving.collection.store import FileStore
 from serving.collection.summary import ROWS, summary
 from serving.collection.table import OLD_VERSIONS_KEPT, LanceTable, table_names
@@ -41,6 +43,7 @@ class Index:
             raise IndexProblem(f"{name!r} is not a collection's name: letters, digits, _ and -, at most 64.")
         self.store, self.name, self.encoder_id, self.dimension = FileStore(uri), name, encoder_id, dimension
         self._table = LanceTable(self.store, f"{name}.{encoder_id}", dimension)
+        self.random_pairs = LearntPairs(self._table, f"random-pairs/{name}.{encoder_id}.npz")
 
     # Writing
 
@@ -200,7 +203,8 @@ class Index:
             return [str(problem)]
 
     def maintain(self) -> bool:
-        """Merge the small files that small upserts leave, delete old versions, and build the index for searching.
+        """Merge the small files that small upserts leave, delete old versions, build the index for searching, and learn
+        how alike random items are.
         Returns False if another process is doing it. Searches continue meanwhile."""
         with self._table.explained("written"):
             if not self._exists():
@@ -208,6 +212,7 @@ class Index:
             with self.store.lease(f"maintain.{self._table.name}") as held:
                 if held:
                     self._table.maintain()
+                    self.random_pairs.up_to_date()
                     self.store.sweep(f"deleted/{self.name}", OLD_VERSIONS_KEPT.total_seconds())
                 return held
 

@@ -17,3 +17,7 @@ class BadItem(IndexProblem):
 
 class UnknownKey(IndexProblem, FilterProblem):
     """A filter on a key that no item has, or that compares it with a value of another type."""
+
+
+class TooFewItems(IndexProblem):
+    """A collection that has too few items to rank a cosine among random pairs of them."""

@@ -136,6 +136,14 @@ class LanceTable:
         query = _query(self._handle, columns, None)
         return (query if limit is None else query.limit(limit)).to_arrow()
 
+    def sample(self, most: int, seed: int = 0) -> tuple[list[str], np.ndarray]:
+        """Returns ids and vectors (n, d) of `most` random rows, or of all if there are fewer."""
+        handle = self._handle
+        rows = handle.count_rows()
+        positions = np.sort(np.random.default_rng(seed).choice(rows, min(most, rows), replace=False))
+        chosen = handle.take_offsets(positions.tolist()).select(["id", "vector"]).to_arrow()
+        return chosen["id"].to_pylist(), matrix(chosen["vector"], self.dimension)
+
     def batches(self, fragment: manifest.Fragment | None = None, batch: int = 4096) -> Iterator[pa.RecordBatch]:
         """Yields all columns of all rows, or of one fragment's."""
         condition = None

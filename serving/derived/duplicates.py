@@ -22,6 +22,7 @@ from serving.collection.index import Index, Item
 from serving.derived.pairs import TooManyPairs, near_pairs
 from serving.derived.task import DerivedProblem, Report, read_all
 
+THRESHOLD = 0.95  # cosine of near-duplicates, unless the user gives another
 LEAST = 0.9  # cosine of the pairs that are stored: any higher threshold is answered from them without computing
 
 

@@ -103,6 +103,13 @@ class SearchQuery(Strict):
         "item has no value for the key.",
     )
     threshold: float | None = Field(None, ge=-1, le=1, description="Lowest cosine similarity of a result.")
+    closer_than: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Instead of `threshold`: 0.99 returns pictures that are more alike to the query than 99 % of "
+        "random pairs of the collection's pictures are to each other. Not for searches with negative examples.",
+    )
     model: str = Field(ALIAS, description=MODEL)
 
 

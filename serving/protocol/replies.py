@@ -213,6 +213,10 @@ class Items(Reply):
 class Match(Item):
     similarity: float = field(kw_only=True)
     """Cosine similarity, -1 to 1: to the query, or among duplicates to the first picture of the group."""
+    closer_than: float | None = field(default=None, kw_only=True)
+    """What the similarity means in this collection: the share, 0 to 1, of random pairs of its pictures that are less
+    alike. Null if the collection has fewer than 30 pictures, if this has not been measured yet, or if the search has
+    negative examples. With several positive examples it is the rank of the mean similarity to them."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,8 @@ class Matches(Reply):
     """Id of the encoder."""
     results: list[Match]
     """Most similar first."""
+    threshold: float | None = None
+    """Lowest cosine similarity of a result, also if the request gave `closer_than`; null if it gave no limit."""
 
 
 @dataclass(frozen=True)
@@ -279,6 +285,10 @@ class DerivedResult(DerivedProgress):
 
 @dataclass(frozen=True)
 class Duplicates(DerivedResult):
+    threshold: float
+    """The requested threshold, also if the request gave `closer_than`."""
+    closer_than: float | None
+    """The threshold as the share of random pairs of pictures that are less alike; null if that is not known."""
     least: float | None
     """Lowest threshold the newest result can answer."""
     total: int | None

@@ -90,7 +90,7 @@ def test_a_search_by_item_needs_no_encoder(command, fill, picture, no_store, tmp
     monkeypatch.chdir(tmp_path)
     found = json.loads(command("search", content_id(picture(3)), "--json", "--where", "label=a"))
     assert {item["name"] for item in found} == {"a/0.png", "a/2.png", "a/4.png", "a/6.png"}
-    assert found[0].keys() == {"similarity", *Item.__dataclass_fields__}
+    assert found[0].keys() == {"similarity", "closer_than", *Item.__dataclass_fields__}
     least = found[1]["similarity"]
     words = ("search", content_id(picture(3)), "--where", '{"label": "a"}', "--threshold", least - 1e-4)
     assert len(command(*words).splitlines()) == 1 + 2
