@@ -34,7 +34,7 @@ from benchmarks.result import publish
 from export.compare import open_graph
 from export.quantize import to_fp16, to_int8
 from export.to_onnx import ExportedModel, to_graph
-from training.encoders import Encoder
+from training.encoders import Encoder, ResNetEncoder
 
 CORES = torch.get_num_threads()
 TURN_S = 0.2
@@ -74,7 +74,7 @@ def measure(case: Case, turns: int) -> dict[str, float]:
     """Seconds per batch of each variant, with its fastest layout and thread count."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (case.batch, case.size_px, case.size_px, 3), dtype=np.uint8)
-    encoder = Encoder(case.encoder, 1, case.size_px).eval()
+    encoder = ResNetEncoder(case.encoder, 1, case.size_px).eval()
     for module in encoder.modules():  # as after training, since blocks that start as identity would be optimised away
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -56,7 +56,7 @@ def main(options: Options) -> None:
             [pictures[i] for i in rng.permutation(len(pictures))[:QUICK]] for pictures in (collection, queries)
         )
     saved = checkpoint.load(checkpoint.find(options.run))
-    settings, bundle = checkpoint.settings_of(saved), export(ExportSettings(options.run))[0]
+    settings, bundle = checkpoint.settings_of(saved), export(ExportSettings(str(options.run)))[0]
     rows = []
     for name, encode in (
         ("raw pixels", lambda pixels: pixels.reshape(len(pixels), -1).astype(np.float32) - 127.5),
@@ -71,7 +71,7 @@ def main(options: Options) -> None:
 def untrained(settings: PretrainSettings) -> Callable[[np.ndarray], np.ndarray]:
     """The encoder with the initial weights of the run, drawn from its seed."""
     torch.manual_seed(settings.seed)
-    served = ExportedModel(encoders.Encoder(settings.encoder, settings.width, settings.size_px)).eval()
+    served = ExportedModel(encoders.ResNetEncoder(settings.encoder, settings.width, settings.size_px)).eval()
 
     def encode(pixels: np.ndarray) -> np.ndarray:
         with torch.no_grad():

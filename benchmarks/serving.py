@@ -228,9 +228,9 @@ def prepare(case: Case, folder: Path) -> list[bytes]:
     from export.artifact import save_bundle
     from export.to_onnx import make_card, to_graph
     from training.config import PRESETS
-    from training.encoders import Encoder
+    from training.encoders import ResNetEncoder
 
-    encoder = Encoder("resnet18", 1, case.stem_px)
+    encoder = ResNetEncoder("resnet18", 1, case.stem_px)
     settings = dataclasses.replace(PRESETS["imagenet"][1], encoder="resnet18", size_px=case.size_px)
     graph = to_graph(encoder, case.size_px)
     facts = {"data": "none", "images": 0, "commit": ""}

@@ -311,7 +311,7 @@ def train_lightly(problem: Problem, workers: int, turns: Callable) -> None:
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms.simclr_transform import SimCLRTransform
 
-    from training.encoders import Encoder
+    from training.encoders import ResNetEncoder
 
     settings = problem.settings
     torch.backends.cudnn.benchmark = True  # as in stable-pretraining's make_it_fast
@@ -324,7 +324,7 @@ def train_lightly(problem: Problem, workers: int, turns: Callable) -> None:
         gaussian_blur=AUGMENT.blur,
         hf_prob=AUGMENT.flip,
     )
-    encoder = Encoder(settings.encoder, settings.width, settings.size_px)
+    encoder = ResNetEncoder(settings.encoder, settings.width, settings.size_px)
     d = encoder.dimension
     model = nn.Sequential(encoder, SimCLRProjectionHead(d, d, settings.head_dimension, num_layers=3)).to(DEVICE)
     criterion = NTXentLoss(settings.temperature)
@@ -389,11 +389,11 @@ def fit_stable_pretraining(problem: Problem, batches: Iterable) -> None:
     from stable_pretraining import forward
     from stable_pretraining.callbacks.registry import ModuleRegistryCallback
 
-    from training.encoders import Encoder
+    from training.encoders import ResNetEncoder
 
     spt.make_it_fast(verbose=False)
     settings = problem.settings
-    encoder = Encoder(settings.encoder, settings.width, settings.size_px)
+    encoder = ResNetEncoder(settings.encoder, settings.width, settings.size_px)
     d = encoder.dimension
     module = spt.Module(
         backbone=encoder,

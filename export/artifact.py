@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,9 +53,9 @@ class BundleError(ValueError):
 class Preprocessing:
     """How a picture becomes the encoder's `pixels`.
 
-    With `crop` None the whole picture is stretched to the square: nothing is cut off, and training takes its crops, of
-    aspect ratios from 3/4 to 4/3, from the same squares. With a number, only the centred square of `crop` times the
-    shorter side is used (0.875 in the paper's ImageNet evaluation).
+    With a number as `crop`, the centred square of `crop` times the shorter side is used (0.875 in the paper's ImageNet
+    evaluation), in its own proportions: what torchvision's Resize(round(size_px / crop)) and CenterCrop(size_px) give.
+    With None the whole picture is squeezed into the square.
     """
 
     size_px: int
@@ -100,11 +101,21 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """RGB image of any size -> uint8 (S, S, 3), S = size_px, in one antialiased resampling."""
     size, box = preprocessing.size_px, None
     if preprocessing.crop is not None:
-        side = preprocessing.crop * min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
+        box = _crop_box(image.size, size, round(size / preprocessing.crop))
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
     return np.asarray(image.resize((size, size), filters[preprocessing.interpolation], box=box))
+
+
+def _crop_box(image_size: tuple[int, int], size_px: int, shorter_px: int) -> tuple[float, float, float, float]:
+    """The part of the image that torchvision's Resize(shorter_px) and CenterCrop(size_px) keep, with their rounding."""
+    width, height = image_size
+    if width <= height:
+        resized = shorter_px, shorter_px * height // width
+    else:
+        resized = shorter_px * width // height, shorter_px
+    left, top = (round((side - size_px) / 2) for side in resized)
+    x, y = width / resized[0], height / resized[1]
+    return left * x, top * y, min(width, (left + size_px) * x), min(height, (top + size_px) * y)
 
 
 def _decode(data: bytes, max_pixels: int, enough_px: float | None) -> Image.Image:
@@ -200,7 +211,8 @@ def probe_values(embedding: np.ndarray) -> list[float]:
 
 def encoder_id(architecture: str, graph_sha256: str, preprocessing: Preprocessing) -> str:
     recipe = json.dumps([graph_sha256, dataclasses.asdict(preprocessing)], sort_keys=True)
-    return f"{architecture}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", architecture.partition(":")[2] or architecture)  # it names tables and files
+    return f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
 def save_bundle(folder: Path, graph: bytes, card: ModelCard) -> Bundle:

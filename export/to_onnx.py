@@ -1,10 +1,14 @@
-"""Export a run's encoder f, without the projection head g, as a bundle that the service loads.
+"""Export an encoder f, without a projection head or classifier of others, as a bundle that the service loads.
 
-    python export/to_onnx.py runs/NAME
+    python export/to_onnx.py runs/NAME                          a run of this project
+    python export/to_onnx.py lite0                              an encoder that others trained (training/zoo.py)
+    python export/to_onnx.py timm:vit_small_patch14_dinov2
+    python export/to_onnx.py FILE.onnx --size-px 224            a graph that others made (export/graph.py)
 
-The graph maps uint8 pixels [N, S, S, 3] to float32 h [N, d], for any N, with the scaling to [0, 1] inside. For a
-fine-tuned run it also returns the logits [N, C], before any softmax, so that a temperature can still be chosen.
-The bundle is saved only if ONNX Runtime agrees with torch at several batch sizes.
+The graph maps uint8 pixels [N, S, S, 3] to float32 h [N, d], for any N, with the normalisation inside; how a picture
+becomes such a square stands in the card. For a fine-tuned run it also returns the logits [N, C], before any softmax, so
+that a temperature can still be chosen. The bundle is saved only if ONNX Runtime agrees with torch, or with the graph of
+others, at several batch sizes.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -17,8 +21,10 @@ import hashlib
 import logging
 import sys
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -32,33 +38,70 @@ from export.artifact import (
     BundleError,
     ModelCard,
     Preprocessing,
+    UnreadableImage,
     encoder_id,
     load_bundle,
     probe_pixels,
     probe_values,
+    read_pixels,
     save_bundle,
 )
-from training import checkpoint, classifier
+from export.graph import Pooling, foreign_embedding, read_graph, wrap
+from training import checkpoint, classifier, zoo
 from training.checkpoint import CheckpointError
-from training.config import PretrainSettings
-from training.encoders import Encoder, to_input
+from training.config import RUNS, PretrainSettings
+from training.data.sources import DataError, open_source
+from training.encoders import Encoder, embed, to_input
+from training.zoo import ZooError
 
 OUTPUTS = ["embedding", "logits"]
 PATHS = ("data", "init", "teacher")  # settings that may contain paths of the machine that trained
 PARITY_BATCHES = (1, 2, 7, 32)
 PARITY_LIMIT = 1e-4  # largest difference, relative to the largest value of torch's output
+CENTRE_PICTURES = 1000  # whose mean is subtracted
+UNSPECIFIED = "unspecified"
+BLACK, WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Export a run's encoder to ONNX with its model card."""
+    """Export an encoder to ONNX with its model card: a run's, one that others trained, or a graph of others."""
 
-    run: tyro.conf.Positional[Path]
-    """The run's folder (runs/NAME), or a checkpoint file."""
+    source: tyro.conf.Positional[str]
+    """A run's folder (runs/NAME) or checkpoint file; lite0, timm:NAME[:FILE] or torchvision:NAME[:WEIGHTS|FILE]; or an
+    ONNX file."""
     out: Path | None = None
-    """Folder of the bundle. By default RUN/encoder, where the service finds the newest encoder."""
-    licence: str = "unspecified"
-    """Licence of the encoder, written into its card."""
+    """Folder of the bundle. By default RUN/encoder or runs/NAME/encoder, where the service finds the newest encoder."""
+    licence: str = ""
+    """Licence of the encoder, written into its card. By default the one that its source states."""
+    size_px: int | None = None
+    """Side of the encoder's square input, if it is not to be the one that it was trained with."""
+    centre_on: str = ""
+    """Pictures, as --data of pretrain.py: the mean of h over a thousand of them is subtracted in the graph, so that the
+    similarity compares how pictures differ from the average one. A run is centred on its training pictures already."""
+
+    mean: tuple[float, float, float] = BLACK
+    """For an ONNX file: its input is (x - mean) / std, with x in [0, 1]."""
+    std: tuple[float, float, float] = WHITE
+    """For an ONNX file: see --mean."""
+    crop: float | None = 1.0
+    """For an ONNX file: side of the centred square that is used, as a share of the shorter side; None: the whole
+    picture, squeezed."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """For an ONNX file: how pictures are resized."""
+    output: str = ""
+    """For an ONNX file with several outputs: the name of the embedding."""
+    pooling: Pooling = "none"
+    """For an ONNX file whose output is not one vector: mean over its places, or the first token."""
+
+    def __post_init__(self) -> None:
+        if self.size_px is not None and not self.size_px >= 1:
+            raise ValueError(f"--size-px must be at least 1, not {self.size_px}")
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"--std must be above 0, not {self.std}")
+
+
+FOR_GRAPHS = ("mean", "std", "crop", "interpolation", "output", "pooling")
 
 
 class ExportedModel(nn.Module):
@@ -75,34 +118,132 @@ class ExportedModel(nn.Module):
 
 
 def export(settings: ExportSettings) -> tuple[Bundle, bool]:
-    """Returns the bundle, and False if it already existed. Raises CheckpointError, BundleError."""
-    path = checkpoint.find(settings.run)
-    out = settings.out or (settings.run if settings.run.is_dir() else settings.run.parent) / "encoder"
+    """Returns the bundle, and False if it already existed.
+
+    raises  CheckpointError, ZooError, BundleError, DataError
+    """
+    path = Path(settings.source).expanduser()
+    if path.suffix == ".onnx":
+        return export_graph(path, settings), True
+    for name in FOR_GRAPHS:
+        if getattr(settings, name) != getattr(ExportSettings, name):
+            raise BundleError(f"--{name} is for ONNX files; {settings.source} says itself how it takes pictures")
+    if path.exists():
+        return export_run(path, settings)
+    if zoo.parse(settings.source):
+        return export_zoo(settings), True
+    near = zoo.nearest_names(settings.source)
+    raise ZooError(
+        f"{settings.source} is not a run, a checkpoint, an ONNX file, or a network of timm or torchvision"
+        + (f" (nearest: {', '.join(near)})" if near else "")
+    )
+
+
+def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
+    path = checkpoint.find(run)
+    out = settings.out or (run if run.is_dir() else run.parent) / "encoder"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     saved = checkpoint.load(path)
     about = saved.get("classifier") or saved.get("distillation")
     classes = about.get("classes", []) if about else []
+    trained = checkpoint.settings_of(saved)
+    if settings.size_px:
+        trained = replace(trained, size_px=settings.size_px)
+    licence = settings.licence or UNSPECIFIED
     try:
         existing = load_bundle(out)
         card = existing.card
         same = card.training["checkpoint_sha256"] == digest and card.classes == classes and card.precision == "fp32"
-        if same and card.licence == settings.licence and card.probe:
+        same = same and card.preprocessing == trained.preprocessing and not settings.centre_on
+        if same and card.licence == licence and card.probe:
             return existing, False
     except (BundleError, KeyError):
         pass  # no bundle, or an older format: export
     encoder, head = checkpoint.encoder_of(saved), None
     if classes:
+        if settings.centre_on:
+            raise BundleError(f"{run} is a classifier, whose logits need h as it is: leave --centre-on out")
         network, _ = classifier.load(path)
         head = nn.Sequential(network.hidden, network.classifier)
-    trained = checkpoint.settings_of(saved)
+    if settings.centre_on:
+        encoder.centre += mean_embedding(settings.centre_on, trained.preprocessing, embed_with(encoder))
     graph = to_graph(encoder, trained.size_px, head)
     error = parity_error(graph, encoder, trained.size_px, head)
-    if not error <= PARITY_LIMIT:
-        raise BundleError(
-            f"{path}: ONNX Runtime differs from torch by {error:.1e} (limit {PARITY_LIMIT}); not exported"
-        )
-    card = make_card(graph, trained, encoder.dimension, saved["facts"], digest, error, settings.licence, about)
+    check_parity(path, error)
+    card = make_card(graph, trained, encoder.dimension, saved["facts"], digest, error, licence, about)
     return save_bundle(out, graph, card), True
+
+
+def export_zoo(settings: ExportSettings) -> Bundle:
+    model = zoo.load(settings.source, settings.size_px)
+    encoder, size_px = model.encoder, model.preprocessing.size_px
+    training = {"origin": model.origin}
+    if settings.centre_on:
+        encoder.centre += mean_embedding(settings.centre_on, model.preprocessing, embed_with(encoder))
+        training["centred_on"] = open_source(settings.centre_on).name
+    graph = to_graph(encoder, size_px)
+    error = parity_error(graph, encoder, size_px)
+    check_parity(settings.source, error)
+    licence = settings.licence or model.licence
+    card = card_of_others(graph, model.architecture, encoder.dimension, model.preprocessing, training, error, licence)
+    return save_bundle(settings.out or RUNS / zoo.short_name(settings.source) / "encoder", graph, card)
+
+
+def export_graph(file: Path, settings: ExportSettings) -> Bundle:
+    foreign = read_graph(file, settings.size_px, settings.output)
+    preprocessing = Preprocessing(foreign.size_px, settings.crop, settings.interpolation)
+    mean, std, pooling = settings.mean, settings.std, settings.pooling
+    graph = wrap(foreign, mean, std, pooling)
+    if (mean, std) == (BLACK, WHITE):
+        print("note: the graph gets pixels in [0, 1]; if it was trained with a normalisation, give --mean and --std")
+    training = {"origin": f"the file {file.name}"}
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    rng, size, error = np.random.default_rng(0), foreign.size_px, 0.0
+    for n in PARITY_BATCHES:
+        pixels = rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+        expected = foreign_embedding(foreign, pixels, mean, std, pooling)
+        actual = np.asarray(session.run(OUTPUTS[:1], {"pixels": pixels})[0])
+        error = max(error, float(np.abs(actual - expected).max() / (np.abs(expected).max() or 1)))
+    check_parity(file, error)
+    if settings.centre_on:
+        centre = mean_embedding(
+            settings.centre_on,
+            preprocessing,
+            lambda pixels: torch.from_numpy(np.asarray(session.run(OUTPUTS[:1], {"pixels": pixels})[0])),
+        )
+        graph = wrap(foreign, mean, std, pooling, centre.numpy())
+        training["centred_on"] = open_source(settings.centre_on).name
+    dimension = onnx.load_from_string(graph).graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    licence = settings.licence or zoo.UNKNOWN
+    card = card_of_others(graph, f"onnx:{file.stem}", dimension, preprocessing, training, error, licence)
+    return save_bundle(settings.out or RUNS / file.stem / "encoder", graph, card)
+
+
+def check_parity(source: str | Path, error: float) -> None:
+    if not error <= PARITY_LIMIT:
+        raise BundleError(f"{source}: ONNX Runtime differs by {error:.1e} (limit {PARITY_LIMIT}); not exported")
+
+
+def embed_with(encoder: Encoder) -> Callable[[np.ndarray], Tensor]:
+    return lambda pixels: embed(encoder, torch.from_numpy(pixels))
+
+
+def mean_embedding(data: str, preprocessing: Preprocessing, encode: Callable[[np.ndarray], Tensor]) -> Tensor:
+    """Mean of h over up to CENTRE_PICTURES pictures: (d,). encode: uint8 (n, S, S, 3) -> (n, d). raises DataError"""
+    pictures = open_source(data).pictures
+    order, total, count = np.random.default_rng(0).permutation(len(pictures)), torch.zeros(1), 0
+    for start in range(0, min(len(order), CENTRE_PICTURES), 32):
+        pixels = []
+        for i in order[start : start + 32]:
+            try:
+                pixels.append(read_pixels(pictures[i].read(), preprocessing))
+            except (UnreadableImage, OSError):
+                continue
+        if pixels:
+            total, count = total + encode(np.stack(pixels)).double().sum(dim=0), count + len(pixels)
+    if not count:
+        raise DataError(f"--centre-on {data} has no picture that can be read")
+    return (total / count).float()
 
 
 def to_graph(encoder: Encoder, size_px: int, head: nn.Module | None = None) -> bytes:
@@ -172,7 +313,7 @@ def make_card(
 ) -> ModelCard:
     """about: the checkpoint's entry `classifier` (training/classifier.py) or `distillation`, if it has one."""
     sha256 = hashlib.sha256(graph).hexdigest()
-    preprocessing = Preprocessing(trained.size_px)
+    preprocessing = trained.preprocessing
     # The service publishes the card, so it contains no paths of this machine.
     how = {"settings": _without_paths(trained.to_dict()) | {"data": facts["data"]}}
     if about:
@@ -200,16 +341,38 @@ def make_card(
     )
 
 
+def card_of_others(
+    graph: bytes,
+    architecture: str,
+    dimension: int,
+    preprocessing: Preprocessing,
+    training: dict,
+    error: float,
+    licence: str,
+) -> ModelCard:
+    sha256 = hashlib.sha256(graph).hexdigest()
+    return ModelCard(
+        id=encoder_id(architecture, sha256, preprocessing),
+        architecture=architecture,
+        dimension=dimension,
+        preprocessing=preprocessing,
+        sha256=sha256,
+        training=training,
+        figures={"parity_error": error},
+        licence=licence,
+        probe=probe_of(graph, preprocessing.size_px),
+    )
+
+
 def _without_paths(settings: dict) -> dict:
     return {name: value for name, value in settings.items() if name not in PATHS}
 
 
 def main() -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    settings = tyro.cli(ExportSettings)
     try:
-        bundle, exported = export(settings)
-    except (CheckpointError, BundleError, OSError) as error:
+        bundle, exported = export(tyro.cli(ExportSettings))
+    except (CheckpointError, ZooError, BundleError, DataError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     card = bundle.card
     if exported:
@@ -218,6 +381,8 @@ def main() -> None:
             + (f"{len(card.classes)} classes, " if card.classes else "")
             + f"parity error {card.figures['parity_error']:.1e}"
         )
+    if card.licence == zoo.UNKNOWN:
+        print("note: the licence of these weights is not known; find it out before you share them (--licence)")
     print(f"{'wrote' if exported else 'already exported:'} {bundle.folder}")
     print("next: python serving/bulk.py --data YOUR_IMAGES, then bentoml serve")
 

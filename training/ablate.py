@@ -44,7 +44,6 @@ import tyro
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from export.artifact import Preprocessing
 from training.checkpoint import CheckpointError
 from training.config import PRESETS, PretrainSettings
 from training.data import store
@@ -112,7 +111,7 @@ def ablate(settings: AblateSettings) -> dict:
         "train",
         *(picture.split for picture in source.pictures),
     }  # decoded here, so that not every process does it
-    n = len({split: store.load(source, Preprocessing(base.size_px), split) for split in splits}["train"])
+    n = len({split: store.load(source, base.preprocessing, split) for split in splits}["train"])
     if n < base.batch_size:
         print(f"batch size {base.batch_size} -> {n}: {settings.data} has no more training pictures")
         base = replace(base, batch_size=n)

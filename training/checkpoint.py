@@ -19,6 +19,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from training.config import PretrainSettings
 from training.encoders import Encoder
+from training.zoo import build
 
 NAME = "last.ckpt"
 HALFWAY = "halfway.ckpt"  # unfinished fine-tuning or distillation (training/resumable.py)
@@ -132,7 +133,7 @@ def settings_of(checkpoint: dict) -> PretrainSettings:
 def encoder_of(checkpoint: dict) -> Encoder:
     """f alone, on the CPU, in evaluation mode. raises CheckpointError if weights and settings do not match."""
     settings = settings_of(checkpoint)
-    encoder = Encoder(settings.encoder, settings.width, settings.size_px)
+    encoder = build(settings.encoder, settings.width, settings.size_px)
     prefix = "encoder."
     weights = {key.removeprefix(prefix): w for key, w in checkpoint["state_dict"].items() if key.startswith(prefix)}
     try:

@@ -18,6 +18,7 @@ from training import checkpoint
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
 from training.config import PretrainSettings
 from training.encoders import Encoder, projection_head
+from training.zoo import build
 
 
 class Classifier(nn.Module):
@@ -59,7 +60,7 @@ def load(path: Path) -> tuple[Classifier, dict]:
     if "classifier" not in saved:
         raise CheckpointError(f"{path} contains no classifier: make one with `python training/finetune.py`")
     settings, about = checkpoint.settings_of(saved), saved["classifier"]
-    encoder = Encoder(settings.encoder, settings.width, settings.size_px)
+    encoder = build(settings.encoder, settings.width, settings.size_px)
     hidden = first_layer(projection_head(encoder.dimension, 2, 1)) if about["hidden"] else None
     network = Classifier(encoder, hidden, len(about["classes"]))
     network.load_state_dict(saved["state_dict"])

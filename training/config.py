@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
+from export.artifact import Preprocessing
 from training.augment import AugmentSettings
 from training.loss import LOSSES, LossName
 from training.optimizers import OPTIMIZERS, OptimizerName
@@ -19,7 +20,7 @@ Names = tuple[str, ...]
 class PretrainSettings:
     """All settings of a run. Its checkpoint holds them, so that the run can be repeated or continued."""
 
-    preset: Literal["tiny", "cifar", "cifar-fast", "photos", "imagenet"] = "tiny"
+    preset: Literal["tiny", "cifar", "cifar-fast", "photos", "imagenet", "adapt"] = "tiny"
     """The recipe that sets the defaults of the other options; see the list above."""
     data: str = "shapes"
     """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), the name of a torchvision data set
@@ -31,15 +32,19 @@ class PretrainSettings:
 
     init: str = ""
     """Initial weights of the encoder f, and of the projection head g if its layers have the same shapes: a run or
-    checkpoint, an exported encoder's folder, or a ResNet of torchvision (resnet18, resnet50:IMAGENET1K_V1,
-    resnet50:FILE.pth). Architecture, width and input size are then by default those of the weights. By default the
-    weights are random."""
-    encoder: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "tiny"
-    """Architecture of the encoder f."""
+    checkpoint, an exported encoder's folder, or an encoder that others trained: lite0 (EfficientNet-Lite0), timm:NAME,
+    timm:NAME:FILE, torchvision:NAME, torchvision:NAME:FILE. Architecture, width and input size are then by default
+    those of the weights. By default the weights are random."""
+    encoder: str = "tiny"
+    """Architecture of the encoder f: tiny, resnet18, resnet34, resnet50, resnet101, resnet152, or that of a network of
+    timm or torchvision, such as timm:vit_tiny_patch16_224 or torchvision:convnext_tiny."""
     width: Literal[1, 2, 4] = 1
-    """Multiplies every channel count of the encoder."""
+    """Multiplies every channel count of an encoder that is not timm's or torchvision's."""
     size_px: int = 48
-    """Side of the encoder's square input, in pixels. Up to 32, the encoder has the small first layer used for CIFAR."""
+    """Side of the encoder's square input, in pixels. Up to 32, a ResNet has the small first layer used for CIFAR."""
+    crop: float | None = 1.0
+    """Side of the centred square that is used of each picture, as a share of its shorter side. With None the whole
+    picture is squeezed into a square, which changes its proportions."""
     head_layers: Literal[0, 1, 2, 3] = 3
     """Layers of the projection head g: 2 in SimCLR v1, 3 in v2, 1 for a linear head, 0 for none."""
     head_dimension: int = 128
@@ -92,6 +97,8 @@ class PretrainSettings:
         for name, choices in (("loss", LOSSES), ("optimizer", OPTIMIZERS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ValueError(f"--crop must be above 0 and at most 1, or None, not {self.crop}")
         if not self.batch_size >= 2:
             raise ValueError(
                 f"--batch-size must be at least 2 (negatives come from other images), not {self.batch_size}"
@@ -101,6 +108,10 @@ class PretrainSettings:
     def architecture(self) -> str:
         return self.encoder if self.width == 1 else f"{self.encoder}-{self.width}x"
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(self.size_px, self.crop)
+
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 
@@ -109,6 +120,7 @@ class PretrainSettings:
         facts = dict(facts)
         augment = dict(facts.pop("augment"))
         augment["crop_area"] = tuple(augment["crop_area"])
+        facts.setdefault("crop", None)  # what older checkpoints did
         return cls(augment=AugmentSettings(**augment), **facts)
 
 

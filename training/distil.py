@@ -39,7 +39,6 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from export.artifact import Preprocessing
 from training import checkpoint, classifier
 from training.augment import draw, render
 from training.checkpoint import AtomicCheckpointIO
@@ -55,6 +54,7 @@ from training.lars import LARS, lars_groups
 from training.resumable import ResumableRun, ResumableSettings, is_finished, train_epochs
 from training.schedule import cosine_schedule, scaled_lr
 from training.teacher import Teacher, compare, notes, open_teacher, teacher_of
+from training.zoo import short_name
 
 CLASSES_TAU, NEIGHBOURS_TAU = 1.0, 0.1  # default temperatures for a classifier and for an encoder
 WARMUP, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 1e-4  # share of the steps; of LARS; on matrices and kernels only
@@ -66,8 +66,8 @@ class DistilSettings(ResumableSettings):
     """Distil a trained encoder or classifier into a smaller one, on pictures without labels, into runs/NAME."""
 
     teacher: str
-    """Encoder or classifier to learn from: a run or checkpoint, pretrained or fine-tuned, an exported bundle, or a
-    torchvision model, whose features are used (resnet50, resnet50:IMAGENET1K_V1, resnet50:FILE.pth)."""
+    """Encoder or classifier to learn from: a run or checkpoint, pretrained or fine-tuned, an exported bundle, or an
+    encoder that others trained (lite0, timm:NAME, torchvision:NAME, also with :FILE)."""
     temperature: float | None = None
     """Temperature tau; lower values give more weight to a classifier's most likely class, or to an encoder's nearest
     pictures. By default 1 for a classifier and 0.1 for an encoder."""
@@ -152,14 +152,17 @@ def distil(settings: DistilSettings) -> Path:
     teacher = open_teacher(settings.teacher)
     size_px = settings.size_px or (None if settings.init else teacher.size_px)
     start = load_initial(settings.init, settings.encoder, settings.width, size_px, settings.seed)
+    if not settings.init:  # a new student sees the part of a picture that its teacher sees
+        start = start._replace(settings=dataclasses.replace(start.settings, crop=teacher.encoder.preprocessing.crop))
     architecture, size_px = start.settings.architecture, start.settings.size_px
-    teacher_name = Path(settings.teacher).stem.partition(":")[0]
+    teacher_name = short_name(settings.teacher)
     source = open_source(settings.data)
     folder = RUNS / (settings.name or f"{source.name}-{architecture}-of-{teacher_name}")
     if is_finished(folder, settings):
         return folder
-    stores = {px: store.load_splits(source, Preprocessing(px)) for px in {size_px, teacher.size_px}}
-    pixels = stores[max(stores)][0].pixels
+    ours, theirs = start.settings.preprocessing, teacher.encoder.preprocessing
+    stores = {how: store.load_splits(source, how) for how in {ours, theirs}}
+    pixels = stores[max(ours, theirs, key=lambda how: how.size_px)][0].pixels
     if len(pixels) < 2:
         raise DataError(f"{settings.data} has one picture that can be read; distillation compares at least two")
     for note in notes(teacher, start.encoder, size_px, source):
@@ -179,8 +182,8 @@ def distil(settings: DistilSettings) -> Path:
     run.begin()
     history = train_student(network, DistilStep(teacher, pixels, size_px, settings), run)
     facts = run.facts(source.name, settings.epochs)
-    student = teacher_of(folder.name, network, size_px, teacher.classes)
-    facts["after"] = compare(student, teacher, stores[size_px], stores[teacher.size_px])
+    student = teacher_of(folder.name, network, ours, teacher.classes)
+    facts["after"] = compare(student, teacher, stores[ours], stores[theirs])
     (folder / "result.json").write_text(json.dumps(facts, indent=1))
     last = folder / "checkpoints" / checkpoint.NAME
     about = {"origin": f"{start.origin}, taught by {teacher_name}", "settings": settings.to_dict()}

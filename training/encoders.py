@@ -1,11 +1,10 @@
 """The encoder f and the projection head g (arXiv:2002.05709, Sec. 2.1; google-research/simclr, tf2/resnet.py).
 
-Encoders use torchvision's residual blocks and parameter names. They differ from torchvision's ResNet in three things:
-every channel count times `width`, a 3x3 stem without pooling for images of up to 32 px (App. B.9), and the published
-initialisation. `f(x)` is h, the pooled features; there is no classifier.
+f is a ResNet of this file, or a network of timm or torchvision (training/zoo.py, whose `build` makes any f by name).
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +33,37 @@ ARCHITECTURES = {
 
 
 class Encoder(nn.Module):
-    """f: (N, 3, H, W) float in [0, 1] -> h (N, d) float.
+    """f: (N, 3, H, W) float in [0, 1] -> h (N, d) float, the features minus `centre`.
+
+    Training ends with setting `centre` to the mean of the features over the training pictures. Before that it is 0.
+    The cosine of two pictures then compares how they differ from the average picture, instead of what all have in
+    common.
+    """
+
+    centre: Tensor  # (d,)
+
+    def __init__(self, dimension: int):
+        super().__init__()
+        self.dimension = dimension
+        self.register_buffer("centre", torch.zeros(dimension))
+        self.register_load_state_dict_pre_hook(_add_centre)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x) - self.centre
+
+    def features(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def _add_centre(encoder: "Encoder", state_dict: dict, prefix: str, *args: Any) -> None:
+    state_dict.setdefault(f"{prefix}centre", torch.zeros(encoder.dimension))  # older checkpoints have none
+
+
+class ResNetEncoder(Encoder):
+    """A ResNet with torchvision's residual blocks and parameter names, and without a classifier.
+
+    It differs from torchvision's in three things: every channel count times `width`, a 3x3 stem without pooling for
+    images of up to 32 px (App. B.9), and the published initialisation.
 
     architecture  a key of ARCHITECTURES
     width         1, 2 or 4: multiplies every channel count, the stem's included (the paper's 1x, 2x, 4x)
@@ -49,8 +78,8 @@ class Encoder(nn.Module):
     def __init__(self, architecture: str, width: int, size_px: int):
         if architecture not in ARCHITECTURES:
             raise ValueError(f"encoder must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
-        super().__init__()
         block, depths, first = ARCHITECTURES[architecture]
+        super().__init__(first * width * 2 ** (len(depths) - 1) * block.expansion)
         channels = first * width
         if size_px <= SMALL_IMAGE_PX:
             self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
@@ -69,10 +98,9 @@ class Encoder(nn.Module):
                 blocks.append(_block(block, before, planes, stride))
                 before = planes * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.dimension = before
         self._initialise()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean(dim=(2, 3))  # (N, d)
@@ -88,6 +116,25 @@ class Encoder(nn.Module):
                 nn.init.zeros_(module.bn2.get_parameter("weight"))
             elif isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.get_parameter("weight"))
+
+
+class ForeignEncoder(Encoder):
+    """A network that others designed: (N, 3, H, W), normalised -> (N, d).
+
+    mean, std  (3,) each: the network's input is (x - mean) / std, for x in [0, 1]
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, dimension: int, mean: Sequence[float], std: Sequence[float]):
+        super().__init__(dimension)
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.network((x - self.mean) / self.std)
 
 
 def _block(block: type[BasicBlock | Bottleneck], before: int, planes: int, stride: int) -> nn.Module:

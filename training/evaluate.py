@@ -30,6 +30,7 @@ import tyro
 from torch import Tensor
 
 from export.artifact import CARD
+from training import zoo
 from training.augment import AugmentSettings, augment
 from training.config import RUNS
 from training.data import store
@@ -68,7 +69,7 @@ class EvaluateSettings:
 
     encoders: tyro.conf.Positional[tuple[str, ...]]
     """One or more encoders: a run or checkpoint (RUN:random for the same encoder untrained), an exported bundle or
-    .onnx file, a torchvision architecture (resnet50, resnet50:IMAGENET1K_V1, resnet50:FILE.pth, resnet50:random), or
+    .onnx file, an encoder that others trained (lite0, timm:NAME, torchvision:NAME, also with :FILE or :random), or
     pixels for the pictures themselves as a baseline."""
     data: str = "shapes"
     """Pictures, as in pretrain.py: a folder, a .zip, shards, a torchvision name, or shapes."""
@@ -369,7 +370,7 @@ def _file_stem(encoder: str) -> str:
     if path.is_dir():
         parts = path.resolve().parts
         return "-".join(parts[-2:] if (path / CARD).exists() else parts[-1:])
-    return path.stem.partition(":")[0]
+    return zoo.short_name(str(path))
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from export.artifact import BundleError, Preprocessing
+from export.artifact import BundleError
 from training import checkpoint, classifier, recipes
 from training.augment import augment
 from training.checkpoint import CheckpointError
@@ -49,7 +49,7 @@ from training.lars import LARS, lars_groups
 from training.recipes import FinetuneSettings
 from training.resumable import ResumableRun, is_finished, score, train_epochs
 from training.schedule import cosine_schedule, scaled_lr
-from training.zoo import ZooError
+from training.zoo import ZooError, short_name
 
 UNEQUAL = 3  # a note is printed when the largest class is more than this many times as large as the smallest
 
@@ -108,8 +108,8 @@ def finetune(settings: FinetuneSettings) -> Path:
     source = open_source(settings.data)
     if settings.init and (note := size_note(settings.init, start.settings.size_px, source.pictures)):
         print(f"note: {note}")
-    task = TaskData(settings, *store.load_splits(source, Preprocessing(start.settings.size_px)))
-    origin = Path(settings.init).stem.partition(":")[0] or "scratch"
+    task = TaskData(settings, *store.load_splits(source, start.settings.preprocessing))
+    origin = short_name(settings.init) if settings.init else "scratch"
     folder = RUNS / (settings.name or f"{source.name}-{settings.preset}-{origin}")
     if is_finished(folder, settings):
         return folder

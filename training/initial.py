@@ -1,4 +1,4 @@
-"""Initial weights of an encoder: from a run, from an exported encoder's checkpoint, from torchvision, or random."""
+"""Initial weights of an encoder: from a run, an exported encoder's checkpoint, the zoo of others, or random."""
 
 import hashlib
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from export.artifact import CARD, load_bundle
 from training import checkpoint, zoo
@@ -29,8 +29,8 @@ class InitialWeights(NamedTuple):
 def load_initial(init: str, encoder: str | None, width: int | None, size_px: int | None, seed: int) -> InitialWeights:
     """Load initial weights.
 
-    init                     a run's folder, a checkpoint, an exported encoder's folder, a ResNet as training/zoo.py
-                             names it, or "" for random weights
+    init                     a run's folder, a checkpoint, an exported encoder's folder, a name of training/zoo.py, or
+                             "" for random weights
     encoder, width, size_px  as requested; None: those of `init`, or the defaults
     seed                     of random weights
     raises                   CheckpointError, BundleError, ZooError
@@ -42,10 +42,15 @@ def load_initial(init: str, encoder: str | None, width: int | None, size_px: int
         settings = replace(defaults, seed=seed, **overrides)
         torch.manual_seed(seed)
         return InitialWeights(
-            Encoder(settings.encoder, settings.width, settings.size_px), None, settings, "random weights"
+            zoo.build(settings.encoder, settings.width, settings.size_px), None, settings, "random weights"
         )
     path = Path(init).expanduser()
     if path.exists():
+        if path.suffix == ".onnx":
+            raise CheckpointError(
+                f"--init {init}: training cannot continue from an ONNX graph; give the weights that it was made from, "
+                "or distil from it with training/distil.py --teacher"
+            )
         path = checkpoint_of(path) if (path / CARD).exists() else checkpoint.find(path)
         saved = checkpoint.load(path)
         if not all(weight.isfinite().all() for weight in saved["state_dict"].values()):
@@ -54,7 +59,7 @@ def load_initial(init: str, encoder: str | None, width: int | None, size_px: int
         for name, value in (("encoder", encoder), ("width", width)):
             if value not in (None, getattr(own, name)):
                 raise CheckpointError(f"{path} has --{name} {getattr(own, name)}, not {value}: leave --{name} out")
-        settings = replace(own, size_px=_size(init, own.size_px, size_px))
+        settings = replace(own, size_px=_size(init, own.encoder, own.size_px, size_px))
         projector = projection_head(checkpoint.encoder_of(saved).dimension, own.head_layers, own.head_dimension)
         prefix = "projector."
         weights = {k.removeprefix(prefix): w for k, w in saved["state_dict"].items() if k.startswith(prefix)}
@@ -63,10 +68,12 @@ def load_initial(init: str, encoder: str | None, width: int | None, size_px: int
         return InitialWeights(
             checkpoint.encoder_of(saved), projector if weights else None, settings, f"{own.name or init}"
         )
-    if zoo.known(init):
-        return _from_torchvision(init, encoder, width, size_px)
+    if zoo.parse(init):
+        return _from_zoo(init, encoder, width, size_px)
+    near = zoo.nearest_names(init)
     raise CheckpointError(
-        f"--init {init}: no run, checkpoint or exported encoder has this name, and torchvision has no such model"
+        f"--init {init}: no run, checkpoint or exported encoder has this name, nor a network of timm or torchvision"
+        + (f" (nearest: {', '.join(near)})" if near else "")
     )
 
 
@@ -94,11 +101,21 @@ def apply_initial(start: InitialWeights, encoder: Encoder, projector: nn.Module,
 
 @torch.no_grad()
 def statistics_mismatch(encoder: Encoder, pixels: Images) -> float:
-    """Distance of the pictures' channel means from the first batch norm's, in standard deviations (rms)."""
-    images = torch.from_numpy(np.array(pixels[:COMPARED]))
-    x = encoder.conv1(to_input(images))
-    mean, variance = (encoder.bn1.get_buffer(name) for name in ("running_mean", "running_var"))
-    off = (x.mean(dim=(0, 2, 3)) - mean) / (variance + encoder.bn1.eps).sqrt()
+    """Distance of the pictures' channel means from the first batch norm's, in standard deviations (rms); 0 without one.
+
+    pixels  uint8 (N, S, S, 3)
+    """
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return 0.0
+    inputs: list[Tensor] = []
+    hook = norms[0].register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
+    training = encoder.training
+    encoder.eval()(to_input(torch.from_numpy(np.array(pixels[:COMPARED]))))
+    encoder.train(training)
+    hook.remove()
+    mean, variance = (norms[0].get_buffer(name) for name in ("running_mean", "running_var"))
+    off = (inputs[0].mean(dim=(0, 2, 3)) - mean) / (variance + norms[0].eps).sqrt()
     return off.square().mean().sqrt().item()
 
 
@@ -119,39 +136,20 @@ def checkpoint_of(bundle_folder: Path) -> Path:
     )
 
 
-def _from_torchvision(name: str, encoder: str | None, width: int | None, size_px: int | None) -> InitialWeights:
-    architecture = name.partition(":")[0]
-    supported = [known for known in ARCHITECTURES if known in zoo.architectures()]
-    if architecture not in supported:
-        raise CheckpointError(f"--init {name}: training can start from torchvision's {', '.join(supported)} only")
-    if encoder not in (None, architecture) or width not in (None, 1):
-        raise CheckpointError(f"--init {name} does not have the architecture of --encoder {encoder or architecture}")
-    model = zoo.load(name)
-    size = _size(name, model.preprocessing.size_px, size_px)
-    own_settings: dict[str, Any] = {"encoder": architecture, "width": 1, "size_px": size}
-    settings = replace(PretrainSettings(), **own_settings)
-    own = Encoder(architecture, 1, size)
-    own.load_state_dict({key: w for key, w in model.network.state_dict().items() if not key.startswith("fc.")})
-    _fold_normalisation(own, torch.tensor(model.mean), torch.tensor(model.std))
-    return InitialWeights(own, None, settings, name)
+def _from_zoo(name: str, encoder: str | None, width: int | None, size_px: int | None) -> InitialWeights:
+    model = zoo.load(name, size_px)
+    if encoder not in (None, model.architecture) or width not in (None, 1):
+        raise CheckpointError(f"--init {name} does not have the architecture of --encoder {encoder or name}")
+    preprocessing = model.preprocessing
+    own: dict[str, Any] = {"encoder": model.architecture, "width": 1, "size_px": preprocessing.size_px}
+    settings = replace(PretrainSettings(), **own, crop=preprocessing.crop)
+    return InitialWeights(model.encoder, None, settings, name)
 
 
-@torch.no_grad()
-def _fold_normalisation(encoder: Encoder, mean: torch.Tensor, std: torch.Tensor) -> None:
-    """Move the normalisation (x - mean) / std into the first layer, so that the encoder takes x in [0, 1].
-
-    Exact except at the border, where the kernel exceeds the picture: torchvision pads with the mean colour, this with
-    black.
-    """
-    kernel = encoder.conv1.weight / std[:, None, None]  # (C, 3, 7, 7)
-    encoder.conv1.weight.copy_(kernel)
-    encoder.bn1.get_buffer("running_mean").add_((kernel * mean[:, None, None]).sum(dim=(1, 2, 3)))
-
-
-def _size(name: str, own_px: int, requested_px: int | None) -> int:
+def _size(name: str, architecture: str, own_px: int, requested_px: int | None) -> int:
     if requested_px is None or requested_px == own_px:
         return own_px
-    if (requested_px <= SMALL_IMAGE_PX) != (own_px <= SMALL_IMAGE_PX):
+    if architecture in ARCHITECTURES and (requested_px <= SMALL_IMAGE_PX) != (own_px <= SMALL_IMAGE_PX):
         raise CheckpointError(
             f"{name} takes {own_px} px, and an encoder for {requested_px} px has a different first layer: give a "
             f"--size-px {'of at most' if own_px <= SMALL_IMAGE_PX else 'above'} {SMALL_IMAGE_PX}, or leave it out"

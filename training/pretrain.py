@@ -38,7 +38,6 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from export.artifact import Preprocessing
 from training import checkpoint, report
 from training.augment import Draws, draw, render
 from training.checkpoint import AtomicCheckpointIO, CheckpointError, EveryEpoch
@@ -48,7 +47,7 @@ from training.data.sources import DataError, Source, open_source
 from training.data.store import PixelStore, map_ahead
 from training.data.stream import Stream
 from training.device import mixed_precision, prepare, training_device
-from training.encoders import Encoder, projection_head
+from training.encoders import projection_head
 from training.evaluation import knn
 from training.evaluation.features import size_note
 from training.initial import InitialWeights, apply_initial, load_initial
@@ -59,6 +58,7 @@ from training.progress import RunBar
 from training.recompute import recomputed
 from training.schedule import cosine_schedule, scaled_lr
 from training.watch import RunProblem, Watch
+from training.zoo import build, check_architecture
 
 CONFIG = "config.json"
 FINAL_BANK, INTERIM_BANK = 50_000, 10_000  # largest kNN bank: before and after the run; during it
@@ -81,7 +81,7 @@ class SimCLR(pl.LightningModule):
         super().__init__()
         torch.manual_seed(settings.seed)
         self.settings, self.train_store, self.test_store = settings, train, test
-        self.encoder = Encoder(settings.encoder, settings.width, settings.size_px)
+        self.encoder = build(settings.encoder, settings.width, settings.size_px)
         self.projector = projection_head(self.encoder.dimension, settings.head_layers, settings.head_dimension)
         origin = apply_initial(start, self.encoder, self.projector, train.pixels) if start else ""
         self.to(memory_format=torch.channels_last)
@@ -328,6 +328,8 @@ def resolve_settings(
         settings, start = starting_point(settings)
         if note := size_note(settings.init, settings.size_px, source.pictures):
             print(f"note: {note}")
+    else:
+        check_architecture(settings.encoder, settings.width)
     return settings, None, start
 
 
@@ -366,7 +368,7 @@ def starting_point(requested: PretrainSettings) -> tuple[PretrainSettings, Initi
 
 def open_pictures(settings: PretrainSettings, source: Source) -> tuple[PixelStore | Stream, PixelStore | Stream | None]:
     """The training split, and the test split or None. raises DataError."""
-    preprocessing, test = Preprocessing(settings.size_px), None
+    preprocessing, test = settings.preprocessing, None
     train = stream.load(source, preprocessing, "train", stream=settings.stream)
     if any(picture.split == "test" for picture in source.pictures):
         test = stream.load(source, preprocessing, "test", stream=settings.stream)

@@ -39,10 +39,10 @@ class ResumableSettings:
     resume: bool = False
     """Continue runs/NAME where it was interrupted. A finished run is not changed."""
     init: str = ""
-    """Initial weights of the encoder: a run or checkpoint, an exported encoder's folder, or a ResNet of torchvision
-    (resnet18, resnet50:IMAGENET1K_V1, resnet50:FILE.pth). By default random weights."""
-    encoder: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] | None = None
-    """Architecture of an encoder with random weights (by default tiny)."""
+    """Initial weights of the encoder: a run or checkpoint, an exported encoder's folder, or an encoder that others
+    trained (lite0, timm:NAME, torchvision:NAME, also with :FILE). By default random weights."""
+    encoder: str | None = None
+    """Architecture of an encoder with random weights (by default tiny), as in pretrain.py."""
     width: Literal[1, 2, 4] | None = None
     """Multiplies every channel count of an encoder with random weights (by default 1)."""
     size_px: int | None = None

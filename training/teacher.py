@@ -64,14 +64,14 @@ def open_teacher(name: str) -> Teacher:
         file = checkpoint.find(path)
         if "classifier" in checkpoint.load(file):
             network, saved = classifier.load(file)
-            return teacher_of(name, network, encoder.preprocessing.size_px, saved["classifier"]["classes"])
+            return teacher_of(name, network, encoder.preprocessing, saved["classifier"]["classes"])
     return Teacher(encoder, [], encoder.encode)
 
 
-def teacher_of(name: str, network: nn.Module, size_px: int, classes: list[str]) -> Teacher:
+def teacher_of(name: str, network: nn.Module, preprocessing: Preprocessing, classes: list[str]) -> Teacher:
     """network: a Classifier if there are classes, an Encoder otherwise."""
     f = network.encoder if isinstance(network, classifier.Classifier) else network
-    encoder = Extractor(name, Preprocessing(size_px), extract_with_torch(f), megabytes(f))
+    encoder = Extractor(name, preprocessing, extract_with_torch(f), megabytes(f))
     return Teacher(encoder, classes, extract_with_torch(network) if classes else encoder.encode)
 
 

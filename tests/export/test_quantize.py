@@ -16,7 +16,7 @@ from serving.inference.encoder import OnnxEncoder
 from training import classifier
 from training.classifier import Classifier
 from training.config import PretrainSettings
-from training.encoders import Encoder
+from training.encoders import ResNetEncoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")  # the exporter's own
 
@@ -30,7 +30,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 def bundle(tmp_path_factory):
     """A classifier's bundle. Every block of its encoder has an effect."""
     torch.manual_seed(0)
-    network = Classifier(Encoder("tiny", 1, 20), None, 3)
+    network = Classifier(ResNetEncoder("tiny", 1, 20), None, 3)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -41,7 +41,7 @@ def bundle(tmp_path_factory):
     about = {"classes": ["a", "b", "c"], "origin": "random weights", "settings": {}}
     run = tmp_path_factory.mktemp("runs") / "small"
     classifier.save(run / "checkpoints" / "last.ckpt", network, settings, facts, [], about)
-    return export(ExportSettings(run))[0]
+    return export(ExportSettings(str(run)))[0]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from training.augment import AugmentSettings
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
 from training.classifier import Classifier
 from training.config import PretrainSettings
-from training.encoders import Encoder, projection_head
+from training.encoders import ResNetEncoder, projection_head
+from training.zoo import ZooError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")  # the exporter's own
 
@@ -30,7 +31,7 @@ SETTINGS = PretrainSettings(
 def trained():
     """f and g with statistics and gains as after training, so that every block and batch norm has an effect."""
     torch.manual_seed(0)
-    encoder = Encoder("tiny", 1, SETTINGS.size_px)
+    encoder = ResNetEncoder("tiny", 1, SETTINGS.size_px)
     head = projection_head(encoder.dimension, 3, 128)
     for module in (*encoder.modules(), *head.modules()):
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
@@ -54,7 +55,7 @@ def run(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(run):
-    made, fresh = export(ExportSettings(run))
+    made, fresh = export(ExportSettings(str(run)))
     assert fresh
     return made
 
@@ -113,20 +114,20 @@ def test_the_bundle_contains_no_path_of_the_machine_that_made_it(bundle):
 
 @pytest.mark.slow
 def test_the_same_checkpoint_is_not_exported_twice_and_gives_the_same_bytes_elsewhere(run, bundle, tmp_path):
-    again, fresh = export(ExportSettings(run))
+    again, fresh = export(ExportSettings(str(run)))
     assert not fresh
     assert (again.card.id, again.card.sha256) == (bundle.card.id, bundle.card.sha256)
-    elsewhere, fresh = export(ExportSettings(run / "checkpoints" / "last.ckpt", out=tmp_path / "encoder"))
+    elsewhere, fresh = export(ExportSettings(str(run / "checkpoints" / "last.ckpt"), out=tmp_path / "encoder"))
     assert fresh
     assert elsewhere.graph.read_bytes() == bundle.graph.read_bytes()
 
 
 @pytest.mark.slow
 def test_a_graph_that_differs_from_torch_is_not_saved(run, tmp_path, monkeypatch, trained):
-    other = to_onnx.to_graph(Encoder("tiny", 1, 20).eval(), 20)
+    other = to_onnx.to_graph(ResNetEncoder("tiny", 1, 20).eval(), 20)
     monkeypatch.setattr(to_onnx, "to_graph", lambda encoder, size_px, head: other)
-    with pytest.raises(BundleError, match=r"last\.ckpt: ONNX Runtime differs from torch by .*; not exported"):
-        export(ExportSettings(run, out=tmp_path / "encoder"))
+    with pytest.raises(BundleError, match=r"last\.ckpt: ONNX Runtime differs by .*; not exported"):
+        export(ExportSettings(str(run), out=tmp_path / "encoder"))
     assert not (tmp_path / "encoder").exists()
 
 
@@ -149,8 +150,8 @@ def adapted(request, trained, tmp_path_factory):
 @pytest.mark.slow
 def test_a_classifiers_graph_gives_torchs_embeddings_and_logits(adapted):
     folder, network = adapted
-    made, fresh = export(ExportSettings(folder))
-    assert fresh and not export(ExportSettings(folder))[1]
+    made, fresh = export(ExportSettings(str(folder)))
+    assert fresh and not export(ExportSettings(str(folder)))[1]
     session = onnxruntime.InferenceSession(made.graph, providers=["CPUExecutionProvider"])
     for n in (1, 5):
         pixels = np.random.default_rng(n).integers(0, 256, (n, 20, 20, 3), dtype=np.uint8)
@@ -162,7 +163,7 @@ def test_a_classifiers_graph_gives_torchs_embeddings_and_logits(adapted):
 
 @pytest.mark.slow
 def test_a_classifiers_card_has_its_classes_in_order_and_no_path(adapted):
-    bundle, _ = export(ExportSettings(adapted[0]))
+    bundle, _ = export(ExportSettings(str(adapted[0])))
     assert bundle.card.classes == ["cat", "dog", "Kuh"]
     assert bundle.card.figures["after"] == {"held_out": 0.5}
     assert bundle.card.training["finetuning"] == {"lr": 0.2} and bundle.card.training["origin"] == "a"
@@ -171,23 +172,26 @@ def test_a_classifiers_card_has_its_classes_in_order_and_no_path(adapted):
 
 @pytest.mark.slow
 def test_an_export_from_before_its_run_had_classes_is_made_again(adapted, monkeypatch):
-    bundle, _ = export(ExportSettings(adapted[0]))
+    bundle, _ = export(ExportSettings(str(adapted[0])))
     graph = bundle.graph.read_bytes()
     save_bundle(bundle.folder, graph, dataclasses.replace(bundle.card, classes=[]))
     monkeypatch.setattr(to_onnx, "to_graph", lambda encoder, size_px, head: graph)
-    again, fresh = export(ExportSettings(adapted[0]))
+    again, fresh = export(ExportSettings(str(adapted[0])))
     assert fresh and again.card.classes == ["cat", "dog", "Kuh"]
 
 
 @pytest.mark.slow
 def test_logits_that_differ_from_torchs_are_found(adapted):
-    graph, other = export(ExportSettings(adapted[0]))[0].graph.read_bytes(), torch.nn.Linear(128, 3)
+    graph, other = export(ExportSettings(str(adapted[0])))[0].graph.read_bytes(), torch.nn.Linear(128, 3)
     assert to_onnx.parity_error(graph, adapted[1].encoder, 20, other) > to_onnx.PARITY_LIMIT
 
 
 def test_a_run_without_a_checkpoint_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="nowhere contains no checkpoint; train one"):
-        export(ExportSettings(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="empty contains no checkpoint; train one"):
+        export(ExportSettings(str(tmp_path / "empty")))
+    with pytest.raises(ZooError, match=r"litte0 is not a run, a checkpoint, an ONNX file.*\(nearest: lite0"):
+        export(ExportSettings("litte0"))
 
 
 def test_settings_of_a_wider_encoder_name_it():

@@ -18,7 +18,7 @@ from training.config import PretrainSettings
 from training.data.sources import DataError, open_source
 from training.data.store import load_splits
 from training.distil import DistilSettings, neighbours_loss, soft_cross_entropy
-from training.encoders import Encoder
+from training.encoders import ResNetEncoder
 from training.evaluation.features import EncoderError, open_encoder
 from training.finetune import finetune
 from training.pretrain import pretrain
@@ -41,7 +41,7 @@ def teacher(tmp_path):
     """An encoder's run, wider than its students."""
     settings = PretrainSettings(size_px=16, width=2)
     torch.manual_seed(1)
-    weights = {f"encoder.{name}": value for name, value in Encoder("tiny", 2, 16).state_dict().items()}
+    weights = {f"encoder.{name}": value for name, value in ResNetEncoder("tiny", 2, 16).state_dict().items()}
     saved = {"settings": settings.to_dict(), "facts": {}, "history": [], "state_dict": weights}
     AtomicCheckpointIO().save_checkpoint(saved, tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt")
     return tmp_path / "runs" / "small"
@@ -52,7 +52,7 @@ def labelled(small_shapes, tmp_path):
     """A classifier's run whose probabilities are not uniform."""
     names = sorted({picture.label for picture in open_source(str(small_shapes)).pictures})
     torch.manual_seed(0)
-    network = Classifier(Encoder("tiny", 1, 16), None, len(names))
+    network = Classifier(ResNetEncoder("tiny", 1, 16), None, len(names))
     torch.nn.init.normal_(network.classifier.weight, std=3)
     path = tmp_path / "runs" / "labelled" / "checkpoints" / "last.ckpt"
     facts = {"data": "shapes", "images": 64, "epochs": 1, "commit": "", "after": {}}
@@ -125,7 +125,7 @@ def test_a_student_of_an_encoder_can_be_used_like_a_pretrained_run(settings, tea
     assert checkpoint.settings_of(checkpoint.load(checkpoint.find(again))).init == str(run)
     adapted = finetune(FinetuneSettings(data=settings(teacher).data, name="adapted", init=str(run), epochs=1))
     assert classifier.load(checkpoint.find(adapted))[1]["classifier"]["origin"] == str(run)
-    card = export(ExportSettings(run))[0].card
+    card = export(ExportSettings(str(run)))[0].card
     assert card.training["distillation"]["epochs"] == 2 and card.training["origin"].endswith("taught by small")
     assert "teacher" not in card.training["distillation"] and card.classes == []
     with pytest.raises(
@@ -139,7 +139,7 @@ def test_figures_of_teacher_and_student_are_reported(settings, teacher, capsys):
     after = json.loads((distil.distil(settings(teacher)) / "result.json").read_text())["after"]
     student, taught = after["rows"]
     assert (student["encoder"], taught["encoder"]) == ("student", "teacher")
-    weights = sum(weight.numel() for weight in Encoder("tiny", 1, 16).parameters())
+    weights = sum(weight.numel() for weight in ResNetEncoder("tiny", 1, 16).parameters())
     assert student["MB"] == pytest.approx(weights * 4 / 1e6) and taught["MB"] > 3 * student["MB"]
     for row in (student, taught):
         assert row["images/s"] > 0 and 0 <= row["knn"] <= 1 and row["queries"] == 20
@@ -175,13 +175,13 @@ def test_a_student_of_a_classifier_agrees_with_it_and_keeps_its_classes(settings
 
 @pytest.mark.slow
 def test_a_bundle_gives_the_same_answers_as_its_run_and_its_student_is_exported_with_its_classes(settings, labelled):
-    bundle = export(ExportSettings(labelled))[0]
+    bundle = export(ExportSettings(str(labelled)))[0]
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     by_run, by_bundle = (open_teacher(str(path)) for path in (labelled, bundle.folder))
     assert by_run.classes == by_bundle.classes == load_bundle(bundle.folder).card.classes
     torch.testing.assert_close(by_run.output(pixels), by_bundle.output(pixels), rtol=1e-4, atol=1e-4)
     run = distil.distil(settings(bundle.folder, epochs=1))
-    assert export(ExportSettings(run))[0].card.classes == by_run.classes
+    assert export(ExportSettings(str(run)))[0].card.classes == by_run.classes
 
 
 @pytest.mark.slow
@@ -240,7 +240,7 @@ def test_minutes_are_as_many_epochs_as_fit(settings, teacher, monkeypatch):
     now = iter(range(100))
     monkeypatch.setattr(distil.time, "perf_counter", lambda: next(now))  # a second a step, four steps an epoch
     step = distil.DistilStep(open_teacher(str(teacher)), np.zeros((64, 16, 16, 3), np.uint8), 16, settings(teacher))
-    encoder = Encoder("tiny", 1, 16)
+    encoder = ResNetEncoder("tiny", 1, 16)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     assert distil.epochs_in(1.0, encoder, step) == 15
     for name, value in encoder.state_dict().items():
@@ -249,7 +249,7 @@ def test_minutes_are_as_many_epochs_as_fit(settings, teacher, monkeypatch):
 
 @pytest.mark.slow
 def test_an_unusable_teacher_is_named(settings, teacher, tmp_path):
-    with pytest.raises(EncoderError, match="nowhere is not a run, checkpoint, exported encoder or torchvision"):
+    with pytest.raises(EncoderError, match="nowhere is not a run, checkpoint, exported encoder or network"):
         distil.distil(settings("nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="empty contains no checkpoint"):

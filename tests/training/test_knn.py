@@ -8,7 +8,7 @@ import torch
 
 from training.augment import AugmentSettings
 from training.config import PretrainSettings
-from training.encoders import Encoder
+from training.encoders import ResNetEncoder
 from training.evaluation import knn
 
 
@@ -104,7 +104,7 @@ def test_without_a_test_set_a_tenth_of_the_labelled_pictures_are_queries_and_not
 
 def test_without_labels_views_are_matched():
     settings = PretrainSettings(encoder="tiny", size_px=16, augment=AugmentSettings())
-    found = knn.metrics(Encoder("tiny", 1, 16), FakeStore([-1] * 12), None, settings, 1000)
+    found = knn.metrics(ResNetEncoder("tiny", 1, 16), FakeStore([-1] * 12), None, settings, 1000)
     assert found.keys() == {"views_matched", "pictures"}
     assert 0 <= found["views_matched"] <= 1
     assert found["pictures"] == 12

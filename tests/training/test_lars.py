@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.encoders import Encoder, projection_head
+from training.encoders import ResNetEncoder, projection_head
 from training.lars import LARS, lars_groups
 from training.schedule import warmup_cosine
 
@@ -25,7 +25,7 @@ class Network(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder = Encoder("tiny", 1, 32)
+        self.encoder = ResNetEncoder("tiny", 1, 32)
         self.projector = projection_head(self.encoder.dimension, 2, 16)
         self.readout = nn.Linear(16, 5)  # with a bias of its own
 

@@ -27,7 +27,7 @@ from training.augment import render
 from training.checkpoint import CheckpointError
 from training.config import PretrainSettings, parse
 from training.data.sources import DataError
-from training.encoders import Encoder, to_input
+from training.encoders import ResNetEncoder, to_input
 from training.initial import InitialWeights, apply_initial, load_initial, statistics_mismatch
 from training.lars import lars_groups
 from training.loss import LOSSES
@@ -283,11 +283,12 @@ def test_a_run_from_torchvisions_weights_has_their_architecture_and_size(tmp_pat
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.pth")
     init = f"resnet18:{tmp_path / 'theirs.pth'}"
     settings, start = starting_point(PretrainSettings(init=init))
-    assert (settings.encoder, settings.width, settings.size_px) == ("resnet18", 1, 224)
-    assert f"this run is resnet18 at 224 px, like {init}" in capsys.readouterr().out
+    assert (settings.encoder, settings.width, settings.size_px) == ("torchvision:resnet18", 1, 224)
+    assert f"this run is torchvision:resnet18 at 224 px, like {init}" in capsys.readouterr().out
     assert starting_point(PretrainSettings(init=init, size_px=128))[0].size_px == 128
     module = SimCLR(settings, RandomPictures(8), None, start)
-    assert torch.equal(module.encoder.layer4[1].conv2.weight, start.encoder.layer4[1].conv2.weight)
+    ours, theirs = (f.network.layer4[1].conv2.weight for f in (module.encoder, start.encoder))
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -301,12 +302,13 @@ def test_a_run_from_torchvisions_weights_has_their_architecture_and_size(tmp_pat
         ),
         ({"init": "resnet18:earlier.ckpt"}, "resnet18:earlier.ckpt: these weights are of another architecture"),
         ({"init": "resnet18:RANDOM_V1"}, "RANDOM_V1 is neither a file nor weights of resnet18"),
-        ({"init": "vit_b_16"}, "training can start from torchvision's resnet18"),
+        ({"encoder": "resnet19"}, "resnet19 is not an architecture: it must be one of tiny, resnet18"),
+        ({"encoder": "timm:vit_tiny_patch16_224", "width": 2}, "--width 2 is only for tiny"),
         ({"init": "notes.txt"}, "notes.txt is not a checkpoint"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_decoded(small_settings, tmp_path, changes, words):
-    weights = {f"encoder.{name}": value for name, value in Encoder("tiny", 1, 16).state_dict().items()}
+    weights = {f"encoder.{name}": value for name, value in ResNetEncoder("tiny", 1, 16).state_dict().items()}
     content = {"settings": small_settings().to_dict(), "state_dict": weights, "facts": {}, "history": []}
     torch.save(content, tmp_path / "earlier.ckpt")
     (tmp_path / "notes.txt").write_text("notes")
@@ -317,7 +319,7 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_decoded(small_s
 
 @pytest.mark.slow
 def test_weights_of_another_normalisation_are_recognised_by_their_first_batch_norm(capsys):
-    pixels, (encoder, own) = RandomPictures(64).pixels, (Encoder("tiny", 1, 16) for _ in range(2))
+    pixels, (encoder, own) = RandomPictures(64).pixels, (ResNetEncoder("tiny", 1, 16) for _ in range(2))
     encoder.train()
     for _ in range(40):
         encoder(to_input(torch.from_numpy(pixels)))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from training.config import PretrainSettings
-from training.encoders import Encoder
+from training.encoders import ResNetEncoder
 from training.evaluate import EvaluateSettings, evaluate
 from training.evaluation import sensitivity as s
 from training.evaluation.sensitivity import sensitivity, views
@@ -85,7 +85,7 @@ def test_a_folder_without_labels_gets_curves_of_trained_and_untrained_encoder(pi
     for i, picture in enumerate(pixels):
         Image.fromarray(picture).save(tmp_path / "heap" / f"{i}.png")
     torch.manual_seed(1)
-    weights = {f"encoder.{name}": value for name, value in Encoder("tiny", 1, 16).state_dict().items()}
+    weights = {f"encoder.{name}": value for name, value in ResNetEncoder("tiny", 1, 16).state_dict().items()}
     own = PretrainSettings(size_px=16).to_dict()
     torch.save({"settings": own, "state_dict": weights, "facts": {}, "history": []}, tmp_path / "a.ckpt")
     result = evaluate(EvaluateSettings(("a.ckpt",), data="heap", sensitivity=True, out=tmp_path / "o" / "heap"))
@@ -105,4 +105,4 @@ def test_encoders_without_a_known_architecture_have_no_untrained_counterpart(tmp
     assert s.untrained("a.ckpt:random", None) is None
     (tmp_path / "some.onnx").touch()
     assert s.untrained("some.onnx", None) is None
-    assert s.untrained("resnet18:IMAGENET1K_V1", 32).name == "resnet18:random"
+    assert s.untrained("resnet18:IMAGENET1K_V1", 32).name == "torchvision:resnet18:random"

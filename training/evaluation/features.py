@@ -2,14 +2,13 @@
 
 runs/NAME, a .ckpt file          f of a checkpoint; with `:random` appended, the same f untrained
 a bundle's folder, a .onnx file  an exported encoder, in ONNX Runtime; without a card its size is read from the graph
-resnet50, resnet50:random, ...   a torchvision architecture with its weights (training/zoo.py), without its last layer
+lite0, timm:NAME, resnet50, ...  an encoder that others trained, by the names of training/zoo.py
 pixels                           the picture itself, shrunk: a baseline that every encoder should beat
 """
 
-import difflib
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,7 +23,7 @@ from training import checkpoint, zoo
 from training.checkpoint import CheckpointError
 from training.data.sources import Picture
 from training.device import training_device
-from training.encoders import Encoder, to_input
+from training.encoders import to_input
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -78,7 +77,7 @@ class Extractor:
 def open_encoder(name: str, size_px: int | None = None) -> Extractor:
     """The encoder that `name` stands for; an existing path is preferred to a name.
 
-    size_px  for encoders of any size: torchvision's, and pixels
+    size_px  for encoders of any size: those of training/zoo.py, and pixels
     raises   EncoderError, CheckpointError, BundleError, ZooError
     """
     untrained = name.endswith(RANDOM)
@@ -91,11 +90,12 @@ def open_encoder(name: str, size_px: int | None = None) -> Extractor:
         return _from_checkpoint(name, path, untrained)
     if name == PIXELS:
         return Extractor(name, Preprocessing(size_px or PIXELS_PX), _centred_pixels)
-    if zoo.known(name):
-        return _torchvision(name, size_px)
-    near = difflib.get_close_matches(name.partition(":")[0], zoo.architectures(), n=3)
+    if zoo.parse(name):
+        model = zoo.load(name, size_px)
+        return Extractor(name, model.preprocessing, extract_with_torch(model.encoder), megabytes(model.encoder))
+    near = zoo.nearest_names(name)
     raise EncoderError(
-        f"{name} is not a run, checkpoint, exported encoder or torchvision architecture"
+        f"{name} is not a run, checkpoint, exported encoder or network of timm or torchvision"
         + (f" (nearest: {', '.join(near)})" if near else "")
         + f"; {PIXELS} is the picture itself"
     )
@@ -124,10 +124,10 @@ def _from_checkpoint(name: str, path: Path, untrained: bool) -> Extractor:
     if untrained:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)  # the initial weights of the run, if it started from random weights
-            encoder = Encoder(settings.encoder, settings.width, settings.size_px)
+            encoder = zoo.build(settings.encoder, settings.width, settings.size_px)
     else:
         encoder = checkpoint.encoder_of(saved)
-    return Extractor(name, Preprocessing(settings.size_px), extract_with_torch(encoder), megabytes(encoder))
+    return Extractor(name, settings.preprocessing, extract_with_torch(encoder), megabytes(encoder))
 
 
 def _from_onnx(name: str, path: Path) -> Extractor:
@@ -141,7 +141,8 @@ def _from_onnx(name: str, path: Path) -> Extractor:
     shape = pixels.shape
     if more or pixels.type != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3 or not isinstance(shape[1], int):
         raise BundleError(
-            f"{path} does not take uint8 pixels (N, S, S, 3) alone: it was not exported by python export/to_onnx.py"
+            f"{path} does not take uint8 pixels (N, S, S, 3) alone: make a bundle of it with python export/to_onnx.py "
+            f"{path}, and give that"
         )
     preprocessing = card.preprocessing if card else Preprocessing(shape[1])
     if preprocessing.size_px != shape[1]:
@@ -150,23 +151,6 @@ def _from_onnx(name: str, path: Path) -> Extractor:
     return Extractor(
         name, preprocessing, lambda batch: torch.from_numpy(session.run(None, {pixels.name: batch})[0]), size
     )
-
-
-def _torchvision(name: str, size_px: int | None) -> Extractor:
-    model = zoo.load(name)
-    preprocessing = replace(model.preprocessing, size_px=size_px) if size_px else model.preprocessing
-    last = [key for key, module in model.network.named_modules() if isinstance(module, nn.Linear)]
-    if not last:
-        raise EncoderError(f"{name} has no linear layer at its end, whose input would be h")
-    above, _, key = last[-1].rpartition(".")
-    setattr(model.network.get_submodule(above), key, nn.Identity())
-    mean, std = (torch.tensor(values)[:, None, None] for values in (model.mean, model.std))
-    encode = extract_with_torch(model.network, mean, std)
-    try:
-        encode(np.zeros((1, preprocessing.size_px, preprocessing.size_px, 3), np.uint8))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise EncoderError(f"{name} cannot take pictures of {preprocessing.size_px} px: {error}") from error
-    return Extractor(name, preprocessing, encode, megabytes(model.network))
 
 
 def onnx_session(graph: Path) -> "InferenceSession":
@@ -186,18 +170,14 @@ def megabytes(network: nn.Module) -> float:
     return sum(weight.nbytes for weight in network.parameters()) / 1e6
 
 
-def extract_with_torch(
-    network: nn.Module, mean: Tensor | float = 0.0, std: Tensor | float = 1.0
-) -> Callable[[np.ndarray], Tensor]:
+def extract_with_torch(network: nn.Module) -> Callable[[np.ndarray], Tensor]:
     """`encode` of an Extractor. Moves the network to the GPU if there is one, and into evaluation mode."""
     device = training_device()
     network = network.to(device).eval()
-    mean, std = (value.to(device) if isinstance(value, Tensor) else value for value in (mean, std))
 
     def encode(batch: np.ndarray) -> Tensor:
         with torch.no_grad():
-            x = to_input(torch.from_numpy(batch).to(device))
-            return network((x - mean) / std).float().cpu()
+            return network(to_input(torch.from_numpy(batch).to(device))).float().cpu()
 
     return encode
 

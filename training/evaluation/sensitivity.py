@@ -149,7 +149,7 @@ def untrained(name: str, size_px: int | None) -> "Extractor | None":
             return None
     if path.exists():
         return None if path.suffix == ".onnx" else open_encoder(f"{path}{RANDOM}", size_px)
-    return open_encoder(f"{name.partition(':')[0]}:{zoo.RANDOM}", size_px)
+    return open_encoder(zoo.untrained(name), size_px)
 
 
 def sentence(result: Sensitivity) -> str:

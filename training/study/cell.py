@@ -128,7 +128,7 @@ def run_cell(settings: PretrainSettings, kinds: tuple[str, ...]) -> dict:
 def load_pictures(settings: PretrainSettings) -> StudyPictures:
     """raises DataError: fewer than two classes, or no queries"""
     source = open_source(settings.data)
-    train, test = store.load_splits(source, Preprocessing(settings.size_px))
+    train, test = store.load_splits(source, settings.preprocessing)
     bank, query_store, queries = bank_and_queries(train, test, HELD_OUT, 0, settings.data)
     present, labels = np.unique(train.labels[bank], return_inverse=True)
     return StudyPictures(
