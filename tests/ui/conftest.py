@@ -26,7 +26,10 @@ from serving.client import (
 
 
 class FakeClient:
-    """`asked` lists what was asked of it, in order. With `failure` set, everything fails with it."""
+    """`asked` lists what was asked of it, in order. With `failure` set, everything fails with it. `rank`: that of every
+    result of a search without negative examples, and 0.97 is the cosine of every limit given as a rank."""
+
+    rank: float | None = None
 
     def __init__(self, count: int = 100, failure: ServiceError | None = None):
         self.all = [Item(f"id{i}", f"pets/cat {i}.jpg", "cat", None) for i in range(count)]
@@ -50,7 +53,11 @@ class FakeClient:
         self._ask("search", image, list(positive), list(negative), k, model, more)
         rest = [item for item in self.all if item.id not in positive]
         found = rest[(1 if model == "other" else 0) :][:k]
-        return Matches("fake", [Match(**vars(item), similarity=1 - i / 8) for i, item in enumerate(found)])
+        closer_than, limit = None if negative else self.rank, more.get("closer_than")
+        if limit is not None and limit > (self.rank or 1):
+            found = []
+        facts = [vars(item) | {"similarity": 1 - i / 8, "closer_than": closer_than} for i, item in enumerate(found)]
+        return Matches("fake", [Match(**one) for one in facts], more.get("threshold") if limit is None else 0.97)
 
     async def embed(self, images, *, model=None) -> Embeddings:
         self._ask("embed", images, model)

@@ -21,7 +21,7 @@ from ui.search.query import Query
 
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # Gradio's
 
-USUAL = (24, 0, [], "pictures", None, "")  # what the controls are set to
+USUAL = (24, 0, 0, [], "pictures", None, "")  # what the controls are set to
 
 
 class Address:
@@ -125,8 +125,25 @@ def test_a_failure_of_the_service_is_shown_instead_of_results_and_keeps_the_trai
 
 @pytest.mark.slow
 def test_an_invalid_condition_is_reported_instead_of_results(fake, page_of):
-    shown = asyncio.run(callback(page_of(fake()), "show")((), 0, 24, 0, ["shirt"], "pictures", None, ""))
+    shown = asyncio.run(callback(page_of(fake()), "show")((), 0, 24, 0, 0, ["shirt"], "pictures", None, ""))
     assert "shirt is not a condition like label=shirt" in shown[3]
+
+
+@pytest.mark.slow
+def test_the_limit_is_a_rank_where_ranks_are_known_and_a_cosine_elsewhere(fake, page_of):
+    client, trail = fake(), (Query((Picture("a", id="id0"),)),)
+    show = callback(page_of(client), "show")
+
+    def shown(trail, least=0.0, closer=0.0) -> tuple[bool, bool]:
+        answer = asyncio.run(show(trail, 0, 24, least, closer, [], "pictures", None, ""))
+        return answer[6]["visible"], answer[7]["visible"]
+
+    assert (shown(()), shown(trail)) == ((False, False), (True, False))
+    client.rank = 0.998
+    assert (shown(()), shown(trail)) == ((False, False), (False, True))
+    assert shown(trail, closer=0.9999) == (False, True), "without results the limit can be lowered"
+    assert shown(trail, least=0.5) == (True, False), "of a link"
+    assert shown((trail[0].unlike(Picture("b", id="id1")),), closer=0.9) == (True, False)
 
 
 @pytest.mark.slow
@@ -155,9 +172,11 @@ def test_paging_stops_at_the_first_picture_and_a_condition_returns_to_it(fake, p
 @pytest.mark.slow
 def test_the_page_opens_with_the_search_of_its_address(fake, page_of):
     start = callback(page_of(fake()), "start")
-    trail, k, least, where, collection, encoder, beside = asyncio.run(start(Address("like=id3&k=7&where=label=cat")))
+    address = Address("like=id3&k=7&closer=0.985&where=label=cat")
+    trail, k, least, closer, where, collection, encoder, beside = asyncio.run(start(address))
     assert trail == (Query((Picture("pets/cat 3.jpg", "cat", id="id3"),)),)
-    assert (k, least, where["value"]) == (7, 0, ["label=cat"])
+    assert (k, least, closer["value"], where["value"]) == (7, 0, 0.985, ["label=cat"])
+    assert closer["choices"][0] == ("no limit", 0) and ("98 % of pairs", 0.985) in closer["choices"]
     assert not any(one["visible"] for one in (collection, encoder, beside)), "there is one of each"
     with pytest.warns(UserWarning, match="no item gone is in the collection"):
         assert asyncio.run(start(Address("like=gone")))[0] == ()

@@ -1,11 +1,13 @@
 import asyncio
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import gradio as gr
 import pytest
 
 from serving.client import Duplicates, Match, ServiceError
+from ui.search import rank
 from ui.tabs.duplicates import AT_ONCE, DuplicatesTab, export_text, groups_html, remove, suggest, to_dict
 
 HOSTILE = "\"><script>alert('x')</script>${1}{{x}}`"
@@ -18,7 +20,15 @@ def found(groups: Sequence[Sequence[str]], **facts) -> Duplicates:
         for g in groups
     ]
     given = {"state": "done", "stage": "", "share": 0.0, "problem": None, "model": "m", "made": "1", "count": 9}
-    given |= {"new": 0, "gone": 0, "least": 0.9, "total": len(groups), "groups": matches}
+    given |= {
+        "new": 0,
+        "gone": 0,
+        "threshold": 0.95,
+        "closer_than": None,
+        "least": 0.9,
+        "total": len(groups),
+        "groups": matches,
+    }
     return Duplicates(**given | facts)
 
 
@@ -28,7 +38,7 @@ def client(fake):
         all_groups = (("a", "b", "c"), ("d", "e"))
         refuse_after = 10
 
-        async def duplicates(self, threshold=0.95, limit=100, offset=0, *, collection="pictures") -> Duplicates:
+        async def duplicates(self, threshold=0.95, limit=100, offset=0, *, closer_than=None, collection="pictures"):
             self._ask("duplicates", threshold, limit, offset)
             some = found(self.all_groups[offset : offset + limit])
             return Duplicates(**vars(some) | {"total": len(self.all_groups)})
@@ -117,23 +127,73 @@ def test_programs_get_plain_groups():
 
 
 @pytest.fixture
-def look(client, in_loop):
-    """look(is_open, threshold) -> what the tab shows then"""
+def tab(client, in_loop):
+    """tab(name) -> the tab's method that an event calls"""
 
     def make() -> gr.Blocks:
         with gr.Blocks() as page:
             DuplicatesTab(client, gr.State(()), gr.Dropdown(["pictures"]), gr.Tabs(), page)
         return page
 
-    fn = next(one.fn for one in in_loop(make).fns.values() if one.name == "refresh")
-    return lambda is_open, threshold: asyncio.run(fn(is_open, "pictures", threshold, 0))
+    page = in_loop(make)
+    return lambda name: next(one.fn for one in page.fns.values() if one.name == name)
+
+
+@pytest.fixture
+def look(tab):
+    """look(is_open, threshold) -> what the tab shows then"""
+    return lambda is_open, threshold: asyncio.run(tab("refresh")(is_open, "pictures", threshold, 0))
+
+
+@pytest.fixture
+def ranked(client):
+    """The client with ranks: a cosine of 0.9 + r / 10 has the rank r, so 0.95 has 0.5."""
+    plain = type(client).duplicates
+
+    async def duplicates(threshold=0.95, limit=100, offset=0, *, closer_than=None, collection="pictures"):
+        threshold = threshold if closer_than is None else 0.9 + closer_than / 10
+        answer = await plain(client, threshold, limit, offset, collection=collection)
+        return replace(answer, threshold=threshold, closer_than=round(10 * (threshold - 0.9), 6))
+
+    client.duplicates = duplicates
+    return client
+
+
+def test_each_copy_says_closer_than_how_many_random_pairs_it_is():
+    (first, second), _ = found([["a", "b"], ["c", "d"]]).groups
+    group = [replace(first, closer_than=1.0), replace(second, closer_than=0.9957)]
+    html = groups_html(replace(found([]), groups=[group], total=1), 0.95, 0, "shop")
+    assert re.findall(r'class="rank"[^>]*>([^<]*)<', html) == ["closer than 99.5 % of pairs"]
+    assert "rank" not in groups_html(found([["a", "b"]]), 0.95, 0, "shop")
+
+
+@pytest.mark.slow
+def test_the_slider_says_closer_than_how_many_random_pairs_its_cosine_is(look, ranked):
+    slider, choice = look(True, 0.95)[2:4]
+    assert (slider["value"], slider["info"]) == (0.95, "closer than 50 % of pairs")
+    assert choice["visible"] and choice["choices"] == rank.choices()
+
+
+@pytest.mark.slow
+def test_without_ranks_the_tab_looks_as_before(look, client):
+    slider, choice = look(True, 0.95)[2:4]
+    assert slider["info"] is None and not choice["visible"]
+
+
+@pytest.mark.slow
+def test_a_limit_as_a_rank_moves_the_slider(tab, ranked):
+    assert asyncio.run(tab("limit_by_rank")("pictures", 0.99857)) == (0.9999, 0)  # 0.999857, rounded up
+    assert asyncio.run(tab("limit_by_rank")("pictures", 0.5)) == (0.95, 0)
+    ranked.failure = ServiceError("the service is busy", 429)
+    with pytest.warns(UserWarning, match="the service is busy"):
+        assert asyncio.run(tab("limit_by_rank")("pictures", 0.5)) == (gr.skip(), 0)
 
 
 @pytest.mark.slow
 def test_nothing_is_requested_while_the_tab_is_hidden(look, client):
     look(False, 0.95)
     assert client.asked == []
-    assert "2 groups" in look(True, 0.95)[3]
+    assert "2 groups" in look(True, 0.95)[4]
 
 
 @pytest.mark.slow

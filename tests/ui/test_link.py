@@ -25,6 +25,7 @@ def opened(client, address: str, most_k: int = 200):
     [
         (None, SearchSettings()),
         (None, SearchSettings(where=("label=a & b", "price>=3"), collection="pets")),
+        (Query((CATS[0],)), SearchSettings(closer_than=0.9995)),
         (Query((PART, CATS[1]), (CATS[2],)), SearchSettings(7, 0.35, (), "pictures", "tiny-1", "tiny-2")),
     ],
 )

@@ -51,7 +51,11 @@ def test_the_search_settings_reach_the_service(fake):
     settings = SearchSettings(7, 0.5, ("label=cat",), "others", "an encoder")
     *_, k, model, more = asked(fake(), Query((Picture("0.jpg", id="id0", collection="others"),)), settings)
     where = {"label": {"in": ["cat"]}}
-    assert (k, model, more) == (7, "an encoder", {"filter": where, "threshold": 0.5, "collection": "others"})
+    assert (k, model, more) == (
+        7,
+        "an encoder",
+        {"filter": where, "threshold": 0.5, "closer_than": None, "collection": "others"},
+    )
     assert asked(fake(), Query((A,)))[-1]["threshold"] is None
 
 
@@ -71,6 +75,26 @@ def test_a_part_of_an_item_is_no_longer_that_item(fake, monkeypatch):
 
 def test_a_missing_collection_has_no_results(fake, mine):
     client = fake(failure=ServiceError("there is no collection pictures", 404, "not_found", "name"))
-    assert asyncio.run(nearest(client, Query((mine,)), SearchSettings())) == []
+    assert asyncio.run(nearest(client, Query((mine,)), SearchSettings())).results == []
     with pytest.raises(ServiceError):
         asyncio.run(nearest(client, Query((A,)), SearchSettings()))
+
+
+def test_a_limit_as_a_rank_reaches_the_service_unless_there_are_no_ranks(fake):
+    ranked = SearchSettings(closer_than=0.99)
+    assert asked(fake(), Query((A,)), ranked)[-1]["closer_than"] == 0.99
+    assert asked(fake(), Query((A,), (B,)), ranked)[-1]["closer_than"] is None
+    assert asked(fake(), Query((A,)), SearchSettings(min_similarity=0.5, closer_than=0.99))[-1]["closer_than"] is None
+
+
+def test_in_a_collection_without_ranks_the_limit_is_ignored(fake):
+    client = fake(5)
+    search = client.search
+
+    async def refuse_ranks(*arguments, closer_than=None, **options):
+        if closer_than is not None:
+            raise ServiceError("closer_than: pictures has fewer than 30 items", 400, "malformed", "closer_than")
+        return await search(*arguments, **options)
+
+    client.search = refuse_ranks
+    assert len(asyncio.run(nearest(client, Query((A,)), SearchSettings(closer_than=0.99))).results) == 4

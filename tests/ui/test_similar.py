@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from serving.client import Item, Match, ServiceError
+from ui.search import rank
 from ui.search.picture import Picture
 from ui.search.query import Query, SearchSettings
 from ui.widgets.grid import grid_html, selection_html
@@ -69,15 +70,62 @@ def test_without_results_the_page_says_what_to_do(fake, upload):
 
 
 def test_neighbours_come_in_the_services_order_with_cosines_of_two_decimals(fake):
-    _, grid = asyncio.run(neighbours(fake(), like(0), SearchSettings(k=3)))
+    _, grid, _ = asyncio.run(neighbours(fake(), like(0), SearchSettings(k=3)))
     assert re.findall(r'data-id="(\w+)"', grid) == ["id1", "id2", "id3"]
     assert re.findall(r'<span class="score">([^<]*)</span>', grid) == ["1.00", "0.88", "0.75"]
     assert 'class="selection" data-total="3"' in grid
 
 
+def test_each_result_says_closer_than_how_many_random_pairs_it_is(fake):
+    client = fake()
+    client.rank = 0.998
+    heading, grid, _ = asyncio.run(neighbours(client, like(0), SearchSettings(k=2)))
+    assert re.findall(r'<span class="rank" title="([^"]*)">([^<]*)</span>', grid) == 2 * [
+        ("99.8 % of random pairs of pictures of this collection are less alike", "closer than 99.8 % of pairs")
+    ]
+    assert "with the cosine of the embeddings and its rank among random pairs" in heading
+    beside = asyncio.run(neighbours(client, like(0), SearchSettings(k=2, other_encoder="other")))[1]
+    assert beside.count("closer than 99.8 % of pairs") == 4
+    for other, query in ((client, like(0).unlike(like(1).picture)), (fake(), like(0))):
+        heading, grid, _ = asyncio.run(neighbours(other, query, USUAL))
+        assert "random pairs" not in heading and 'class="rank"' not in grid
+
+
+def test_a_limit_as_a_rank_is_shown_with_its_cosine(fake):
+    client = fake()
+    client.rank = 0.998
+    heading = asyncio.run(neighbours(client, like(0), SearchSettings(closer_than=0.99)))[0]
+    assert "Only those closer than 99 % of pairs: with a cosine from 0.97 up." in heading
+    nothing = asyncio.run(neighbours(client, like(0), SearchSettings(closer_than=0.9995)))[1]
+    assert "No picture is closer than 99.95 % of random pairs are. Lower the limit" in nothing
+
+
+@pytest.mark.parametrize(
+    ("closer_than", "words"),
+    [
+        *[(0, "0 %"), (0.499, "49 %"), (0.57, "57 %"), (0.9899, "98 %"), (0.99, "99 %"), (0.9949, "99.4 %")],
+        *[(0.998, "99.8 %"), (0.99899, "99.8 %"), (0.999, "99.90 %"), (0.99957, "99.95 %"), (1, "99.99 %")],
+    ],
+)
+def test_a_rank_is_rounded_down(closer_than, words):
+    assert rank.percent(closer_than) == words
+
+
+def test_limits_are_offered_from_a_rank_up_with_the_chosen_one():
+    assert rank.choices(0.9995, chosen=0.999) == [
+        ("99.90 % of pairs", 0.999),
+        ("99.95 % of pairs", 0.9995),
+        ("99.98 % of pairs", 0.9998),
+        ("99.99 % of pairs", 0.9999),
+    ]
+    assert rank.choices()[0] == ("50 % of pairs", 0.5)
+
+
 def test_two_encoders_are_compared_and_common_results_are_counted_and_marked(fake):
     client = fake()
-    heading, html = asyncio.run(neighbours(client, like(0), SearchSettings(k=3, encoder="tiny", other_encoder="other")))
+    heading, html, _ = asyncio.run(
+        neighbours(client, like(0), SearchSettings(k=3, encoder="tiny", other_encoder="other"))
+    )
     assert "2 of 3 results are found by both encoders" in heading
     first, second = html.split("<section>")[1:]
     assert "<h3>tiny</h3>" in first and "<h3>other</h3>" in second

@@ -1,4 +1,4 @@
-"""The address of a search: `?like=ID&unlike=ID&k=24&least=0.5&where=label=shirt&in=NAME&encoder=ID`.
+"""The address of a search: `?like=ID&unlike=ID&k=24&least=0.5&closer=0.99&where=label=shirt&in=NAME&encoder=ID`.
 
 It cannot contain a picture from the user's disk. A part of an item is `like=ID@left,top,right,bottom`.
 """
@@ -44,6 +44,8 @@ def query_string(query: Query | None, settings: SearchSettings) -> str | None:
         params.append(("k", settings.k))
     if settings.min_similarity:
         params.append(("least", f"{settings.min_similarity:g}"))
+    if settings.closer_than:
+        params.append(("closer", f"{settings.closer_than:g}"))
     params += [("where", condition) for condition in settings.where]
     if settings.collection != COLLECTION:
         params.append(("in", settings.collection))
@@ -61,6 +63,7 @@ def parse_settings(params: Sequence[tuple[str, str]], most_k: int) -> SearchSett
         collection=values.get("in", COLLECTION),
         encoder=values.get("encoder"),
         other_encoder=values.get("beside"),
+        closer_than=_number(values.get("closer"), SearchSettings.closer_than, 0, 1),
     )
 
 

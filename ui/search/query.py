@@ -1,9 +1,9 @@
 """A search: the pictures that results should be like or unlike, and its settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from serving.client import COLLECTION, AsyncClient, Match, ServiceError
+from serving.client import COLLECTION, AsyncClient, Matches, ServiceError
 from serving.protocol.filters import parse_conditions
 from ui.search.picture import Picture, read
 
@@ -61,10 +61,13 @@ class SearchSettings:
     """Id of the encoder; None for the service's default."""
     other_encoder: str | None = None
     """Id of an encoder whose results are shown for comparison."""
+    closer_than: float = 0.0
+    """Share of random pairs that results must be closer than, instead of `min_similarity`; 0 for no limit."""
 
 
-async def nearest(client: AsyncClient, query: Query, settings: SearchSettings) -> list[Match]:
-    """Nearest first; empty if the collection does not exist yet. Raises ServiceError, UploadFailed, FilterProblem."""
+async def nearest(client: AsyncClient, query: Query, settings: SearchSettings) -> Matches:
+    """Nearest first; empty if the collection does not exist yet. The limit `closer_than` is ignored where there are no
+    ranks: for negative pictures, and in a small collection. Raises ServiceError, UploadFailed, FilterProblem."""
     where = parse_conditions(settings.where)
     ids = {p: p.id for p in query.pictures if p.id and p.box is None and p.collection == settings.collection}
     images = [await read(client, picture) for picture in query.positive if picture not in ids]
@@ -73,18 +76,20 @@ async def nearest(client: AsyncClient, query: Query, settings: SearchSettings) -
     if other_images := [await read(client, picture) for picture in query.negative if picture not in ids]:
         negative += list((await client.embed(other_images, model=settings.encoder)).vectors)
     try:
-        answer = await client.search(
+        return await client.search(
             images or None,
             positive=positive,
             negative=negative,
             k=settings.k,
             filter=where,
             threshold=settings.min_similarity or None,
+            closer_than=None if negative or settings.min_similarity else settings.closer_than or None,
             model=settings.encoder,
             collection=settings.collection,
         )
     except ServiceError as error:
+        if error.param == "closer_than" and settings.closer_than:
+            return await nearest(client, query, replace(settings, closer_than=0.0))
         if error.status != 404 or ids:
             raise
-        return []
-    return answer.results
+        return Matches("", [])

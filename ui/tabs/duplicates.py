@@ -1,6 +1,7 @@
 """The tab Duplicates: groups of near-duplicates. All pictures of a group but one can be marked and removed."""
 
 from html import escape
+from math import ceil
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -9,7 +10,7 @@ import gradio as gr
 from serving.client import COLLECTION, AsyncClient, Duplicates, Match, ServiceError
 from ui.api import QUIET, publish
 from ui.assets import raw_html
-from ui.search import selection
+from ui.search import rank, selection
 from ui.search.picture import clicked, counted, notice, thumbnail_url, warn
 from ui.search.query import Query, SearchSettings, Trail
 from ui.tabs.tab import Tab, to_similar
@@ -77,11 +78,12 @@ def _copy(item: Match, collection: str, first: bool) -> str:
     label = f' data-label="{escape(item.label)}"' if item.label else ""
     size = f"{item.width} × {item.height}" if item.width else ""
     cosine = "" if first else f'<span class="score">{item.similarity:.3f}</span>'
+    ranked = "" if first else rank.rank_html(item.closer_than)
     image = f'<img loading="lazy" alt="" src="{escape(thumbnail_url(item.id, collection))}">'
     return (
         f'<li><button type="button" class="copy" data-id="{id}"{" data-first=yes" if first else ""}'
         f' aria-pressed="false" aria-label="Remove {name}">{image}<span class="verdict"></span></button>'
-        f'<span class="facts">{cosine}<span>{size}</span></span>'
+        f'<span class="facts">{cosine}<span>{size}</span>{ranked}</span>'
         f'<button type="button" class="link search" title="Search for pictures like {name}" data-id="{id}"'
         f' data-name="{name}"{label} data-collection="{escape(collection)}">'
         f"{escape(PurePosixPath(item.name).name)}</button></li>"
@@ -122,10 +124,10 @@ def to_dict(duplicates: Duplicates) -> dict[str, Any]:
     """The result for programs. A path is called `file`: gradio_client would try to download from a `path`."""
 
     def facts(item: Match) -> dict[str, Any]:
-        names = ("id", "name", "label", "width", "height", "similarity")
+        names = ("id", "name", "label", "width", "height", "similarity", "closer_than")
         return {name: getattr(item, name) for name in names} | {"file": item.path}
 
-    names = ("state", "stage", "share", "problem", "count", "new", "gone", "least", "total")
+    names = ("state", "stage", "share", "problem", "count", "new", "gone", "threshold", "closer_than", "least", "total")
     groups = [[facts(item) for item in group] for group in duplicates.groups]
     return {name: getattr(duplicates, name) for name in names} | {"groups": groups}
 
@@ -139,9 +141,20 @@ class DuplicatesTab(Tab):
         with gr.Row(elem_classes="computing"):
             self.status = raw_html(elem_id="duplicates-status")
             self.compare = gr.Button("Compare all", size="sm", elem_id="compare", visible=False)
-        self.threshold = gr.Slider(
-            LEAST, 1, value=0.95, step=0.005, label="Min. cosine", elem_id="threshold", visible=False, interactive=True
-        )
+        with gr.Row(elem_id="limits"):
+            self.threshold = gr.Slider(
+                LEAST,
+                1,
+                value=0.95,
+                step=0.005,
+                label="Min. cosine",
+                elem_id="threshold",
+                visible=False,
+                interactive=True,
+            )
+            self.closer = gr.Dropdown(
+                rank.choices(), value=None, label="Or closer than", elem_id="closer-pairs", visible=False
+            )
         functions = [self.suggested, self.export_text, self.remove]
         self.groups = raw_html("", ["save", "tabs/duplicates"], functions, html_template=FRAME, elem_id="duplicates")
         with gr.Row(elem_id="duplicate-pager"):
@@ -151,7 +164,7 @@ class DuplicatesTab(Tab):
         self.offset = gr.State(0)
 
     def connect(self) -> None:
-        outputs = [self.status, self.compare, self.threshold, self.groups, self.previous, self.more]
+        outputs = [self.status, self.compare, self.threshold, self.closer, self.groups, self.previous, self.more]
         outputs += [self.offset, self.timer]
         inputs = [self.is_open, self.collection, self.threshold, self.offset]
         refreshing: dict[str, Any] = {"fn": self.refresh, "inputs": inputs, "outputs": outputs, **QUIET}
@@ -159,6 +172,9 @@ class DuplicatesTab(Tab):
         self.compare.click(self.start, self.collection, None, **QUIET).then(**refreshing)
         self.timer.tick(**refreshing)
         self.groups.removed(**refreshing)
+        self.threshold.release(lambda: None, None, self.closer, **QUIET)
+        closer: dict[str, Any] = {"inputs": [self.collection, self.closer], "outputs": [self.threshold, self.offset]}
+        self.closer.input(self.limit_by_rank, **closer, **QUIET).then(**refreshing)
         others = [self.collection.change, self.threshold.release]
         gr.on(others, lambda: 0, None, self.offset, **QUIET).then(**refreshing)
         pages: dict[str, Any] = {"inputs": self.offset, "outputs": self.offset, **QUIET}
@@ -184,20 +200,24 @@ class DuplicatesTab(Tab):
 
     async def refresh(self, is_open: bool, collection: str, threshold: float, offset: int) -> tuple[Any, ...]:
         if not is_open:
-            return *[gr.skip()] * 6, offset, gr.Timer(active=False)
+            return *[gr.skip()] * 7, offset, gr.Timer(active=False)
         try:
             least = (await self.client.duplicates(1.0, 1, collection=collection)).least
+            rank_of_least = (await self.client.duplicates(least, 1, collection=collection)).closer_than
             threshold = max(threshold, least or 0)
             duplicates = await self.client.duplicates(threshold, PAGE, offset, collection=collection)
         except ServiceError as error:
             hidden = gr.update(visible=False)
             words = EMPTY if error.status == 404 else str(error)
-            return notice(words), hidden, hidden, "", hidden, hidden, 0, gr.Timer(active=False)
+            return notice(words), hidden, hidden, hidden, "", hidden, hidden, 0, gr.Timer(active=False)
         known = duplicates.made is not None
+        words = None if duplicates.closer_than is None else rank.in_words(duplicates.closer_than)
+        stops = [] if rank_of_least is None else rank.choices(rank_of_least)
         return (
             computing.status_html(duplicates, "The comparison", NONE, EXPLANATION),
             computing.start_button(duplicates, "Compare all", "Compare again"),
-            gr.update(visible=known, minimum=duplicates.least or LEAST, value=threshold),
+            gr.update(visible=known, minimum=duplicates.least or LEAST, value=threshold, info=words),
+            gr.update(visible=bool(stops), choices=stops),
             groups_html(duplicates, threshold, offset, collection),
             gr.update(visible=offset > 0),
             gr.update(visible=known and offset + PAGE < (duplicates.total or 0)),
@@ -211,6 +231,15 @@ class DuplicatesTab(Tab):
             await self.client.compute_duplicates(min(LEAST, least or LEAST), collection=collection)
         except ServiceError as error:
             warn(error)
+
+    async def limit_by_rank(self, collection: str, closer_than: float) -> tuple[Any, int]:
+        """The cosine of this rank for the slider, and the first page."""
+        try:
+            found = await self.client.duplicates(limit=1, closer_than=closer_than, collection=collection)
+        except ServiceError as error:
+            warn(error)
+            return gr.skip(), 0
+        return min(1.0, ceil(found.threshold * 1e4) / 1e4), 0
 
     def search(self, trail: Trail, event: gr.EventData) -> tuple[Trail, gr.Tabs]:
         return (*trail, Query((clicked(event),))), to_similar()

@@ -10,7 +10,7 @@ from serving.client import COLLECTION, Item, Match, ServiceError
 from serving.protocol.filters import parse_conditions
 from ui.api import PROBLEMS, QUIET, publish
 from ui.assets import raw_html
-from ui.search import link, selection
+from ui.search import link, rank, selection
 from ui.search.conditions import condition_choices, condition_hint
 from ui.search.picture import Picture, UploadFailed, clicked, from_path, notice, warn
 from ui.search.query import Query, SearchSettings, Trail, nearest
@@ -41,6 +41,14 @@ class SimilarTab(Tab):
             self.least = gr.Slider(
                 0, 1, value=0, step=0.01, label="Min. similarity", elem_id="least", visible=False, min_width=150
             )
+            self.closer = gr.Dropdown(
+                [("no limit", 0.0), *rank.choices()],
+                value=0.0,
+                label="Only closer than",
+                elem_id="closer",
+                visible=False,
+                min_width=150,
+            )
             self.encoder = gr.Dropdown([], label="Encoder", elem_id="encoder", visible=False, min_width=150)
             self.other = gr.Dropdown([], label="Compare with", elem_id="beside", visible=False, min_width=150)
         self.grid = raw_html(scripts=["widgets/grid"], elem_id="grid")
@@ -51,9 +59,9 @@ class SimilarTab(Tab):
         self.offset = gr.State(0)
 
     def connect(self) -> None:
-        controls = [self.k, self.least, self.where, self.collection, self.encoder, self.other]
+        controls = [self.k, self.least, self.closer, self.where, self.collection, self.encoder, self.other]
         outputs = [self.trail, self.offset, self.heading, self.grid, self.link]
-        outputs += [self.k, self.least, self.previous, self.more]
+        outputs += [self.k, self.least, self.closer, self.previous, self.more]
         loading: dict[str, Any] = {"show_progress_on": self.grid, "api_visibility": "private"}
         showing: dict[str, Any] = {
             "fn": self.show,
@@ -65,7 +73,7 @@ class SimilarTab(Tab):
 
         self.page.load(self.start, None, [self.trail, *controls], **QUIET).then(**showing).then(**offering)
         self.trail.change(trigger_mode="always_last", **showing)
-        changes = [self.k.release, self.least.release, self.where.change]
+        changes = [self.k.release, self.least.release, self.closer.input, self.where.change]
         changes += [self.collection.input, self.encoder.input, self.other.input]
         gr.on(changes, self.show_first_page, [self.trail, *controls], outputs, trigger_mode="always_last", **loading)
         self.collection.input(**offering)
@@ -103,6 +111,9 @@ class SimilarTab(Tab):
             (query,) if query else (),
             settings.k,
             settings.min_similarity,
+            gr.update(
+                choices=[("no limit", 0.0), *rank.choices(chosen=settings.closer_than)], value=settings.closer_than
+            ),
             gr.update(value=list(settings.where)),
             gr.update(choices=collections, value=settings.collection, visible=len(collections) > 1),
             gr.update(choices=encoders, value=encoder, visible=several),
@@ -120,18 +131,19 @@ class SimilarTab(Tab):
     async def show(self, trail: Trail, offset: int, *controls: Any) -> tuple[Any, ...]:
         """The results of the last search, or the collection from `offset` on. A picture that the service refuses is
         removed from the trail."""
-        settings, query, count = _settings(*controls), trail[-1] if trail else None, 0
+        settings, query, count, by_rank = _settings(*controls), trail[-1] if trail else None, 0, False
         try:
             if query:
-                heading, tiles = await neighbours(self.client, query, settings)
+                heading, tiles, by_rank = await neighbours(self.client, query, settings)
             else:
                 heading, tiles, count = await browse(self.client, offset, settings)
         except PROBLEMS as error:
             if isinstance(error, UploadFailed) or getattr(error, "status", 0) in REFUSED:
                 warn(error)
-                return trail[:-1], *[gr.skip()] * 8
+                return trail[:-1], *[gr.skip()] * 9
             heading, tiles = "", notice(str(error))
-        visible = [query is not None, query is not None, offset > 0, offset + PAGE < count]
+        searching = query is not None
+        visible = [searching, searching and not by_rank, searching and by_rank, offset > 0, offset + PAGE < count]
         updates = [gr.update(visible=value) for value in visible]
         return gr.skip(), offset, heading, tiles, link.link_html(query, settings), *updates
 
@@ -186,12 +198,13 @@ class SimilarTab(Tab):
         collection: str = COLLECTION,
         encoder: str | None = None,
     ) -> list[dict[str, Any]]:
-        """The items nearest to a picture and to the items `like`, and unlike the items `unlike`, with their cosine."""
+        """The items nearest to a picture and to the items `like`, and unlike the items `unlike`, with their cosine and
+        its rank among random pairs."""
         uploads = [from_path(cast("dict[str, str]", picture)["path"])] if picture else []  # Gradio passes a dict
         positive, negative = ([Picture(id, id=id, collection=collection) for id in ids] for ids in (like, unlike))
         settings = SearchSettings(k, threshold, tuple(where), collection, encoder)
-        results = await nearest(self.client, Query((*uploads, *positive), tuple(negative)), settings)
-        return [_to_dict(item) for item in results]
+        found = await nearest(self.client, Query((*uploads, *positive), tuple(negative)), settings)
+        return [_to_dict(item) for item in found.results]
 
     async def collection_items(
         self,
@@ -214,8 +227,20 @@ def _to_dict(item: Item | Match) -> dict[str, Any]:
 
 
 def _settings(
-    k: float, least: float, where: Sequence[str] | None, collection: str | None, encoder: str | None, other: str | None
+    k: float,
+    least: float,
+    closer_than: float | None,
+    where: Sequence[str] | None,
+    collection: str | None,
+    encoder: str | None,
+    other: str | None,
 ) -> SearchSettings:
     return SearchSettings(
-        int(k), float(least), tuple(where or ()), collection or COLLECTION, encoder or None, other or None
+        int(k),
+        float(least),
+        tuple(where or ()),
+        collection or COLLECTION,
+        encoder or None,
+        other or None,
+        float(closer_than or 0),
     )

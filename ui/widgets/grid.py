@@ -5,6 +5,7 @@ from html import escape
 
 from serving.client import Item, Match
 from ui.search.picture import Picture, facts_html
+from ui.search.rank import rank_html
 
 
 def grid_html(items: Sequence[Item], collection: str, both: Iterable[str] = ()) -> str:
@@ -40,14 +41,15 @@ def _tile(item: Item, collection: str, both: bool) -> str:
     data = f'data-id="{escape(item.id)}" data-name="{escape(item.name)}" data-collection="{escape(collection)}"'
     if item.label:
         data += f' data-label="{escape(item.label)}"'
-    score, name = "", escape(picture.description)
+    score, rank, name = "", "", escape(picture.description)
     if isinstance(item, Match):
         data += f' data-similarity="{item.similarity:.6f}"'
         score = f'<span class="score">{item.similarity:.2f}</span>'
+        rank = rank_html(item.closer_than)
     return (
         f'<li{" class=both" if both else ""}><button class="tile" {data}>'
         f'<img loading="lazy" src="{escape(picture.url)}" alt="{name}">'
-        f'<span class="caption">{score}{facts_html(item.name, item.label)}</span></button>'
+        f'<span class="caption">{score}{facts_html(item.name, item.label)}</span>{rank}</button>'
         f'<input type="checkbox" class="pick" aria-label="Select {name}" title="Select (x); with Shift a row of them">'
         '<span class="signs">'
         f'<button class="sign" value="like" aria-label="More like {name}" title="More like this (+)">+</button>'

@@ -6,12 +6,14 @@ from serving.client import AsyncClient, ServiceError
 from serving.protocol.filters import parse_conditions
 from ui.search.picture import counted, notice
 from ui.search.query import Query, SearchSettings, nearest
+from ui.search.rank import in_words, percent
 from ui.widgets.grid import columns_html, grid_html, selection_html
 
 PAGE = 60  # pictures of the collection at a time
 EMPTY = "The collection is empty. Fill it with `python serving/bulk.py --data ~/Pictures`, then open this page again."
 ALONE = "There is no other picture in the collection yet."
 FAR = "No picture has a similarity of {least:.2f} or more. Lower the limit to see the nearest pictures."
+NOT_CLOSER = "No picture is closer than {share} of random pairs are. Lower the limit to see the nearest pictures."
 NONE = "No picture matches {where}. Remove a condition."
 
 
@@ -34,28 +36,33 @@ async def browse(client: AsyncClient, offset: int, settings: SearchSettings) -> 
     return heading, bar + grid_html(items, collection), count
 
 
-async def neighbours(client: AsyncClient, query: Query, settings: SearchSettings) -> tuple[str, str]:
-    """Heading and grid of the nearest pictures, or two grids to compare two encoders. Raises ServiceError,
-    UploadFailed, FilterProblem."""
-    collection, results = settings.collection, await nearest(client, query, settings)
+async def neighbours(client: AsyncClient, query: Query, settings: SearchSettings) -> tuple[str, str, bool]:
+    """Heading and grid of the nearest pictures, or two grids to compare two encoders; and whether a limit may be given
+    as a rank among random pairs. Raises ServiceError, UploadFailed, FilterProblem."""
+    collection, found = settings.collection, await nearest(client, query, settings)
+    results, ranked = found.results, any(item.closer_than is not None for item in found.results)
+    by_rank = not settings.min_similarity and (ranked or found.threshold is not None)
     if settings.other_encoder:
         encoder = replace(settings, encoder=settings.other_encoder, other_encoder=None)
-        others = await nearest(client, query, encoder)
+        others = (await nearest(client, query, encoder)).results
         both = {item.id for item in results} & {item.id for item in others}
         grids = [grid_html(items, collection, both) if items else notice("No results.") for items in (results, others)]
         tiles = columns_html([settings.encoder or "The service's own encoder", settings.other_encoder], grids)
         words = f"{len(both)} of {max(len(results), len(others))} results are found by both encoders; they are marked."
     elif results:
         tiles = grid_html(results, collection)
-        words = "Nearest first, with the cosine of the embeddings. Choose one to search from it."
+        rank = " and its rank among random pairs of pictures" if ranked else ""
+        words = f"Nearest first, with the cosine of the embeddings{rank}. Choose one to search from it."
+        if by_rank and found.threshold is not None:
+            words += f" Only those {in_words(settings.closer_than)}: with a cosine from {found.threshold:.2f} up."
     else:
-        return "", notice(_nothing(settings, ALONE if query.picture.id else EMPTY))
+        limit = FAR.format(least=settings.min_similarity) if settings.min_similarity else ""
+        limit = NOT_CLOSER.format(share=percent(settings.closer_than)) if by_rank else limit
+        return "", notice(limit or _nothing(settings, ALONE if query.picture.id else EMPTY)), by_rank
     bar = selection_html(len(results), collection, f"{query}{settings}")
-    return f"<h2>Most similar</h2><p>{words}</p>", bar + tiles
+    return f"<h2>Most similar</h2><p>{words}</p>", bar + tiles, by_rank
 
 
 def _nothing(settings: SearchSettings, otherwise: str) -> str:
-    if settings.min_similarity:
-        return FAR.format(least=settings.min_similarity)
     conditions = " and ".join(f"`{condition}`" for condition in settings.where)
     return NONE.format(where=conditions) if conditions else otherwise
