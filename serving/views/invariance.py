@@ -97,11 +97,11 @@ def _untrained(architecture: str, size_px: int, seed: int) -> "Callable[[np.ndar
     """h by the architecture with the initial weights of a run with that seed; None if training does not know it."""
     import torch
 
-    from training.encoders import ARCHITECTURES, Encoder, embed
+    from training.encoders import ARCHITECTURES, ResNetEncoder, embed
 
     match = re.fullmatch(r"(\w+)(?:-(\d)x)?", architecture)
     if not match or match[1] not in ARCHITECTURES:
         return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return partial(embed, Encoder(match[1], int(match[2] or 1), size_px))
+        return partial(embed, ResNetEncoder(match[1], int(match[2] or 1), size_px))

@@ -40,7 +40,7 @@ def test_curves_are_those_of_training_evaluate_on_the_collections_pictures(http,
 @pytest.mark.slow
 @sync
 def test_it_is_compared_with_the_untrained_architecture(serve, fill, bundle, picture, tmp_path, connect):
-    from training.encoders import Encoder, embed
+    from training.encoders import ResNetEncoder, embed
     from training.evaluation.sensitivity import sensitivity
 
     fill(4)
@@ -48,7 +48,7 @@ def test_it_is_compared_with_the_untrained_architecture(serve, fill, bundle, pic
     save_bundle(tmp_path / "encoder", bundle.graph.read_bytes(), card)
     found = connect(serve(encoder=tmp_path / "encoder")).invariance(count=4)
     torch.manual_seed(7)
-    twin = Encoder("tiny", 2, 32)
+    twin = ResNetEncoder("tiny", 2, 32)
     pixels = np.stack([read_pixels(picture(i), card.preprocessing) for i in range(4)])
     expected = sensitivity(lambda x: embed(twin, x), pixels)
     assert moved(found.untrained.curves)["grey"] == pytest.approx(moved(expected.curves)["grey"], rel=0.02)
