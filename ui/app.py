@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ from ui.tabs.map import MapTab
 from ui.tabs.runs import RunsTab
 from ui.tabs.similar import SimilarTab
 from ui.tabs.views import ViewsTab
-from ui.widgets import side
+from ui.widgets import large, side
 
 PATH = "/ui"
 TABS = (SimilarTab, MapTab, DuplicatesTab, ViewsTab, InvarianceTab, RunsTab)
@@ -78,6 +78,7 @@ def build(client: AsyncClient) -> gr.Blocks:
                 for tab in TABS:
                     with gr.Tab(tab.title, id=tab.title.lower()):
                         tab(client, trail, collection, tabs, page)
+        large.overlay(client, trail, tabs)
     return page.queue(default_concurrency_limit=16)
 
 
@@ -89,7 +90,7 @@ def mount(app: FastAPI) -> FastAPI:
 
 
 def standalone(client: AsyncClient) -> FastAPI:
-    """An app with the page only. It passes thumbnails on, so that the browser needs no other address."""
+    """An app with the page only. It passes pictures on, so that the browser needs no other address."""
     app = FastAPI(openapi_url=None)
 
     @app.get("/")
@@ -98,13 +99,21 @@ def standalone(client: AsyncClient) -> FastAPI:
 
     @app.get("/collections/{name}/items/{id}/thumbnail")
     async def thumbnail(name: str, id: str) -> Response:
-        try:
-            data = await client.thumbnail(id, collection=name)
-        except ServiceError as error:
-            return Response(str(error), status_code=error.status or 502, media_type="text/plain")
-        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        return await _picture(client.thumbnail(id, collection=name))
+
+    @app.get("/collections/{name}/items/{id}/original")
+    async def original(name: str, id: str, model: str | None = None) -> Response:
+        return await _picture(client.original(id, collection=name, model=model))
 
     return _add_page(app, client)
+
+
+async def _picture(read: Awaitable[bytes]) -> Response:
+    try:
+        data = await read
+    except ServiceError as error:
+        return Response(str(error), status_code=error.status or 502, media_type="text/plain")
+    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
 def _add_page(app: FastAPI, client: AsyncClient) -> FastAPI:

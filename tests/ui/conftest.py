@@ -79,6 +79,10 @@ class FakeClient:
         self._ask("thumbnail", id)
         return b"a thumbnail"
 
+    async def original(self, id: str, *, collection: str = "pictures", model=None) -> bytes:
+        self._ask("original", id)
+        return f"the original {id} {collection} {model}".encode()
+
     async def views(self, image, pairs: int = 4, seed: int = 0, **settings) -> list[Pair]:
         self._ask("views", image, pairs, seed, settings)
         return [Pair(("data:image/png;base64,AA", "data:image/png;base64,BB"), i / 4) for i in range(pairs)]

@@ -264,10 +264,13 @@ def test_alone_the_page_passes_thumbnails_on(fake, alone):
     with alone(fake()) as client:
         answer = client.get("/collections/pictures/items/id1/thumbnail")
         assert (answer.content, answer.headers["content-type"]) == (b"a thumbnail", "image/jpeg")
+        large = client.get("/collections/pets/items/id1/original", params={"model": "other"})
+        assert (large.content, large.headers["content-type"]) == (b"the original id1 pets other", "image/jpeg")
         assert client.get("/").url.path == "/ui/"
     with alone(fake(failure=ServiceError("the service cannot be reached"))) as client:
         answer = client.get("/collections/pictures/items/id1/thumbnail")
         assert (answer.status_code, answer.text) == (502, "the service cannot be reached")
+        assert client.get("/collections/pets/items/id1/original").status_code == 502
 
 
 def test_a_port_in_use_is_reported_in_one_sentence():

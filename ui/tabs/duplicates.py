@@ -15,6 +15,7 @@ from ui.search.picture import clicked, counted, notice, thumbnail_url, warn
 from ui.search.query import Query, SearchSettings, Trail
 from ui.tabs.tab import Tab, to_similar
 from ui.widgets import computing
+from ui.widgets.large import open_button_html
 from ui.widgets.results import EMPTY
 
 PAGE = 20  # groups at a time
@@ -86,7 +87,7 @@ def _copy(item: Match, collection: str, first: bool) -> str:
         f'<span class="facts">{cosine}<span>{size}</span>{ranked}</span>'
         f'<button type="button" class="link search" title="Search for pictures like {name}" data-id="{id}"'
         f' data-name="{name}"{label} data-collection="{escape(collection)}">'
-        f"{escape(PurePosixPath(item.name).name)}</button></li>"
+        f"{escape(PurePosixPath(item.name).name)}</button>{open_button_html(name)}</li>"
     )
 
 

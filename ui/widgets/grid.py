@@ -6,17 +6,20 @@ from html import escape
 from serving.client import Item, Match
 from ui.search.picture import Picture, facts_html
 from ui.search.rank import rank_html
+from ui.widgets.large import open_button_html
 
 
-def grid_html(items: Sequence[Item], collection: str, both: Iterable[str] = ()) -> str:
+def grid_html(items: Sequence[Item], collection: str, encoder: str | None = None, both: Iterable[str] = ()) -> str:
     """One tile per picture, with its name, label, and similarity if it has one.
 
-    both  ids to mark, of items that both encoders found
+    encoder  id of the one whose items they are; None for the service's default
+    both     ids to mark, of items that both encoders found
 
     Everything is escaped here: Gradio's own template language would run a `${...}` in a file name.
     """
     both = set(both)
-    return f'<ul class="grid">{"".join(_tile(item, collection, item.id in both) for item in items)}</ul>'
+    data = f' data-encoder="{escape(encoder)}"' if encoder else ""
+    return f'<ul class="grid"{data}>{"".join(_tile(item, collection, item.id in both) for item in items)}</ul>'
 
 
 def selection_html(total: int, collection: str, view: str) -> str:
@@ -54,5 +57,5 @@ def _tile(item: Item, collection: str, both: bool) -> str:
         '<span class="signs">'
         f'<button class="sign" value="like" aria-label="More like {name}" title="More like this (+)">+</button>'
         f'<button class="sign" value="unlike" aria-label="Less like {name}" title="Less like this (-)">−</button>'
-        "</span></li>"
+        f"</span>{open_button_html(name)}</li>"
     )

@@ -33,7 +33,7 @@ async def browse(client: AsyncClient, offset: int, settings: SearchSettings) -> 
     extent = f"{offset + 1:,} to {offset + len(items):,} of {count:,} pictures" if count > PAGE else counted(count)
     heading = f"<h2>Your collection</h2><p>{extent}. Choose one to find others like it.</p>"
     bar = selection_html(count, collection, f"all\n{settings.where}\n{settings.encoder}")
-    return heading, bar + grid_html(items, collection), count
+    return heading, bar + grid_html(items, collection, settings.encoder), count
 
 
 async def neighbours(client: AsyncClient, query: Query, settings: SearchSettings) -> tuple[str, str, bool]:
@@ -46,11 +46,12 @@ async def neighbours(client: AsyncClient, query: Query, settings: SearchSettings
         encoder = replace(settings, encoder=settings.other_encoder, other_encoder=None)
         others = (await nearest(client, query, encoder)).results
         both = {item.id for item in results} & {item.id for item in others}
-        grids = [grid_html(items, collection, both) if items else notice("No results.") for items in (results, others)]
+        columns = ((settings.encoder, results), (settings.other_encoder, others))
+        grids = [grid_html(items, collection, id, both) if items else notice("No results.") for id, items in columns]
         tiles = columns_html([settings.encoder or "The service's own encoder", settings.other_encoder], grids)
         words = f"{len(both)} of {max(len(results), len(others))} results are found by both encoders; they are marked."
     elif results:
-        tiles = grid_html(results, collection)
+        tiles = grid_html(results, collection, settings.encoder)
         rank = " and its rank among random pairs of pictures" if ranked else ""
         words = f"Nearest first, with the cosine of the embeddings{rank}. Choose one to search from it."
         if by_rank and found.threshold is not None:
