@@ -74,6 +74,8 @@ class PretrainSettings:
     """lars: as in google-research/simclr; sgd: with momentum, but not Nesterov's; adamw: ignores --momentum."""
     lr: float = 0.075
     """Learning rate before scaling with the batch size."""
+    encoder_lr: float = 1.0
+    """Learning rate of f as a share of that of g: small for an f that others trained well."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "sqrt"
     """linear: lr * batch / 256; sqrt: lr * sqrt(batch); none: lr."""
     warmup: float = 0.1
@@ -82,6 +84,11 @@ class PretrainSettings:
     """Momentum of LARS and SGD."""
     weight_decay: float = 1e-4
     """Weight decay of matrices and kernels; biases and batch norm have none."""
+    head_first: int = 0
+    """Steps at the start in which only the projection head g is trained, so that a random g does not disturb an f that
+    others trained."""
+    freeze_statistics: bool = False
+    """Keep the means and variances of f's batch norms as they are in --init."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and the augmentation."""
     knn_epochs: int = 10
@@ -92,8 +99,18 @@ class PretrainSettings:
     """Number of processes on this machine, one per GPU. 0: one for each GPU, or one without a GPU."""
 
     def __post_init__(self):
-        positive = ("size_px", "head_dimension", "temperature", "epochs", "minutes", "max_steps", "lr", "knn_epochs")
-        check_settings(self, positive, ("weight_decay", "chunk_size", "devices"), ("warmup", "momentum"))
+        positive = (
+            "size_px",
+            "head_dimension",
+            "temperature",
+            "epochs",
+            "minutes",
+            "max_steps",
+            "lr",
+            "encoder_lr",
+            "knn_epochs",
+        )
+        check_settings(self, positive, ("weight_decay", "chunk_size", "devices", "head_first"), ("warmup", "momentum"))
         for name, choices in (("loss", LOSSES), ("optimizer", OPTIMIZERS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")

@@ -135,7 +135,7 @@ class DistilStep:
         teacher_views = (
             (teacher_views.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
         )  # the format that any encoder takes
-        with mixed_precision(device):
+        with mixed_precision(device, network):
             target = self.teacher.output(teacher_views.contiguous().cpu().numpy()).to(device)
             output = network(views.contiguous(memory_format=torch.channels_last))
         if not target.isfinite().all():

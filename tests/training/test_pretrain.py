@@ -405,7 +405,7 @@ def test_the_augmentation_compiles_whole_and_gives_the_same_views(small_settings
 def test_what_was_compiled_before_the_first_step_is_what_mixed_precision_runs(small_settings, monkeypatch):
     """bfloat16 on the CPU represents a GPU's."""
     trainers = MixedPrecision("bf16-mixed", "cpu")
-    monkeypatch.setattr("training.pretrain.mixed_precision", lambda on: trainers.autocast_context_manager())
+    monkeypatch.setattr("training.pretrain.mixed_precision", lambda on, network: trainers.autocast_context_manager())
     monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     module = SimCLR(small_settings(), RandomPictures(8), None)
     images = torch.from_numpy(module.train_store.pixels)
