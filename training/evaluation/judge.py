@@ -1,0 +1,75 @@
+"""Whether an encoder that was trained further finds its way better on the pictures than the one it started from.
+
+With labels, by kNN accuracy. Without, by how often a picture is found again among many by a view that is rotated,
+tilted, partly covered and noisy: changes that training does not make, so that an encoder which only learnt its own
+augmentation gains nothing. How often this verdict is right stands in training/RECORDS.md.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.evaluation.knn import views_matched
+
+ROTATION = math.radians(25)
+TILT = 0.25  # of the perspective: how much nearer one edge is than the other
+COVERED = 0.45  # side of the grey square, as a share of the picture's
+NOISE = 0.03  # standard deviation, for colours in [0, 1]
+PICTURES = 500  # most pictures that are compared
+
+
+class Verdict(NamedTuple):
+    better: bool
+    """Whether the result is at least as good as the start."""
+    sentence: str
+
+
+def found_again(encode: Callable[[np.ndarray], Tensor], pixels: np.ndarray) -> float:
+    """Share of the pictures whose changed view is nearer to them than to all others, in [0, 1].
+
+    encode  uint8 (n, S, S, 3) -> h (n, d)
+    pixels  uint8 (N, S, S, 3)
+    """
+    return views_matched(encode(changed_views(pixels, seed=0)), encode(pixels))
+
+
+def changed_views(pixels: np.ndarray, seed: int) -> np.ndarray:
+    """uint8 (N, S, S, 3) -> the same shape: each picture rotated, in perspective, partly covered, and noisy."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    n, _, height, width = x.shape
+
+    def uniform(limit: float) -> Tensor:
+        return (torch.rand(n, 1, 1, generator=generator) * 2 - 1) * limit
+
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    angle = uniform(ROTATION)
+    across = angle.cos() * columns - angle.sin() * rows  # (N, H, W)
+    down = angle.sin() * columns + angle.cos() * rows
+    depth = 1 + uniform(TILT) * columns + uniform(TILT) * rows
+    grid = torch.stack([across / depth, down / depth], dim=-1)
+    x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    side = int(COVERED * min(height, width))
+    for i in range(n):
+        top, left = (int(torch.randint(0, extent - side + 1, (), generator=generator)) for extent in (height, width))
+        x[i, :, top : top + side, left : left + side] = 0.5
+    x = (x + NOISE * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+    return (x * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def verdict(start: str, before: dict, after: dict) -> Verdict:
+    """The verdict on two results of `metrics` with `found_again`, of the encoder named `start` and of the result."""
+    measure = "knn" if "knn" in after else "found_again"
+    old, new = before[measure], after[measure]
+    if measure == "knn":
+        what = f"kNN accuracy on {after['queries']:,} pictures"
+    else:
+        what = f"share of {after['judged']:,} pictures that are found again by a changed view"
+    if new >= old:
+        return Verdict(True, f"better than {start} as it was: {what} {old:.1%} before, {new:.1%} after")
+    return Verdict(False, f"worse than {start} as it was: {what} {old:.1%} before, {new:.1%} after")
