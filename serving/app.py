@@ -26,6 +26,7 @@ from serving.api.body_limit import BodyLimit
 from serving.api.embed import EmbedShortcut
 from serving.api.envelope import Envelope
 from serving.collection.index import DEFAULT, IndexProblem
+from serving.derived.automatic import AutomaticResults
 from serving.engine import Engine
 from serving.limits import DEFAULT_LIMITS, Limits
 from serving.metrics import Metrics
@@ -103,7 +104,10 @@ async def _lifespan(app: FastAPI, encoder: str | None, index: str | Path, access
         who = "everyone" if access.open else "requests from this machine only"
         logger.info("there are no API keys, so the service answers %s", who)
     background = asyncio.create_task(load_or_update())
+    automatic = AutomaticResults(index, lambda: app.state.engine.cards if app.state.engine else [])
+    automatic.start()
     yield
+    automatic.close()
     background.cancel()
     with suppress(asyncio.CancelledError):
         await background

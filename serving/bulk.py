@@ -77,7 +77,8 @@ def run(settings: BulkSettings) -> Tally:
         if settings.ray:
             from serving.indexing.cluster import fill_by_ray
 
-            fill_by_ray(originals, bundle, index, tally, known, settings.reembed)
+            with index.filling():
+                fill_by_ray(originals, bundle, index, tally, known, settings.reembed)
         else:
             fill(originals.files, originals.count, batch_encoder(bundle), index, tally, known, settings.reembed)
     except KeyboardInterrupt:

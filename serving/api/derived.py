@@ -16,6 +16,7 @@ from serving.api.request import Ready, requested_encoder
 from serving.api.response import json_response
 from serving.collection.index import Index
 from serving.derived import map
+from serving.derived.automatic import is_automatic
 from serving.derived.duplicates import LEAST, THRESHOLD, group, looked_up
 from serving.derived.task import Derived, Progress, Result
 from serving.engine import Engine
@@ -170,7 +171,7 @@ def _common(index: Index, progress: Progress, result: Result | None) -> DerivedR
     facts: dict[str, Any] = dict.fromkeys(("count", "new", "gone", "made"))
     if result:
         facts = {"count": len(result.arrays["ids"]), "new": result.new, "gone": result.gone, "made": progress.made}
-    return DerivedResult(**_progress(progress), model=index.encoder_id, **facts)
+    return DerivedResult(**_progress(progress), model=index.encoder_id, automatic=is_automatic(index.count()), **facts)
 
 
 def _progress(progress: Progress) -> dict[str, Any]:

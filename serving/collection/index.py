@@ -12,6 +12,7 @@ a crash.
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 
@@ -69,6 +70,10 @@ class Index:
                 self._refuse_other_encoder()
             self.store.write_many({self.thumbnail_path(id): jpeg for id, jpeg in thumbnails.items()})
             self._table.upsert(items, vectors, types)
+
+    def filling(self) -> AbstractContextManager[bool]:
+        """A lease for as long as many items are being added, so that other processes can tell; it stops nobody."""
+        return self.store.lease(f"fill.{self._table.name}")
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete the items and return how many existed. Their thumbnails are deleted too, unless another encoder's
@@ -138,6 +143,11 @@ class Index:
     def count(self, where: Filter | None = None) -> int:
         with self._table.explained("read"):
             return self._table.count(where) if self._exists() else 0
+
+    def version(self) -> int:
+        """Returns a number that grows with every change, 0 if the collection does not exist."""
+        with self._table.explained("read"):
+            return self._table.version if self._exists() else 0
 
     def scan(self, where: Filter | None = None, batch: int = 4096) -> Iterator[tuple[list[Item], np.ndarray]]:
         """Yields all items with their unit vectors (n, d), n <= batch, of one version, in the order of the table."""
@@ -275,6 +285,13 @@ def collections(uri: str | Path) -> list[replies.Collection]:
             dimension = LanceTable.existing(store, f"{name}.{encoder}").dimension
             facts.append(Index(uri, encoder, dimension, name).facts())
     return facts
+
+
+def names(uri: str | Path, encoder_id: str) -> list[str]:
+    """Returns the names of the collections that this encoder has embedded."""
+    store = FileStore(uri)
+    with store.explained("read"):
+        return [name for name, encoder in _tables(store) if encoder == encoder_id]
 
 
 def existing_collections(uri: str | Path, name: str | None = None) -> list[replies.Collection]:

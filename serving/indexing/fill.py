@@ -102,6 +102,7 @@ def fill(
     known = index.ids() if known is None else known
     threads = _Threads(originals, encoder, _IndexWriter(index, tally, allow_other_encoder), tally, known, note_ids)
     with (
+        index.filling(),
         tqdm(total=count, desc="indexing", unit="img", dynamic_ncols=True, disable=quiet) as bar,
         closing(threads.writer),
         ThreadPoolExecutor(encoder.threads, "filling") as pool,

@@ -273,6 +273,9 @@ class DerivedResult(DerivedProgress):
 
     model: str
     """Id of the encoder."""
+    automatic: bool
+    """Whether the result is computed by itself, as of a small collection, as soon as nothing is being added any more.
+    Otherwise, and after a failure, a POST computes it."""
     count: int | None
     """Number of pictures in the newest result; null if there is none."""
     new: int | None

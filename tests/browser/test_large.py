@@ -121,9 +121,6 @@ def test_a_hostile_name_is_only_text(page):
 def test_members_of_duplicates_open_large_and_a_narrow_window_needs_no_sideways_scrolling(servers, open_page):
     page = open_page(servers.service, viewport={"width": 390, "height": 844}, color_scheme="dark")
     page.get_by_role("tab", name="Duplicates").click()
-    page.wait_for_selector("#compare, #duplicates .copy")
-    if page.locator("#compare").is_visible():
-        page.click("#compare")
     page.wait_for_selector("#duplicates .copy")
     every = ids(page, "#duplicates .copy")
     open_large(page, 1, "#duplicates .copies li")

@@ -1,5 +1,6 @@
 """The map and the near-duplicates, in a browser. Each test continues from the state that the previous one left."""
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 
@@ -14,10 +15,28 @@ def chosen(page) -> list[str]:
     return sorted(page.locator("#map-choice .label").all_inner_texts())
 
 
-def test_a_map_is_made_once_and_what_is_chosen_on_it_is_shown(page):
+def test_map_and_duplicates_of_a_new_collection_appear_by_themselves(servers, open_page):
+    for label in ("red", "blue"):
+        for i in range(2):
+            picture = (servers.folder / "pictures" / label / f"{i}.png").read_bytes()
+            put = httpx.put(
+                f"{servers.service}/collections/new/items",
+                params={"label": label, "name": f"{label} {i}.png"},
+                content=picture,
+                headers={"Content-Type": "image/png"},
+            )
+            assert put.status_code == 200, put.text
+    for name, result in (("Map", ".map-legend button"), ("Duplicates", "#duplicates .copies")):
+        page = open_page(servers.service)
+        page.goto(f"{servers.service}/ui/?in=new")
+        expect(page.locator("#grid .tile")).to_have_count(4)
+        open_tab(page, name)
+        expect(page.locator(result)).to_have_count(2)
+        expect(page.locator("#make-map, #compare")).to_have_count(0)
+
+
+def test_what_is_chosen_on_the_map_is_shown(page):
     open_tab(page, "Map")
-    expect(page.locator("#map-status")).to_contain_text("There is no map of this collection yet")
-    page.click("#make-map")
     expect(page.locator(".map-legend button")).to_have_count(4)
     expect(page.locator("#map-status")).to_contain_text("13 pictures")
 
@@ -64,7 +83,6 @@ def test_a_point_shows_its_picture_and_is_searched_from_and_a_box_gathers(server
 
 def test_marks_are_kept_while_paging_and_removing_asks_twice(page):
     open_tab(page, "Duplicates")
-    page.click("#compare")
     expect(page.locator("#duplicates .copies")).to_have_count(4)
     copies = page.locator("#duplicates .copy")
     expect(copies.first.locator(".verdict")).to_have_text("keep (suggested)")
@@ -96,7 +114,6 @@ def test_marks_are_kept_while_paging_and_removing_asks_twice(page):
     expect(page.locator("#duplicates .copies")).to_have_count(3)
     expect(page.locator(".marked")).to_have_text("Nothing is marked")
     open_tab(page, "Map")
-    expect(page.locator("#map-status")).to_contain_text("2 deleted since it was made")
     page.wait_for_function(
         "[...document.querySelectorAll('.map-legend b')].reduce((sum, b) => sum + Number(b.textContent), 0) == 11"
     )

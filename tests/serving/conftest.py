@@ -137,6 +137,12 @@ def no_collection(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def nothing_by_itself(monkeypatch):
+    """Apps in this process make no map and no duplicates by themselves."""
+    monkeypatch.setattr("serving.derived.automatic.LOOK_S", 1e6)
+
+
+@pytest.fixture(autouse=True)
 def lanes_in_threads(monkeypatch):
     """Apps in this process have lanes in threads. Services started by `launch` have processes, as for a user."""
 

@@ -19,7 +19,8 @@ def found(groups: Sequence[Sequence[str]], **facts) -> Duplicates:
         [Match(id, f"pets/{id}.jpg", "cat", f"/p/{id}.jpg", 640, 480, similarity=1 - i / 100) for i, id in enumerate(g)]
         for g in groups
     ]
-    given = {"state": "done", "stage": "", "share": 0.0, "problem": None, "model": "m", "made": "1", "count": 9}
+    given = {"state": "done", "stage": "", "share": 0.0, "problem": None, "model": "m", "made": "1", "automatic": False}
+    given |= {"count": 9}
     given |= {
         "new": 0,
         "gone": 0,

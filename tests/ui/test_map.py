@@ -19,7 +19,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 def a_map(n: int = 9, **facts) -> Map:
     """Pictures id0 to id8 on a grid from -1 to 1; every third is in group 1 and labelled."""
-    given = {"state": "done", "stage": "", "share": 0.0, "problem": None, "model": "m", "made": "1"}
+    given = {"state": "done", "stage": "", "share": 0.0, "problem": None, "model": "m", "made": "1", "automatic": False}
     given |= {"count": n, "new": 0, "gone": 0, "labels": ["cat"], "unplaced": 0, "ids": [f"id{i}" for i in range(n)]}
     at = np.arange(n)
     given |= {"x": np.float32(at % 3 - 1), "y": np.float32(at // 3 - 1)}
@@ -114,7 +114,10 @@ def test_programs_get_numbers_and_words():
         ({"state": "failed", "problem": HOSTILE}, "The map could not be made: &lt;script&gt;"),
         ({"state": "none", "count": None, "made": None}, "make one"),
         ({}, "9 pictures. Look."),
-        ({"new": 3, "gone": 1}, "9 pictures; 3 new and 1 deleted since it was made"),
+        ({"new": 3, "gone": 1}, "9 pictures; 3 new and 1 deleted since it was made. Look."),
+        ({"new": 3, "automatic": True}, "9 pictures; 3 new since it was made. It will be made again by itself. Look."),
+        ({"state": "none", "count": None, "automatic": True}, "The map is being made"),
+        ({"state": "failed", "problem": "full", "automatic": True}, "The map could not be made: full"),
     ],
 )
 def test_progress_is_shown(facts, words):
@@ -131,6 +134,21 @@ def test_the_button_is_disabled_during_a_computation_and_primary_if_the_result_i
     assert (now["value"], now["variant"], now["interactive"]) == ("Again", "secondary", False)
     assert old["variant"] == "primary"
     assert computing.timer(a_map(state="computing")).active and not computing.timer(a_map()).active
+
+
+def test_a_small_collection_has_no_button_unless_a_computation_failed():
+    for facts in ({"state": "none", "count": None}, {"new": 2}, {}):
+        assert not computing.start_button(a_map(automatic=True, **facts), "First", "Again")["visible"]
+        assert computing.start_button(a_map(**facts), "First", "Again")["visible"]
+    assert computing.start_button(a_map(automatic=True, state="failed"), "First", "Again")["visible"]
+
+
+def test_the_page_asks_again_until_a_result_that_is_made_by_itself_is_there_and_up_to_date():
+    for facts in ({"state": "none", "count": None}, {"new": 2}, {"gone": 1}):
+        assert computing.timer(a_map(automatic=True, **facts)).active
+        assert not computing.timer(a_map(**facts)).active
+    for facts in ({}, {"state": "failed", "count": None}):
+        assert not computing.timer(a_map(automatic=True, **facts)).active
 
 
 def test_nothing_is_requested_while_hidden_and_no_places_when_shown(client, in_loop):

@@ -9,6 +9,7 @@ from serving.client import DerivedResult
 from ui.search.picture import counted, notice
 
 POLL_S = 1.0
+WAIT_S = 5.0  # between polls until a computation begins by itself
 
 
 def status_html(result: DerivedResult, what: str, none: str, explanation: str) -> str:
@@ -24,23 +25,31 @@ def status_html(result: DerivedResult, what: str, none: str, explanation: str) -
     if result.state == "failed":
         return notice(f"{what} could not be made: {result.problem}.")
     if result.count is None:
-        return notice(none)
+        waiting = f'<p class="status" role="status"><progress></progress>{escape(what)} is being made</p>'
+        return waiting if result.automatic else notice(none)
     changes = [f"{n:,} {word}" for n, word in ((result.new, "new"), (result.gone, "deleted")) if n]
     since = f"; {' and '.join(changes)} since it was made" if changes else ""
+    since += ". It will be made again by itself" if changes and result.automatic else ""
     return f'<p class="status">{counted(result.count)}{since}. {escape(explanation)}</p>'
 
 
 def start_button(result: DerivedResult, first: str, again: str) -> dict[str, Any]:
-    """An update of the button that starts the computation. first, again: its label without and with a result."""
-    outdated = result.count is None or bool(result.new or result.gone)
+    """An update of the button that starts the computation, unless that starts by itself. first, again: its label
+    without and with a result."""
     return gr.update(
-        visible=True,
+        visible=not result.automatic or result.state == "failed",
         value=first if result.count is None else again,
         interactive=result.state != "computing",
-        variant="primary" if outdated else "secondary",
+        variant="primary" if _is_outdated(result) else "secondary",
     )
 
 
 def timer(result: DerivedResult) -> gr.Timer:
-    """A timer that triggers while the computation is running, to update the progress."""
-    return gr.Timer(POLL_S, active=result.state == "computing")
+    """A timer that triggers while the computation is running, to update the progress, or until it starts by itself."""
+    if result.state == "computing":
+        return gr.Timer(POLL_S)
+    return gr.Timer(WAIT_S, active=result.automatic and result.state != "failed" and _is_outdated(result))
+
+
+def _is_outdated(result: DerivedResult) -> bool:
+    return result.count is None or bool(result.new or result.gone)
