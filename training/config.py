@@ -217,6 +217,25 @@ PRESETS: dict[str, tuple[str, PretrainSettings]] = {
             batch_size=512,
         ),
     ),
+    "adapt": (
+        "an encoder that others trained, adapted gently to your pictures: lite0 at 128 px, or another as --init",
+        PretrainSettings(
+            preset="adapt",
+            init="lite0",
+            size_px=128,
+            augment=AugmentSettings(crop_area=(0.3, 1.0), strength=0.3, grey=0.1, blur=0.0),
+            head_layers=2,
+            temperature=0.2,
+            batch_size=128,
+            epochs=5,
+            optimizer="adamw",
+            lr=1e-3,
+            encoder_lr=0.05,
+            lr_scaling="none",
+            head_first=24,
+            freeze_statistics=True,
+        ),
+    ),
     "imagenet": (
         "the paper's ImageNet recipe for small batches (ResNet-50, square-root scaling, tau 0.1), for several GPUs",
         PretrainSettings(

@@ -38,7 +38,7 @@ from training.data.labelled import bank_and_queries, hold_out, single_picture_cl
 from training.data.sources import DataError, Source, open_source
 from training.data.store import PixelStore
 from training.data.stream import StreamedRows
-from training.evaluation import gallery, geometry, linear, retrieval, sensitivity
+from training.evaluation import gallery, geometry, judge, linear, retrieval, sensitivity
 from training.evaluation.bootstrap import interval
 from training.evaluation.features import ENCODER_ERRORS, RANDOM, Extractor, open_encoder, size_note
 from training.evaluation.gallery import Neighbours, Predictions
@@ -57,6 +57,7 @@ TITLES = {
     "linear": "linear accuracy",
     "decay": "weight decay",
     "near from cosine": "near-duplicate cosine",
+    "found_again": "found again when changed",
     "knn over first": "kNN over first encoder",
     "linear over first": "linear over first encoder",
 }
@@ -254,18 +255,24 @@ def without_labels(
     chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(h))[:SAMPLE])
     if len(chosen) < 2:
         raise DataError(f"{settings.data} has one picture that can be read; two are needed to compare")
+    centre = h.mean(dim=0)
     h, generator = h[torch.from_numpy(chosen)], torch.Generator().manual_seed(settings.seed)
     h_a, h_b, copy = (
         extractor(Views(pictures.pixels, chosen, augmentation, generator))
         for augmentation in (settings.augment, settings.augment, COPY)
     )
     duplicates = geometry.near_duplicates(h, copy, PAIRS)
+
+    def encode_centred(pixels: np.ndarray) -> Tensor:
+        return extractor.encode(pixels) - centre
+
     row = {
         "alignment": geometry.alignment(h_a, h_b),
         "uniformity": geometry.uniformity(h),
         "effective rank": geometry.effective_rank(h),
         "near-duplicates": duplicates.share,
         "near from cosine": duplicates.threshold,
+        "found_again": judge.found_again(encode_centred, pictures.pixels[chosen[: judge.PICTURES]]),
     }
     names = [pictures.names[i] for i in chosen]
     return row, [{"a": names[i], "b": names[j], "cosine": round(c, 4)} for i, j, c in duplicates.pairs]
@@ -359,7 +366,7 @@ def _cell(row: dict, name: str) -> str:
     value, limits = row.get(name, ""), row.get(f"{name} interval")
     if limits:
         return f"{value:.1%} ({limits[0]:.1%} to {limits[1]:.1%})"
-    if name in ("near-duplicates", "knn", "accuracy"):
+    if name in ("near-duplicates", "found_again", "knn", "accuracy"):
         return f"{value:.1%}"
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 

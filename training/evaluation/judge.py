@@ -70,6 +70,7 @@ def verdict(start: str, before: dict, after: dict) -> Verdict:
         what = f"kNN accuracy on {after['queries']:,} pictures"
     else:
         what = f"share of {after['judged']:,} pictures that are found again by a changed view"
-    if new >= old:
-        return Verdict(True, f"better than {start} as it was: {what} {old:.1%} before, {new:.1%} after")
-    return Verdict(False, f"worse than {start} as it was: {what} {old:.1%} before, {new:.1%} after")
+    if new == old:
+        return Verdict(True, f"neither better nor worse than {start} as it was: {what} {old:.1%} before and after")
+    comparison = "better" if new > old else "worse"
+    return Verdict(new > old, f"{comparison} than {start} as it was: {what} {old:.1%} before, {new:.1%} after")
