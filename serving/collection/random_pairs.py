@@ -66,7 +66,7 @@ class RandomPairs:
 
     def closer_than(self, cosine: float) -> float:
         """Returns the share of pairs with a lower cosine, 0 to 1, rounded down to 6 digits."""
-        lower = int(np.searchsorted(self.cosines, cosine - ROUNDING))
+        lower = int(np.searchsorted(self.cosines, np.float32(cosine - ROUNDING)))  # a float64 would copy the array
         return lower * 10**6 // len(self.cosines) / 10**6
 
     def cosine(self, closer_than: float) -> float:

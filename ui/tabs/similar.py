@@ -114,7 +114,8 @@ class SimilarTab(Tab):
             gr.update(
                 choices=[("no limit", 0.0), *rank.choices(chosen=settings.closer_than)], value=settings.closer_than
             ),
-            gr.update(value=list(settings.where)),
+            # Setting [] would count as a change, and show the collection that was chosen before.
+            gr.update(value=list(settings.where)) if settings.where else gr.skip(),
             gr.update(choices=collections, value=settings.collection, visible=len(collections) > 1),
             gr.update(choices=encoders, value=encoder, visible=several),
             gr.update(choices=[("nothing", ""), *encoders], value=other, visible=several),
