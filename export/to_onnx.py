@@ -28,7 +28,6 @@ from typing import Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 import tyro
 from torch import Tensor, nn
@@ -46,7 +45,7 @@ from export.artifact import (
     read_pixels,
     save_bundle,
 )
-from export.graph import Pooling, foreign_embedding, read_graph, wrap
+from export.graph import Pooling, foreign_embedding, open_session, read_graph, wrap
 from training import checkpoint, classifier, zoo
 from training.checkpoint import CheckpointError
 from training.config import RUNS, PretrainSettings
@@ -59,7 +58,6 @@ PATHS = ("data", "init", "teacher")  # settings that may contain paths of the ma
 PARITY_BATCHES = (1, 2, 7, 32)
 PARITY_LIMIT = 1e-4  # largest difference, relative to the largest value of torch's output
 CENTRE_PICTURES = 1000  # whose mean is subtracted
-UNSPECIFIED = "unspecified"
 BLACK, WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
@@ -152,7 +150,7 @@ def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
     trained = checkpoint.settings_of(saved)
     if settings.size_px:
         trained = replace(trained, size_px=settings.size_px)
-    licence = settings.licence or UNSPECIFIED
+    licence = settings.licence or zoo.UNSPECIFIED
     try:
         existing = load_bundle(out)
         card = existing.card
@@ -207,7 +205,7 @@ def export_graph(file: Path, settings: ExportSettings) -> Bundle:
     if (mean, std) == (BLACK, WHITE) and not foreign.takes_pixels:
         print("note: the graph gets pixels in [0, 1]; if it was trained with a normalisation, give --mean and --std")
     training = {"origin": f"the file {file.name}"}
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    session = open_session(str(file), graph)
     rng, size, error = np.random.default_rng(0), foreign.size_px, 0.0
     for n in PARITY_BATCHES:
         pixels = rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
@@ -289,7 +287,7 @@ def parity_error(graph: bytes, encoder: Encoder, size_px: int, head: nn.Module |
 
     Relative to the largest absolute value of the output: h, or the logits.
     """
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    session = open_session("the exported graph", graph)
     model, rng = ExportedModel(encoder, head).eval(), np.random.default_rng(0)
     worst = 0.0
     for n in PARITY_BATCHES:
@@ -306,7 +304,7 @@ def parity_error(graph: bytes, encoder: Encoder, size_px: int, head: nn.Module |
 
 
 def probe_of(graph: bytes, size_px: int) -> list[float]:
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    session = open_session("the exported graph", graph)
     embedding = np.asarray(session.run(["embedding"], {"pixels": probe_pixels(size_px)})[0])  # (1, d)
     return probe_values(embedding[0])
 
