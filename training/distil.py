@@ -2,15 +2,16 @@ r"""Distil a trained encoder or classifier into a smaller one, on pictures witho
 
     python training/distil.py --teacher runs/LARGE --encoder tiny --data ~/Pictures
 
-Teacher and student see the same view of a picture. From a classifier the student learns its class probabilities (Chen
-et al. 2020, arXiv:2006.10029, Eq. 2); t and s are the logits, tau the temperature:
+From a classifier the student learns its class probabilities for the same view of a picture (Chen et al. 2020,
+arXiv:2006.10029, Eq. 2); t and s are the logits, tau the temperature:
 
     loss = - sum_y softmax(t / tau)_y log softmax(s / tau)_y
 
 From an encoder it learns which pictures are near to each other: the same loss over each picture's cosines to the
 others of its batch, as in CompRess (Koohpayegani et al. 2020, arXiv:2010.14713), which uses a queue of earlier pictures
 instead of the batch. Cosines of h are compared with cosines of h, so teacher and student may differ in dimension, and
-no layer is needed between h and the loss.
+no layer is needed between h and the loss. The teacher encodes every picture once, as a whole, and the student sees
+another view of it in each epoch: so a large teacher costs one pass over the pictures.
 
     runs/NAME/  config.json  metrics.csv  result.json  checkpoints/last.ckpt
 
@@ -46,7 +47,10 @@ from training.classifier import Classifier
 from training.config import RUNS, check_settings
 from training.data import store
 from training.data.sources import DataError, open_source
+from training.data.store import PixelStore
+from training.data.stream import StreamedRows
 from training.device import mixed_precision, prepare, to_training_device
+from training.encoders import Encoder, embed
 from training.evaluate import print_table
 from training.evaluation.features import ENCODER_ERRORS, EncoderError
 from training.initial import load_initial
@@ -104,11 +108,20 @@ def neighbours_loss(student: Tensor, teacher: Tensor, temperature: float) -> Ten
 class DistilStep:
     """One training step: a view of some pictures, the teacher's output for it, and the student's loss."""
 
-    def __init__(self, teacher: Teacher, pixels: np.ndarray, size_px: int, settings: DistilSettings) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        pixels: np.ndarray,
+        size_px: int,
+        settings: DistilSettings,
+        targets: Tensor | None = None,
+    ) -> None:
         """
-        pixels   uint8 (N, S, S, 3), S the larger of the teacher's and the student's size
+        pixels   uint8 (N, S, S, 3); for a classifier S is the larger of the teacher's and the student's size
         size_px  the student's
+        targets  h of an encoder for the N pictures (N, d); None for a classifier
         """
+        self.targets = targets
         self.teacher, self.pixels, self.size_px, self.settings = teacher, pixels, size_px, settings
         self.loss = soft_cross_entropy if teacher.classes else neighbours_loss
         self.temperature = settings.temperature or (CLASSES_TAU if teacher.classes else NEIGHBOURS_TAU)
@@ -130,6 +143,10 @@ class DistilStep:
         n, height, width, _ = images.shape
         draws = draw(n, height, width, self.settings.augment, generator)
         views = render(images, draws, self.size_px)  # (B, 3, S, S)
+        if self.targets is not None:
+            with mixed_precision(device, network):
+                output = network(views.contiguous(memory_format=torch.channels_last))
+            return self.loss(output, self.targets[torch.from_numpy(rows)].to(device), self.temperature)
         same = self.teacher.size_px == self.size_px
         teacher_views = views if same else render(images, draws, self.teacher.size_px)
         teacher_views = (
@@ -162,7 +179,8 @@ def distil(settings: DistilSettings) -> Path:
         return folder
     ours, theirs = start.settings.preprocessing, teacher.encoder.preprocessing
     stores = {how: store.load_splits(source, how) for how in {ours, theirs}}
-    pixels = stores[max(ours, theirs, key=lambda how: how.size_px)][0].pixels
+    seen = max(ours, theirs, key=lambda how: how.size_px) if teacher.classes else ours
+    pixels = stores[seen][0].pixels
     if len(pixels) < 2:
         raise DataError(f"{settings.data} has one picture that can be read; distillation compares at least two")
     for note in notes(teacher, start.encoder, size_px, source):
@@ -170,8 +188,9 @@ def distil(settings: DistilSettings) -> Path:
     network = Classifier(start.encoder, None, len(teacher.classes)) if teacher.classes else start.encoder
     network = to_training_device(network)
     run = ResumableRun(folder, settings, len(pixels))
+    targets = None if teacher.classes else targets_of(teacher, stores[theirs][0])
+    step = DistilStep(teacher, pixels, size_px, settings, targets)
     if settings.minutes:
-        step = DistilStep(teacher, pixels, size_px, settings)
         epochs = run.saved["settings"]["epochs"] if run.saved else epochs_in(settings.minutes, network, step)
         run.settings = settings = dataclasses.replace(settings, epochs=epochs)
     print(
@@ -180,7 +199,10 @@ def distil(settings: DistilSettings) -> Path:
         f"epochs, into {folder}"
     )
     run.begin()
-    history = train_student(network, DistilStep(teacher, pixels, size_px, settings), run)
+    step.settings = settings
+    history = train_student(network, step, run)
+    if isinstance(network, Encoder):
+        network.centre += embed(network, StreamedRows(pixels, np.arange(len(pixels)))).mean(dim=0)
     facts = run.facts(source.name, settings.epochs)
     student = teacher_of(folder.name, network, ours, teacher.classes)
     facts["after"] = compare(student, teacher, stores[ours], stores[theirs])
@@ -201,6 +223,15 @@ def distil(settings: DistilSettings) -> Path:
     else:
         print(f"\nstudent and teacher share {agreement:.1%} of the ten nearest of each of {pictures:,} pictures")
     return folder
+
+
+def targets_of(teacher: Teacher, pictures: PixelStore) -> Tensor:
+    """The teacher's h of N pictures minus its mean: (N, d).
+
+    raises  EncoderError: NaN or infinite values
+    """
+    h = teacher.encoder(StreamedRows(pictures.pixels, np.arange(len(pictures))), pictures.names)
+    return h - h.mean(dim=0)
 
 
 def epochs_in(minutes: float, network: nn.Module, step: DistilStep) -> int:

@@ -1,5 +1,6 @@
 """Small distillations: losses against plain loops, what a student learns, and which commands read its checkpoint."""
 
+import dataclasses
 import json
 import math
 
@@ -18,7 +19,7 @@ from training.config import PretrainSettings
 from training.data.sources import DataError, open_source
 from training.data.store import load_splits
 from training.distil import DistilSettings, neighbours_loss, soft_cross_entropy
-from training.encoders import ResNetEncoder
+from training.encoders import ResNetEncoder, embed
 from training.evaluation.features import EncoderError, open_encoder
 from training.finetune import finetune
 from training.pretrain import pretrain
@@ -236,6 +237,31 @@ def test_a_resumed_run_gives_the_same_student(settings, teacher, tmp_path, monke
 
 
 @pytest.mark.slow
+def test_an_encoder_encodes_every_picture_once_however_many_epochs_there_are(settings, teacher, monkeypatch):
+    encoded, opened = [], open_teacher(str(teacher))
+
+    def encode(pixels: np.ndarray) -> torch.Tensor:
+        encoded.append(len(pixels))
+        return opened.encoder.encode(pixels)
+
+    counting = dataclasses.replace(opened, encoder=dataclasses.replace(opened.encoder, encode=encode))
+    monkeypatch.setattr(distil, "open_teacher", lambda name: counting)
+    monkeypatch.setattr(distil, "compare", lambda *_: {"agreement": 1.0, "pictures": 1, "rows": []})
+    run = distil.distil(settings(teacher, epochs=3))
+    assert sum(encoded) == 64
+    student = checkpoint.encoder_of(checkpoint.load(checkpoint.find(run)))
+    pixels = np.array(load_splits(open_source(settings(teacher).data), Preprocessing(16, 1.0))[0].pixels)
+    torch.testing.assert_close(embed(student, pixels).mean(dim=0), torch.zeros(128), rtol=0, atol=1e-5)
+
+
+def test_the_targets_are_the_teachers_h_minus_its_mean(teacher, small_shapes):
+    pictures = load_splits(open_source(str(small_shapes)), Preprocessing(16, 1.0))[0]
+    opened = open_teacher(str(teacher))
+    h = opened.encoder.encode(np.array(pictures.pixels))
+    torch.testing.assert_close(distil.targets_of(opened, pictures), h - h.mean(dim=0))
+
+
+@pytest.mark.slow
 def test_minutes_are_as_many_epochs_as_fit(settings, teacher, monkeypatch):
     now = iter(range(100))
     monkeypatch.setattr(distil.time, "perf_counter", lambda: next(now))  # a second a step, four steps an epoch
@@ -257,7 +283,7 @@ def test_an_unusable_teacher_is_named(settings, teacher, tmp_path):
     saved = checkpoint.load(checkpoint.find(teacher))
     saved["state_dict"]["encoder.conv1.weight"][0] = math.nan
     AtomicCheckpointIO().save_checkpoint(saved, tmp_path / "nan.ckpt")
-    with pytest.raises(EncoderError, match=r"--teacher \S*nan.ckpt gives values that are NaN or infinite"):
+    with pytest.raises(EncoderError, match=r"nan.ckpt gives values that are NaN or infinite for "):
         distil.distil(settings(tmp_path / "nan.ckpt"))
     assert not (tmp_path / "runs" / "student" / "checkpoints").exists()
     with pytest.raises(CheckpointError, match="small is not a distillation: give another --name"):
