@@ -6,7 +6,8 @@ The new bundle is written next to the old one (encoder-int8/) and is served like
 
 int8 is static quantisation of weights and activations, in QDQ form: weights per output channel, activations uint8 in
 the range of values on the calibration pictures (ONNX Runtime's quantize_static). Pooling and the classifier's head stay
-float32. fp16 is for GPUs: a CPU computes it in float32, and only the file is smaller.
+float32; of a transformer only the layers with weights become int8. fp16 is for GPUs: a CPU computes it in float32, and
+only the file is smaller.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -42,6 +43,7 @@ from training.data.sources import DataError, open_source
 CALIBRATION = 256  # number of pictures; more changed nothing on photographs
 LOSS_LIMIT = 0.005  # most kNN accuracy that may be lost; above, some layers stay float32
 KEPT_LIMIT = 0.9  # without labels: least share of nearest pictures that must stay the same (0.95 on photographs)
+LAYERS = ("Conv", "MatMul", "Gemm")
 FLOAT = ("first", "first and last stage")  # layers that stay float32, tried in this order
 
 
@@ -122,20 +124,19 @@ def to_int8(graph: bytes, pixels: np.ndarray, in_float: str = "none") -> bytes:
     """Quantise weights and activations.
 
     pixels    uint8 (n, S, S, 3), n >= 1, the calibration pictures
-    in_float  one of FLOAT, the convolutions that stay float32, or "none"
+    in_float  one of FLOAT, the layers that stay float32, or "none"
     """
     with tempfile.TemporaryDirectory() as folder:
         before, prepared, after = (str(Path(folder) / f"{name}.onnx") for name in ("before", "prepared", "after"))
         Path(before).write_bytes(graph)
         quant_pre_process(before, prepared, skip_symbolic_shape=True)
-        nodes = onnx.load(prepared).graph.node
-        convolutions = [node.name for node in nodes if node.op_type == "Conv"]
-        pooling = next(i for i, node in enumerate(nodes) if node.op_type == "ReduceMean")
-        excluded = [node.name for node in nodes[pooling:]]
+        layers, last = layers_and_rest(onnx.load(prepared).graph)
+        excluded = list(last)
         if in_float in FLOAT:
-            excluded += convolutions[:1]
+            excluded += layers[:1]
         if in_float == FLOAT[1]:
-            excluded += convolutions[-max(1, len(convolutions) // 4) :]
+            excluded += layers[-max(1, len(layers) // 4) :]
+        transformer = any(node.op_type == "Softmax" for node in onnx.load(prepared).graph.node)
         quantize_static(
             prepared,
             after,
@@ -145,8 +146,32 @@ def to_int8(graph: bytes, pixels: np.ndarray, in_float: str = "none") -> bytes:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=excluded,
+            op_types_to_quantize=list(LAYERS) if transformer else None,
         )
         return serialised(onnx.load(after))
+
+
+def layers_and_rest(graph: onnx.GraphProto) -> tuple[list[str], list[str]]:
+    """Names of the encoder's layers with weights, in order, and of the nodes that always stay float32.
+
+    Those are the products of two activations (attention), and all nodes from the pooling or the last layer on, the
+    classifier's head included.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    needed, ours = {"embedding"}, []
+    for i in reversed(range(len(graph.node))):
+        if needed.intersection(graph.node[i].output):
+            needed.update(graph.node[i].input)
+            ours.insert(0, i)
+    layers = [i for i in ours if graph.node[i].op_type in LAYERS and weights.intersection(graph.node[i].input[:2])]
+    if not layers:
+        raise BundleError("this graph has no convolution or matrix product with weights, so int8 would change nothing")
+    rest = [i for i in ours if i > layers[-1]]
+    pooled = next((i for i in rest if graph.node[i].op_type in ("ReduceMean", "GlobalAveragePool")), None)
+    end = layers[-1] + 1 if pooled is None else pooled
+    products = [i for i in ours if graph.node[i].op_type in LAYERS and i not in layers]
+    kept = sorted({*products, *range(end, len(graph.node)), *(set(range(len(graph.node))) - set(ours))})
+    return [graph.node[i].name for i in layers], [graph.node[i].name for i in kept]
 
 
 def to_int8_within(graph: bytes, pixels: np.ndarray, compare: Callable[[bytes], dict]) -> tuple[bytes, str, dict]:

@@ -38,17 +38,23 @@ def find_bundle(name: str | None = None, runs: Path = Path("runs")) -> Bundle:
 def locate(name: str | None = None, runs: Path = Path("runs")) -> Path:
     """Returns the folder of the encoder to serve: `name`, else the newest export in `runs`, else the model store's.
 
-    name    a bundle's folder, or a tag of BentoML's model store
+    name    a bundle's folder; the folder or the name of an exported run, such as lite0; or a tag of the model store
     raises  NoEncoder
     """
     if name:
-        folder = Path(name).expanduser()
-        if folder.exists():
-            return folder
+        for folder in (Path(name).expanduser(), runs / name):
+            if (folder / "encoder").exists():
+                return folder / "encoder"
+            if (folder / "checkpoints").exists():
+                raise NoEncoder(f"{folder} is not exported yet. Export it: `python export/to_onnx.py {folder}`.")
+            if folder.exists():
+                return folder
         stored = _in_store(name)
         if stored is None:
+            how = f"Export it: `python export/to_onnx.py {name}`" if _of_others(name) else HOW_TO
             raise NoEncoder(
-                f"{name} is neither an encoder bundle's folder nor a tag of BentoML's model store. {HOW_TO}."
+                f"{name} is neither an exported encoder's folder, nor a run in {runs}/, nor a tag of BentoML's model "
+                f"store. {how}."
             )
         return stored
     exports = sorted(runs.glob("*/encoder/model_card.json"), key=lambda card: card.stat().st_mtime)
@@ -56,6 +62,11 @@ def locate(name: str | None = None, runs: Path = Path("runs")) -> Path:
     if folder is None:
         raise NoEncoder(f"There is no encoder: nothing under {runs}/ and none in BentoML's model store. {HOW_TO}.")
     return folder
+
+
+def _of_others(name: str) -> bool:
+    """Whether it is a name of training/zoo.py. torchvision's without a prefix are not known here, without torch."""
+    return name.partition(":")[0] in ("lite0", "timm", "torchvision") or name.endswith(".onnx")
 
 
 def _in_store(tag: str) -> Path | None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from export import quantize as quantizing
@@ -165,3 +166,36 @@ def test_an_int8_graph_that_saturates_is_not_served(made, tmp_path):
     copy = save_bundle(tmp_path / "encoder", made.graph.read_bytes(), dataclasses.replace(made.card, probe=wrong))
     with pytest.raises(BundleError, match=r"differs by .* from its output at the export"):
         OnnxEncoder(copy)
+
+
+@pytest.fixture(scope="module", params=["transformer", "of another project"])
+def other(request, tmp_path_factory):
+    """Encoders of others: one without a pooling, and a graph of an old opset with another kind of pooling."""
+    folder = tmp_path_factory.mktemp("others")
+    source = "timm:test_vit:random"
+    if request.param != "transformer":
+        torch.manual_seed(0)
+        network = torchvision.models.shufflenet_v2_x0_5().eval()
+        network.mean, network.fc = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Identity()
+        source = str(folder / "theirs.onnx")
+        sizes = {"x": {0: "n"}, "h": {0: "n"}}
+        torch.onnx.export(
+            network, (torch.zeros(1, 3, 64, 64),), source, input_names=["x"], output_names=["h"], dynamic_axes=sizes,
+            dynamo=False, opset_version=11,
+        )  # fmt: skip
+    return export(ExportSettings(source, out=folder / "encoder"))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["int8", "fp16"])
+def test_encoders_of_others_are_quantised_and_served(other, pictures, tmp_path, to):
+    made = quantize(QuantizeSettings(other.folder, to, str(pictures), out=tmp_path / "new"))
+    side = other.card.preprocessing.size_px
+    pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    before, now = OnnxEncoder(other)(pixels), OnnxEncoder(made)(pixels)
+    cosine = (before * now).sum(axis=1) / np.linalg.norm(before, axis=1) / np.linalg.norm(now, axis=1)
+    assert not np.array_equal(now, before) and cosine.min() > 0.97
+    assert (made.card.licence, made.card.training) == (other.card.licence, other.card.training)
+    if to == "int8":
+        kinds = [node.op_type for node in onnx.load(made.graph).graph.node]
+        assert kinds.count("DequantizeLinear") > kinds.count("Conv") + kinds.count("Gemm")

@@ -43,6 +43,21 @@ def test_without_any_encoder_the_message_says_how_to_make_one(tmp_path, no_store
         find_bundle("cats:v2", tmp_path)
 
 
+def test_an_exported_run_is_found_by_its_folder_or_its_name(make_bundle, tmp_path, no_store):
+    runs = tmp_path / "runs"
+    made = make_bundle(runs / "lite0" / "encoder", 1)
+    (runs / "trained" / "checkpoints").mkdir(parents=True)
+    for name in ("lite0", str(runs / "lite0"), str(made.folder)):
+        assert find_bundle(name, runs).card.id == made.card.id
+    with pytest.raises(
+        NoEncoder, match=r"trained is not exported yet. Export it: `python export/to_onnx.py \S+trained`"
+    ):
+        find_bundle("trained", runs)
+    for name in ("lite0", "timm:vit_tiny_patch16_224", "theirs.onnx"):
+        with pytest.raises(NoEncoder, match=rf"{name} is neither .* `python export/to_onnx.py {name}`"):
+            find_bundle(name, tmp_path / "empty")
+
+
 def changed(bundle, folder, **facts):
     """A copy of the bundle with these changes to its card."""
     shutil.copytree(bundle.folder, folder)
