@@ -100,6 +100,8 @@ class ExportSettings:
             raise ValueError(f"--size-px must be at least 1, not {self.size_px}")
         if not all(value > 0 for value in self.std):
             raise ValueError(f"--std must be above 0, not {self.std}")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ValueError(f"--crop must be in (0, 1] or None, not {self.crop:g}")
 
 
 FOR_GRAPHS = ("mean", "std", "crop", "interpolation", "output", "pooling")
@@ -377,7 +379,7 @@ def _without_paths(settings: dict) -> dict:
 
 
 def main() -> None:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)  # the exporter's notes on what it does not simplify
     try:
         bundle, exported = export(tyro.cli(ExportSettings))
     except (CheckpointError, ZooError, BundleError, DataError, ValueError, OSError) as error:

@@ -8,15 +8,17 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from export import to_onnx
-from export.artifact import BundleError, load_bundle, probe_pixels, save_bundle
+from export.artifact import BundleError, load_bundle, probe_pixels, read_pixels, save_bundle
 from export.to_onnx import ExportSettings, export
 from training import classifier
 from training.augment import AugmentSettings
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
 from training.classifier import Classifier
 from training.config import PretrainSettings
+from training.data.sources import DataError
 from training.encoders import ResNetEncoder, projection_head
 from training.zoo import ZooError
 
@@ -192,6 +194,71 @@ def test_a_run_without_a_checkpoint_is_named(tmp_path):
         export(ExportSettings(str(tmp_path / "empty")))
     with pytest.raises(ZooError, match=r"litte0 is not a run, a checkpoint, an ONNX file.*\(nearest: lite0"):
         export(ExportSettings("litte0"))
+
+
+@pytest.mark.slow
+def test_an_export_centred_on_pictures_has_mean_zero_over_them(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"none")
+    settings = ExportSettings("timm:test_resnet:random", size_px=32, centre_on=str(tmp_path / "pictures"))
+    made, again, plain = (
+        export(dataclasses.replace(settings, out=tmp_path / name, **change))[0]
+        for name, change in (("a", {}), ("b", {}), ("c", {"centre_on": ""}))
+    )
+    assert made.graph.read_bytes() == again.graph.read_bytes() and made.card.id != plain.card.id
+    assert made.card.training == {"origin": "random weights of test_resnet", "centred_on": "pictures"}
+    files = sorted((tmp_path / "pictures").glob("?.png"))
+    pixels = np.stack([read_pixels(file.read_bytes(), made.card.preprocessing) for file in files])
+    h, uncentred = (
+        onnxruntime.InferenceSession(bundle.graph, providers=["CPUExecutionProvider"]).run(None, {"pixels": pixels})[0]
+        for bundle in (made, plain)
+    )
+    np.testing.assert_allclose(h, uncentred - uncentred.mean(axis=0), atol=1e-4 * np.abs(uncentred).max())
+    for file in files:
+        file.unlink()
+    with pytest.raises(DataError, match="has no picture that can be read"):
+        export(settings)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["litte0"], "error: litte0 is not a run, a checkpoint, an ONNX file, or a network of timm or torchvision"),
+        (
+            ["lite0", "--mean", "0", "0", "1"],
+            "error: --mean is for ONNX files; lite0 says itself how it takes",
+        ),
+        (["lite0", "--pooling", "mean"], "error: --pooling is for ONNX files; lite0 says itself"),
+        (["torchvision:vit_b_32:random", "--size-px", "100"], "cannot take pictures of 100 px"),
+        (["none.onnx"], "error: none.onnx: there is no such file"),
+        (["folder.onnx"], "error: folder.onnx: there is no such file"),
+        (["timm:test_resnet:random", "--centre-on", "nowhere"], "error: there is no folder or file nowhere"),
+    ],
+)
+def test_the_command_answers_bad_input_in_one_sentence(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.onnx").mkdir()
+    monkeypatch.setattr("sys.argv", ["to_onnx.py", *arguments])
+    monkeypatch.setattr("logging.disable", lambda level: None)  # for the other tests
+    with pytest.raises(SystemExit) as end:
+        to_onnx.main()
+    said = f"{end.value.code}"
+    assert message in said and "\n" not in said
+
+
+def test_settings_that_make_no_sense_are_named():
+    for change, message in (
+        ({"size_px": 0}, "--size-px must be at least 1, not 0"),
+        ({"std": (0.0, 1.0, 1.0)}, r"--std must be above 0, not \(0.0, 1.0, 1.0\)"),
+        ({"crop": 2.0}, r"--crop must be in \(0, 1\] or None, not 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ExportSettings("theirs.onnx", **change)
 
 
 def test_settings_of_a_wider_encoder_name_it():

@@ -88,8 +88,12 @@ def test_a_vit_with_weights_from_a_file_gives_the_embedding_of_its_source(tmp_pa
 def test_a_network_of_torchvision_gives_the_embedding_of_its_source(tmp_path, name, monkeypatch):
     """googlenet's weights need another normalisation, which torchvision puts into the network."""
     torch.manual_seed(0)
-    options = {"init_weights": True} if name == "googlenet" else {}
-    trained = torchvision.models.get_model(name, **options).state_dict()
+    options = {"init_weights": False} if name == "googlenet" else {}
+    network = torchvision.models.get_model(name, **options)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+    trained = network.state_dict()
     weights = torchvision.models.get_model_weights(name).DEFAULT
     monkeypatch.setattr(type(weights), "get_state_dict", lambda self, *args, **kwargs: trained)
     network = torchvision.models.get_model(name, weights=weights).eval()
