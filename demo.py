@@ -151,7 +151,7 @@ def compare(settings: DemoSettings, collection: str, encoders: dict[str, Path]) 
     measure = "knn" if "knn" in rows[names["untrained"]] else "found_again"
     found = {kind: rows[name][measure] for kind, name in names.items()}
     best = max(encoders, key=lambda kind: found[kind])
-    title = "kNN accuracy" if measure == "knn" else "pictures found again by a changed view"
+    title = "kNN accuracy" if measure == "knn" else "score of finding a picture by a changed view of it"
     print(f"\n{'encoder':<14}{title}")
     for kind in KINDS:
         print(f"{kind:<14}{found[kind]:.1%}{'   the best, which is served' if kind == best else ''}")

@@ -192,6 +192,8 @@ PRESETS: dict[str, tuple[str, PretrainSettings]] = {
         "two minutes on two cores",
         PretrainSettings(
             augment=AugmentSettings(crop_area=(0.25, 1.0)),
+            head_layers=2,
+            temperature=0.1,
             batch_size=128,
             lr=0.15,
         ),

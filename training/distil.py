@@ -60,7 +60,7 @@ from training.schedule import cosine_schedule, scaled_lr
 from training.teacher import Teacher, compare, notes, open_teacher, teacher_of
 from training.zoo import short_name
 
-CLASSES_TAU, NEIGHBOURS_TAU = 1.0, 0.1  # default temperatures for a classifier and for an encoder
+CLASSES_TAU, NEIGHBOURS_TAU = 1.0, 0.05  # default temperatures for a classifier and for an encoder
 WARMUP, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 1e-4  # share of the steps; of LARS; on matrices and kernels only
 CALIBRATION_STEPS = 8
 
@@ -74,7 +74,7 @@ class DistilSettings(ResumableSettings):
     encoder that others trained (lite0, timm:NAME, torchvision:NAME, also with :FILE)."""
     temperature: float | None = None
     """Temperature tau; lower values give more weight to a classifier's most likely class, or to an encoder's nearest
-    pictures. By default 1 for a classifier and 0.1 for an encoder."""
+    pictures. By default 1 for a classifier and 0.05 for an encoder."""
     minutes: float | None = None
     """Instead of --epochs: train for about this long. The epochs are estimated from the speed of a few steps."""
     batch_size: int = 128

@@ -57,7 +57,7 @@ TITLES = {
     "linear": "linear accuracy",
     "decay": "weight decay",
     "near from cosine": "near-duplicate cosine",
-    "found_again": "found again when changed",
+    "found_again": "found by a changed view",
     "knn over first": "kNN over first encoder",
     "linear over first": "linear over first encoder",
 }

@@ -1,8 +1,8 @@
 """Whether an encoder that was trained further finds its way better on the pictures than the one it started from.
 
-With labels, by kNN accuracy. Without, by how often a picture is found again among many by a view that is rotated,
-tilted, partly covered and noisy: changes that training does not make, so that an encoder which only learnt its own
-augmentation gains nothing. How often this verdict is right stands in training/RECORDS.md.
+With labels, by kNN accuracy. Without, by how far up a picture comes when it is looked for, among many, by a view of it
+that is rotated, tilted, partly covered and noisy: changes that training does not make, so that an encoder which only
+learnt its own augmentation gains nothing. How often this verdict is right stands in training/RECORDS.md.
 """
 
 import math
@@ -13,8 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from training.evaluation.knn import views_matched
 
 ROTATION = math.radians(25)
 TILT = 0.25  # of the perspective: how much nearer one edge is than the other
@@ -30,12 +28,15 @@ class Verdict(NamedTuple):
 
 
 def found_again(encode: Callable[[np.ndarray], Tensor], pixels: np.ndarray) -> float:
-    """Share of the pictures whose changed view is nearer to them than to all others, in [0, 1].
+    """Mean reciprocal rank of each picture among all, by the cosine to its changed view: 1 if all come first.
 
     encode  uint8 (n, S, S, 3) -> h (n, d)
     pixels  uint8 (N, S, S, 3)
     """
-    return views_matched(encode(changed_views(pixels, seed=0)), encode(pixels))
+    h, changed = (F.normalize(encode(x), dim=1) for x in (pixels, changed_views(pixels, seed=0)))
+    cosines = changed @ h.T  # (N, N): row i is the view of picture i
+    ranks = (cosines > cosines.diagonal()[:, None]).sum(dim=1) + 1
+    return (1 / ranks).mean().item()
 
 
 def changed_views(pixels: np.ndarray, seed: int) -> np.ndarray:
@@ -69,7 +70,7 @@ def verdict(start: str, before: dict, after: dict) -> Verdict:
     if measure == "knn":
         what = f"kNN accuracy on {after['queries']:,} pictures"
     else:
-        what = f"share of {after['judged']:,} pictures that are found again by a changed view"
+        what = f"score of finding each of {after['judged']:,} pictures by a changed view of it"
     if new == old:
         return Verdict(True, f"neither better nor worse than {start} as it was: {what} {old:.1%} before and after")
     comparison = "better" if new > old else "worse"
