@@ -1,0 +1,73 @@
+"""How well the vectors of an encoder find pictures of the same class; shared by the benchmarks of training."""
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import torch
+from torch import nn
+
+from export.artifact import Preprocessing
+from training.data import shapes
+from training.data.sources import open_source
+from training.data.store import load_splits
+from training.data.stream import StreamedRows
+from training.evaluation import retrieval
+from training.evaluation.features import Extractor, extract_with_torch
+from training.evaluation.knn import knn_predict
+
+K = 20
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # of Student's distribution, two-sided, by the number of values
+
+
+@contextmanager
+def workplace(data: str, quick: bool) -> Iterator[str]:
+    """An empty current folder; gives the path of the data, which is a small set of shapes if `quick`."""
+    path, before = Path(data).expanduser(), Path.cwd()
+    data = str(path.resolve()) if path.exists() else data
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            if quick:
+                shapes.make(Path("few"), train=160, test=40, size_px=48)
+            yield "few" if quick else data
+        finally:
+            os.chdir(before)
+
+
+def quality(name: str, encoder: nn.Module, preprocessing: Preprocessing, data: str) -> dict:
+    """Of the test pictures among the training pictures, with h centred on these: kNN accuracy, share whose nearest
+    picture is of their class, and mean share of their class among the ten nearest."""
+    extractor = Extractor(name, preprocessing, extract_with_torch(encoder))
+    train, test = load_splits(open_source(data), preprocessing)
+    if test is None:
+        raise SystemExit(f"error: {data} has no test split")
+    bank, asked = (extractor(StreamedRows(part.pixels, np.arange(len(part)))) for part in (train, test))
+    centre = bank.mean(dim=0)
+    labels, expected = (torch.from_numpy(np.array(part.labels)) for part in (train, test))
+    _, places = retrieval.nearest(asked - centre, bank - centre, 10)
+    same = labels[places] == expected[:, None]  # (Q, 10)
+    predicted = knn_predict(bank - centre, labels, asked - centre, min(K, len(bank)))
+    return {
+        "knn": (predicted == expected).double().mean().item(),
+        "top-1": same[:, 0].double().mean().item(),
+        "purity": same.double().mean().item(),
+    }
+
+
+def averaged(results: list[dict]) -> dict[str, str]:
+    """Each measure over the seeds, as text."""
+    return {measure: with_interval([result[measure] for result in results]) for measure in results[0]}
+
+
+def with_interval(values: list[float]) -> str:
+    """Mean and half the width of its 95 % interval over the seeds, in %."""
+    if len(values) < 2:
+        return f"{values[0]:.1%}"
+    half = T_95.get(len(values), 2.0) * stdev(values) / math.sqrt(len(values))
+    return f"{mean(values):.1%} ± {half:.1%}"
