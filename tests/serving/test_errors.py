@@ -175,6 +175,7 @@ ROUTES = (
     ("GET", f"{ITEMS}/0123"),
     ("DELETE", f"{ITEMS}/0123"),
     ("GET", f"{ITEMS}/0123/thumbnail"),
+    ("GET", f"{ITEMS}/0123/original"),
     ("GET", "/nothing"),
     ("POST", "/embed"),
     ("POST", "/v1/embeddings"),

@@ -254,7 +254,7 @@ def test_a_run_starts_from_an_earlier_ones_encoder_and_head_and_resumes_without_
     assert all(torch.equal(w, begun[0][name]) for name, w in before["state_dict"].items())
     saved = checkpoint.load(checkpoint.find(run))
     assert saved["facts"]["origin"] == "earlier"
-    assert saved["facts"]["before"] == before["facts"]["after"]
+    assert saved["facts"]["before"].items() >= before["facts"]["after"].items()
     shutil.rmtree(earlier)  # a run that has started does not need it any more
     pretrain(small_settings(init=str(earlier), epochs=3, resume=True))
     assert checkpoint.load(checkpoint.find(run))["global_step"] == 6
