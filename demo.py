@@ -43,7 +43,7 @@ KINDS = {  # of the encoders that a demo compares: prefix of the run's name
     "adapted": "adapted",
     "distilled": "distilled",
 }
-COMPARED = 2000  # most pictures by which the encoders are compared
+COMPARED, PER_CLASS = 2000, 20  # most pictures by which the encoders are compared, or so many for each class
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,16 @@ def demo(settings: DemoSettings) -> None:
     if settings.data == BUILT_IN or not has_lite0():
         from_nothing(settings, collection, len(source.pictures))
     else:
-        with_lite0(settings, collection, len(source.pictures))
+        classes = len({picture.label for picture in source.pictures})
+        with_lite0(settings, collection, len(source.pictures), classes)
 
 
 def from_nothing(settings: DemoSettings, collection: str, pictures: int) -> None:
     say(f"1/4 Pretraining on {pictures:,} pictures of {settings.data}, about {settings.minutes:g} min.")
     encoder = RUNS / f"nothing-{collection}" / "encoder"
-    pretrain(settings, encoder)
+    if not made(encoder):
+        put_aside_if_changed(encoder.parent, pictures)
+        pretrain(settings, encoder)
     say("2/4 Exporting the encoder to ONNX, without the projection head.")
     run("export/to_onnx.py", str(encoder.parent))
     say("3/4 Embedding the pictures and indexing them.")
@@ -83,7 +86,7 @@ def from_nothing(settings: DemoSettings, collection: str, pictures: int) -> None
         wait()
 
 
-def with_lite0(settings: DemoSettings, collection: str, pictures: int) -> None:
+def with_lite0(settings: DemoSettings, collection: str, pictures: int, classes: int) -> None:
     encoders = {kind: RUNS / f"{prefix}-{collection}" / "encoder" for kind, prefix in KINDS.items() if prefix}
     say(f"1/5 Indexing {pictures:,} pictures of {settings.data} with lite0, which was trained on ImageNet.")
     if not made(encoders["as bought"]):
@@ -94,23 +97,24 @@ def with_lite0(settings: DemoSettings, collection: str, pictures: int) -> None:
         say("2/5 Starting the page with lite0, while better encoders are trained.")
         with service(settings, [encoders["as bought"]], collection):
             say(f"3/5 Training three encoders on your pictures, about {3 * settings.minutes:g} min.")
-            train(settings, encoders)
+            train(settings, encoders, pictures)
     say("4/5 Indexing with all encoders, and comparing them on your pictures.")
     for kind, encoder in encoders.items():
         if kind != "as bought":
             index(settings, collection, encoder)
-    best = compare(settings, collection, encoders)
+    best = compare(settings, collection, encoders, classes)
     others = [encoder for kind, encoder in encoders.items() if kind != best]
     say(f"5/5 Starting the page with the encoder {best}; choose another under Encoder, or compare two side by side.")
     with service(settings, [encoders[best], *others], collection) as wait:
         wait()
 
 
-def train(settings: DemoSettings, encoders: dict[str, Path]) -> None:
+def train(settings: DemoSettings, encoders: dict[str, Path], pictures: int) -> None:
     """Train and export what is not there yet."""
     for kind, encoder in encoders.items():
         if made(encoder):
             continue
+        put_aside_if_changed(encoder.parent, pictures)
         if kind == "distilled":
             teacher = encoders["adapted"]
             run(
@@ -122,6 +126,20 @@ def train(settings: DemoSettings, encoders: dict[str, Path]) -> None:
             pretrain(settings, encoder, *(("--preset", "adapt") if kind == "adapted" else ()))
         size = ("--size-px", "224") if kind == "adapted" else ()
         run("export/to_onnx.py", str(encoder.parent), *size)
+
+
+def put_aside_if_changed(run: Path, pictures: int) -> None:
+    """Rename an unfinished run that was begun on another number of pictures, since it cannot be continued on these."""
+    note = run / "pictures.txt"
+    if note.exists() and (before := note.read_text()) != str(pictures):
+        aside = run.with_name(f"{run.name}-of-{before}-pictures")
+        shutil.rmtree(aside, ignore_errors=True)
+        run.rename(aside)
+        print(
+            f"there are {pictures:,} pictures now, so the training in {run} begins again; {aside} keeps the earlier one"
+        )
+    run.mkdir(parents=True, exist_ok=True)
+    note.write_text(str(pictures))
 
 
 def pretrain(settings: DemoSettings, encoder: Path, *options: str) -> None:
@@ -138,19 +156,19 @@ def index(settings: DemoSettings, collection: str, encoder: Path) -> None:
     )
 
 
-def compare(settings: DemoSettings, collection: str, encoders: dict[str, Path]) -> str:
-    """Print a table of the encoders and return the kind of the best."""
+def compare(settings: DemoSettings, collection: str, encoders: dict[str, Path], classes: int) -> str:
+    """Print a table of the encoders and return the kind of the best; of equal ones, the one as bought."""
     out = RUNS / f"comparison-{collection}"
     names = {"untrained": f"{encoders['from nothing'].parent}:random"}
     names |= {kind: str(encoder) for kind, encoder in encoders.items()}
     run(
         *("training/evaluate.py", *names.values(), "--data", settings.data, "--linear", "none"),
-        *("--limit", str(COMPARED), "--out", str(out)),
+        *("--limit", str(max(COMPARED, PER_CLASS * classes)), "--out", str(out)),
     )
     rows = {row["encoder"]: row for row in json.loads(out.with_name(f"{out.name}.json").read_text())["rows"]}
     measure = "knn" if "knn" in rows[names["untrained"]] else "found_again"
     found = {kind: rows[name][measure] for kind, name in names.items()}
-    best = max(encoders, key=lambda kind: found[kind])
+    best = max(encoders, key=lambda kind: (found[kind], kind == "as bought"))
     title = "kNN accuracy" if measure == "knn" else "score of finding a picture by a changed view of it"
     print(f"\n{'encoder':<14}{title}")
     for kind in KINDS:

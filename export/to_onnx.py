@@ -164,7 +164,7 @@ def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
         pass  # no bundle, or an older format: export
     encoder, head = checkpoint.encoder_of(saved), None
     facts, verdict = saved["facts"], saved["facts"].get("verdict")
-    if verdict:
+    if verdict and saved.get("start"):
         print(f"this run is {verdict['sentence']}")
         if not verdict["better"] and not settings.force:
             print(f"exporting {facts['origin']} as it was; --force exports the result of the run")

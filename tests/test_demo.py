@@ -43,7 +43,7 @@ def names(commands) -> list[str]:
 
 
 def test_the_page_is_there_before_anything_is_trained_and_the_best_encoder_is_served_in_the_end(commands, capsys):
-    with_lite0(DemoSettings(data="here"), "here", 12)
+    with_lite0(DemoSettings(data="here"), "here", 12, 2)
     assert names(commands)[:3] == ["export/to_onnx.py", "serving/bulk.py", "service here lite0-here"]
     assert commands[0][:4] == ("export/to_onnx.py", "lite0", "--centre-on", "here")
     assert names(commands)[-2:] == ["service here adapted-here nothing-here lite0-here distilled-here", "waits"]
@@ -59,9 +59,9 @@ def test_the_page_is_there_before_anything_is_trained_and_the_best_encoder_is_se
 
 
 def test_a_second_call_trains_nothing_and_indexes_new_pictures_with_every_encoder(commands):
-    with_lite0(DemoSettings(data="here"), "here", 12)
+    with_lite0(DemoSettings(data="here"), "here", 12, 2)
     commands.clear()
-    with_lite0(DemoSettings(data="here"), "here", 13)
+    with_lite0(DemoSettings(data="here"), "here", 13, 2)
     assert names(commands) == [
         *["serving/bulk.py"] * 4,
         "training/evaluate.py",
@@ -80,7 +80,7 @@ def test_without_labels_the_pictures_found_again_decide(commands, monkeypatch, t
         (RUNS / "comparison-x.json").write_text(json.dumps({"rows": rows}))
 
     monkeypatch.setattr(demo, "run", run)
-    assert compare(DemoSettings(), "x", encoders) == "as bought"
+    assert compare(DemoSettings(), "x", encoders, 2) == "as bought"
     assert "as bought     50.0%   the best" in capsys.readouterr().out
 
 
@@ -90,3 +90,29 @@ def test_folders_of_equal_names_have_collections_of_their_own(tmp_path):
     one, other = (collection_name(str(tmp_path / parent / "my pictures"), "my pictures") for parent in ("a", "b"))
     assert one != other and one.startswith("my-pictures-") and len(one) <= 64
     assert collection_name("shapes", "shapes") == "shapes"
+
+
+def test_of_equal_encoders_the_one_as_bought_is_served_and_every_class_is_compared(commands, monkeypatch):
+    encoders = {kind: RUNS / f"{prefix}-x" / "encoder" for kind, prefix in demo.KINDS.items() if prefix}
+    limits = []
+
+    def run(*words: str) -> None:
+        limits.append(int(words[words.index("--limit") + 1]))
+        RUNS.mkdir(exist_ok=True)
+        (RUNS / "comparison-x.json").write_text(json.dumps({"rows": [{"encoder": n, "knn": 0.5} for n in words[1:6]]}))
+
+    monkeypatch.setattr(demo, "run", run)
+    assert compare(DemoSettings(), "x", encoders, 3) == compare(DemoSettings(), "x", encoders, 700) == "as bought"
+    assert limits == [2000, 14_000]
+
+
+def test_an_unfinished_training_on_other_pictures_is_put_aside_and_kept(tmp_path, capsys):
+    run = tmp_path / "nothing-x"
+    demo.put_aside_if_changed(run, 12)
+    (run / "config.json").touch()
+    demo.put_aside_if_changed(run, 12)
+    assert (run / "config.json").exists() and capsys.readouterr().out == ""
+    demo.put_aside_if_changed(run, 13)
+    assert not (run / "config.json").exists() and (run / "pictures.txt").read_text() == "13"
+    assert (tmp_path / "nothing-x-of-12-pictures" / "config.json").exists()
+    assert "there are 13 pictures now" in capsys.readouterr().out

@@ -91,7 +91,8 @@ class SimCLR(pl.LightningModule):
         self.to(memory_format=torch.channels_last)
         self.render, self.project = render, lambda views: self.projector(self.encoder(views))
         self.history: list[dict] = []
-        self.start: dict[str, Tensor] = {}  # with --init: weights of f before training, in case they are the better
+        self.judged = bool(settings.init)  # whether the result is compared with the weights that it started from
+        self.start: dict[str, Tensor] = {}  # these weights, if it is
         self.facts: dict[str, Any] = {
             "data": train.source,
             "images": len(train.pixels),
@@ -177,7 +178,7 @@ class SimCLR(pl.LightningModule):
             self.compile_parts(self.first_images(local))
         if not self.history:
             self.facts["before"] = self.measure(FINAL_BANK)
-            if self.settings.init:
+            if self.judged:
                 self.start = {name: value.cpu().clone() for name, value in self.encoder.state_dict().items()}
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
@@ -208,7 +209,7 @@ class SimCLR(pl.LightningModule):
         if epoch == self.settings.epochs or self.global_step == self.trainer.max_steps:
             self.facts |= {"epochs": epoch, "after": self.measure(FINAL_BANK)}
             row |= self.facts["after"]
-            if self.settings.init:
+            if self.judged:
                 found = verdict(self.facts["origin"], self.facts["before"], self.facts["after"])
                 self.facts["verdict"] = {"better": found.better, "sentence": found.sentence}
         elif epoch % self.settings.knn_epochs == 0:
@@ -228,7 +229,7 @@ class SimCLR(pl.LightningModule):
         rows = np.sort(np.random.default_rng(0).permutation(n)[:CENTRE_IMAGES])
         self.encoder.centre.copy_(embed(self.encoder, StreamedRows(self.train_store.pixels, rows)).mean(dim=0))
         figures = knn.metrics(self.encoder, self.train_store, self.test_store, self.settings, max_bank)
-        if self.settings.init:
+        if self.judged:
             judged = (self.test_store or self.train_store).pixels
             pixels = np.array(judged[: judge.PICTURES])
             figures |= {"found_again": judge.found_again(partial(embed, self.encoder), pixels), "judged": len(pixels)}
@@ -306,7 +307,8 @@ def pretrain(settings: PretrainSettings) -> Path:
     settings = dataclasses.replace(settings, name=settings.name or f"{source.name}-{settings.preset}")
     run = RUNS / settings.name
     settings, saved, start = resolve_settings(settings, run, source, devices * nodes)
-    train, test = open_pictures(settings, source)
+    judged = bool(settings.init) and (saved is None or bool(saved.get("start")))  # older runs did not keep their start
+    train, test = open_pictures(settings, source, judged)
     settings = check_batch(settings, len(train.pixels), devices * nodes)
     if saved:
         if saved["facts"]["images"] != len(train.pixels):
@@ -320,6 +322,7 @@ def pretrain(settings: PretrainSettings) -> Path:
     else:
         settings = calibrate(settings, train, devices * nodes)
     module = SimCLR(settings, train, test, start)
+    module.judged = judged
     write_folder(run, module)
     minutes = fit(module, run, bool(saved), devices, nodes)
     if module.global_rank == 0:
@@ -407,10 +410,15 @@ def starting_point(requested: PretrainSettings) -> tuple[PretrainSettings, Initi
     return settings, start
 
 
-def open_pictures(settings: PretrainSettings, source: Source) -> tuple[PixelStore | Stream, PixelStore | Stream | None]:
-    """The training split, and the test split or None. raises DataError."""
+def open_pictures(
+    settings: PretrainSettings, source: Source, judged: bool
+) -> tuple[PixelStore | Stream, PixelStore | Stream | None]:
+    """The training split, and the test split or None. raises DataError.
+
+    judged  hold out a test split, if there is none, for pictures by which the result is compared with its start
+    """
     preprocessing, test = settings.preprocessing, None
-    if settings.init:  # the result is compared with its start on pictures that it has not seen
+    if judged:
         source = with_test_split(source, judge.PICTURES, settings.seed)
     train = stream.load(source, preprocessing, "train", stream=settings.stream)
     if any(picture.split == "test" for picture in source.pictures):

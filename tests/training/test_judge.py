@@ -68,7 +68,7 @@ def test_pictures_are_found_again_by_an_encoder_that_knows_them_and_not_by_one_t
         (
             {"found_again": 0.3},
             {"found_again": 0.3, "judged": 5},
-            True,
+            False,
             "neither better nor worse than lite0 as it was",
         ),
     ],
@@ -119,3 +119,28 @@ def test_the_better_weights_are_exported(small_settings, tmp_path, monkeypatch, 
     assert ("exporting earlier as it was; --force" in capsys.readouterr().out) == (not better)
     forced = export(ExportSettings(str(run), force=True))[0]
     assert forced.graph.read_bytes() != of_start
+
+
+@pytest.mark.slow
+def test_a_run_from_before_the_verdict_is_resumed_and_exported_without_one(
+    small_settings, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    shapes.make(tmp_path / "many", train=120, test=0, size_px=8)
+    earlier = pretrain(small_settings(name="earlier", epochs=1))
+    settings = small_settings(name="old", init=str(earlier), data=str(tmp_path / "many"), epochs=2)
+    monkeypatch.setattr("training.pretrain.with_test_split", lambda source, most, seed: source)
+    run = pretrain(replace(settings, max_steps=1))
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    path = checkpoint.find(run)
+    saved = checkpoint.load(path)
+    del saved["start"]
+    saved["facts"]["before"] = {"knn": 0.1, "k": 1, "bank": 1, "queries": 1}
+    saved["facts"].pop("verdict", None)
+    checkpoint.AtomicCheckpointIO().save_checkpoint(saved, path)
+    pretrain(replace(settings, resume=True))
+    assert "the result is" not in capsys.readouterr().out
+    assert "verdict" not in checkpoint.load(path)["facts"]
+    export(ExportSettings(str(run)))

@@ -23,7 +23,7 @@ PICTURES = 500  # most pictures that are compared
 
 class Verdict(NamedTuple):
     better: bool
-    """Whether the result is at least as good as the start."""
+    """Whether the result is better than the start."""
     sentence: str
 
 
@@ -72,6 +72,6 @@ def verdict(start: str, before: dict, after: dict) -> Verdict:
     else:
         what = f"score of finding each of {after['judged']:,} pictures by a changed view of it"
     if new == old:
-        return Verdict(True, f"neither better nor worse than {start} as it was: {what} {old:.1%} before and after")
+        return Verdict(False, f"neither better nor worse than {start} as it was: {what} {old:.1%} before and after")
     comparison = "better" if new > old else "worse"
     return Verdict(new > old, f"{comparison} than {start} as it was: {what} {old:.1%} before, {new:.1%} after")
