@@ -122,9 +122,7 @@ def test_the_better_weights_are_exported(small_settings, tmp_path, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_a_run_from_before_the_verdict_is_resumed_and_exported_without_one(
-    small_settings, tmp_path, monkeypatch, capsys
-):
+def test_a_run_from_before_the_verdict_is_resumed_and_exported_without(small_settings, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
     shapes.make(tmp_path / "many", train=120, test=0, size_px=8)
@@ -140,6 +138,7 @@ def test_a_run_from_before_the_verdict_is_resumed_and_exported_without_one(
     saved["facts"]["before"] = {"knn": 0.1, "k": 1, "bank": 1, "queries": 1}
     saved["facts"].pop("verdict", None)
     checkpoint.AtomicCheckpointIO().save_checkpoint(saved, path)
+    capsys.readouterr()
     pretrain(replace(settings, resume=True))
     assert "the result is" not in capsys.readouterr().out
     assert "verdict" not in checkpoint.load(path)["facts"]
