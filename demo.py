@@ -237,13 +237,18 @@ def service(settings: DemoSettings, encoders: list[Path], collection: str) -> It
         wait_until_ready(client, process)
         page = f"{address}/ui/?in={collection}"
         say(f"Your search page: {page}   (Ctrl-C stops it)")
-        yield lambda: check(client, page, collection) if settings.check else process.wait()
-    except KeyboardInterrupt:
-        print("\nStopping.")
+        yield lambda: check(client, page, collection) if settings.check else wait_for_ctrl_c(process)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
+
+
+def wait_for_ctrl_c(process: subprocess.Popen) -> None:
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        print("\nStopping.")
 
 
 def wait_until_ready(client: Client, service: subprocess.Popen) -> None:

@@ -50,14 +50,13 @@ from training import checkpoint, classifier, zoo
 from training.checkpoint import CheckpointError
 from training.config import RUNS, PretrainSettings
 from training.data.sources import DataError, open_source
-from training.encoders import Encoder, embed, to_input
+from training.encoders import CENTRE_IMAGES, Encoder, embed, to_input
 from training.zoo import ZooError
 
 OUTPUTS = ["embedding", "logits"]
 PATHS = ("data", "init", "teacher")  # settings that may contain paths of the machine that trained
 PARITY_BATCHES = (1, 2, 7, 32)
 PARITY_LIMIT = 1e-4  # largest difference, relative to the largest value of torch's output
-CENTRE_PICTURES = 1000  # whose mean is subtracted
 BLACK, WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
@@ -239,10 +238,10 @@ def embed_with(encoder: Encoder) -> Callable[[np.ndarray], Tensor]:
 
 
 def mean_embedding(data: str, preprocessing: Preprocessing, encode: Callable[[np.ndarray], Tensor]) -> Tensor:
-    """Mean of h over up to CENTRE_PICTURES pictures: (d,). encode: uint8 (n, S, S, 3) -> (n, d). raises DataError"""
+    """Mean of h over up to CENTRE_IMAGES pictures: (d,). encode: uint8 (n, S, S, 3) -> (n, d). raises DataError"""
     pictures = open_source(data).pictures
     order, total, count = np.random.default_rng(0).permutation(len(pictures)), torch.zeros(1), 0
-    for start in range(0, min(len(order), CENTRE_PICTURES), 32):
+    for start in range(0, min(len(order), CENTRE_IMAGES), 32):
         pixels = []
         for i in order[start : start + 32]:
             try:

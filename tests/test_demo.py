@@ -116,3 +116,24 @@ def test_an_unfinished_training_on_other_pictures_is_put_aside_and_kept(tmp_path
     assert not (run / "config.json").exists() and (run / "pictures.txt").read_text() == "13"
     assert (tmp_path / "nothing-x-of-12-pictures" / "config.json").exists()
     assert "there are 13 pictures now" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_encoders_are_trained_ends_the_demo_and_stops_the_service(monkeypatch):
+    class Process:
+        stopped = False
+
+        def poll(self):
+            return None
+
+        def send_signal(self, number):
+            self.stopped = True
+
+        def wait(self, timeout=None):
+            return 0
+
+    process = Process()
+    monkeypatch.setattr(demo.subprocess, "Popen", lambda *arguments, **options: process)
+    monkeypatch.setattr(demo, "wait_until_ready", lambda client, process: None)
+    with pytest.raises(KeyboardInterrupt), demo.service(DemoSettings(), [Path("encoder")], "here"):
+        raise KeyboardInterrupt
+    assert process.stopped

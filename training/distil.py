@@ -50,7 +50,7 @@ from training.data.sources import DataError, open_source
 from training.data.store import PixelStore
 from training.data.stream import StreamedRows
 from training.device import mixed_precision, prepare, to_training_device
-from training.encoders import Encoder, embed
+from training.encoders import Encoder
 from training.evaluate import print_table
 from training.evaluation.features import ENCODER_ERRORS, EncoderError
 from training.initial import load_initial
@@ -202,7 +202,7 @@ def distil(settings: DistilSettings) -> Path:
     step.settings = settings
     history = train_student(network, step, run)
     if isinstance(network, Encoder):
-        network.centre += embed(network, StreamedRows(pixels, np.arange(len(pixels)))).mean(dim=0)
+        network.set_centre(pixels)
     facts = run.facts(source.name, settings.epochs)
     student = teacher_of(folder.name, network, ours, teacher.classes)
     facts["after"] = compare(student, teacher, stores[ours], stores[theirs])

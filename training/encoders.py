@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 SMALL_IMAGE_PX = 32
+CENTRE_IMAGES = 1000  # whose mean is the centre of h
 
 
 class Images(Protocol):
@@ -53,6 +54,12 @@ class Encoder(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def set_centre(self, pixels: Any) -> None:
+        """Set `centre` to the mean of the features of up to CENTRE_IMAGES images: (N, S, S, 3) uint8, as stored."""
+        rows = np.sort(np.random.default_rng(0).permutation(len(pixels))[:CENTRE_IMAGES])
+        self.centre.zero_()
+        self.centre.copy_(embed(self, pixels[rows]).mean(dim=0))
 
 
 def _add_centre(encoder: "Encoder", state_dict: dict, prefix: str, *args: Any) -> None:

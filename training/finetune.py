@@ -157,13 +157,15 @@ def train_classifier(
     sizes = task.class_sizes
     weights = torch.tensor(sizes.sum() / (len(sizes) * sizes), dtype=torch.float32, device=device)
 
+    precision = mixed_precision(device, network)
+
     def losses(epoch: int) -> Iterator[Tensor]:
         set_mode(network, settings)
         for i, rows in enumerate(order(task, settings, epoch, batch).reshape(steps, batch)):
             generator = torch.Generator(device).manual_seed((settings.seed << 40) + (epoch - 1) * steps + i)
             pixels = torch.from_numpy(task.pixels[rows]).to(device)
             views = augment(pixels, settings.augment, generator, pixels.shape[1])  # (B, 3, S, S)
-            with mixed_precision(device, network):
+            with precision:
                 logits = network(views.contiguous(memory_format=torch.channels_last)).float()
             labels = torch.from_numpy(task.labels[rows]).to(device)
             yield F.cross_entropy(logits, labels, weights if settings.balance == "loss" else None)

@@ -47,7 +47,7 @@ from training.config import PRESETS, RUNS, PretrainSettings, parse
 from training.data import stream
 from training.data.sources import DataError, Source, open_source, with_test_split
 from training.data.store import PixelStore, map_ahead
-from training.data.stream import Stream, StreamedRows
+from training.data.stream import Stream
 from training.device import bfloat16_pays, mixed_precision, prepare, training_device
 from training.encoders import embed, projection_head
 from training.evaluation import judge, knn
@@ -66,7 +66,6 @@ from training.zoo import build, check_architecture
 CONFIG = "config.json"
 FINAL_BANK, INTERIM_BANK = 50_000, 10_000  # largest kNN bank: before and after the run; during it
 CALIBRATION_STEPS = 8
-CENTRE_IMAGES = 1000  # whose mean is the centre of h
 RESIDENT_SHARE = 0.5  # largest share of a GPU's free memory that the pictures may take
 COMPILE_FROM_STEPS, COMPILE_FROM_MIN = 2000, 5.0  # shortest run compiled on a CPU, where compiling takes half a minute
 HOW_TO_RESUME = "Run the same command with --resume to continue."
@@ -224,10 +223,7 @@ class SimCLR(pl.LightningModule):
 
         Sets f's centre first, to the mean of the features of some training images.
         """
-        self.encoder.centre.zero_()
-        n = len(self.train_store.pixels)
-        rows = np.sort(np.random.default_rng(0).permutation(n)[:CENTRE_IMAGES])
-        self.encoder.centre.copy_(embed(self.encoder, StreamedRows(self.train_store.pixels, rows)).mean(dim=0))
+        self.encoder.set_centre(self.train_store.pixels)
         figures = knn.metrics(self.encoder, self.train_store, self.test_store, self.settings, max_bank)
         if self.judged:
             judged = (self.test_store or self.train_store).pixels
