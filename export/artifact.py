@@ -10,31 +10,41 @@ Training's evaluation and the service both read pictures with `read_pixels`, so 
 evaluated. Only numpy, Pillow and the standard library are imported: serving needs no torch.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import io
 import json
+import math
 import os
 import re
 import shutil
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from export import formats
+from export.rgb import in_srgb, to_rgb
 
 GRAPH = "encoder.onnx"
 CARD = "model_card.json"
 PRECISIONS = ("fp32", "fp16", "int8")
 
-# The formats that Pillow may try on untrusted bytes: raster images only (its EPS plugin would start Ghostscript).
-# JPEG includes MPO, which Pillow does not register as a format: naming it would make all other formats fail.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 2**27  # 134 megapixels, 0.4 GB as RGB
+MAX_SIDE_PX = 2**18  # resampling needs memory for each pixel of a side
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 
-# `_decode` has its own limit; Pillow's would only warn up to twice its size.
+# Decoding takes at most BYTES_PER_PIXEL of memory for each pixel of its work (`open_image`). Some formats take more
+# than others; a JPEG less, as it can be decoded at a reduced scale, but it may have thousands of scans.
+BYTES_PER_PIXEL = 16
+WORK_PER_PIXEL = {"WEBP": 2, "AVIF": 2, "JPEG2000": 2, formats.HEIC: 2}
+JPEG_WORK, JPEG_WORK_PER_SCAN = 3 / 16, 1 / 16
+
+# `read_image` has its own limit; Pillow's would only warn up to twice its size.
 Image.MAX_IMAGE_PIXELS = None
+
+TOO_MUCH_MEMORY = "needs more memory than is allowed for its pixels"
 
 
 class UnreadableImage(ValueError):
@@ -43,6 +53,31 @@ class UnreadableImage(ValueError):
 
 class TooManyPixels(UnreadableImage):
     """An image larger than the limit, refused by its header before anything was decoded."""
+
+    def __init__(self, message: str, work: int | None = None):
+        """work  the `max_work` that it needs; None: it is too large in itself"""
+        super().__init__(message)
+        self.work = work
+
+
+def read_regular_file(path: str | Path, most_bytes: int) -> bytes:
+    """The bytes of a file. Devices and pipes are neither opened nor waited for. Raises UnreadableImage."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UnreadableImage("is not a file")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):  # replaced since
+                raise UnreadableImage("is not a file")
+            if facts.st_size > most_bytes:
+                raise UnreadableImage(f"is larger than {most_bytes // 2**20} MiB")
+            return file.read(most_bytes)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if isinstance(error, UnreadableImage):
+            raise
+        reason = getattr(error, "strerror", None) or "its name is not allowed"
+        raise UnreadableImage(f"cannot be read: {reason}") from error
 
 
 class BundleError(ValueError):
@@ -80,21 +115,64 @@ class Preprocessing:
 
 
 def read_image(data: bytes, max_pixels: int = MAX_PIXELS, enough_px: float | None = None) -> Image.Image:
-    """Decode to an upright 8-bit RGB image: EXIF orientation applied, transparency on white, first frame.
+    """Decode to an 8-bit RGB image: upright, in sRGB, transparency on white, the first frame.
 
     enough_px  a JPEG may be decoded at a reduced scale, with a shorter side of at least this
     raises     UnreadableImage, or its subclass TooManyPixels, for bytes that cannot be decoded completely
     """
-    return _decode(data, max_pixels, enough_px)
+    return in_srgb(decode(open_image(data, max_pixels)[0], enough_px))
 
 
-def read_pixels(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode and preprocess: uint8 (S, S, 3) RGB, S = size_px. raises UnreadableImage.
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS, max_work: int = MAX_PIXELS) -> tuple[Image.Image, int]:
+    """Read the header only. Returns the image, to `decode` it, and the work that this takes.
+
+    The work is in pixels of a simple format such as PNG: decoding takes at most BYTES_PER_PIXEL of memory for each.
+    Raises as `read_image`.
+    """
+    if not data:
+        raise UnreadableImage("is empty")
+    try:
+        image = formats.open_file(data)
+        pixels, work = image.width * image.height, _work(image, data)
+    except MemoryError as error:
+        raise UnreadableImage(TOO_MUCH_MEMORY) from error
+    except Exception as error:  # Pillow's parsers raise nearly anything on malformed bytes
+        raise UnreadableImage(formats.why_unreadable(data)) from error
+    size = f"has {image.width} x {image.height} pixels"
+    if pixels > max_pixels:
+        raise TooManyPixels(f"{size}; at most {max_pixels:,} are read")
+    if max(image.size) > MAX_SIDE_PX:
+        raise TooManyPixels(f"{size}; at most {MAX_SIDE_PX:,} are read on a side")
+    if work > max_work:
+        as_much = f"{size}, as much work as {work:,} of a simpler format"
+        raise TooManyPixels(f"{as_much}; at most {max_work:,} are read", work)
+    return image, work
+
+
+def decode(image: Image.Image, enough_px: float | None = None) -> Image.Image:
+    """Decode an opened image. Arguments and errors as `read_image`.
+
+    `preprocess` and `in_srgb` convert the colours, which is cheaper when it is small.
+    """
+    try:
+        return to_rgb(formats.load(image, enough_px))
+    except MemoryError as error:
+        raise UnreadableImage(TOO_MUCH_MEMORY) from error
+    except Exception as error:
+        truncated = formats.is_truncated(error)
+        raise UnreadableImage("is truncated: its end is missing" if truncated else "is damaged") from error
+
+
+def read_pixels(
+    data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS, max_work: int = MAX_PIXELS
+) -> np.ndarray:
+    """Decode and preprocess: uint8 (S, S, 3) RGB, S = size_px. Raises UnreadableImage.
 
     A JPEG of at least four times the size is decoded at a reduced scale (never below twice the size), which
     makes large photographs several times cheaper.
     """
-    return preprocess(_decode(data, max_pixels, preprocessing.enough_px), preprocessing)
+    image, _ = open_image(data, max_pixels, max_work)
+    return preprocess(decode(image, preprocessing.enough_px), preprocessing)
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
@@ -103,7 +181,7 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     if preprocessing.crop is not None:
         box = _crop_box(image.size, size, round(size / preprocessing.crop))
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-    return np.asarray(image.resize((size, size), filters[preprocessing.interpolation], box=box))
+    return np.asarray(in_srgb(image.resize((size, size), filters[preprocessing.interpolation], box=box)))
 
 
 def _crop_box(image_size: tuple[int, int], size_px: int, shorter_px: int) -> tuple[float, float, float, float]:
@@ -118,36 +196,15 @@ def _crop_box(image_size: tuple[int, int], size_px: int, shorter_px: int) -> tup
     return left * x, top * y, min(width, (left + size_px) * x), min(height, (top + size_px) * y)
 
 
-def _decode(data: bytes, max_pixels: int, enough_px: float | None) -> Image.Image:
-    if not data:
-        raise UnreadableImage("is empty")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception as error:  # Pillow's parsers raise nearly anything on malformed bytes
-        raise UnreadableImage("is not an image in a supported format") from error
-    if image.width * image.height > max_pixels:
-        raise TooManyPixels(f"has {image.width} x {image.height} pixels; at most {max_pixels:,} are read")
-    try:
-        if enough_px is not None:
-            image.draft(image.mode, (int(enough_px), int(enough_px)))  # a no-op for other formats than JPEG
-        image.load()
-        with contextlib.suppress(Exception):  # unreadable EXIF data is ignored
-            image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
-    except Exception as error:
-        raise UnreadableImage("is truncated or damaged") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):  # one deep channel; 16-bit RGB arrives here as 8-bit
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-        top = 65535 if image.mode.startswith("I") else 1.0 if values.max() <= 1 else 255
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+def _work(image: Image.Image, data: bytes) -> int:
+    """What decoding takes, by the header: as much memory, and about as much time, as this many pixels of a PNG."""
+    pixels = image.width * image.height
+    if image.format in ("JPEG", "MPO"):
+        return math.ceil(pixels * (JPEG_WORK + JPEG_WORK_PER_SCAN * data.count(b"\xff\xda")))
+    if image.format == "TIFF":  # a tile is decoded as a whole
+        tags = image.tag_v2  # pyrefly: ignore[missing-attribute]
+        pixels = max(pixels, int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0)))
+    return pixels * WORK_PER_PIXEL.get(image.format or "", 1)
 
 
 @dataclass(frozen=True)
@@ -166,7 +223,8 @@ class ModelCard:
     training: dict = field(default_factory=dict)
     """Data, images, epochs, settings, commit."""
     figures: dict = field(default_factory=dict)
-    """Measurements: kNN accuracy, parity error."""
+    """Measurements: `parity_error`; a run's own `before` and `after` training, on `data` of `training`; `measured`, the
+    latest evaluation of this bundle, with the name of its `data`."""
     licence: str = "unspecified"
     probe: list[float] = field(default_factory=list)
     """probe_values of the output for probe_pixels, to check the loaded graph. Empty: unknown."""
@@ -223,15 +281,31 @@ def save_bundle(folder: Path, graph: bytes, card: ModelCard) -> Bundle:
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
     for name, content in ((GRAPH, graph), (CARD, json.dumps(card.to_dict(), indent=2).encode())):
-        with open(fresh / name, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(fresh / name, content)
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     return Bundle(folder, card)
+
+
+def record_measured(folder: Path, measured: dict) -> None:
+    """Write `measured` into the figures of the bundle's card. The encoder and its id stay the same.
+
+    raises  BundleError; OSError if the folder cannot be written
+    """
+    card = load_bundle(folder).card
+    card = dataclasses.replace(card, figures=card.figures | {"measured": measured})
+    fresh = Path(folder) / f".{CARD}.new"
+    _write(fresh, json.dumps(card.to_dict(), indent=2).encode())
+    fresh.replace(Path(folder) / CARD)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_bundle(folder: Path) -> Bundle:

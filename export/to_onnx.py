@@ -37,20 +37,22 @@ from export.artifact import (
     BundleError,
     ModelCard,
     Preprocessing,
-    UnreadableImage,
     encoder_id,
     load_bundle,
     probe_pixels,
     probe_values,
-    read_pixels,
     save_bundle,
 )
 from export.graph import Pooling, foreign_embedding, open_session, read_graph, wrap
+from export.paths import at_home, parse_settings
+from export.sample import sample
+from export.suggest import command
 from training import checkpoint, classifier, zoo
 from training.checkpoint import CheckpointError
 from training.config import RUNS, PretrainSettings
 from training.data.sources import DataError, open_source
-from training.encoders import CENTRE_IMAGES, Encoder, embed, to_input
+from training.encoders import Encoder, embed, to_input
+from training.evaluation import words
 from training.zoo import ZooError
 
 OUTPUTS = ["embedding", "logits"]
@@ -78,14 +80,15 @@ class ExportSettings:
     otherwise."""
     centre_on: str = ""
     """Pictures, as --data of pretrain.py: the mean of h over a thousand of them is subtracted in the graph, so that the
-    similarity compares how pictures differ from the average one. A run is centred on its training pictures already."""
+    similarity compares how pictures differ from the average one. It is also measured how good the vectors are on these
+    pictures, and the page says it. A run is centred on its training pictures already."""
 
     mean: tuple[float, float, float] = BLACK
     """For an ONNX file: its input is (x - mean) / std, with x in [0, 1]."""
     std: tuple[float, float, float] = WHITE
     """For an ONNX file: see --mean."""
     crop: float | None = 1.0
-    """For an ONNX file: side of the centred square that is used, as a share of the shorter side; None: the whole
+    """For an ONNX file: side of the centred square that is used, as a share of the shorter side; none: the whole
     picture, squeezed."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """For an ONNX file: how pictures are resized."""
@@ -124,7 +127,7 @@ def export(settings: ExportSettings) -> tuple[Bundle, bool]:
 
     raises  CheckpointError, ZooError, BundleError, DataError
     """
-    path = Path(settings.source).expanduser()
+    path = Path(at_home(settings.source))
     if path.suffix == ".onnx":
         return export_graph(path, settings), True
     for name in FOR_GRAPHS:
@@ -174,28 +177,32 @@ def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
             raise BundleError(f"{run} is a classifier, whose logits need h as it is: leave --centre-on out")
         network, _ = classifier.load(path)
         head = nn.Sequential(network.hidden, network.classifier)
+    measured = {}
     if settings.centre_on:
-        encoder.centre += mean_embedding(settings.centre_on, trained.preprocessing, embed_with(encoder))
+        centre, measured = sample(settings.centre_on, trained.preprocessing, embed_with(encoder))
+        encoder.centre += centre
     graph = to_graph(encoder, trained.size_px, head)
     error = parity_error(graph, encoder, trained.size_px, head)
     check_parity(path, error)
     card = make_card(graph, trained, encoder.dimension, facts, digest, error, licence, about)
-    return save_bundle(out, graph, card), True
+    return save_bundle(out, graph, with_measured(card, measured)), True
 
 
 def export_zoo(settings: ExportSettings) -> Bundle:
     model = zoo.load(settings.source, settings.size_px)
     encoder, size_px = model.encoder, model.preprocessing.size_px
-    training = {"origin": model.origin}
+    training, measured = {"origin": model.origin}, {}
     if settings.centre_on:
-        encoder.centre += mean_embedding(settings.centre_on, model.preprocessing, embed_with(encoder))
+        centre, measured = sample(settings.centre_on, model.preprocessing, embed_with(encoder))
+        encoder.centre += centre
         training["centred_on"] = open_source(settings.centre_on).name
     graph = to_graph(encoder, size_px)
     error = parity_error(graph, encoder, size_px)
     check_parity(settings.source, error)
     licence = settings.licence or model.licence
     card = card_of_others(graph, model.architecture, encoder.dimension, model.preprocessing, training, error, licence)
-    return save_bundle(settings.out or RUNS / zoo.short_name(settings.source) / "encoder", graph, card)
+    out = settings.out or RUNS / zoo.short_name(settings.source) / "encoder"
+    return save_bundle(out, graph, with_measured(card, measured))
 
 
 def export_graph(file: Path, settings: ExportSettings) -> Bundle:
@@ -205,7 +212,7 @@ def export_graph(file: Path, settings: ExportSettings) -> Bundle:
     graph = wrap(foreign, mean, std, pooling)
     if (mean, std) == (BLACK, WHITE) and not foreign.takes_pixels:
         print("note: the graph gets pixels in [0, 1]; if it was trained with a normalisation, give --mean and --std")
-    training = {"origin": f"the file {file.name}"}
+    training, measured = {"origin": f"the file {file.name}"}, {}
     session = open_session(str(file), graph)
     rng, size, error = np.random.default_rng(0), foreign.size_px, 0.0
     for n in PARITY_BATCHES:
@@ -215,7 +222,7 @@ def export_graph(file: Path, settings: ExportSettings) -> Bundle:
         error = float(np.maximum(error, np.abs(actual - expected).max() / (np.abs(expected).max() or 1)))  # keeps NaN
     check_parity(file, error)
     if settings.centre_on:
-        centre = mean_embedding(
+        centre, measured = sample(
             settings.centre_on,
             preprocessing,
             lambda pixels: torch.from_numpy(np.asarray(session.run(OUTPUTS[:1], {"pixels": pixels})[0])),
@@ -225,7 +232,7 @@ def export_graph(file: Path, settings: ExportSettings) -> Bundle:
     dimension = onnx.load_from_string(graph).graph.output[0].type.tensor_type.shape.dim[1].dim_value
     licence = settings.licence or zoo.UNKNOWN
     card = card_of_others(graph, f"onnx:{file.stem}", dimension, preprocessing, training, error, licence)
-    return save_bundle(settings.out or RUNS / file.stem / "encoder", graph, card)
+    return save_bundle(settings.out or RUNS / file.stem / "encoder", graph, with_measured(card, measured))
 
 
 def check_parity(source: str | Path, error: float) -> None:
@@ -235,24 +242,6 @@ def check_parity(source: str | Path, error: float) -> None:
 
 def embed_with(encoder: Encoder) -> Callable[[np.ndarray], Tensor]:
     return lambda pixels: embed(encoder, torch.from_numpy(pixels))
-
-
-def mean_embedding(data: str, preprocessing: Preprocessing, encode: Callable[[np.ndarray], Tensor]) -> Tensor:
-    """Mean of h over up to CENTRE_IMAGES pictures: (d,). encode: uint8 (n, S, S, 3) -> (n, d). raises DataError"""
-    pictures = open_source(data).pictures
-    order, total, count = np.random.default_rng(0).permutation(len(pictures)), torch.zeros(1), 0
-    for start in range(0, min(len(order), CENTRE_IMAGES), 32):
-        pixels = []
-        for i in order[start : start + 32]:
-            try:
-                pixels.append(read_pixels(pictures[i].read(), preprocessing))
-            except (UnreadableImage, OSError):
-                continue
-        if pixels:
-            total, count = total + encode(np.stack(pixels)).double().sum(dim=0), count + len(pixels)
-    if not count:
-        raise DataError(f"--centre-on {data} has no picture that can be read")
-    return (total / count).float()
 
 
 def to_graph(encoder: Encoder, size_px: int, head: nn.Module | None = None) -> bytes:
@@ -325,6 +314,8 @@ def make_card(
     preprocessing = trained.preprocessing
     # The service publishes the card, so it contains no paths of this machine.
     how = {"settings": _without_paths(trained.to_dict()) | {"data": facts["data"]}}
+    if facts.get("origin"):
+        how |= {"origin": Path(facts["origin"]).name}
     if about:
         how |= {"origin": Path(about["origin"]).name}
         distilled = "teacher" in about["settings"]
@@ -343,7 +334,7 @@ def make_card(
             "commit": facts["commit"],
             **how,
         },
-        figures={"parity_error": error, "before": facts.get("before", {}), "after": facts.get("after", {})},
+        figures={"parity_error": error} | figures_of(facts),
         licence=licence,
         probe=probe_of(graph, trained.size_px),
         classes=about.get("classes", []) if about else [],
@@ -373,16 +364,32 @@ def card_of_others(
     )
 
 
+def with_measured(card: ModelCard, measured: dict) -> ModelCard:
+    return replace(card, figures=card.figures | {"measured": measured}) if measured else card
+
+
 def _without_paths(settings: dict) -> dict:
     return {name: value for name, value in settings.items() if name not in PATHS}
+
+
+def figures_of(facts: dict) -> dict:
+    """Those of a run before and after training, and what they say."""
+    before, after = facts.get("before", {}), facts.get("after", {})
+    measured = any(name in before and {name, cases} <= after.keys() for name, (cases, _) in words.MEASURES.items())
+    comparable = measured and before != after
+    said = {"verdict": words.trained(before, after)[1]} if comparable else {}
+    return {"before": before, "after": after} | said
 
 
 def main() -> None:
     logging.disable(logging.WARNING)  # the exporter's notes on what it does not simplify
     try:
-        bundle, exported = export(tyro.cli(ExportSettings))
+        bundle, exported = export(parse_settings(ExportSettings))
     except (CheckpointError, ZooError, BundleError, DataError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nStopped. Nothing was exported.")
+        sys.exit(130)
     card = bundle.card
     if exported:
         print(
@@ -393,7 +400,7 @@ def main() -> None:
     if card.licence == zoo.UNKNOWN:
         print("note: the licence of these weights is not known; find it out before you share them (--licence)")
     print(f"{'wrote' if exported else 'already exported:'} {bundle.folder}")
-    print("next: python serving/bulk.py --data YOUR_IMAGES, then bentoml serve")
+    print(f"next: {command('serving/bulk.py', '--data', 'YOUR_IMAGES')}, then bentoml serve")
 
 
 if __name__ == "__main__":

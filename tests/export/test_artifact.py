@@ -13,7 +13,6 @@ from PIL import Image
 
 from export.artifact import (
     CARD,
-    FORMATS,
     GRAPH,
     BundleError,
     ModelCard,
@@ -22,11 +21,14 @@ from export.artifact import (
     UnreadableImage,
     encoder_id,
     load_bundle,
+    open_image,
     preprocess,
     read_image,
     read_pixels,
+    record_measured,
     save_bundle,
 )
+from export.formats import FORMATS
 
 WIDTH, HEIGHT = 48, 32
 
@@ -194,10 +196,10 @@ def png_header(width: int, height: int) -> bytes:
     [
         (b"", "is empty"),
         (b"a list of things to buy\n" * 50, "is not an image in a supported format"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image in a supported format"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG drawing, which is not a supported format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "is not an image in a supported format"),
-        (b"\x89PNG\r\n\x1a\n", "is not an image in a supported format"),
-        (b"\xff\xd8\xff", "is not an image in a supported format"),
+        (b"\x89PNG\r\n\x1a\n", "is a damaged or incomplete PNG file"),
+        (b"\xff\xd8\xff", "is a damaged or incomplete JPEG file"),
     ],
     ids=["empty", "text", "svg", "eps", "png signature", "jpeg signature"],
 )
@@ -239,6 +241,49 @@ def test_the_limit_counts_pixels_and_includes_itself():
     assert read_image(data, max_pixels=100).size == (10, 10)
     with pytest.raises(TooManyPixels, match="at most 99 are read"):
         read_image(data, max_pixels=99)
+
+
+def tile_of(side_px: int) -> bytes:
+    """A TIFF of 64 x 64 pixels that announces one tile of side_px on each side."""
+    data = encode(Image.new("RGB", (64, 64)), "TIFF", compression="tiff_lzw")
+    tags = struct.unpack("<I", data[4:8])[0]
+    count = struct.unpack("<H", data[tags : tags + 2])[0]
+    entries = [data[tags + 2 + 12 * i : tags + 14 + 12 * i] for i in range(count)]
+    entries = [entry for entry in entries if entry[:2] != struct.pack("<H", 278)]  # no strips
+    entries += [struct.pack("<HHII", tag, 4, 1, side_px) for tag in (322, 323)]
+    table = struct.pack("<H", len(entries)) + b"".join(sorted(entries, key=lambda entry: entry[:2])) + b"\0" * 4
+    return b"II*\0" + struct.pack("<I", len(data)) + data[8:] + table
+
+
+def with_scans(count: int) -> bytes:
+    """A progressive JPEG of 100 x 100 pixels, its scans repeated."""
+    data = encode(Image.fromarray(colours()).resize((100, 100)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * count + data[-2:]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (encode(Image.new("1", (2**18 + 1, 1))), "has 262145 x 1 pixels; at most 262,144 are read on a side"),
+        (tile_of(30_000), "has 64 x 64 pixels, as much work as 900,000,000 of a simpler format"),
+        (with_scans(4_000_000 // 10_000 * 16), "has 100 x 100 pixels, as much work as 4,0"),
+    ],
+    ids=["one long row", "a tile", "scans"],
+)
+def test_pictures_of_few_pixels_that_need_much_memory_or_time_are_refused(data, reason):
+    with pytest.raises(TooManyPixels, match=reason):
+        open_image(data, max_work=4_000_000)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "P"])
+def test_a_picture_is_converted_in_strips_with_the_same_result(mode, monkeypatch):
+    values = np.random.default_rng(0).integers(0, 2**16, (60, 50), np.uint16)
+    image = Image.fromarray(values) if mode == "I;16" else Image.fromarray(values.view(np.uint8).reshape(60, 25, 4))
+    data = encode(image.quantize(9) if mode == "P" else image)
+    whole = decoded(data)
+    monkeypatch.setattr("export.rgb.STRIP_PIXELS", 7 * 50)
+    assert_close(decoded(data), whole, 0)
 
 
 # Preprocessing
@@ -344,6 +389,14 @@ def test_remains_of_a_killed_save_do_not_disturb_the_next(tmp_path):
     save_bundle(tmp_path / "encoder", GRAPH_BYTES, card())
     assert load_bundle(tmp_path / "encoder").card == card()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder"]
+
+
+def test_a_measurement_goes_into_the_card_and_changes_nothing_else(tmp_path):
+    folder = save_bundle(tmp_path / "encoder", GRAPH_BYTES, card()).folder
+    for measured in ({"data": "clothes", "knn": 0.8}, {"data": "shoes", "found_first": 0.5}):
+        record_measured(folder, measured)
+        assert load_bundle(folder).card == card(figures={"knn": 0.5, "measured": measured})
+    assert sorted(path.name for path in folder.iterdir()) == sorted([GRAPH, CARD])
 
 
 @pytest.mark.parametrize("name", [GRAPH, CARD])

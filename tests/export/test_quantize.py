@@ -10,7 +10,7 @@ import torchvision
 from PIL import Image
 
 from export import quantize as quantizing
-from export.artifact import BundleError, load_bundle, save_bundle
+from export.artifact import BundleError, load_bundle, record_measured, save_bundle
 from export.quantize import QuantizeSettings, quantize, to_int8
 from export.to_onnx import ExportSettings, export
 from serving.inference.encoder import OnnxEncoder
@@ -42,7 +42,9 @@ def bundle(tmp_path_factory):
     about = {"classes": ["a", "b", "c"], "origin": "random weights", "settings": {}}
     run = tmp_path_factory.mktemp("runs") / "small"
     classifier.save(run / "checkpoints" / "last.ckpt", network, settings, facts, [], about)
-    return export(ExportSettings(str(run)))[0]
+    bundle = export(ExportSettings(str(run)))[0]
+    record_measured(bundle.folder, {"data": "pictures", "knn": 0.5, "k": 1, "queries": 3, "bank": 9})
+    return bundle
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_the_new_bundle_is_next_to_the_old_one_and_records_its_losses(made, bund
     assert found["pictures"] + found["asked"] == 80
     assert found["knn_original"] - found["knn"] == found["knn_loss"] <= quantizing.LOSS_LIMIT
     assert found["neighbours_kept"] > 0.5 and found["mean_cosine"] > 0.98 and found["same_class"] > 0.9
-    assert "parity_error" not in card.figures and card.figures["after"] == {"held_out": 0.5}
+    assert not {"parity_error", "measured"} & set(card.figures) and card.figures["after"] == {"held_out": 0.5}
 
 
 @pytest.mark.slow
@@ -157,6 +159,15 @@ def test_a_card_of_an_unknown_precision_is_not_read(bundle, tmp_path):
     card.write_text(card.read_text().replace('"fp32"', '"int4"'))
     with pytest.raises(BundleError, match="precision must be one of fp32, fp16, int8, not 'int4'"):
         load_bundle(copy.folder)
+
+
+@pytest.mark.slow
+def test_sums_fit_into_the_16_bits_of_a_processor_without_vnni(bundle):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 20, 20, 3), dtype=np.uint8)
+    graph = onnx.load_from_string(to_int8(bundle.graph.read_bytes(), pixels)).graph
+    weights = [onnx.numpy_helper.to_array(one) for one in graph.initializer if one.data_type == onnx.TensorProto.INT8]
+    largest = max(int(np.abs(one.astype(int)).max()) for one in weights if one.ndim == 4)
+    assert largest >= 60 and 2 * 255 * largest < 2**15
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from export import to_onnx
-from export.artifact import BundleError, load_bundle, probe_pixels, read_pixels, save_bundle
+from export import quantize, to_onnx
+from export.artifact import BundleError, Preprocessing, load_bundle, probe_pixels, read_pixels, save_bundle
+from export.sample import sample
 from export.to_onnx import ExportSettings, export
 from training import classifier
 from training.augment import AugmentSettings
@@ -210,6 +211,9 @@ def test_an_export_centred_on_pictures_has_mean_zero_over_them(tmp_path):
     )
     assert made.graph.read_bytes() == again.graph.read_bytes() and made.card.id != plain.card.id
     assert made.card.training == {"origin": "random weights of test_resnet", "centred_on": "pictures"}
+    measured = made.card.figures["measured"]
+    assert measured == {"data": "pictures", "found_first": measured["found_first"], "judged": 5}
+    assert "measured" not in plain.card.figures
     files = sorted((tmp_path / "pictures").glob("?.png"))
     pixels = np.stack([read_pixels(file.read_bytes(), made.card.preprocessing) for file in files])
     h, uncentred = (
@@ -221,6 +225,37 @@ def test_an_export_centred_on_pictures_has_mean_zero_over_them(tmp_path):
         file.unlink()
     with pytest.raises(DataError, match="has no picture that can be read"):
         export(settings)
+
+
+def colour(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.mean(axis=(1, 2), dtype=np.float32))
+
+
+def test_an_export_on_pictures_with_labels_measures_how_many_are_told_by_their_nearest(tmp_path):
+    rng = np.random.default_rng(0)
+    for label, light in (("dark", 0), ("bright", 200)):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(light, light + 50, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / label / f"{i}.png")
+    found = sample(str(tmp_path / "pictures"), Preprocessing(8), colour)
+    assert found.measured == {"data": "pictures", "knn": 1.0, "k": 1, "queries": 4, "bank": 16}
+    assert found.centre.numpy() == pytest.approx([124.5] * 3, abs=2)
+    blind = sample(str(tmp_path / "pictures"), Preprocessing(8), lambda pixels: torch.ones(len(pixels), 3))
+    assert blind.measured["knn"] < 1
+
+
+@pytest.mark.parametrize("labels", ["", "one", "each its own"])
+def test_an_export_on_pictures_without_usable_labels_measures_how_many_are_found_again(tmp_path, labels):
+    for i in range(3):
+        folder = tmp_path / "pictures" / {"": "", "one": "a"}.get(labels, str(i))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), ("red", "lime", "blue")[i]).save(folder / f"{i}.png")
+    measured = sample(str(tmp_path / "pictures"), Preprocessing(8), colour).measured
+    assert measured == {"data": "pictures", "found_first": 1.0, "judged": 3}
+    for file in sorted(tmp_path.rglob("*.png"))[1:]:
+        file.unlink()
+    assert sample(str(tmp_path / "pictures"), Preprocessing(8), colour).measured == {}
 
 
 @pytest.mark.slow
@@ -244,7 +279,6 @@ def test_the_command_answers_bad_input_in_one_sentence(arguments, message, tmp_p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.onnx").mkdir()
     monkeypatch.setattr("sys.argv", ["to_onnx.py", *arguments])
-    monkeypatch.setattr("logging.disable", lambda level: None)  # for the other tests
     with pytest.raises(SystemExit) as end:
         to_onnx.main()
     said = f"{end.value.code}"
@@ -263,3 +297,15 @@ def test_settings_that_make_no_sense_are_named():
 
 def test_settings_of_a_wider_encoder_name_it():
     assert dataclasses.replace(SETTINGS, encoder="resnet50", width=2).architecture == "resnet50-2x"
+
+
+@pytest.mark.parametrize(("command", "function"), [(to_onnx, "export"), (quantize, "quantize")])
+def test_ctrl_c_ends_with_a_sentence(monkeypatch, capsys, command, function):
+    def stopped(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, function, stopped)
+    monkeypatch.setattr("sys.argv", ["command", "runs/some"])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    assert end.value.code == 130 and "Stopped. Nothing was exported." in capsys.readouterr().out
