@@ -44,8 +44,9 @@ import tyro
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from export.paths import parse_settings
 from training.checkpoint import CheckpointError
-from training.config import PRESETS, PretrainSettings
+from training.config import PRESETS, RUNS, PretrainSettings
 from training.data import store
 from training.data.sources import DataError, open_source
 from training.pretrain import Stopped
@@ -66,8 +67,8 @@ class AblateSettings:
     """Name of the study."""
     data: str = "shapes"
     """Labelled pictures: a folder, a .zip, shards, a torchvision name, or shapes (for what-g-forgets: shapes)."""
-    out: Path = Path("docs/studies")
-    """Folder for the table and the figure."""
+    out: Path = RUNS / "studies"
+    """Folder for the table and the figure, beside the runs of the study."""
     seeds: int = 2
     """Number of runs of each combination of settings, with different seeds. The confidence intervals are over them."""
     quick: bool = False
@@ -268,7 +269,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, _stop)
     try:
-        ablate(tyro.cli(AblateSettings, description=__doc__.partition("\n\n")[0]))
+        ablate(parse_settings(AblateSettings, description=__doc__.partition("\n\n")[0]))
     except (DataError, CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
     except BrokenProcessPool:

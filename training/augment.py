@@ -4,13 +4,17 @@ r"""SimCLR's augmentation of a batch, each image with its own draws (Chen et al.
 
     crop    resample the crop [start, start + length) to size_px with an antialiased bicubic filter. Per axis this is
             a matrix, so a batch of different crops is two batched matrix products, on any device.
-    flip    part of the same matrix
+    flip    part of the same matrix, as are flips upside down; a quarter turn is a flip and a transposition
+    rotate  by any angle, bilinear, borders reflected
+    gamma   intensities to a power
     jitter  brightness, contrast, saturation, hue in random order, clipped to [0, 1] after each
     grey    three equal channels
     blur    Gaussian, borders reflected; also a matrix per axis
 
 The operations are torchvision's (contrast blends with the mean grey, saturation with the pixel's grey: the PyTorch
-listing of App. A), brightness multiplies (v2). No mean/std normalisation: the encoder's input is in [0, 1].
+listing of App. A), brightness multiplies (v2). No mean/std normalisation: the encoder's input is in [0, 1]. Flips
+upside down, rotations and gamma are not the paper's; they are for pictures without an upright position, such as aerial
+ones, and for the intensities of scans and microscopes.
 """
 
 import math
@@ -18,10 +22,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-CROP_ASPECT = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 TENSORFLOW_LEAST_AREA = 0.1  # its min_object_covered, which limits crop_area too
 BLUR_SIGMA = (0.1, 2.0)
@@ -38,8 +43,18 @@ class AugmentSettings:
     crop_sampling: Literal["torchvision", "tensorflow"] = "torchvision"
     """How crops are drawn. torchvision: area uniformly and aspect ratio log-uniformly; tensorflow (as in
     google-research/simclr): height and aspect ratio uniformly, which gives larger crops."""
+    crop_aspect: float = 4 / 3
+    """Largest ratio of the sides of a crop, one way or the other; 1: square crops, which change the scale alone."""
     flip: float = 0.5
     """Probability of a left-right flip. Use 0 where mirror images have different meanings."""
+    vertical_flip: float = 0.0
+    """Probability of an upside-down flip, for pictures without an upright position."""
+    quarter_turns: float = 0.0
+    """Probability of a turn by 90, 180 or 270 degrees; 0.75 makes all four positions equally frequent."""
+    rotation: float = 0.0
+    """Largest angle of a free rotation, in degrees; 180 for any. Borders are reflected."""
+    gamma: float = 0.0
+    """Intensities from 0 to 1 are raised to a power between 1 / (1 + gamma) and 1 + gamma."""
     jitter: float = 0.8
     """Probability of colour jitter."""
     strength: float = 1.0
@@ -55,11 +70,17 @@ class AugmentSettings:
             raise ValueError(f"crop_area must satisfy 0 < smallest <= largest <= 1, not {self.crop_area}")
         if self.crop_sampling not in ("torchvision", "tensorflow"):
             raise ValueError(f"crop_sampling must be torchvision or tensorflow, not {self.crop_sampling!r}")
-        for name in ("flip", "jitter", "grey", "blur"):
+        for name in ("flip", "vertical_flip", "quarter_turns", "jitter", "grey", "blur"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability in [0, 1], not {getattr(self, name)}")
         if not 0 <= self.strength <= 2.5:
             raise ValueError(f"strength must be in [0, 2.5], not {self.strength}")  # hue: at most half a circle
+        if not 1 <= self.crop_aspect <= 10:
+            raise ValueError(f"crop_aspect must be in [1, 10], not {self.crop_aspect}")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation is an angle in [0, 180] degrees, not {self.rotation}")
+        if not 0 <= self.gamma <= 10:
+            raise ValueError(f"gamma must be in [0, 10], not {self.gamma}")
 
 
 class Draws(NamedTuple):
@@ -78,6 +99,23 @@ class Draws(NamedTuple):
     hue_place: Tensor  # (N,) how many of the three come before hue: 0 to 3
     grey: Tensor  # (N,) bool
     sigma: Tensor  # (N,) of the blur in pixels; 0 for none
+    vertical_flip: Tensor | None = None  # (N,) bool; None, like the following: for no view
+    transpose: Tensor | None = None  # (N,) bool, after the flips
+    angle: Tensor | None = None  # (N,) of the free rotation, anticlockwise, in radians
+    power: Tensor | None = None  # (N,) of the intensities
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Draws":
+        """function of each tensor."""
+        return self._replace(**{name: function(value) for name, value in self._asdict().items() if value is not None})
+
+
+def generator_at(device: torch.device | str, seed: int, step: int, process: int = 0) -> torch.Generator:
+    """The random numbers of a training step of a process: three whole numbers from 0, in 64 mixed bits.
+
+    Mixed, since a CPU's generator keeps the low 32 bits of a seed only.
+    """
+    (mixed,) = np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(mixed))
 
 
 def augment(images: Tensor, settings: AugmentSettings, generator: torch.Generator, size_px: int) -> Tensor:
@@ -108,7 +146,7 @@ def draw(n: int, height: int, width: int, settings: AugmentSettings, generator: 
         torch.where(jittered, uniform(max(0.0, 1 - delta), 1 + delta), 1.0) for _ in range(3)
     )
     hue = torch.where(jittered, uniform(-0.2 * settings.strength, 0.2 * settings.strength), 0.0)
-    return Draws(
+    draws = Draws(
         *crop,
         flip,
         brightness,
@@ -120,6 +158,21 @@ def draw(n: int, height: int, width: int, settings: AugmentSettings, generator: 
         grey=happens(settings.grey),
         sigma=torch.where(happens(settings.blur), uniform(*BLUR_SIGMA), 0.0),
     )
+    vertical_flip = happens(settings.vertical_flip) if settings.vertical_flip else torch.zeros_like(flip)
+    if settings.quarter_turns:
+        turns = torch.where(happens(settings.quarter_turns), 1 + (3 * uniform()).long(), 0)  # anticlockwise, 0 to 3
+        transpose = turns % 2 == 1
+        # Flips before a transposition: one of left and right makes it a turn to the left, of up and down to the right.
+        draws = draws._replace(flip=flip ^ (turns == 1) ^ (turns == 2), transpose=transpose)
+        vertical_flip = vertical_flip ^ (turns == 2) ^ (turns == 3)
+    if settings.vertical_flip or settings.quarter_turns:
+        draws = draws._replace(vertical_flip=vertical_flip)
+    if settings.rotation:
+        draws = draws._replace(angle=uniform(-math.radians(settings.rotation), math.radians(settings.rotation)))
+    if settings.gamma:
+        greatest = math.log(1 + settings.gamma)
+        draws = draws._replace(power=uniform(-greatest, greatest).exp())
+    return draws
 
 
 def render(images: Tensor, draws: Draws, size_px: int) -> Tensor:
@@ -133,8 +186,17 @@ def _render(images: Tensor, draws: Draws, size_px: int) -> Tensor:
     rows = _resampling(draws.top, draws.height, height, size_px)  # (N, S, H)
     columns = _resampling(draws.left, draws.width, width, size_px)  # (N, S, W)
     columns = torch.where(draws.flip[:, None, None], columns.flip(1), columns)
+    if draws.vertical_flip is not None:
+        rows = torch.where(draws.vertical_flip[:, None, None], rows.flip(1), rows)
     x = images.permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W)
-    x = _jitter(_both_axes(x, rows, columns).clamp_(0, 1), draws)
+    x = _both_axes(x, rows, columns).clamp_(0, 1)
+    if draws.transpose is not None:
+        x = torch.where(draws.transpose[:, None, None, None], x.mT, x)
+    if draws.angle is not None:
+        x = _rotated(x, draws.angle)
+    if draws.power is not None:
+        x = x ** draws.power[:, None, None, None]
+    x = _jitter(x, draws)
     x = torch.where(draws.grey[:, None, None, None], _luminance(x), x)
     blur = _blurring(draws.sigma, size_px)  # (N, S, S)
     return _both_axes(x, blur, blur).clamp_(0, 1)  # a sum of rounded weights may exceed 1
@@ -148,22 +210,31 @@ def _both_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return x.view(n, x.shape[1], channels, -1).transpose(1, 2)
 
 
+def _rotated(x: Tensor, angle: Tensor) -> Tensor:
+    """Rotate about the middle: (N, 3, S, S), angle (N,) in radians, anticlockwise -> (N, 3, S, S)."""
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    to_source = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(to_source, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
 def _draw_crop(
     uniform: Callable[..., Tensor], height: int, width: int, settings: AugmentSettings
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """top, left, height, width (N,): the first of CROP_ATTEMPTS crops that fits, else the fallback of that library."""
     least, greatest = (share * height * width for share in settings.crop_area)
+    narrowest, widest = 1 / settings.crop_aspect, settings.crop_aspect
     if settings.crop_sampling == "torchvision":
         area = uniform(least, greatest, CROP_ATTEMPTS)
-        aspect = uniform(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1]), CROP_ATTEMPTS).exp()
+        aspect = uniform(math.log(narrowest), math.log(widest), CROP_ATTEMPTS).exp()
         h, w = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
         fits = (h >= 1) & (w >= 1) & (h <= height) & (w <= width)
         # the largest central crop with an aspect ratio in range
-        fallback = min(height, round(width / CROP_ASPECT[0])), min(width, round(height * CROP_ASPECT[1]))
+        fallback = min(height, round(width / narrowest)), min(width, round(height * widest))
     else:
-        aspect = uniform(*CROP_ASPECT, CROP_ATTEMPTS)
-        widest = ((width + 0.5 - 1e-7) / aspect).floor()  # the greatest height whose rounded width fits
-        tallest = (greatest / aspect).sqrt().round().minimum(widest).clamp(max=height)
+        aspect = uniform(narrowest, widest, CROP_ATTEMPTS)
+        fitting = ((width + 0.5 - 1e-7) / aspect).floor()  # the greatest height whose rounded width fits
+        tallest = (greatest / aspect).sqrt().round().minimum(fitting).clamp(max=height)
         shortest = (least / aspect).sqrt().round().minimum(tallest)
         h = shortest + (uniform(0, 1, CROP_ATTEMPTS) * (tallest - shortest + 1)).floor()
         area = h * (h * aspect).round()

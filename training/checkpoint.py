@@ -10,7 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -21,7 +21,10 @@ from training.config import PretrainSettings
 from training.encoders import Encoder
 from training.zoo import build
 
-NAME = "last.ckpt"
+if TYPE_CHECKING:
+    from training.simclr import SimCLR
+
+NAME, BEST = "last.ckpt", "best.ckpt"
 HALFWAY = "halfway.ckpt"  # unfinished fine-tuning or distillation (training/resumable.py)
 EVERY_S = 30.0  # least time between two checkpoints
 
@@ -62,11 +65,12 @@ class AtomicCheckpointIO(CheckpointIO):
 class EveryEpoch(Checkpoint):
     """Saves after epochs, at most every EVERY_S seconds and at the end. Lightning calls it after the module's own hook.
 
+    BEST is the epoch with the best measurement so far, and epoch-NNNN.ckpt that of every `keep_every` epochs.
     Ctrl-C ends the run after the current epoch, with a checkpoint; a second Ctrl-C ends it at once.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, keep_every: int = 0):
+        self.path, self.keep_every = path, keep_every
         self.saved_at = 0.0
         self.stopping = False
 
@@ -78,12 +82,21 @@ class EveryEpoch(Checkpoint):
         # Ctrl-C and the time of the next checkpoint may reach one process before an epoch's end and another after it.
         # They decide together: if only some saved a checkpoint, they would wait for the others for ever.
         any_of_all = partial(trainer.strategy.reduce_boolean_decision, all=False)
-        trainer.should_stop = any_of_all(self.stopping)
+        trainer.should_stop = any_of_all(self.stopping or trainer.should_stop)
         due = any_of_all(time.monotonic() - self.saved_at > EVERY_S)
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        module = cast("SimCLR", pl_module)
+        epoch, facts = trainer.current_epoch + 1, module.facts
+        if stopped := "stopped" in facts:
+            trainer.should_stop = True
         if last or trainer.should_stop or due:
-            trainer.save_checkpoint(self.path)
+            with module.budget.ending("saving"):
+                trainer.save_checkpoint(self.path)
             self.saved_at = time.monotonic()
+        if facts.get("best", {}).get("epoch") == epoch and not stopped:
+            trainer.save_checkpoint(self.path.with_name(BEST))
+        if self.keep_every and epoch % self.keep_every == 0:
+            trainer.save_checkpoint(self.path.with_name(f"epoch-{epoch:04d}.ckpt"))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if hasattr(self, "before"):

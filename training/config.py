@@ -1,18 +1,20 @@
 """Settings of a pretraining run, and the presets. The field docstrings are the command line's help."""
 
 import dataclasses
+import json
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from export.artifact import Preprocessing
+from export.paths import local_path, parse_settings
 from training.augment import AugmentSettings
 from training.loss import LOSSES, LossName
 from training.optimizers import OPTIMIZERS, OptimizerName
 
 RUNS = Path("runs")
-SEEDS = 2**24  # so that a seed and a step's number fit into 64 bits together
+SEEDS = 2**32  # a CPU's generator, which draws the initial weights, keeps 32 bits of a seed
 Names = tuple[str, ...]
 
 
@@ -20,11 +22,14 @@ Names = tuple[str, ...]
 class PretrainSettings:
     """All settings of a run. Its checkpoint holds them, so that the run can be repeated or continued."""
 
-    preset: Literal["tiny", "cifar", "cifar-fast", "photos", "imagenet", "adapt"] = "tiny"
+    preset: Literal["tiny", "cifar", "cifar-fast", "photos", "aerial", "microscopy", "imagenet", "adapt"] = "tiny"
     """The recipe that sets the defaults of the other options; see the list above."""
     data: str = "shapes"
     """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), the name of a torchvision data set
     (cifar10, cifar100, stl10, ...), or shapes, the built-in set. Labels are optional, to measure kNN accuracy."""
+    also: tuple[str, ...] = ()
+    """More sources to train on, each as DATA or DATA=WEIGHT: their pictures are taken WEIGHT times in an epoch, so 0.5
+    takes another half of them in each."""
     name: str = ""
     """Name of the run, which is written to runs/NAME. By default DATA-PRESET."""
     resume: bool = False
@@ -43,14 +48,19 @@ class PretrainSettings:
     size_px: int = 48
     """Side of the encoder's square input, in pixels. Up to 32, a ResNet has the small first layer used for CIFAR."""
     crop: float | None = 1.0
-    """Side of the centred square that is used of each picture, as a share of its shorter side. With None the whole
+    """Side of the centred square that is used of each picture, as a share of its shorter side. With none the whole
     picture is squeezed into a square, which changes its proportions."""
     head_layers: Literal[0, 1, 2, 3] = 3
     """Layers of the projection head g: 2 in SimCLR v1, 3 in v2, 1 for a linear head, 0 for none."""
     head_dimension: int = 128
     """Length of the projection z = g(h)."""
+    views: int = 2
+    """Views of each picture in a step. With more than 2, the loss is the mean over all pairs of views."""
     loss: LossName = "nt_xent"
     """Contrastive loss: nt_xent as in the paper, or dcl, which leaves the positive pair out of the denominator."""
+    loss_scale: float = 1.0
+    """Multiplies the gradient of the loss. 1: the paper's mean over all views. 2, as in google-research/simclr, which
+    adds the means of both halves: biases and batch norm move twice as far, and weight decay counts half as much."""
     temperature: float = 0.2
     """Temperature tau of the loss. The paper uses 0.1 on ImageNet and 0.5 on CIFAR-10."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
@@ -62,11 +72,13 @@ class PretrainSettings:
     epochs: int = 100
     """Passes over the images."""
     minutes: float | None = None
-    """Instead of --epochs: train for about this long. The epochs are estimated from the speed of a few steps."""
+    """Instead of --epochs: the whole command takes this long, by the clock, and the learning rate follows the time."""
     max_steps: int | None = None
-    """For a trial: stop after this many steps. The learning rate follows the schedule of the whole run."""
+    """For a trial: stop after this many steps. The learning rate follows the schedule of the whole run. Resumed, the
+    run goes on with the next epoch."""
     batch_size: int = 256
-    """Images (not views) per step, on all devices together. Reduced if there are fewer images."""
+    """Images (not views) per step, on all devices together. With fewer images it is reduced; the default of a preset is
+    reduced so that an epoch has at least 10 steps, but not below 32."""
     chunk_size: int = 0
     """Images encoded at once on each device, for batches that do not fit into its memory. Each image is then encoded
     twice, and batch norm uses the statistics of a chunk. 0: the whole batch at once."""
@@ -91,8 +103,16 @@ class PretrainSettings:
     """Keep the means and variances of f's batch norms as they are in --init."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and the augmentation."""
+    ema: float = 0.0
+    """Decay at each step of an exponential moving average of f's weights, such as 0.999. At the end it is measured
+    beside the last weights, and the better of both is kept. 0: no average."""
     knn_epochs: int = 10
     """Epochs between two measurements of kNN accuracy, or without labels of how often two views of a picture match."""
+    patience: int = 0
+    """Stop early after this many measurements (see --knn-epochs) without a better one, and go back to the best
+    weights. 0: never."""
+    keep_every: int = 0
+    """Keep a checkpoint of every so many epochs, as checkpoints/epoch-0010.ckpt. 0: only the last and the best."""
     compile: bool | None = None
     """Use torch.compile, which needs a C++ compiler. By default on a GPU, and for long runs on a CPU."""
     devices: int = 0
@@ -102,6 +122,7 @@ class PretrainSettings:
         positive = (
             "size_px",
             "head_dimension",
+            "loss_scale",
             "temperature",
             "epochs",
             "minutes",
@@ -110,12 +131,19 @@ class PretrainSettings:
             "encoder_lr",
             "knn_epochs",
         )
-        check_settings(self, positive, ("weight_decay", "chunk_size", "devices", "head_first"), ("warmup", "momentum"))
+        check_settings(
+            self,
+            positive,
+            ("weight_decay", "chunk_size", "devices", "head_first", "patience", "keep_every"),
+            ("warmup", "momentum", "ema"),
+        )
         for name, choices in (("loss", LOSSES), ("optimizer", OPTIMIZERS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
         if self.crop is not None and not 0 < self.crop <= 1:
             raise ValueError(f"--crop must be above 0 and at most 1, or None, not {self.crop}")
+        if not self.views >= 2:
+            raise ValueError(f"--views must be at least 2, not {self.views}")
         if not self.batch_size >= 2:
             raise ValueError(
                 f"--batch-size must be at least 2 (negatives come from other images), not {self.batch_size}"
@@ -138,6 +166,7 @@ class PretrainSettings:
         augment = dict(facts.pop("augment"))
         augment["crop_area"] = tuple(augment["crop_area"])
         facts.setdefault("crop", None)  # what older checkpoints did
+        facts["also"] = tuple(facts.get("also", ()))
         return cls(augment=AugmentSettings(**augment), **facts)
 
 
@@ -182,8 +211,11 @@ CIFAR = PretrainSettings(
     lr=1.0,
     lr_scaling="linear",
     warmup=0.01,
+    loss_scale=2.0,
     temperature=0.5,
 )
+
+PHOTOS = PretrainSettings(preset="photos", encoder="resnet18", size_px=128, temperature=0.2, epochs=200, batch_size=512)
 
 # Purpose and expected accuracy of each preset, which the command line's help prints, and its settings.
 PRESETS: dict[str, tuple[str, PretrainSettings]] = {
@@ -204,19 +236,50 @@ PRESETS: dict[str, tuple[str, PretrainSettings]] = {
         CIFAR,
     ),
     "cifar-fast": (
-        "cifar in 300 epochs, with a temperature and learning rate for short runs; the target is 90 % kNN accuracy in "
-        "15 minutes on an H200, not measured yet",
-        replace(CIFAR, preset="cifar-fast", epochs=300, temperature=0.2, lr=0.2, lr_scaling="sqrt", warmup=0.03),
+        "cifar in 500 epochs, with a smaller head, temperature and learning rate for short runs; the target is 90 % "
+        "kNN accuracy on a GPU, not measured yet",
+        replace(
+            CIFAR,
+            preset="cifar-fast",
+            augment=replace(CIFAR.augment, grey=0.2),
+            epochs=500,
+            head_layers=2,
+            head_dimension=64,
+            temperature=0.1,
+            lr=0.2,
+            lr_scaling="sqrt",
+            warmup=0.03,
+        ),
     ),
     "photos": (
         "your own photographs with ResNet-18 at 128 px; about an hour on a GPU for 10,000 photographs",
-        PretrainSettings(
-            preset="photos",
-            encoder="resnet18",
-            size_px=128,
-            temperature=0.2,
-            epochs=200,
-            batch_size=512,
+        PHOTOS,
+    ),
+    "aerial": (
+        "photos for pictures from above: any side may be up, and scale and colour change less",
+        replace(
+            PHOTOS,
+            preset="aerial",
+            augment=AugmentSettings(
+                crop_area=(0.2, 1.0), vertical_flip=0.5, quarter_turns=0.75, strength=0.5, grey=0.1
+            ),
+        ),
+    ),
+    "microscopy": (
+        "photos for microscopes and scans: any side may be up, crops change the scale alone, intensities vary by gamma",
+        replace(
+            PHOTOS,
+            preset="microscopy",
+            augment=AugmentSettings(
+                crop_area=(0.2, 1.0),
+                crop_aspect=1.0,
+                vertical_flip=0.5,
+                quarter_turns=0.75,
+                gamma=0.5,
+                strength=0.3,
+                grey=0.0,
+                blur=0.2,
+            ),
         ),
     ),
     "adapt": (
@@ -244,6 +307,7 @@ PRESETS: dict[str, tuple[str, PretrainSettings]] = {
             preset="imagenet",
             encoder="resnet50",
             size_px=224,
+            loss_scale=2.0,
             temperature=0.1,
             epochs=100,
             batch_size=4096,
@@ -254,8 +318,33 @@ PRESETS: dict[str, tuple[str, PretrainSettings]] = {
 
 def parse(arguments: list[str] | None = None) -> PretrainSettings:
     """Settings from the command line; defaults are those of the preset that it names."""
-    title = "Pretrain an encoder on unlabelled images with SimCLR, into runs/NAME."
-    return over_preset(PretrainSettings, PRESETS, title, arguments)
+    title = (
+        "Pretrain an encoder on unlabelled images with SimCLR, into runs/NAME. "
+        "--config runs/OTHER/config.json starts from the settings of another run."
+    )
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config, arguments = _option("config", arguments, remove=True)
+    if config is None:
+        return over_preset(PretrainSettings, PRESETS, title, arguments)
+    if _option("preset", arguments)[0]:
+        raise ValueError("give either --config or --preset: a run's settings name the preset that they come from")
+    given = replace(read_config(config), name="", resume=False)
+    return over_preset(PretrainSettings, {given.preset: ("", given)}, title, arguments)
+
+
+def read_config(file: str) -> PretrainSettings:
+    """The settings in a run's config.json, which may be named by its folder. Raises ValueError: there is no such file,
+    or it does not hold settings."""
+    path = local_path(file)
+    try:
+        path = path / "config.json" if path.is_dir() else path
+        return PretrainSettings.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"--config {file} cannot be read: {error.strerror}") from error
+    except KeyError as error:
+        raise ValueError(f"--config {file} does not hold the settings of a run: {error} is missing") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"--config {file} does not hold the settings of a run: {error}") from error
 
 
 class HasPreset(Protocol):
@@ -275,16 +364,25 @@ def over_preset(kind: type[T], presets: dict[str, tuple[str, T]], title: str, ar
     title      first line of the help
     arguments  of the command line; None: sys.argv
     """
-    import tyro
-
     arguments = sys.argv[1:] if arguments is None else arguments
-    preset = usual = kind().preset
-    for i, argument in enumerate(arguments):
-        if argument.startswith("--preset="):
-            preset = argument.partition("=")[2]
-        elif argument == "--preset" and i + 1 < len(arguments):
-            preset = arguments[i + 1]
-    default = presets.get(preset, presets[usual])[1]  # tyro refuses an unknown one
-    lines = [f"  {name}: {purpose}" for name, (purpose, _) in presets.items()]
-    description = "\n".join([f"{title} Presets:\n", *lines])
-    return tyro.cli(kind, default=default, args=arguments, description=description)
+    usual = kind().preset if kind().preset in presets else next(iter(presets))
+    preset, _ = _option("preset", arguments)
+    default = presets.get(preset or usual, presets[usual])[1]  # tyro refuses an unknown one
+    lines = [f"  {name}: {purpose}" for name, (purpose, _) in presets.items() if purpose]
+    description = "\n".join([f"{title} Presets:\n", *lines]) if lines else title
+    return parse_settings(kind, arguments, default=default, description=description)
+
+
+def _option(name: str, arguments: list[str], remove: bool = False) -> tuple[str | None, list[str]]:
+    """The value of --name, None if it is not given; and the arguments, without it if `remove`."""
+    value, others = None, []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument.startswith(f"--{name}="):
+            value = argument.partition("=")[2]
+        elif argument == f"--{name}":
+            if (value := next(waiting, None)) is None or value.startswith("--"):
+                raise ValueError(f"--{name} needs a value")
+        else:
+            others.append(argument)
+    return value, others if remove else arguments

@@ -7,11 +7,12 @@ arXiv:2006.10029, Eq. 2); t and s are the logits, tau the temperature:
 
     loss = - sum_y softmax(t / tau)_y log softmax(s / tau)_y
 
-From an encoder it learns which pictures are near to each other: the same loss over each picture's cosines to the
-others of its batch, as in CompRess (Koohpayegani et al. 2020, arXiv:2010.14713), which uses a queue of earlier pictures
-instead of the batch. Cosines of h are compared with cosines of h, so teacher and student may differ in dimension, and
-no layer is needed between h and the loss. The teacher encodes every picture once, as a whole, and the student sees
-another view of it in each epoch: so a large teacher costs one pass over the pictures.
+From an encoder it learns which pictures are near to each other: the same loss over each picture's cosines to the others
+of its batch and to those of earlier batches of the epoch, as the student encoded them then, after CompRess
+(Koohpayegani et al. 2020, arXiv:2010.14713) with its queue of earlier pictures. Cosines of h are compared with cosines
+of h, so teacher and student may differ in dimension, and no layer is needed between h and the loss. The teacher encodes
+every picture once, as a whole, and the student sees another view of it in each epoch: so a large teacher costs one pass
+over the pictures.
 
     runs/NAME/  config.json  metrics.csv  result.json  checkpoints/last.ckpt
 
@@ -24,24 +25,24 @@ if __name__ == "__main__" and not __package__:
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import copy
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 
-from training import checkpoint, classifier
-from training.augment import draw, render
+from export.paths import parse_settings
+from export.suggest import command
+from training import budget, checkpoint, classifier
+from training.augment import AugmentSettings, draw, generator_at, render
+from training.budget import Budget, process_began
 from training.checkpoint import AtomicCheckpointIO
 from training.classifier import Classifier
 from training.config import RUNS, check_settings
@@ -50,19 +51,21 @@ from training.data.sources import DataError, open_source
 from training.data.store import PixelStore
 from training.data.stream import StreamedRows
 from training.device import mixed_precision, prepare, to_training_device
-from training.encoders import Encoder
+from training.encoders import CENTRE_IMAGES, Encoder
 from training.evaluate import print_table
 from training.evaluation.features import ENCODER_ERRORS, EncoderError
 from training.initial import load_initial
 from training.lars import LARS, lars_groups
 from training.resumable import ResumableRun, ResumableSettings, is_finished, train_epochs
 from training.schedule import cosine_schedule, scaled_lr
-from training.teacher import Teacher, compare, notes, open_teacher, teacher_of
+from training.teacher import BANK_SIZE, TIMED, TIMED_S, Teacher, compare, notes, open_teacher, teacher_of
 from training.zoo import short_name
 
-CLASSES_TAU, NEIGHBOURS_TAU = 1.0, 0.05  # default temperatures for a classifier and for an encoder
+CLASSES_TAU, NEIGHBOURS_TAU = 1.0, 0.1  # default temperatures for a classifier and for an encoder
+EARLIER = 16_384  # most pictures of earlier batches with which a picture is compared
 WARMUP, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 1e-4  # share of the steps; of LARS; on matrices and kernels only
-CALIBRATION_STEPS = 8
+TEACHING, COMPARING = 0.3, 0.1  # most of --minutes for the teacher's pass over the pictures; for comparing at the end
+COMPARED = 1.4  # pictures that a comparison encodes, for each one of its bank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +77,13 @@ class DistilSettings(ResumableSettings):
     encoder that others trained (lite0, timm:NAME, torchvision:NAME, also with :FILE)."""
     temperature: float | None = None
     """Temperature tau; lower values give more weight to a classifier's most likely class, or to an encoder's nearest
-    pictures. By default 1 for a classifier and 0.05 for an encoder."""
+    pictures. By default 1 for a classifier and 0.1 for an encoder."""
     minutes: float | None = None
-    """Instead of --epochs: train for about this long. The epochs are estimated from the speed of a few steps."""
+    """Instead of --epochs: the whole command takes this long, by the clock, and the learning rate follows the time."""
+    augment: AugmentSettings = field(
+        default_factory=lambda: AugmentSettings(crop_area=(0.25, 1.0), strength=0.5, grey=0.0, blur=0.0)
+    )
+    """Augmentation of the student's view, by default crops, flips and mild colour jitter."""
     batch_size: int = 128
     """Pictures per step. Reduced if there are fewer pictures."""
     lr: float = 0.15
@@ -95,14 +102,32 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
         return -(soft * F.log_softmax(student.float() / temperature, dim=1)).sum(dim=1).mean()
 
 
-def neighbours_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """soft_cross_entropy of each picture's cosines to the N - 1 others: h (N, d) and (N, d') float, N >= 2."""
-    n = len(student)
-    others = ~torch.eye(n, dtype=torch.bool, device=student.device)
-    with torch.autocast(student.device.type, enabled=False):
-        unit = [F.normalize(h.float(), dim=1) for h in (student, teacher)]
-        ours, theirs = ((h @ h.T)[others].view(n, n - 1) for h in unit)
-    return soft_cross_entropy(ours, theirs, temperature)
+class NeighboursLoss:
+    """soft_cross_entropy of each picture's cosines to the others of its batch and to earlier ones, the last EARLIER.
+
+    No picture may come twice before `forget`, which is called at the start of an epoch: so a resumed run compares the
+    same pictures as an uninterrupted one.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.earlier: list[Tensor] = []  # (M, d) and (M, d'): unit h of student and teacher
+
+    def __call__(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """h (N, d) and (N, d') float, N >= 2 -> () float32 in nats."""
+        n = len(student)
+        others = ~torch.eye(n, dtype=torch.bool, device=student.device)
+        with torch.autocast(student.device.type, enabled=False):
+            unit = [F.normalize(h.float(), dim=1) for h in (student, teacher)]
+            earlier = self.earlier or [h[:0] for h in unit]
+            ours, theirs = (
+                torch.cat([(h @ h.T)[others].view(n, n - 1), h @ old.T], dim=1)  # (N, N - 1 + M)
+                for h, old in zip(unit, earlier, strict=True)
+            )
+        self.earlier = [torch.cat([old, h])[-EARLIER:].detach() for h, old in zip(unit, earlier, strict=True)]
+        return soft_cross_entropy(ours, theirs, temperature)
 
 
 class DistilStep:
@@ -111,7 +136,7 @@ class DistilStep:
     def __init__(
         self,
         teacher: Teacher,
-        pixels: np.ndarray,
+        pixels: np.ndarray | StreamedRows,
         size_px: int,
         settings: DistilSettings,
         targets: Tensor | None = None,
@@ -123,13 +148,14 @@ class DistilStep:
         """
         self.targets = targets
         self.teacher, self.pixels, self.size_px, self.settings = teacher, pixels, size_px, settings
-        self.loss = soft_cross_entropy if teacher.classes else neighbours_loss
+        self.neighbours = NeighboursLoss()
         self.temperature = settings.temperature or (CLASSES_TAU if teacher.classes else NEIGHBOURS_TAU)
         self.batch = min(settings.batch_size, len(pixels))
         self.steps_per_epoch = len(pixels) // self.batch
 
     def epoch(self, network: nn.Module, epoch: int) -> Iterator[Tensor]:
         """The loss of each step of an epoch; epochs are counted from 1."""
+        self.neighbours.forget()
         rng = np.random.default_rng([self.settings.seed, epoch])
         order = rng.permutation(len(self.pixels))[: self.steps_per_epoch * self.batch]
         for i, rows in enumerate(order.reshape(self.steps_per_epoch, self.batch)):
@@ -138,7 +164,7 @@ class DistilStep:
     def __call__(self, network: nn.Module, rows: np.ndarray, step: int) -> Tensor:
         """raises EncoderError when the teacher's output is NaN or infinite"""
         device = next(network.parameters()).device
-        generator = torch.Generator(device).manual_seed((self.settings.seed << 40) + step)
+        generator = generator_at(device, self.settings.seed, step)
         images = torch.from_numpy(self.pixels[rows]).to(device)
         n, height, width, _ = images.shape
         draws = draw(n, height, width, self.settings.augment, generator)
@@ -146,7 +172,7 @@ class DistilStep:
         if self.targets is not None:
             with mixed_precision(device, network):
                 output = network(views.contiguous(memory_format=torch.channels_last))
-            return self.loss(output, self.targets[torch.from_numpy(rows)].to(device), self.temperature)
+            return self.neighbours(output, self.targets[torch.from_numpy(rows)].to(device), self.temperature)
         same = self.teacher.size_px == self.size_px
         teacher_views = views if same else render(images, draws, self.teacher.size_px)
         teacher_views = (
@@ -157,14 +183,16 @@ class DistilStep:
             output = network(views.contiguous(memory_format=torch.channels_last))
         if not target.isfinite().all():
             raise EncoderError(f"--teacher {self.settings.teacher} gives values that are NaN or infinite")
-        return self.loss(output, target, self.temperature)
+        return soft_cross_entropy(output, target, self.temperature)
 
 
-def distil(settings: DistilSettings) -> Path:
+def distil(settings: DistilSettings, began: float | None = None) -> Path:
     """Train the student and compare it with the teacher. Returns the run's folder.
 
+    began   when the time of --minutes began, on budget.clock; by default now
     raises  DataError, EncoderError, CheckpointError, BundleError, ZooError, ValueError
     """
+    began = budget.clock() if began is None else began
     prepare()
     teacher = open_teacher(settings.teacher)
     size_px = settings.size_px or (None if settings.init else teacher.size_px)
@@ -188,27 +216,38 @@ def distil(settings: DistilSettings) -> Path:
     network = Classifier(start.encoder, None, len(teacher.classes)) if teacher.classes else start.encoder
     network = to_training_device(network)
     run = ResumableRun(folder, settings, len(pixels))
-    targets = None if teacher.classes else targets_of(teacher, stores[theirs][0])
-    step = DistilStep(teacher, pixels, size_px, settings, targets)
-    if settings.minutes:
-        epochs = run.saved["settings"]["epochs"] if run.saved else epochs_in(settings.minutes, network, step)
-        run.settings = settings = dataclasses.replace(settings, epochs=epochs)
+    run.budget = Budget(settings.minutes, began, run.saved and run.saved.get("budget"))
+    student = teacher_of(folder.name, network, ours, teacher.classes)
+    timed = ((teacher, theirs), (student, ours)) if settings.minutes else ()
+    seconds = [encoding_s(one, stores[how][0]) for one, how in timed] or [0.0, 0.0]
+    bank = run.budget.affordable(COMPARING, COMPARED * sum(seconds), BANK_SIZE)
+    compared, centring = min(bank, len(pixels)), min(CENTRE_IMAGES, len(pixels))
+    run.budget.ending_s["comparing"] = COMPARED * sum(seconds) * compared + 2 * TIMED_S + centring * seconds[1]
+    targets, taught = None, pixels
+    if not teacher.classes:
+        count = run.budget.affordable(TEACHING, seconds[0], len(pixels))
+        rows = np.sort(np.random.default_rng(settings.seed).permutation(len(pixels))[:count])
+        if count < len(pixels):
+            taught = StreamedRows(pixels, rows)
+            print(f"note: in --minutes {settings.minutes:g} the teacher encodes {count:,} of {len(pixels):,} pictures")
+        targets = targets_of(teacher, stores[theirs][0], rows)
+    step = DistilStep(teacher, taught, size_px, settings, targets)
+    length = f"{settings.minutes:g} min in all" if settings.minutes else f"{settings.epochs} epochs"
     print(
         f"distilling {settings.teacher} ({f'{len(teacher.classes)} classes' if teacher.classes else 'an encoder'}, "
-        f"{teacher.size_px} px) into {architecture} at {size_px} px on {len(pixels):,} pictures: {settings.epochs} "
-        f"epochs, into {folder}"
+        f"{teacher.size_px} px) into {architecture} at {size_px} px on {len(taught):,} pictures: {length}, "
+        f"into {folder}"
     )
     run.begin()
-    step.settings = settings
     history = train_student(network, step, run)
     if isinstance(network, Encoder):
         network.set_centre(pixels)
-    facts = run.facts(source.name, settings.epochs)
+    facts = run.facts(source.name, len(history))
     student = teacher_of(folder.name, network, ours, teacher.classes)
-    facts["after"] = compare(student, teacher, stores[ours], stores[theirs])
+    facts["after"] = compare(student, teacher, stores[ours], stores[theirs], bank)
     (folder / "result.json").write_text(json.dumps(facts, indent=1))
     last = folder / "checkpoints" / checkpoint.NAME
-    about = {"origin": f"{start.origin}, taught by {teacher_name}", "settings": settings.to_dict()}
+    about = {"origin": f"{start.origin}, taught by {teacher_name}", "settings": run.settings.to_dict()}
     if isinstance(network, Classifier):
         classifier.save(last, network, start.settings, facts, history, about | {"classes": teacher.classes})
     else:
@@ -217,35 +256,29 @@ def distil(settings: DistilSettings) -> Path:
         AtomicCheckpointIO().save_checkpoint(content | {"distillation": about}, last)
     run.end()
     print_table(facts["after"]["rows"])
+    print(f"\n{run.budget.outcome()}")
     agreement, pictures = facts["after"]["agreement"], facts["after"]["pictures"]
     if teacher.classes:
-        print(f"\nstudent and teacher give {agreement:.1%} of {pictures:,} pictures the same class")
+        print(f"student and teacher give {agreement:.1%} of {pictures:,} pictures the same class")
     else:
-        print(f"\nstudent and teacher share {agreement:.1%} of the ten nearest of each of {pictures:,} pictures")
+        print(f"student and teacher share {agreement:.1%} of the ten nearest of each of {pictures:,} pictures")
     return folder
 
 
-def targets_of(teacher: Teacher, pictures: PixelStore) -> Tensor:
+def targets_of(teacher: Teacher, pictures: PixelStore, rows: np.ndarray) -> Tensor:
     """The teacher's h of N pictures minus its mean: (N, d).
 
+    rows    (N,) int64 of these pictures
     raises  EncoderError: NaN or infinite values
     """
-    h = teacher.encoder(StreamedRows(pictures.pixels, np.arange(len(pictures))), pictures.names)
+    h = teacher.encoder(StreamedRows(pictures.pixels, rows), [pictures.names[row] for row in rows])
     return h - h.mean(dim=0)
 
 
-def epochs_in(minutes: float, network: nn.Module, step: DistilStep) -> int:
-    """How many epochs fit in the time, measured on a few steps with a copy of the network."""
-    trial, rows = copy.deepcopy(network).train(), np.arange(step.batch)
-    seconds = []
-    for number in range(CALIBRATION_STEPS):
-        began = time.perf_counter()
-        loss = step(trial, rows, number)
-        loss.backward()
-        loss.item()  # waits for the device
-        seconds.append(time.perf_counter() - began)
-    # the fastest step: other work on the machine only makes steps slower
-    return max(1, int(minutes * 60 / min(seconds) / step.steps_per_epoch))
+def encoding_s(model: Teacher, pictures: PixelStore) -> float:
+    """Seconds that encoding one picture takes."""
+    sample = np.array(pictures.pixels[:TIMED])
+    return budget.item_s(lambda: model.encoder.encode(sample), len(sample))
 
 
 def train_student(network: nn.Module, step: DistilStep, run: ResumableRun) -> list[dict]:
@@ -253,20 +286,20 @@ def train_student(network: nn.Module, step: DistilStep, run: ResumableRun) -> li
     settings = step.settings
     lr = scaled_lr(settings.lr, step.batch, "sqrt")
     optimizer = LARS(lars_groups(network, WEIGHT_DECAY), lr=lr, momentum=MOMENTUM)
-    scheduler = cosine_schedule(optimizer, WARMUP, settings.epochs * step.steps_per_epoch)
+    scheduler = cosine_schedule(optimizer, WARMUP, settings.epochs * step.steps_per_epoch, run.budget)
     network.train()
     return train_epochs(network, optimizer, scheduler, settings, settings.lr, partial(step.epoch, network), run)
 
 
 def main() -> None:
     try:
-        run = distil(tyro.cli(DistilSettings))
+        run = distil(parse_settings(DistilSettings), process_began())
     except (DataError, *ENCODER_ERRORS, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\nStopped. Run the same command with --resume to continue.")
         sys.exit(130)
-    print(f"next: python export/to_onnx.py {run}")
+    print(f"next: {command('export/to_onnx.py', run)}")
 
 
 if __name__ == "__main__":

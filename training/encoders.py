@@ -13,6 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 SMALL_IMAGE_PX = 32
 CENTRE_IMAGES = 1000  # whose mean is the centre of h
+MOST_AT_ONCE, PIXELS_AT_ONCE = 512, 2**22  # images, and their pixels, that are encoded at once
 
 
 class Images(Protocol):
@@ -177,8 +178,13 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
     return linear
 
 
-def embed(encoder: nn.Module, images: Images, batch_size: int = 512) -> Tensor:
-    """h of many images, computed in evaluation mode and float32: (N, d) float32 on the CPU.
+def batch_size(size_px: int) -> int:
+    """How many images of this side are encoded at once: a bounded number of pixels, since activations take memory."""
+    return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // size_px**2))
+
+
+def embed(encoder: nn.Module, images: Images) -> Tensor:
+    """h of many images, computed in evaluation mode and float32 (TF32 on a GPU): (N, d) float32 on the CPU.
 
     images  uint8 (N, H, W, 3) array or tensor as stored, or float (N, 3, H, W) views in [0, 1]
     The encoder's mode is restored afterwards.
@@ -186,10 +192,10 @@ def embed(encoder: nn.Module, images: Images, batch_size: int = 512) -> Tensor:
     device = next(encoder.parameters()).device
     training = encoder.training
     encoder.eval()
-    rows = []
+    rows, size = [], batch_size(images[:1].shape[2])
     with torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            batch = torch.as_tensor(images[start : start + batch_size]).to(device)
+        for start in range(0, len(images), size):
+            batch = torch.as_tensor(images[start : start + size]).to(device)
             x = to_input(batch) if batch.dtype == torch.uint8 else batch
             rows.append(encoder(x).float().cpu())
     encoder.train(training)

@@ -9,6 +9,8 @@ With and without labels: alignment, uniformity, effective rank and near-duplicat
     OUT.json   the rows, the decays tried for linear evaluation, each class's accuracy, the nearest pairs
     OUT.png    with labels: confusion matrix and pictures right and wrong; without: pictures and their nearest
     OUT-sensitivity.png  with --sensitivity: how far h moves under each augmentation, compared with an untrained encoder
+
+The card of an exported encoder gets what was measured, and the page says it next to the results of a search.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -29,7 +31,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from export.artifact import CARD
+from export.artifact import CARD, record_measured
+from export.paths import at_home, parse_settings
 from training import zoo
 from training.augment import AugmentSettings, augment
 from training.config import RUNS
@@ -38,9 +41,9 @@ from training.data.labelled import bank_and_queries, hold_out, single_picture_cl
 from training.data.sources import DataError, Source, open_source
 from training.data.store import PixelStore
 from training.data.stream import StreamedRows
-from training.evaluation import gallery, geometry, judge, linear, retrieval, sensitivity
+from training.evaluation import gallery, geometry, judge, linear, retrieval, sensitivity, words
 from training.evaluation.bootstrap import interval
-from training.evaluation.features import ENCODER_ERRORS, RANDOM, Extractor, open_encoder, size_note
+from training.evaluation.features import ENCODER_ERRORS, PIXELS, RANDOM, Extractor, open_encoder, size_note
 from training.evaluation.gallery import Neighbours, Predictions
 from training.evaluation.knn import default_k, knn_predict
 from training.evaluation.table import aligned
@@ -57,7 +60,9 @@ TITLES = {
     "linear": "linear accuracy",
     "decay": "weight decay",
     "near from cosine": "near-duplicate cosine",
-    "found_again": "found by a changed view",
+    "found_again": "score of finding by a changed view",
+    "found_first": "found first by a changed view",
+    "judged": "of so many pictures",
     "knn over first": "kNN over first encoder",
     "linear over first": "linear over first encoder",
 }
@@ -144,8 +149,62 @@ def evaluate(settings: EvaluateSettings) -> dict:
     results = [evaluate_encoder(extractor, source, labelled, settings) for extractor in extractors]
     if labelled:
         _compare_with_first(results)
+    pixels = next((result.row for result in results if result.row["encoder"] == PIXELS), {})
+    for result in results:
+        result.row["verdict"] = verdict(result, [other for other in results if other is not result])
+        _record(result.row, pixels, source.name)
     out = settings.out or RUNS / "evaluation" / f"{source.name}-{_file_stem(settings.encoders[0])}"
     return write_results(out, source.name, settings, results)
+
+
+def verdict(result: Evaluation, others: list[Evaluation]) -> str:
+    """What the measurements of an encoder say, in one sentence: compared with the others, or with chance."""
+    row, measure = result.row, "knn" if "knn" in result.row else "found_first"
+    what = "kNN accuracy" if measure == "knn" else "pictures found first by a changed view"
+    sentences = []
+    for other in others:
+        shares = row[measure], other.row[measure]
+        if measure == "knn":
+            limits = interval(result.per_query["knn"] - other.per_query["knn"])
+        else:
+            limits = words.difference(shares[1], shares[0], row["judged"])
+        sentences.append(words.compared(_called(row), _called(other.row), what, shares, limits))
+    if not others:
+        chance = row["largest class"] if measure == "knn" else 1 / row["judged"]
+        guessing = "guessing the largest class" if measure == "knn" else "guessing"
+        cases = row["asked"] if measure == "knn" else row["judged"]
+        limits = words.difference(chance, row[measure], cases)
+        sentences.append(words.compared(_called(row), guessing, what, (row[measure], chance), limits))
+    return "; ".join(sentences)
+
+
+def _called(row: dict) -> str:
+    """The encoder's name without a path, since it is written into cards."""
+    return "raw pixels" if row["encoder"] == PIXELS else _file_stem(row["encoder"])
+
+
+def _record(row: dict, pixels: dict, data: str) -> None:
+    """Write how good the vectors of an exported encoder are into its card.
+
+    pixels  the row of raw pixels, if they were measured too
+    """
+    folder = Path(at_home(row["encoder"]))
+    if (folder / CARD).exists():
+        try:
+            record_measured(folder, measured(row, pixels, data))
+        except OSError as error:
+            print(f"note: the card in {folder} cannot be changed, so the page will not say this ({error.strerror})")
+
+
+def measured(row: dict, pixels: dict, data: str) -> dict:
+    """What a card says of an evaluation: kNN with labels, otherwise pictures found by a changed view of them."""
+    if "knn" in row:
+        measure, chance = "knn", row["largest class"]
+        figures = {"k": row["k"], "queries": row["asked"], "bank": row["known"]}
+    else:
+        measure, chance, figures = "found_first", 1 / row["judged"], {"judged": row["judged"]}
+    figures |= {"pixels": pixels[measure]} if measure in pixels else {}
+    return {"data": data, measure: row[measure], "chance": chance, **figures, "verdict": row["verdict"]}
 
 
 def has_usable_labels(source: Source) -> bool:
@@ -175,7 +234,7 @@ def evaluate_encoder(extractor: Extractor, source: Source, labelled: bool, setti
         figures, detail, per_query, predicted = with_labels(
             h, pictures.labels, h_queries, queries.labels, classes, settings
         )
-        row |= figures
+        row |= figures | {"largest class": np.bincount(queries.labels).max().item() / len(queries.labels)}
         method, guess = list(predicted.items())[-1]
         title = f"{extractor.name}: {method} accuracy {row[method]:.1%}"
         examples = Predictions(title, queries.pixels, queries.labels, guess, classes)
@@ -266,13 +325,16 @@ def without_labels(
     def encode_centred(pixels: np.ndarray) -> Tensor:
         return extractor.encode(pixels) - centre
 
+    ranks = judge.ranks(encode_centred, pictures.pixels[chosen[: judge.PICTURES]])
     row = {
         "alignment": geometry.alignment(h_a, h_b),
         "uniformity": geometry.uniformity(h),
         "effective rank": geometry.effective_rank(h),
         "near-duplicates": duplicates.share,
         "near from cosine": duplicates.threshold,
-        "found_again": judge.found_again(encode_centred, pictures.pixels[chosen[: judge.PICTURES]]),
+        "found_again": (1 / ranks).mean().item(),
+        "found_first": (ranks == 1).double().mean().item(),
+        "judged": len(ranks),
     }
     names = [pictures.names[i] for i in chosen]
     return row, [{"a": names[i], "b": names[j], "cosine": round(c, 4)} for i, j, c in duplicates.pairs]
@@ -353,20 +415,25 @@ def write_results(out: Path, data: str, settings: EvaluateSettings, results: lis
         picture = out.with_name(f"{out.name}-sensitivity.png")
         sensitivity.write(picture, sensitivities)
         print(f"\n{sensitivity.table(sensitivities)}\n\n{sensitivity.sentence(sensitivities[0])}\nwritten to {picture}")
+    print(f"\n{rows[0]['verdict']}")
     return content
 
 
 def print_table(rows: list[dict]) -> None:
     """One column per encoder, one line per measurement with its interval."""
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if not name.endswith(" interval")]
+    hidden = "verdict", "largest class"
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in hidden]
+    names = [name for name in names if not name.endswith(" interval")]
     print("\n" + aligned([[TITLES.get(name, name), *(_cell(row, name) for row in rows)] for name in names]))
 
 
 def _cell(row: dict, name: str) -> str:
     value, limits = row.get(name, ""), row.get(f"{name} interval")
+    if limits and name.endswith(" over first") and not words.is_clear(limits):
+        return "not distinguishable"
     if limits:
         return f"{value:.1%} ({limits[0]:.1%} to {limits[1]:.1%})"
-    if name in ("near-duplicates", "found_again", "knn", "accuracy"):
+    if name in ("near-duplicates", "found_again", "found_first", "knn", "accuracy"):
         return f"{value:.1%}"
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
@@ -382,7 +449,7 @@ def _file_stem(encoder: str) -> str:
 
 def main() -> None:
     try:
-        evaluate(tyro.cli(EvaluateSettings, description=__doc__.partition("\n\n")[0]))
+        evaluate(parse_settings(EvaluateSettings, description=__doc__.partition("\n\n")[0]))
     except (DataError, *ENCODER_ERRORS, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

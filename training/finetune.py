@@ -1,12 +1,14 @@
 """Fine-tune an encoder on labelled pictures: the classifier in runs/NAME.
 
     python training/finetune.py --init runs/PRETRAINED --data ~/Labelled --label-share 0.1
+    python training/finetune.py --init lite0 --data ~/Pictures --labels to_label.csv
 
 Each step: a batch of labelled pictures, cropped and flipped, cross-entropy, SGD or LARS. All random numbers are drawn
 from (seed, step), so that an interrupted run continued with --resume gives the same result. With --held-out the epoch
 with the best held-out accuracy is kept; the test split is used once, at the end.
 
     runs/NAME/  config.json  metrics.csv  result.json  report.png  checkpoints/last.ckpt (see training/classifier.py)
+                next.csv  with --labels: the pictures without a label that the classifier is least sure of
 """
 
 if __name__ == "__main__" and not __package__:
@@ -16,6 +18,7 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -29,14 +32,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from export.artifact import BundleError
+from export.suggest import command
 from training import checkpoint, classifier, recipes
-from training.augment import augment
+from training.augment import augment, generator_at
 from training.checkpoint import CheckpointError
 from training.classifier import Classifier
 from training.config import RUNS
 from training.data import store
+from training.data.label_files import relabel, write_next
 from training.data.labelled import check_classes, choose_labelled, hold_out, single_picture_classes
-from training.data.sources import DataError, open_source
+from training.data.sources import DataError, Source, open_source
 from training.data.store import PixelStore
 from training.data.stream import StreamedRows
 from training.device import mixed_precision, prepare, to_training_device
@@ -44,6 +49,8 @@ from training.encoders import embed
 from training.evaluation import gallery
 from training.evaluation.bootstrap import interval
 from training.evaluation.features import size_note
+from training.evaluation.knn import default_k, knn_predict
+from training.evaluation.words import compared
 from training.initial import InitialWeights, load_initial
 from training.lars import LARS, lars_groups
 from training.recipes import FinetuneSettings
@@ -61,6 +68,7 @@ class TaskData:
     labels         (N,) int64, index into `classes`, of all training pictures
     train_rows     (n,) int64, rows of `pixels` and `labels` to train on
     held_out_rows  (m,) int64
+    unlabelled     (u,) int64, rows of `pixels` without a label
     class_sizes    (C,) int64, pictures of each class in train_rows
     test           pixels and labels of the test split; None without one
     """
@@ -74,7 +82,7 @@ class TaskData:
         )
         present = np.unique(train.labels[used])
         self.classes = [train.classes[label] for label in present]
-        self.pixels = train.pixels
+        self.pixels, self.names, self.unlabelled = train.pixels, train.names, np.flatnonzero(train.labels < 0)
         self.labels = np.searchsorted(present, train.labels)
         self.train_rows, self.held_out_rows = used, np.empty(0, np.int64)
         if settings.held_out:
@@ -106,6 +114,8 @@ def finetune(settings: FinetuneSettings) -> Path:
             raise CheckpointError(f"--mode head needs a pretrained run: {where}")
         hidden = classifier.first_layer(start.projector)
     source = open_source(settings.data)
+    if settings.labels:
+        source = relabel(source, settings.labels)
     if settings.init and (note := size_note(settings.init, start.settings.size_px, source.pictures)):
         print(f"note: {note}")
     task = TaskData(settings, *store.load_splits(source, start.settings.preprocessing))
@@ -117,14 +127,17 @@ def finetune(settings: FinetuneSettings) -> Path:
     print_task(task, settings, start, folder)
     run.begin()
     network = to_training_device(Classifier(start.encoder, hidden, len(task.classes)))
+    before = right_before(network.encoder, task)
     history = train_classifier(network, task, settings, run)
     best = max(history, key=score) if len(task.held_out_rows) else history[-1]
     facts = run.facts(source.name, best["epoch"])
     facts["after"] = {"held_out": best["held_out"]} if len(task.held_out_rows) else {}
-    facts["after"] |= evaluate_classifier(network, task, folder)
+    facts["after"] |= evaluate_classifier(network, task, folder, before)
     (folder / "result.json").write_text(json.dumps(facts, indent=1))
     about = {"classes": task.classes, "origin": start.origin, "settings": settings.to_dict()}
     classifier.save(folder / "checkpoints" / checkpoint.NAME, network, start.settings, facts, history, about)
+    if settings.labels and len(task.unlabelled):
+        list_next(network, task, settings, source, folder / "next.csv")
     run.end()
     if len(history) < settings.epochs:
         print(
@@ -162,7 +175,7 @@ def train_classifier(
     def losses(epoch: int) -> Iterator[Tensor]:
         set_mode(network, settings)
         for i, rows in enumerate(order(task, settings, epoch, batch).reshape(steps, batch)):
-            generator = torch.Generator(device).manual_seed((settings.seed << 40) + (epoch - 1) * steps + i)
+            generator = generator_at(device, settings.seed, (epoch - 1) * steps + i)
             pixels = torch.from_numpy(task.pixels[rows]).to(device)
             views = augment(pixels, settings.augment, generator, pixels.shape[1])  # (B, 3, S, S)
             with precision:
@@ -224,21 +237,55 @@ def balanced_accuracy(right: Tensor, labels: Tensor) -> float:
     return float(np.mean([right[labels == label].mean().item() for label in labels.unique()]))
 
 
-def evaluate_classifier(network: Classifier, task: TaskData, folder: Path) -> dict:
-    """Measures on the test split, or without one on the held-out part. Prints, draws and returns them."""
+def judged_pictures(task: TaskData) -> tuple[StreamedRows, np.ndarray]:
+    """Those of the test split, or without one of the held-out part, and their labels (Q,) int64."""
     held_out = StreamedRows(task.pixels, task.held_out_rows), task.labels[task.held_out_rows]
-    pictures, labels = task.test or held_out
+    return task.test or held_out
+
+
+def right_before(encoder: nn.Module, task: TaskData) -> np.ndarray:
+    """Whether each judged picture has its label by the nearest labelled ones, of the encoder as it is: (Q,) 0 or 1."""
+    pictures, labels = judged_pictures(task)
+    if not len(labels):
+        return np.empty(0)
+    bank, known = StreamedRows(task.pixels, task.train_rows), torch.from_numpy(task.labels[task.train_rows])
+    guess = knn_predict(embed(encoder, bank), known, embed(encoder, pictures), default_k(len(known)))
+    return (guess.numpy() == labels).astype(np.float64)
+
+
+def evaluate_classifier(network: Classifier, task: TaskData, folder: Path, before: np.ndarray) -> dict:
+    """Measures on the judged pictures, and compares with `right_before`. Prints, draws and returns them."""
+    pictures, labels = judged_pictures(task)
     if not len(labels):
         return {}
     name = "test" if task.test else "held-out"
     guess = embed(network, pictures).argmax(dim=1).numpy()
     figures = accuracies(guess, labels, task.classes)
+    optimistic = "" if task.test else "; the best epoch was chosen on these pictures, so this is optimistic"
     line = f"{name} accuracy {figures['accuracy']:.1%} ({figures['low']:.1%} to {figures['high']:.1%})"
     predictions = gallery.Predictions(f"{folder.name}: {line}", pictures, labels, guess, task.classes)
     gallery.write_predictions(folder / "report.png", [predictions])
-    optimistic = "" if task.test else "; the best epoch was chosen on these pictures, so this is optimistic"
-    print(f"{line}, mean of the classes {figures['balanced']:.1%}, {len(labels):,} pictures{optimistic}")
-    return {name: figures}
+    print(f"{line}, mean of the classes {figures['balanced']:.1%}, {len(labels):,} pictures")
+    right = (guess == labels).astype(np.float64)
+    shares, start = (right.mean().item(), before.mean().item()), "the encoder before, by its nearest neighbours"
+    sentence = compared("the classifier", start, f"{name} accuracy", shares, interval(right - before)) + optimistic
+    print(sentence)
+    return {name: figures | {"before": shares[1], "verdict": sentence}}
+
+
+def list_next(network: Classifier, task: TaskData, settings: FinetuneSettings, source: Source, file: Path) -> None:
+    """List the pictures without a label whose two likeliest classes have the most similar probabilities."""
+    probabilities = embed(network, StreamedRows(task.pixels, task.unlabelled)).softmax(dim=1)  # (u, C)
+    best, guess = probabilities.topk(2)
+    margins = best[:, 0] - best[:, 1]
+    least_sure = margins.argsort(stable=True)[: settings.next].numpy()
+    by_name = {picture.name: picture for picture in source.pictures}
+    pictures = [by_name[task.names[row]] for row in task.unlabelled[least_sure]]
+    write_next(file, pictures, [task.classes[label] for label in guess[least_sure, 0]], margins[least_sure].tolist())
+    print(
+        f"the {len(pictures)} pictures that the classifier is least sure of are listed in {file}: fill in the column "
+        f"label, and give it next time too: --labels {' '.join(map(shlex.quote, (*settings.labels, str(file))))}"
+    )
 
 
 def accuracies(guess: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict:
@@ -263,7 +310,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nStopped. Run the same command with --resume to continue.")
         sys.exit(130)
-    print(f"next: python training/evaluate.py {run} --data YOUR_PICTURES")
+    print(f"next: {command('training/evaluate.py', run, '--data', 'YOUR_PICTURES')}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from export.artifact import CARD, load_bundle
+from export.paths import at_home
 from training import checkpoint, zoo
 from training.checkpoint import CheckpointError
 from training.config import RUNS, PretrainSettings
@@ -44,7 +45,7 @@ def load_initial(init: str, encoder: str | None, width: int | None, size_px: int
         return InitialWeights(
             zoo.build(settings.encoder, settings.width, settings.size_px), None, settings, "random weights"
         )
-    path = Path(init).expanduser()
+    path = Path(at_home(init))
     if path.exists():
         if path.suffix == ".onnx":
             raise CheckpointError(

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from training.pretrain import SimCLR
+    from training.simclr import SimCLR
 
 REDRAW_S = 0.5
 
@@ -26,7 +26,7 @@ class RunBar(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.bar = tqdm(
-            total=self.total_steps,
+            total=self.total_steps or None,
             initial=trainer.global_step,
             desc="pretraining",
             unit="step",
@@ -62,6 +62,7 @@ class RunBar(ProgressBar):
                 "img/s": f"{self.images_per_s:.0f}",
                 "wait": f"{self.wait_share:.0%}",
                 "loss": f"{outputs['loss'].item():.3f}",
+                **({} if self.total_steps else {"time": f"{cast('SimCLR', pl_module).budget.share:.0%}"}),
                 **cast("SimCLR", pl_module).latest_figure(),
             }
             self.bar.set_postfix(postfix, refresh=False)

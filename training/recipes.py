@@ -20,6 +20,12 @@ class FinetuneSettings(ResumableSettings):
     """linear: train the classifier on a frozen encoder; full: train everything; head: train everything, and keep the
     projection head's first layer between h and the classifier (SimCLR v2)."""
 
+    labels: tuple[str, ...] = ()
+    """CSV files with the columns label, and path or name, such as those of `twinview pick` and of the page. Only their
+    labels are used then, instead of the names of the folders of the training pictures. The pictures that the classifier
+    is least sure of are listed in runs/NAME/next.csv."""
+    next: int = 30
+    """With --labels: number of pictures to list in next.csv."""
     label_share: float = 1.0
     """Share of the labels of each class to use, such as 0.01 or 0.1."""
     labels_per_class: int | None = None
@@ -50,7 +56,7 @@ class FinetuneSettings(ResumableSettings):
     """Weight decay of matrices and kernels; biases and batch norm never decay."""
 
     def __post_init__(self) -> None:
-        positive = ("size_px", "labels_per_class", "patience", "epochs", "lr")
+        positive = ("size_px", "labels_per_class", "patience", "epochs", "lr", "next")
         check_settings(self, positive, ("weight_decay",), ("held_out", "warmup", "momentum"))
         if not 0 < self.label_share <= 1:
             raise ValueError(f"--label-share is a share in (0, 1], not {self.label_share}")

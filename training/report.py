@@ -18,7 +18,7 @@ from training.encoders import embed
 from training.loss import LOSSES
 
 if TYPE_CHECKING:
-    from training.pretrain import SimCLR
+    from training.simclr import SimCLR
 
 PAIRS, QUERIES, NEIGHBOURS = 6, 6, 7
 BANK = 5000  # neighbours are searched among at most this many pictures

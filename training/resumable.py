@@ -7,7 +7,7 @@ A resumed run gives the same result as one that was never interrupted.
 
 import copy
 import dataclasses
-import json
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from training import checkpoint
 from training.augment import AugmentSettings
+from training.budget import Budget
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
-from training.pretrain import commit, write_metrics
+from training.run_folder import commit, write_config, write_metrics
 
 KINDS = {"label_share": "fine-tuning", "teacher": "distillation"}  # a setting that only this kind of run has
 
@@ -62,7 +63,7 @@ class ResumableSettings:
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     history: list[dict]
     """One row per finished epoch."""
     best: tuple[float, float] = (-1.0, 0.0)
@@ -113,6 +114,7 @@ class ResumableRun:
         self.path = folder / "checkpoints" / checkpoint.HALFWAY
         self.saved_at = 0.0
         self.saved = None
+        self.budget = Budget(None)
         if not self.path.exists():
             return
         if not settings.resume:
@@ -127,27 +129,33 @@ class ResumableRun:
 
     def begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.json").write_text(json.dumps(self.settings.to_dict(), indent=2))
+        write_config(self.folder, self.settings)
         self.began = time.monotonic()
 
-    def load(self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> Progress:
-        """Restore all three from halfway.ckpt; without one, return an empty Progress."""
+    def load(self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> TrainingProgress:
+        """Restore all three from halfway.ckpt; without one, return an empty TrainingProgress."""
         if not self.saved:
-            return Progress([])
+            return TrainingProgress([])
         network.load_state_dict(self.saved["state_dict"])
         optimizer.load_state_dict(self.saved["optimizer"])
         scheduler.load_state_dict(self.saved["scheduler"])
-        return Progress(self.saved["history"], tuple(self.saved["best"]), self.saved["since"], self.saved["kept"])
+        return TrainingProgress(
+            self.saved["history"], tuple(self.saved["best"]), self.saved["since"], self.saved["kept"]
+        )
 
-    def save(self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, progress: Progress) -> None:
+    def save(
+        self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, progress: TrainingProgress
+    ) -> None:
+        write_config(self.folder, self.settings)
         write_metrics(self.folder / "metrics.csv", progress.history)
         if time.monotonic() - self.saved_at < checkpoint.EVERY_S:
             return
         content = {"settings": self.settings.to_dict(), "pictures": self.images, "state_dict": network.state_dict()}
         content |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
         content |= {"history": progress.history, "best": progress.best}
-        content |= {"since": progress.best_epoch, "kept": progress.best_weights}
-        AtomicCheckpointIO().save_checkpoint(content, self.path)
+        content |= {"since": progress.best_epoch, "kept": progress.best_weights, "budget": self.budget.state()}
+        with self.budget.ending("saving"):
+            AtomicCheckpointIO().save_checkpoint(content, self.path)
         self.saved_at = time.monotonic()
 
     def facts(self, data: str, epochs: int) -> dict:
@@ -178,8 +186,10 @@ def train_epochs(
               and the network ends with that epoch's weights
     raises    ValueError when the loss becomes NaN or infinite
     """
-    progress = run.load(network, optimizer, scheduler) if run else Progress([])
-    epochs = range(len(progress.history) + 1, settings.epochs + 1)
+    progress = run.load(network, optimizer, scheduler) if run else TrainingProgress([])
+    budget, first = run.budget if run else Budget(None), len(progress.history) + 1
+    epochs = itertools.count(first) if budget.minutes else range(first, settings.epochs + 1)
+    budget.start()
     bar = tqdm(epochs, desc="training", unit="epoch", dynamic_ncols=True)
     for epoch in bar:
         if evaluate and epoch - 1 - progress.best_epoch >= patience:
@@ -189,8 +199,11 @@ def train_epochs(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            scheduler.step()
             total, steps = total + loss.item(), steps + 1
+            budget.step()
+            scheduler.step()
+            if budget.is_over:
+                break
         if not np.isfinite(total):
             raise ValueError(f"the loss is not a number in epoch {epoch}: give a smaller --lr than {lr}")
         row = {"epoch": epoch, "loss": total / steps, "lr": scheduler.get_last_lr()[0]}
@@ -202,7 +215,11 @@ def train_epochs(
         bar.set_postfix({name: f"{row[name]:.3f}" for name in ("loss", "held_out") if name in row})
         progress.history.append(row)
         if run:
+            if budget.minutes:
+                run.settings = dataclasses.replace(run.settings, epochs=budget.estimated_epochs(epoch))
             run.save(network, optimizer, scheduler, progress)
+        if budget.is_over:
+            break
     bar.close()
     if progress.best_weights:
         network.load_state_dict(progress.best_weights)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from export.artifact import CARD, Preprocessing, load_bundle
+from export.paths import at_home
 from training import checkpoint, classifier
 from training.data.sources import Source
 from training.data.store import PixelStore, Splits
@@ -23,10 +24,9 @@ from training.evaluation.features import (
     open_encoder,
     size_note,
 )
-from training.evaluation.retrieval import nearest
+from training.evaluation.retrieval import neighbours_shared
 
 BANK_SIZE = 10_000  # pictures of the kNN bank; a fifth as many are queries
-NEAREST = 10
 TIMED, TIMED_S = 64, 0.5  # pictures of a batch, and the seconds for which it is repeated
 
 
@@ -50,7 +50,7 @@ def open_teacher(name: str) -> Teacher:
     name    anything that open_encoder takes; a fine-tuned run or its bundle is opened as a classifier
     raises  EncoderError, CheckpointError, BundleError, ZooError
     """
-    encoder, path = open_encoder(name), Path(name).expanduser()
+    encoder, path = open_encoder(name), Path(at_home(name))
     if (path / CARD).exists():
         bundle = load_bundle(path)
         if bundle.card.classes:
@@ -86,10 +86,11 @@ def notes(teacher: Teacher, student: nn.Module, size_px: int, source: Source) ->
     return [note for note in notes if note]
 
 
-def compare(student: Teacher, teacher: Teacher, own: Splits, theirs: Splits) -> dict:
+def compare(student: Teacher, teacher: Teacher, own: Splits, theirs: Splits, bank_size: int = BANK_SIZE) -> dict:
     """Agreement of the two on the test split, or without one on training pictures, and one row of results for each.
 
     own, theirs  the same pictures at the student's and at the teacher's size
+    bank_size    most pictures of the kNN bank; a fifth as many are its queries, and compared
     agreement    of classifiers: share of pictures given the same class; of encoders: share of each picture's ten
                  nearest that are the same
     """
@@ -99,9 +100,9 @@ def compare(student: Teacher, teacher: Teacher, own: Splits, theirs: Splits) -> 
         row = {"encoder": name, "MB": model.encoder.megabytes, "images/s": images_per_s(model, sample)}
         row |= {"dimension": model.encoder.encode(sample).shape[1]}
         if len(np.unique(train.labels[train.labels >= 0])) > 1:
-            row |= _knn(model, train, test)
+            row |= _knn(model, train, test, bank_size)
         pictures = test if test is not None and len(test) > 1 else train
-        places = np.sort(np.random.default_rng(0).permutation(len(pictures))[: BANK_SIZE // 5])
+        places = np.sort(np.random.default_rng(0).permutation(len(pictures))[: max(2, bank_size // 5)])
         batches = np.array_split(places, -(-len(places) // 256))
         output = torch.cat([model.output(pictures.pixels[batch]) for batch in batches])
         if model.classes:
@@ -116,21 +117,14 @@ def compare(student: Teacher, teacher: Teacher, own: Splits, theirs: Splits) -> 
     return {"agreement": agreement, "pictures": len(places), "rows": rows}
 
 
-def _knn(model: Teacher, train: PixelStore, test: PixelStore | None) -> dict:
-    bank, query_store, queries = knn.split_bank_and_queries(train, test, BANK_SIZE)
+def _knn(model: Teacher, train: PixelStore, test: PixelStore | None, bank_size: int) -> dict:
+    bank, query_store, queries = knn.split_bank_and_queries(train, test, bank_size)
     h_bank = model.encoder(StreamedRows(train.pixels, bank))
     h = model.encoder(StreamedRows(query_store.pixels, queries))
     k = knn.default_k(len(bank))
     predicted = knn.knn_predict(h_bank, torch.from_numpy(train.labels[bank]), h, k)
     accuracy = _share(predicted == torch.from_numpy(query_store.labels[queries]))
     return {"knn": accuracy, "k": k, "queries": len(queries)}
-
-
-def neighbours_shared(h: Tensor, other: Tensor, k: int = NEAREST) -> float:
-    """Share of each picture's k nearest by cosine that are the same: h (N, d), other (N, d') float, in [0, 1]."""
-    k = min(k, len(h) - 1)
-    a, b = (nearest(x, x, k, exclude_self=True)[1] for x in (h, other))  # (N, k)
-    return (a[:, :, None] == b[:, None, :]).any(dim=2).float().mean().item()
 
 
 def images_per_s(model: Teacher, pixels: np.ndarray) -> int:

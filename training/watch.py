@@ -12,7 +12,7 @@ from training.optimizers import OPTIMIZERS
 from training.schedule import scaled_lr
 
 if TYPE_CHECKING:
-    from training.pretrain import SimCLR
+    from training.simclr import SimCLR
 
 FIRST_CHECK, CHECK_EVERY = 10, 100  # steps; reading the loss waits for the device
 PATIENCE = 200  # steps after the warm-up, after which a loss at chance is reported
@@ -62,7 +62,7 @@ class Watch(pl.Callback):
                 f"the projections of all pictures point the same way (spread {spread:.3f} of 1 at step {step:,}): the "
                 f"encoder is collapsing. Try a lower --lr, or a --head-layers of 2 or 3, whose batch norm prevents it.",
             )
-        elif step > self.warmup_steps + PATIENCE and loss > (1 - AT_CHANCE) * chance:
+        elif self.is_warm(step, module) and loss > (1 - AT_CHANCE) * chance:
             self._warn(
                 "chance",
                 trainer,
@@ -70,6 +70,12 @@ class Watch(pl.Callback):
                 f"learnt. Are the pictures all alike, or their views too different? Try a gentler augmentation, "
                 f"another --lr, or a lower --temperature.",
             )
+
+    def is_warm(self, step: int, module: "SimCLR") -> bool:
+        """Whether the warm-up was over PATIENCE steps ago; with --minutes, the warm-up is a share of the time."""
+        if module.settings.minutes and module.budget.share < module.settings.warmup:
+            self.warmup_steps = step
+        return step > self.warmup_steps + PATIENCE
 
     def _warn(self, topic: str, trainer: pl.Trainer, warning: str) -> None:
         """Print a warning, once per topic."""

@@ -14,7 +14,6 @@ torchvision:NAME:FILE.pth          with a state dict from a file
 
 import difflib
 import importlib.metadata
-import os
 import pickle
 import warnings
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from torch import nn
 from torchvision.models import WeightsEnum
 
 from export.artifact import Preprocessing
+from export.paths import at_home
 from training.encoders import ARCHITECTURES, Encoder, ForeignEncoder, ResNetEncoder
 
 RANDOM = "random"
@@ -97,9 +97,11 @@ def check_architecture(architecture: str, width: int) -> Name | None:
         return None
     name = parse(architecture)
     if name is None or ":" not in architecture or name.weights:
+        near = difflib.get_close_matches(architecture, [*ARCHITECTURES, LITE0], n=1)
+        hint = f"did you mean {'--init ' if near == [LITE0] else ''}{near[0]}? It" if near else "it"
         raise ZooError(
-            f"{architecture} is not an architecture: it must be one of {', '.join(ARCHITECTURES)}, or timm:NAME, or "
-            "torchvision:NAME"
+            f"{architecture} is not an architecture: {hint} must be one of {', '.join(ARCHITECTURES)}, or timm:NAME, "
+            "or torchvision:NAME"
         )
     if width != 1:
         raise ZooError(f"--width {width} is only for {', '.join(ARCHITECTURES)}, not for {architecture}")
@@ -131,7 +133,7 @@ def load(name: str, size_px: int | None = None, seed: int = 0) -> ZooModel:
 def short_name(name: str) -> str:
     """A name for folders and tables: of a path its last part, of a network its architecture."""
     parts = parse(name)
-    if Path(name).expanduser().exists() or parts is None:
+    if Path(at_home(name)).exists() or parts is None:
         return Path(name).stem
     return LITE0 if parts.weights == LITE0 else parts.architecture
 
@@ -187,7 +189,6 @@ def synchronised(network: Network) -> Network:
 @cache
 def timm() -> ModuleType:
     """timm, imported when it is first needed: it takes a second."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import timm
@@ -214,7 +215,7 @@ def _from_timm(name: str, parts: Name, size_px: int | None) -> ZooModel:
             mean, std = (127 / 255,) * 3, (128 / 255,) * 3
             facts = {"origin": f"the package {LITE0_PACKAGE}, trained on ImageNet", "licence": "Apache-2.0"}
         elif parts.weights:
-            file = Path(parts.weights).expanduser()
+            file = Path(at_home(parts.weights))
             network = _timm_from_file(name, config, file, create)
             facts = {"origin": f"the file {file.name}", "licence": UNKNOWN}
         else:
@@ -326,7 +327,7 @@ def _from_torchvision(name: str, parts: Name, size_px: int | None) -> ZooModel:
     else:
         if not parts.weights or parts.weights in choices.__members__:
             weights = _torchvision_download(name, parts, published)
-        elif (file := Path(parts.weights).expanduser()).is_file():
+        elif (file := Path(at_home(parts.weights))).is_file():
             weights = _read(name, file, _torch_load)
             facts = {"origin": f"the file {file.name}", "licence": UNKNOWN}
         else:

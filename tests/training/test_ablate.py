@@ -267,6 +267,10 @@ def test_a_second_ctrl_c_ends_a_study_at_once(small_shapes, tmp_path, wait_until
     assert process.returncode == 130
 
 
+def test_a_study_is_written_beside_its_runs():
+    assert AblateSettings("colour").out == cell.RUNS / cell.FOLDER
+
+
 def test_zero_seeds_are_refused():
     with pytest.raises(ValueError, match="--seeds must be at least 1, not 0"):
         AblateSettings("colour", seeds=0)

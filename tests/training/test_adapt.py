@@ -12,7 +12,8 @@ from training.data import store
 from training.data.sources import open_source
 from training.device import bfloat16_pays
 from training.encoders import ResNetEncoder, embed
-from training.pretrain import SimCLR, fit, pretrain
+from training.pretrain import fit, pretrain
+from training.simclr import SimCLR
 
 pytestmark = pytest.mark.usefixtures("_in_an_empty_folder")
 

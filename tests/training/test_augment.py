@@ -15,7 +15,7 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from training.augment import AugmentSettings, Draws, augment, draw, grey, render, shift_hue
+from training.augment import AugmentSettings, Draws, augment, draw, generator_at, grey, render, shift_hue
 
 torch.set_num_threads(1)  # the tensors are small: a second thread costs more in waiting than it computes
 
@@ -23,6 +23,8 @@ LEVEL = 1 / 255  # one step of an 8-bit image: tolerance between two libraries
 ROUNDING = 2e-5  # tolerance between two float32 implementations of one formula
 SAMPLINGS = ["torchvision", "tensorflow"]
 DEFAULTS = AugmentSettings()
+NOTHING = AugmentSettings((1.0, 1.0), "tensorflow", crop_aspect=1.0, flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
+TURNED = AugmentSettings(vertical_flip=0.5, quarter_turns=0.75, rotation=90.0, gamma=1.0)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -35,6 +37,14 @@ def pictures(n: int, height: int, width: int) -> torch.Tensor:
     pure = torch.tensor([[0, 0, 0], [255, 255, 255], [90, 90, 90], *itertools.product([0, 200], repeat=3)])
     images[:, : height // 2, : width // 2] = pure[torch.arange(n) % len(pure)].to(torch.uint8)[:, None, None]
     return images
+
+
+def test_seed_step_and_process_each_change_the_random_numbers():
+    """Also where they differ only in the high bits of a number, which a CPU's generator would drop from a seed."""
+    places = [(0, 0, 0), (1, 0, 0), (2**31, 0, 0), (0, 1, 0), (0, 2**20, 0), (0, 2**33, 0), (0, 0, 1), (1, 1, 1)]
+    first = [torch.rand((), dtype=torch.float64, generator=generator_at("cpu", *place)).item() for place in places]
+    assert len(set(first)) == len(places)
+    assert torch.rand((), dtype=torch.float64, generator=generator_at("cpu", 0, 1, 0)).item() == first[3]
 
 
 def as_float(images: torch.Tensor) -> torch.Tensor:
@@ -204,7 +214,7 @@ def test_the_kernel_of_the_blur_is_a_tenth_of_the_size_made_odd(size_px, kernel)
 
 def chain(image: torch.Tensor, draws: Draws, i: int, size_px: int) -> torch.Tensor:
     """The whole augmentation of one image (3, H, W) by torchvision, from the draws of number i."""
-    one = {name: value[i].tolist() for name, value in draws._asdict().items()}
+    one = {name: value[i].tolist() for name, value in draws._asdict().items() if value is not None}
     box = [int(one[name]) for name in ("top", "left", "height", "width")]
     x = TF.resized_crop(image, *box, [size_px, size_px], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
     if one["flip"]:
@@ -268,6 +278,66 @@ def test_random_chains_of_any_batch_size_are_torchvisions(n, crop_sampling):
         ours = augment(images, settings, generator(seed), 20)
         for i, image in enumerate(as_float(images)):
             assert apart(ours[i], chain(image, draws, i, 20)) < LEVEL
+
+
+def test_the_drawn_flips_and_quarter_turns_are_those_of_torch():
+    image, seen = pictures(1, 16, 16), Counter()
+    settings = dataclasses.replace(NOTHING, vertical_flip=0.5, quarter_turns=0.75)
+    views = augment(image.expand(400, 16, 16, 3), settings, generator(), 16)
+    upright = as_float(image)[0]
+    positions = [torch.rot90(x, k, (1, 2)) for x in (upright, TF.vflip(upright)) for k in range(4)]
+    for view in views:
+        seen[min(range(8), key=lambda position: apart(view, positions[position]))] += 1
+        assert min(apart(view, position) for position in positions) < ROUNDING
+    assert min(seen[position] for position in range(8)) > 25 and seen.total() == 400  # 50 on average
+    turned = augment(image.expand(300, 16, 16, 3), dataclasses.replace(NOTHING, quarter_turns=1.0), generator(), 16)
+    found = [[apart(view, position) < ROUNDING for position in positions].index(True) for view in turned]
+    assert set(found) == {1, 2, 3} and min(map(found.count, (1, 2, 3))) > 70
+    upside_down = augment(image, dataclasses.replace(NOTHING, vertical_flip=1.0), generator(), 16)
+    assert apart(upside_down[0], TF.vflip(upright)) < ROUNDING
+
+
+def test_a_rotation_is_torchvisions_inside_and_reflects_its_borders():
+    image = pictures(1, 33, 33)
+    settings = dataclasses.replace(NOTHING, rotation=180.0)
+    draws = draw(20, 33, 33, settings, generator())
+    views = render(image.expand(20, 33, 33, 3), draws, 33)
+    y, x = torch.meshgrid(torch.arange(33) - 16, torch.arange(33) - 16, indexing="ij")
+    inside = x**2 + y**2 <= 15**2
+    for view, angle in zip(views, draws.angle, strict=True):
+        theirs = TF.rotate(as_float(image)[0], math.degrees(angle), InterpolationMode.BILINEAR)
+        assert apart(view[:, inside], theirs[:, inside]) < 1e-3
+    white = render(torch.full((20, 33, 33, 3), 255, dtype=torch.uint8), draws, 33)
+    assert apart(white, torch.ones_like(white)) < ROUNDING  # no black corners
+
+
+def test_gamma_raises_intensities_to_the_drawn_power():
+    images = pictures(6, 20, 20)
+    settings = dataclasses.replace(NOTHING, gamma=2.0)
+    draws = draw(6, 20, 20, settings, generator())
+    for view, image, power in zip(render(images, draws, 20), as_float(images), draws.power, strict=True):
+        assert apart(view, TF.adjust_gamma(image, power.item())) < ROUNDING
+    powers = draw(20_000, 20, 20, settings, generator()).power.log()
+    assert uniform_within(powers, -math.log(3), math.log(3))
+    angles = draw(20_000, 20, 20, dataclasses.replace(NOTHING, rotation=40.0), generator()).angle
+    assert uniform_within(angles, -math.radians(40), math.radians(40))
+
+
+@pytest.mark.parametrize("crop_sampling", SAMPLINGS)
+def test_crops_have_at_most_the_aspect_that_is_set(crop_sampling):
+    for aspect in (1.0, 2.5):
+        settings = AugmentSettings((0.05, 0.3), crop_sampling, crop_aspect=aspect)
+        found = draw(5_000, 400, 400, settings, generator())
+        ratio = (found.width / found.height).log().abs().exp()
+        assert aspect * 0.97 <= ratio.max() <= aspect * 1.02
+        assert ratio.min() < 1.02
+
+
+def test_the_changes_of_other_fields_cost_the_usual_ones_nothing():
+    draws = draw(4, 20, 20, DEFAULTS, generator())
+    assert [draws.vertical_flip, draws.transpose, draws.angle, draws.power] == [None] * 4
+    more = draw(4, 20, 20, TURNED, generator())
+    assert torch.equal(more.hue, draws.hue) and torch.equal(more.top, draws.top)
 
 
 # The distributions
@@ -424,7 +494,7 @@ def test_jitter_changes_all_four_or_none():
 
 def test_draws_are_independent_of_one_another():
     n = 40_000
-    settings = AugmentSettings(crop_area=(0.08, 0.3), jitter=1.0, blur=1.0, grey=0.5)
+    settings = dataclasses.replace(TURNED, crop_area=(0.08, 0.3), jitter=1.0, blur=1.0, grey=0.5)
     draws = draw(n, 64, 64, settings, generator())
     columns = {name: value for name, value in draws._asdict().items() if value.ndim == 1}
     columns |= {"first_blend": draws.blend_order[:, 0], "place_y": (draws.top + 0.5) / (65 - draws.height)}
@@ -491,10 +561,10 @@ def test_a_second_call_continues_the_generator():
 
 def test_a_row_of_a_batch_equals_the_row_alone():
     images = pictures(9, 24, 20)
-    draws = draw(9, 24, 20, DEFAULTS, generator())
+    draws = draw(9, 24, 20, TURNED, generator())
     together = render(images, draws, 24)
     for i in range(9):
-        alone = render(images[i : i + 1], Draws(*(value[i : i + 1] for value in draws)), 24)
+        alone = render(images[i : i + 1], draws.map(lambda value, i=i: value[i : i + 1]), 24)
         assert apart(together[i : i + 1], alone) < ROUNDING
 
 
@@ -540,6 +610,11 @@ def test_views_stay_within_0_and_1(level):
         ({"jitter": 1.01}, "jitter is a probability"),
         ({"grey": math.nan}, "grey is a probability"),
         ({"blur": 2}, "blur is a probability"),
+        ({"vertical_flip": 2}, "vertical_flip is a probability"),
+        ({"quarter_turns": -1}, "quarter_turns is a probability"),
+        ({"crop_aspect": 0.5}, "crop_aspect must be in .1, 10., not 0.5"),
+        ({"rotation": 181}, "rotation is an angle in .0, 180. degrees, not 181"),
+        ({"gamma": math.nan}, "gamma must be in .0, 10., not nan"),
         ({"strength": -0.5}, "strength must be in .0, 2.5., not -0.5"),
         ({"strength": 2.6}, "strength"),
         ({"strength": math.nan}, "strength"),

@@ -68,8 +68,12 @@ def test_the_command_line_takes_every_row_of_a_table_and_nothing_else(field, tab
         ({"momentum": 1.0}, "--momentum must be in"),
         ({"weight_decay": -1e-4}, "--weight-decay must be at least 0"),
         ({"chunk_size": -1}, "--chunk-size must be at least 0"),
+        ({"views": 1}, "--views must be at least 2, not 1"),
+        ({"ema": 1.0}, "--ema must be in"),
+        ({"patience": -1}, "--patience must be at least 0"),
+        ({"keep_every": -1}, "--keep-every must be at least 0"),
         ({"devices": -1}, "--devices must be at least 0"),
-        ({"seed": 20251125}, "--seed must be at least 0 and below 16,777,216, not 20251125"),
+        ({"seed": 2**32}, "--seed must be at least 0 and below 4,294,967,296, not 4294967296"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"name": "../elsewhere"}, "--name must be a folder name below runs/"),
         ({"name": "/elsewhere"}, "--name must be a folder name below runs/"),
@@ -90,3 +94,32 @@ def test_a_value_out_of_range_on_the_command_line_is_a_sentence(capsys):
         parse(["--batch-size", "1"])
     assert stopped.value.code == 2
     assert "--batch-size must be at least 2" in capsys.readouterr().err
+
+
+def test_a_config_of_another_run_gives_the_defaults(tmp_path):
+    other = dataclasses.replace(PRESETS["aerial"][1], name="other", epochs=7, also=("more=2",), resume=True)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(other.to_dict()))
+    for spelling in (["--config", str(file)], [f"--config={file}"]):
+        settings = parse([*spelling, "--lr", "0.5", "--augment.gamma", "1"])
+        augment = dataclasses.replace(other.augment, gamma=1.0)
+        assert settings == dataclasses.replace(other, name="", resume=False, lr=0.5, augment=augment)
+
+
+def test_the_folder_of_a_run_is_a_config_and_a_preset_beside_it_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.replace(PRESETS["photos"][1], lr=0.5).to_dict()))
+    assert parse(["--config", str(tmp_path)]).lr == 0.5
+    with pytest.raises(ValueError, match="either --config or --preset"):
+        parse(["--config", str(tmp_path), "--preset", "tiny"])
+    for arguments in (["--config"], ["--config", "--name", "x"], ["--preset"]):
+        with pytest.raises(ValueError, match=f"{arguments[0]} needs a value"):
+            parse(arguments)
+
+
+@pytest.mark.parametrize("content", [None, "not JSON", "[]", "{}", '{"augment": {"crop_area": [0.1, 1]}, "speed": 1}'])
+def test_a_config_that_is_none_is_named(tmp_path, content):
+    file = tmp_path / "config.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=rf"--config {file} (cannot be read|does not hold the settings of a run)"):
+        parse(["--config", str(file)])

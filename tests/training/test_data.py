@@ -3,9 +3,11 @@ import importlib
 import inspect
 import io
 import os
+import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import types
 import urllib.error
 import zipfile
@@ -13,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -99,6 +102,63 @@ def test_split_names_among_others_are_classes(tmp_path):
         "plane/2.jpg": ("train", "plane"),
         "train/1.jpg": ("train", "train"),
     }
+
+
+@pytest.mark.parametrize(
+    ("names", "expected", "said"),
+    [
+        (
+            ("train2017/1.jpg", "val2017/2.jpg", "annotations/captions.json"),
+            {"train2017/1.jpg": ("train", None), "val2017/2.jpg": ("test", None)},
+            "for training: train2017; for testing: val2017; left out: annotations",
+        ),
+        (
+            ("train/cat/1.jpg", "val/cat/2.jpg", "extra/cat/3.jpg"),
+            {
+                "train/cat/1.jpg": ("train", "cat"),
+                "val/cat/2.jpg": ("test", "cat"),
+                "extra/cat/3.jpg": ("train", None),
+            },
+            "for training: train; for testing: val; for training without labels: extra",
+        ),
+        (
+            ("train_images/cat/1.jpg", "test_images/cat/2.jpg", "unlabeled/3.jpg", "loose.jpg"),
+            {
+                "train_images/cat/1.jpg": ("train", "cat"),
+                "test_images/cat/2.jpg": ("test", "cat"),
+                "unlabeled/3.jpg": ("train", None),
+            },
+            "for training: train_images; for testing: test_images; for training without labels: unlabeled",
+        ),
+        (
+            ("images/train/1.jpg", "images/val/2.jpg", "labels/train/1.txt", "labels/val/2.txt"),
+            {"images/train/1.jpg": ("train", None), "images/val/2.jpg": ("test", None)},
+            "for training: train; for testing: val; left out: labels",
+        ),
+        (
+            ("train/images/1.jpg", "train/labels/1.txt", "valid/images/2.jpg", "valid/labels/2.txt"),
+            {"train/images/1.jpg": ("train", None), "valid/images/2.jpg": ("test", None)},
+            "for training: train; for testing: valid; left out: labels",
+        ),
+        (
+            ("images/1.jpg", "masks/1.png"),
+            {"images/1.jpg": ("train", None)},
+            "left out: masks",
+        ),
+        (
+            ("cat/1.jpg", "masks/2.jpg", "testing gloves/3.jpg"),
+            {
+                "cat/1.jpg": ("train", "cat"),
+                "masks/2.jpg": ("train", "masks"),
+                "testing gloves/3.jpg": ("train", "testing gloves"),
+            },
+            "",
+        ),
+    ],
+)
+def test_split_folders_are_recognised_beside_others_and_annotations_left_out(tmp_path, names, expected, said):
+    assert layout_of(tmp_path, *names) == expected
+    assert open_source(str(tmp_path)).layout == said
 
 
 def test_single_folders_around_everything_are_skipped(tmp_path):
@@ -295,6 +355,45 @@ def test_folders_of_shards_are_splits(tmp_path):
     }
 
 
+@pytest.mark.parametrize("pattern", ["*.tar", "{000..002}.tar", "{000,001,002}.tar", "00[0-2].tar", "."])
+@pytest.mark.parametrize("folder", ["shards", "x [1]", "a{1,2}"])
+def test_shards_are_found_by_pattern_braces_and_folder_whatever_the_folder_is_called(tmp_path, folder, pattern):
+    for i in range(3):
+        make_tar(tmp_path / folder / f"00{i}.tar", "0.jpg")
+    (tmp_path / folder / "index.json").write_text("{}")
+    source = open_source(str(tmp_path / folder / pattern))
+    assert list(layout(source)) == ["000.tar/0.jpg", "001.tar/0.jpg", "002.tar/0.jpg"]
+    if pattern in ("*.tar", "{000..002}.tar"):
+        assert source.name == {"shards": "shards", "x [1]": "x-1", "a{1,2}": "a"}[folder]
+
+
+def test_numbers_in_braces_are_as_wide_as_they_are_written_and_a_missing_shard_is_named(tmp_path):
+    make_tar(tmp_path / "8.tar", "0.jpg")
+    make_tar(tmp_path / "10.tar", "0.jpg")
+    with pytest.raises(DataError, match=r"/\{8\.\.10\}\.tar names .*/9\.tar, which is not there"):
+        open_source(str(tmp_path / "{8..10}.tar"))
+    make_tar(tmp_path / "9.tar", "0.jpg")
+    assert len(open_source(str(tmp_path / "{8..10}.tar"))) == 3
+
+
+def test_a_tar_next_to_pictures_is_one_file_of_the_folder(tmp_path):
+    make_tree(tmp_path / "pile", "0.jpg")
+    make_tar(tmp_path / "pile" / "0.tar", "0.jpg")
+    assert list(layout(open_source(str(tmp_path / "pile")))) == ["0.jpg", "0.tar"]
+
+
+def test_joined_tars_are_read_to_the_end(tmp_path):
+    first, second = make_tar(tmp_path / "a.tar", "0.jpg"), make_tar(tmp_path / "b.tar", "1.jpg", "1.cls=cat")
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    source = open_source(str(joined))
+    assert layout(source) == {"0.jpg": ("train", None), "1.jpg": ("train", "cat")}
+    assert [picture.read() for picture in source.pictures] == [b"0.jpg", b"1.jpg"]
+    joined.write_bytes(first.read_bytes() + b"something else " * 100)
+    with pytest.raises(DataError, match=r"joined\.tar cannot be read as a \.tar"):
+        open_source(str(joined))
+
+
 def test_a_hard_link_in_a_tar_reads_as_its_target(tmp_path):
     path = make_tar(tmp_path / "p.tar", "1.jpg")
     with tarfile.open(path, "a") as archive:
@@ -486,3 +585,43 @@ def test_an_existing_path_is_preferred_to_a_name(tmp_path, monkeypatch):
 def test_listing_pictures_needs_no_torch():
     code = "import sys, training.data.store; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_member_of_a_zip_that_holds_more_than_it_claims_is_not_unpacked_whole(tmp_path, method):
+    size, claimed = 200 * 2**20, 1000
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.png", bytes(size))
+    path.write_bytes(path.read_bytes().replace(struct.pack("<I", size), struct.pack("<I", claimed)))
+    (picture,) = open_source(str(path)).pictures
+    tracemalloc.start()
+    with pytest.raises(UnreadableImage, match="Bad CRC"):
+        picture.read()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < size / 2
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_large_member_of_a_zip_is_read_whole(tmp_path, method):
+    data = np.random.default_rng(0).bytes(3 * 2**20 + 1)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        archive.writestr("a.png", data)
+    (picture,) = open_source(str(tmp_path / "a.zip")).pictures
+    assert picture.read() == data
+
+
+@pytest.mark.parametrize("folder", ["/proc", "/sys"])
+def test_folders_that_the_system_shows_of_itself_are_refused(folder):
+    with pytest.raises(
+        DataError, match=f"{folder} cannot be read: it holds no files, but what the system shows of itself"
+    ):
+        open_source(folder)
+
+
+def test_links_to_what_the_system_shows_of_itself_are_not_followed(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "link").symlink_to("/proc")
+    assert [picture.name for picture in open_source(str(tmp_path)).pictures] == ["a.png"]

@@ -18,13 +18,13 @@ from training.classifier import Classifier
 from training.config import PretrainSettings
 from training.data.sources import DataError, open_source
 from training.data.store import load_splits
-from training.distil import DistilSettings, neighbours_loss, soft_cross_entropy
+from training.distil import DistilSettings, NeighboursLoss, soft_cross_entropy
 from training.encoders import ResNetEncoder, embed
 from training.evaluation.features import EncoderError, open_encoder
 from training.finetune import finetune
 from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
-from training.teacher import neighbours_shared, open_teacher
+from training.teacher import open_teacher
 
 torch.set_num_threads(1)  # the tensors are small
 
@@ -87,32 +87,39 @@ def test_the_loss_is_equation_2_and_minimal_for_the_teachers_own_logits():
     torch.testing.assert_close(gradient, expected)
 
 
-def test_the_neighbours_loss_compares_cosines_to_all_other_pictures():
+def test_the_neighbours_loss_compares_cosines_to_all_other_pictures_and_to_earlier_ones():
     torch.manual_seed(0)
-    student, teacher, tau = torch.randn(5, 3), torch.randn(5, 7), 0.2
-    expected = 0.0
-    for i in range(5):
-        ours, theirs = (
-            [torch.nn.functional.cosine_similarity(h[i], h[j], dim=0).item() for j in range(5) if j != i]
-            for h in (student, teacher)
-        )
-        expected += soft_cross_entropy(torch.tensor([ours]), torch.tensor([theirs]), tau).item() / 5
-    assert neighbours_loss(student, teacher, tau).item() == pytest.approx(expected, rel=1e-5)
+    student, teacher, tau = torch.randn(9, 3), torch.randn(9, 7), 0.2
+
+    def expected(pictures: range, others: range) -> float:
+        """The mean over `pictures` of the cross-entropy of their cosines to `others`."""
+        losses = []
+        for i in pictures:
+            ours, theirs = (
+                [torch.nn.functional.cosine_similarity(h[i], h[j], dim=0).item() for j in others if j != i]
+                for h in (student, teacher)
+            )
+            losses.append(soft_cross_entropy(torch.tensor([ours]), torch.tensor([theirs]), tau).item())
+        return sum(losses) / len(losses)
+
+    loss = NeighboursLoss()
+    first = loss(student[:5], teacher[:5], tau).item()
+    assert first == pytest.approx(expected(range(5), range(5)), rel=1e-5)
+    assert loss(student[5:], teacher[5:], tau).item() == pytest.approx(expected(range(5, 9), range(9)), rel=1e-5)
+    loss.forget()
+    assert loss(student[:5], teacher[:5], tau).item() == first
     scaled = 9 * teacher @ torch.linalg.qr(torch.randn(7, 7))[0]  # turned and enlarged: the same neighbours
-    torch.testing.assert_close(neighbours_loss(student, scaled, tau), neighbours_loss(student, teacher, tau))
+    assert NeighboursLoss()(student[:5], scaled[:5], tau).item() == pytest.approx(first, rel=1e-5)
 
 
-def test_neighbours_shared_are_counted_one_by_one():
-    torch.manual_seed(0)
-    h, other = torch.randn(9, 3), torch.randn(9, 5)
-
-    def nearest(h: torch.Tensor, i: int) -> set[int]:
-        cosines = {j: torch.nn.functional.cosine_similarity(h[i], h[j], dim=0).item() for j in range(9) if j != i}
-        return set(sorted(cosines, key=cosines.get)[-3:])
-
-    expected = np.mean([len(nearest(h, i) & nearest(other, i)) / 3 for i in range(9)])
-    assert neighbours_shared(h, other, 3) == pytest.approx(expected)
-    assert neighbours_shared(h, 2 * h) == 1.0  # of fewer than ten
+def test_the_neighbours_loss_remembers_the_last_pictures_without_their_gradients(monkeypatch):
+    monkeypatch.setattr(distil, "EARLIER", 6)
+    loss, batches = NeighboursLoss(), [torch.randn(4, 3, requires_grad=True) for _ in range(3)]
+    for h in batches:
+        loss(h, h.detach(), 0.2).backward()
+    expected = torch.nn.functional.normalize(torch.cat(batches)[-6:], dim=1)
+    torch.testing.assert_close(loss.earlier[0], expected.detach())
+    assert not loss.earlier[0].requires_grad
 
 
 @pytest.mark.slow
@@ -205,7 +212,6 @@ def test_a_student_with_a_larger_input_than_its_teacher_gives_a_note(settings, t
 def test_a_resumed_run_gives_the_same_student(settings, teacher, tmp_path, monkeypatch):
     whole = checkpoint.load(checkpoint.find(distil.distil(settings(teacher, name="whole", epochs=3))))
     monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
-    monkeypatch.setattr(distil, "epochs_in", lambda *_: 3)
     steps, draw = [], distil.draw
 
     def stop(*arguments):
@@ -216,22 +222,21 @@ def test_a_resumed_run_gives_the_same_student(settings, teacher, tmp_path, monke
 
     monkeypatch.setattr(distil, "draw", stop)
     with pytest.raises(KeyboardInterrupt):
-        distil.distil(settings(teacher, minutes=2))
+        distil.distil(settings(teacher, epochs=3))
     student = tmp_path / "runs" / "student"  # what the page shows while it runs
     assert json.loads((student / "config.json").read_text())["epochs"] == 3
     assert (student / "metrics.csv").read_text().splitlines()[-1].startswith("2,")
     monkeypatch.setattr(distil, "draw", draw)
-    monkeypatch.setattr(distil, "epochs_in", lambda *_: 9)  # already decided at the start
     with pytest.raises(CheckpointError, match="has an unfinished run: give --resume"):
-        distil.distil(settings(teacher, minutes=2))
-    run = distil.distil(settings(teacher, minutes=2, resume=True))
+        distil.distil(settings(teacher, epochs=3))
+    run = distil.distil(settings(teacher, epochs=3, resume=True))
     again = checkpoint.load(checkpoint.find(run))
     assert len(again["history"]) == 3
     for key, value in whole["state_dict"].items():
         torch.testing.assert_close(again["state_dict"][key], value, rtol=0, atol=0)
-    assert distil.distil(settings(teacher, minutes=2, resume=True)) == run
+    assert distil.distil(settings(teacher, epochs=3, resume=True)) == run
     with pytest.raises(CheckpointError, match=r"was started with --lr 0.15, not 0.3"):
-        distil.distil(settings(teacher, minutes=2, lr=0.3, resume=True))
+        distil.distil(settings(teacher, epochs=3, lr=0.3, resume=True))
     with pytest.raises(CheckpointError, match="already contains a run: give another --name"):
         distil.distil(settings(teacher))
 
@@ -258,19 +263,14 @@ def test_the_targets_are_the_teachers_h_minus_its_mean(teacher, small_shapes):
     pictures = load_splits(open_source(str(small_shapes)), Preprocessing(16, 1.0))[0]
     opened = open_teacher(str(teacher))
     h = opened.encoder.encode(np.array(pictures.pixels))
-    torch.testing.assert_close(distil.targets_of(opened, pictures), h - h.mean(dim=0))
+    torch.testing.assert_close(distil.targets_of(opened, pictures, np.arange(64)), h - h.mean(dim=0))
 
 
-@pytest.mark.slow
-def test_minutes_are_as_many_epochs_as_fit(settings, teacher, monkeypatch):
-    now = iter(range(100))
-    monkeypatch.setattr(distil.time, "perf_counter", lambda: next(now))  # a second a step, four steps an epoch
-    step = distil.DistilStep(open_teacher(str(teacher)), np.zeros((64, 16, 16, 3), np.uint8), 16, settings(teacher))
-    encoder = ResNetEncoder("tiny", 1, 16)
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    assert distil.epochs_in(1.0, encoder, step) == 15
-    for name, value in encoder.state_dict().items():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+def test_the_seed_reaches_the_views_of_the_student(settings, teacher):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    encoder, opened, targets = ResNetEncoder("tiny", 1, 16), open_teacher(str(teacher)), torch.randn(8, 4)
+    steps = [distil.DistilStep(opened, pixels, 16, settings(teacher, seed=seed), targets) for seed in (0, 1)]
+    assert steps[0](encoder, np.arange(8), 0).item() != steps[1](encoder, np.arange(8), 0).item()
 
 
 @pytest.mark.slow

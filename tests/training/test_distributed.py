@@ -21,8 +21,10 @@ import torch.multiprocessing
 from torch import nn
 
 from training import checkpoint
+from training.budget import Budget
 from training.loss import dcl, gather, nt_xent
 from training.pretrain import pretrain
+from training.zoo import build
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +42,20 @@ def then_killed(*arguments):
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
 pretrain.EveryEpoch.on_train_epoch_end = then_killed
+pretrain.main()
+"""
+
+# training/pretrain.py with clocks that count how often they are read; writes how many steps each process took.
+CLOCKS = """
+import itertools, os
+from training import budget, pretrain
+reads, rank = itertools.count(), os.environ["RANK"]
+pretrain.process_began = budget.clock = lambda: next(reads) * 0.5 * (5 if rank == "1" else 1)
+fit = pretrain.fit
+def counting(module, *arguments):
+    fit(module, *arguments)
+    open(f"steps-{rank}.txt", "w").write(str(module.global_step))
+pretrain.fit = counting
 pretrain.main()
 """
 
@@ -146,6 +162,23 @@ def test_two_processes_without_torchrun_need_no_name_and_are_resumed(small_shape
         assert checkpoint.load(tmp_path / "runs/some-shapes-tiny/checkpoints/last.ckpt")["global_step"] == steps
 
 
+@pytest.mark.slow
+def test_two_processes_whose_clocks_differ_end_their_minutes_together(small_shapes, tmp_path):
+    """The second one's clock is five times as fast: by its own it would end first, and the other would wait for it."""
+    (tmp_path / "clocks.py").write_text(CLOCKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "clocks.py"]
+    command += ["--data", small_shapes, "--name", "two", "--size-px", "16", "--batch-size", "32", "--minutes", "0.8"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [*command, "--knn-epochs", "2"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    saved = checkpoint.load(tmp_path / "runs" / "two" / "checkpoints" / "last.ckpt")
+    first, second = (int((tmp_path / f"steps-{rank}.txt").read_text()) for rank in (0, 1))
+    assert first == second == saved["global_step"] > 4
+    assert saved["facts"]["epochs"] == saved["settings"]["epochs"] == len(saved["history"])
+
+
 def test_processes_whose_clocks_differ_write_the_same_checkpoints(tmp_path):
     meet, said = threading.Barrier(WORLD, timeout=60), [False] * WORLD
 
@@ -171,9 +204,10 @@ def test_processes_whose_clocks_differ_write_the_same_checkpoints(tmp_path):
                 max_epochs=9,
                 global_step=1,
                 max_steps=-1,
+                should_stop=False,
                 save_checkpoint=written.append,
             ),
-            None,
+            SimpleNamespace(facts={}, budget=Budget(None)),
         )
         return written
 
@@ -188,3 +222,39 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=rf"--batch-size {batch} cannot be shared by {world} processes"):
         pretrain(small_settings(batch_size=batch, devices=world))
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_weights_of_one(small_shapes, tmp_path):
+    """With a network without batch norm, views that are the pictures themselves, and two pictures left over."""
+    command = [sys.executable, ROOT / "training" / "pretrain.py", "--data", small_shapes, "--size-px", "32"]
+    command += [
+        "--encoder",
+        "timm:test_vit",
+        "--head-layers",
+        "0",
+        "--batch-size",
+        "12",
+        "--epochs",
+        "2",
+        "--seed",
+        "3",
+    ]
+    command += ["--optimizer", "sgd", "--lr", "0.05", "--augment.crop-area", "1", "1"]
+    command += [word for name in ("flip", "jitter", "grey", "blur") for word in (f"--augment.{name}", "0")]
+    weights, losses = [], []
+    for devices in ("1", "2"):
+        options = ["--devices", devices, "--name", devices]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        saved = checkpoint.load(tmp_path / "runs" / devices / "checkpoints" / "last.ckpt")
+        assert saved["global_step"] == 2 * (64 // 12)
+        weights.append(saved["state_dict"])
+        losses.append([row["loss"] for row in saved["history"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    torch.manual_seed(3)
+    start = build("timm:test_vit", 1, 32).state_dict()
+    for name, one in weights[0].items():
+        moved = (one - start[name.removeprefix("encoder.")]).norm()
+        assert (one - weights[1][name]).norm() <= 0.01 * moved, name

@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from training.encoders import ARCHITECTURES, ResNetEncoder, embed, projection_head, to_input
+from training.encoders import ARCHITECTURES, ResNetEncoder, batch_size, embed, projection_head, to_input
 
 torch.set_num_threads(1)  # the tensors are small: a second thread costs more in waiting than it computes
 
@@ -190,15 +190,23 @@ def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
-def test_embedding_in_batches_gives_every_image_its_own_row_in_order(encoder, pixels, batch_size):
-    rows = embed(encoder, pixels, batch_size)
+@pytest.mark.parametrize("at_once", [1, 3, 7, 100])
+def test_embedding_in_batches_gives_every_image_its_own_row_in_order(encoder, pixels, at_once, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("training.encoders.PIXELS_AT_ONCE", at_once * 16 * 16)
+    encoder.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    rows = embed(encoder, pixels)
+    assert max(sizes) == min(at_once, 7)
     assert rows.shape == (7, encoder.dimension)
     assert (rows.dtype, rows.device.type) == (torch.float32, "cpu")
     encoder.eval()
     for i, image in enumerate(pixels):
         x = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)[None]
         torch.testing.assert_close(rows[i], encoder(x)[0].detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_large_images_are_encoded_in_smaller_batches():
+    assert [batch_size(px) for px in (16, 224, 4096)] == [512, 83, 1]
 
 
 @pytest.mark.parametrize("training", [True, False])

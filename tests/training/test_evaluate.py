@@ -1,11 +1,14 @@
 """Small evaluations: what they write, with and without labels, and what is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from export.artifact import load_bundle
+from export.to_onnx import ExportSettings, export
 from training.data.sources import DataError
 from training.evaluate import EvaluateSettings, _file_stem, evaluate
 from training.evaluation import gallery
@@ -42,6 +45,8 @@ def test_classes_of_different_colour_are_separated_by_pixels_and_everything_is_w
     for name in ("knn", "linear", "precision@1", "precision@10", "recall@5", "mAP"):
         assert row[name] == 1 and row[f"{name} interval"] == (1, 1)
     assert result["rows"][1]["knn over first"] == 0
+    same = "raw pixels is not distinguishable from raw pixels: kNN accuracy 100.0% against 100.0%"
+    assert row["verdict"] == same
     assert result["details"]["pixels"]["per class"] == {"a": 1, "b": 1, "c": 1}
     assert json.loads((tmp_path / "o" / "judged.json").read_text())["rows"][0]["mAP"] == 1
     with Image.open(tmp_path / "o" / "judged.png") as picture:
@@ -52,7 +57,42 @@ def test_classes_of_different_colour_are_separated_by_pixels_and_everything_is_w
         and "near-duplicate cosine" in printed
         and "100.0% (100.0% to 100.0%)" in printed
         and "temperature" in printed
+        and "kNN over first encoder" in printed
+        and printed.endswith(f"\n{same}\n")
     )
+    (over_first,) = (line for line in printed.splitlines() if line.startswith("kNN over first"))
+    assert over_first.split("  ")[-1].strip() == "not distinguishable"
+
+
+@pytest.mark.slow
+def test_an_encoder_alone_is_compared_with_guessing(colours, capsys):
+    row = evaluate(EvaluateSettings(("pixels",), data=colours, size_px=8, linear="none"))["rows"][0]
+    assert row["verdict"].startswith(
+        "raw pixels is better than guessing the largest class: kNN accuracy 100.0% against 33"
+    )
+    assert capsys.readouterr().out.endswith(row["verdict"] + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_card_of_an_exported_encoder_gets_what_was_measured(colours, tmp_path):
+    encoder = export(ExportSettings("timm:test_resnet:random", out=tmp_path / "encoder", size_px=32))[0].folder
+    heap = folder(tmp_path / "heap", {".": 5})
+    for data, names in (
+        (colours, ("knn", "chance", "k", "queries", "bank", "pixels", "verdict")),
+        (heap, ("found_first", "chance", "judged", "pixels", "verdict")),
+    ):
+        settings = EvaluateSettings((str(encoder), "pixels"), data=data, size_px=8, linear="none")
+        row, pixels = evaluate(settings)["rows"]
+        row |= {"data": Path(data).name, "pixels": pixels[names[0]]}
+        row |= (
+            {"queries": row["asked"], "bank": row["known"], "chance": row["largest class"]}
+            if "knn" in row
+            else {"chance": 1 / 5}
+        )
+        assert " than raw pixels" in row["verdict"] or " from raw pixels" in row["verdict"]
+        assert str(tmp_path) not in row["verdict"]  # a card names no folder of this machine
+        assert load_bundle(encoder).card.figures["measured"] == {name: row[name] for name in ("data", *names)}
 
 
 @pytest.mark.slow

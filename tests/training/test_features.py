@@ -18,7 +18,7 @@ from training.data.store import PixelStore
 from training.encoders import embed
 from training.evaluation import features
 from training.evaluation.features import EncoderError, open_encoder, size_note
-from training.pretrain import SimCLR
+from training.simclr import SimCLR
 from training.zoo import ZooError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)

@@ -11,20 +11,33 @@ import pytest
 import torch
 
 from export.artifact import Preprocessing
+from export.spreadsheet import read_rows, write_rows
 from export.to_onnx import ExportSettings, export
 from training import checkpoint, classifier, initial, recipes
+from training.augment import augment
 from training.checkpoint import CheckpointError
 from training.classifier import Classifier
 from training.data import store
+from training.data.labelled import hold_out
 from training.data.sources import DataError, open_source
 from training.data.store import PixelStore
 from training.encoders import ResNetEncoder, embed
 from training.evaluate import EvaluateSettings, evaluate
 from training.evaluation.features import open_encoder
-from training.finetune import TaskData, balanced_accuracy, finetune, optimizers, order, train_classifier
+from training.evaluation.knn import knn_predict
+from training.finetune import (
+    TaskData,
+    balanced_accuracy,
+    evaluate_classifier,
+    finetune,
+    optimizers,
+    order,
+    right_before,
+    train_classifier,
+)
 from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
-from training.resumable import Progress, ResumableRun
+from training.resumable import ResumableRun, TrainingProgress
 
 torch.set_num_threads(1)  # the tensors are small
 
@@ -81,7 +94,18 @@ def test_the_saved_classifier_has_the_reported_accuracy(pretrained, settings, ca
     test = store.load(open_source(settings().data), Preprocessing(16), "test")
     right = (embed(network, np.array(test.pixels)).argmax(dim=1).numpy() == test.labels).mean()
     assert facts["after"]["test"]["accuracy"] == pytest.approx(right)
-    assert f"test accuracy {right:.1%} (" in capsys.readouterr().out
+    printed, judged = capsys.readouterr().out, facts["after"]["test"]
+    assert f"test accuracy {right:.1%} (" in printed and judged["verdict"] + "\n" in printed
+    start = checkpoint.encoder_of(checkpoint.load(checkpoint.find(pretrained)))
+    known = store.load(open_source(settings().data), Preprocessing(16), "train")
+    held_out = hold_out(known.labels, 0.1, 0)[0]
+    guess = knn_predict(
+        embed(start, np.array(known.pixels)[held_out]),
+        torch.from_numpy(known.labels[held_out]),
+        embed(start, np.array(test.pixels)),
+        1,
+    )
+    assert judged["before"] == pytest.approx((guess.numpy() == test.labels).mean())
     assert (run / "report.png").exists() and len((run / "metrics.csv").read_text().splitlines()) == 3
     with pytest.raises(CheckpointError, match="runs/adapted already contains a run"):
         finetune(settings(init=str(pretrained)))
@@ -175,6 +199,20 @@ def test_dark_and_bright_are_learnt_and_equal_settings_give_equal_weights(tmp_pa
 
 
 @pytest.mark.slow
+def test_the_seed_reaches_the_views(tmp_path, monkeypatch):
+    seen = []
+
+    def noted(pixels, how, generator, size_px):
+        seen.append(generator.initial_seed() % 2**32)  # what a CPU's generator keeps
+        return augment(pixels, how, generator, size_px)
+
+    monkeypatch.setattr("training.finetune.augment", noted)
+    for seed in (0, 1):
+        settings = FinetuneSettings(epochs=1, batch_size=8, seed=seed)
+        train_classifier(small(), TaskData(settings, brightness({0: 8, 1: 8}, tmp_path / str(seed)), None), settings)
+    assert len(seen) == len(set(seen)) == 4
+
+
 def test_training_stops_after_patience_epochs_without_improvement_and_keeps_the_best(tmp_path, monkeypatch):
     found = iter([0.5, 0.7, 0.6, 0.7, 0.7, 0.9])
     states = []
@@ -263,7 +301,7 @@ def test_a_run_is_resumed_only_with_its_own_settings_and_pictures(settings, tmp_
     (run / "checkpoints" / "last.ckpt").unlink()
     network = small()
     optimizer, scheduler = optimizers(network, settings(), 16, 10)
-    ResumableRun(run, settings(), 30).save(network, optimizer, scheduler, Progress([]))
+    ResumableRun(run, settings(), 30).save(network, optimizer, scheduler, TrainingProgress([]))
     with pytest.raises(CheckpointError, match=r"was started on 30 pictures and .*some shapes now has 5\d"):
         finetune(settings(resume=True))
 
@@ -295,6 +333,13 @@ def test_sampling_draws_each_class_equally_often_and_the_loss_weighs_it(tmp_path
 def test_balanced_accuracy_weights_small_and_large_classes_equally():
     right, labels = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 0, 1])
     assert balanced_accuracy(right, labels) == 0.5
+
+
+def test_a_verdict_on_the_pictures_that_chose_the_epoch_says_that_it_is_optimistic(tmp_path):
+    task = TaskData(FinetuneSettings(held_out=0.25), brightness({0: 8, 1: 8}, tmp_path / "pictures"), None)
+    network = small()
+    found = evaluate_classifier(network, task, tmp_path, right_before(network.encoder, task))["held-out"]
+    assert found["verdict"].endswith("; the best epoch was chosen on these pictures, so this is optimistic")
 
 
 def test_used_labels_are_a_share_of_every_class_and_held_out_ones_are_not_trained_on(tmp_path):
@@ -395,3 +440,38 @@ def test_the_default_learning_rate_is_small_for_a_pretrained_encoder():
     assert FinetuneSettings(init="runs/a").learning_rate < FinetuneSettings().learning_rate == 1.0
     assert FinetuneSettings(init="runs/a", mode="linear").learning_rate == 1.0
     assert FinetuneSettings(init="runs/a", lr=0.5).learning_rate == 0.5
+
+
+@pytest.mark.slow
+def test_labels_come_from_files_and_the_pictures_that_are_least_sure_come_next(pretrained, settings, capsys):
+    source = open_source(settings().data)
+    train = [picture for picture in source.pictures if picture.split == "train"]
+    table = Path("to_label.csv")
+
+    def write(label_of) -> None:
+        with open(table, "w", encoding="utf-8") as file:
+            write_rows(file, [("name", "label"), *((picture.name, label_of(i)) for i, picture in enumerate(train))])
+
+    write(lambda i: "")
+    with pytest.raises(DataError, match=r"to_label.csv has no label"):
+        finetune(settings(labels=(str(table),)))
+    write(lambda i: ("circle", "square")[i % 2] if i < 40 else "")
+    asked = {"init": str(pretrained), "labels": (str(table),), "epochs": 1, "held_out": 0.0, "next": 5}
+    run = finetune(settings(**asked))
+    network, saved = classifier.load(run / "checkpoints" / "last.ckpt")
+    assert saved["facts"]["images"] == 40 and saved["classifier"]["classes"] == ["circle", "square"]
+    rows = [cells for _, cells in read_rows((run / "next.csv").read_text(encoding="utf-8"))]
+    pixels = np.array(store.load(source, Preprocessing(16), "train").pixels)[40:]
+    probabilities = embed(network, pixels).softmax(dim=1)
+    margins = (probabilities[:, 0] - probabilities[:, 1]).abs().numpy()
+    order = margins.argsort(kind="stable")[:5]
+    assert [row["name"] for row in rows] == [train[40 + i].name for i in order]
+    assert [row["path"] for row in rows] == [str(train[40 + i].path) for i in order]
+    assert [row["suggestion"] for row in rows] == [
+        saved["classifier"]["classes"][probabilities[i].argmax()] for i in order
+    ]
+    assert [row["margin"] for row in rows] == [f"{margins[i]:.3f}" for i in order]
+    assert {row["label"] for row in rows} == {""}
+    assert f"--labels to_label.csv {run / 'next.csv'}\n" in capsys.readouterr().out
+    write(lambda i: ("circle", "square")[i % 2])
+    assert not (finetune(settings(**asked, name="all")) / "next.csv").exists()  # all have a label

@@ -47,6 +47,8 @@ def test_pictures_are_found_again_by_an_encoder_that_knows_them_and_not_by_one_t
     answers = iter([torch.eye(3), torch.eye(3)[[swapped[i] for i in range(3)]] + 0.1 * torch.eye(3)])
     assert found_again(lambda batch: next(answers), pixels[:3]) == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
     assert found_again(lambda batch: torch.from_numpy(RNG.standard_normal((len(batch), 8))), pixels) < 0.2
+    for same in (torch.ones(40, 8), torch.zeros(40, 8)):
+        assert found_again(lambda batch, h=same: h, pixels) == pytest.approx(1 / 40)
 
 
 @pytest.mark.parametrize(
@@ -59,17 +61,35 @@ def test_pictures_are_found_again_by_an_encoder_that_knows_them_and_not_by_one_t
             "better than lite0 as it was: kNN accuracy on 1,200 pictures 50.0% before, 60.0% after",
         ),
         (
+            {"knn": 0.667},
+            {"knn": 0.68, "queries": 300},
+            True,
+            "not distinguishable from lite0 as it was: kNN accuracy on 300 pictures 66.7% before, 68.0% after",
+        ),
+        (
             {"found_again": 0.35},
-            {"found_again": 0.3, "judged": 500},
+            {"found_again": 0.3, "judged": 500, "neighbours_shared": 0.8},
             False,
             "worse than lite0 as it was: score of finding each of 500 pictures by a changed view of it 35.0% before, "
             "30.0% after",
         ),
         (
             {"found_again": 0.3},
-            {"found_again": 0.3, "judged": 5},
+            {"found_again": 0.3, "judged": 5, "neighbours_shared": 0.8},
             False,
             "neither better nor worse than lite0 as it was",
+        ),
+        (
+            {"found_again": 0.3},
+            {"found_again": 0.4, "judged": 500, "neighbours_shared": 0.11},
+            False,
+            "too far from lite0 as it was to be trusted without labels: 11% of each picture's ten nearest ones",
+        ),
+        (
+            {"found_again": 0.3},
+            {"found_again": 0.4, "judged": 500, "neighbours_shared": 0.8},
+            True,
+            "better than lite0 as it was: score of finding each of 500 pictures",
         ),
     ],
 )
@@ -98,11 +118,13 @@ def test_a_tenth_of_the_pictures_is_held_out_where_there_is_no_test_split(tmp_pa
 def test_the_better_weights_are_exported(small_settings, tmp_path, monkeypatch, capsys, better):
     monkeypatch.chdir(tmp_path)
     earlier = pretrain(small_settings(name="earlier", epochs=1))
-    monkeypatch.setattr("training.pretrain.verdict", lambda *_: Verdict(better, "as the test says"))
+    monkeypatch.setattr("training.simclr.verdict", lambda *_: Verdict(better, "as the test says"))
     run = pretrain(small_settings(name="adapted", init=str(earlier), epochs=1))
     assert "the result is as the test says" in capsys.readouterr().out
     saved = checkpoint.load(checkpoint.find(run))
     assert {"knn", "found_again", "judged"} <= saved["facts"]["before"].keys() & saved["facts"]["after"].keys()
+    assert 0 < saved["facts"]["after"]["neighbours_shared"] < 1
+    assert saved["facts"]["after"]["judged"] == 20 + 64  # held out and trained on: few would make the figure chance
     before, after = saved["facts"]["before"]["knn"], saved["facts"]["after"]["knn"]
     start = {f"encoder.{name}": value for name, value in saved["start"].items()}
     assert not torch.equal(start["encoder.conv1.weight"], saved["state_dict"]["encoder.conv1.weight"])

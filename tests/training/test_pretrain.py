@@ -1,7 +1,9 @@
 """Small whole runs: the files they write, resuming after a kill, and settings that are refused."""
 
 import csv
+import dataclasses
 import errno
+import itertools
 import json
 import math
 import os
@@ -23,16 +25,18 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from training import checkpoint, report
-from training.augment import render
+from training.augment import AugmentSettings, render
+from training.average import Average
 from training.checkpoint import CheckpointError
-from training.config import PretrainSettings, parse
-from training.data.sources import DataError
+from training.config import PRESETS, PretrainSettings, parse
+from training.data.sources import DataError, open_source
 from training.encoders import ResNetEncoder, to_input
 from training.initial import InitialWeights, apply_initial, load_initial, statistics_mismatch
 from training.lars import lars_groups
 from training.loss import LOSSES
 from training.optimizers import OPTIMIZERS
-from training.pretrain import SimCLR, epochs_in, pretrain, starting_point
+from training.pretrain import check_batch, pretrain, starting_point, widen_crops
+from training.simclr import SimCLR, compiles_networks
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +44,9 @@ ROOT = Path(__file__).parents[2]
 # behind the settings it is killed after that call of the method.
 SCRIPT = """
 import itertools, json, os, signal, sys
+import torch
 from training import checkpoint, pretrain
+torch.set_num_threads(int(os.environ["THREADS"]))
 from training.config import PretrainSettings
 checkpoint.EVERY_S = 0.0
 if sys.argv[2:]:
@@ -63,7 +69,7 @@ def run_in_process(settings: PretrainSettings, folder: Path, *killed_after: str)
     """Its exit status."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, json.dumps(settings.to_dict()), *killed_after]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "THREADS": str(torch.get_num_threads())}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
 
 
@@ -87,10 +93,13 @@ def test_a_run_writes_its_settings_its_metrics_a_checkpoint_and_a_report(small_s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # four processes one after the other, each of which loads PyTorch
-def test_a_run_killed_at_any_moment_and_resumed_ends_as_if_it_had_never_stopped(small_settings, tmp_path):
+@pytest.mark.timeout(900)  # two processes one after the other, each of which loads PyTorch
+def test_a_run_killed_at_any_moment_and_resumed_ends_as_if_it_had_never_stopped(small_settings, tmp_path, monkeypatch):
     settings = small_settings(epochs=6, resume=True)
-    assert run_in_process(settings, tmp_path / "whole") == 0
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    pretrain(settings)
     broken = tmp_path / "broken"
     last = broken / "runs" / "small" / "checkpoints" / "last.ckpt"
     for epoch, *killed_after in (
@@ -99,7 +108,8 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_as_if_it_had_never_stopped(
     ):
         assert run_in_process(settings, broken, *killed_after) == -signal.SIGKILL
         assert checkpoint.load(last)["epoch"] == epoch
-    assert run_in_process(settings, broken) == 0
+    monkeypatch.chdir(broken)
+    pretrain(settings)
 
     whole, pieces = (
         checkpoint.load(tmp_path / name / "runs" / "small" / "checkpoints" / "last.ckpt")
@@ -171,6 +181,61 @@ def test_two_pictures_and_a_batch_of_512_are_trained_as_a_batch_of_two(small_set
     assert "batch size 512 -> 2" in printed
     assert "two views of a picture find each other among 2 pictures" in printed
     assert (run / "report.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "given", "images", "world", "expected"),
+    [
+        ("photos", 512, 1000, 1, 100),  # ten steps an epoch
+        ("photos", 512, 1000, 3, 99),
+        ("photos", 512, 5120, 1, 512),
+        ("photos", 512, 200, 1, 32),  # not below 32
+        ("photos", 512, 20, 1, 20),
+        ("photos", 500, 1000, 1, 500),  # given by the user
+        ("photos", 500, 400, 1, 400),
+        ("tiny", 128, 1000, 1, 100),
+    ],
+)
+def test_the_batch_of_a_preset_shrinks_to_ten_steps_an_epoch(capsys, preset, given, images, world, expected):
+    settings = dataclasses.replace(PRESETS[preset][1], batch_size=given, data="pictures")
+    assert check_batch(settings, images, world).batch_size == expected
+    printed = capsys.readouterr().out
+    assert (f"batch size {given} -> {expected}: pictures has only {images:,} pictures" in printed) == (
+        given != expected
+    )
+    assert ("at least 10 steps" in printed) == (given <= images and given != expected)
+
+
+def test_crops_follow_the_spread_of_pictures_that_are_squeezed_to_a_square(tmp_path, small_settings, capsys):
+    for i in range(10):
+        Image.new("RGB", (30, 30) if i % 2 else (90, 40)).save(tmp_path / f"{i}.png")
+    source, squeezed = open_source(str(tmp_path)), small_settings(crop=None)
+    assert widen_crops(small_settings(), source).augment.crop_aspect == 4 / 3
+    assert widen_crops(squeezed, source).augment.crop_aspect == 2.0  # 4 / 3 times the root of 2.25
+    assert "crops have sides of up to 2.0 to 1" in capsys.readouterr().out
+    chosen = dataclasses.replace(squeezed, augment=AugmentSettings(crop_aspect=1.1))
+    assert widen_crops(chosen, source).augment.crop_aspect == 1.1
+    for i in range(0, 10, 2):
+        (tmp_path / f"{i}.png").unlink()
+    assert widen_crops(squeezed, open_source(str(tmp_path))).augment.crop_aspect == 4 / 3
+
+
+@pytest.mark.slow
+def test_a_run_with_squeezed_pictures_records_its_crops(tmp_path, small_settings):
+    (tmp_path / "some").mkdir()
+    for i in range(8):
+        Image.new("RGB", (30, 30) if i % 2 else (90, 40), (30 * i, 0, 0)).save(tmp_path / "some" / f"{i}.png")
+    run = pretrain(small_settings(data=str(tmp_path / "some"), crop=None, batch_size=4, epochs=1))
+    assert json.loads((run / "config.json").read_text())["augment"]["crop_aspect"] == 2.0
+
+
+@pytest.mark.slow
+def test_a_run_says_which_folders_are_splits(small_settings, tmp_path, capsys):
+    for name in ("train2017/1.png", "train2017/2.png", "val2017/3.png", "val2017/4.png"):
+        (tmp_path / "some" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / "some" / name)
+    pretrain(small_settings(data=str(tmp_path / "some"), batch_size=2, epochs=1))
+    assert "/some: for training: train2017; for testing: val2017\n" in capsys.readouterr().out
 
 
 def test_one_picture_is_refused(small_settings, tmp_path):
@@ -302,7 +367,7 @@ def test_a_run_from_torchvisions_weights_has_their_architecture_and_size(tmp_pat
         ),
         ({"init": "resnet18:earlier.ckpt"}, "resnet18:earlier.ckpt: these weights are of another architecture"),
         ({"init": "resnet18:RANDOM_V1"}, "RANDOM_V1 is neither a file nor weights of resnet18"),
-        ({"encoder": "resnet19"}, "resnet19 is not an architecture: it must be one of tiny, resnet18"),
+        ({"encoder": "resnet19"}, "resnet19 is not an architecture: did you mean resnet18"),
         ({"encoder": "timm:vit_tiny_patch16_224", "width": 2}, "--width 2 is only for tiny"),
         ({"init": "notes.txt"}, "notes.txt is not a checkpoint"),
     ],
@@ -335,10 +400,106 @@ def test_weights_of_another_normalisation_are_recognised_by_their_first_batch_no
 def test_the_loss_of_a_step_is_that_of_the_setting(small_settings, name):
     module = SimCLR(small_settings(loss=name), RandomPictures(8), None)
     images = torch.from_numpy(module.train_store.pixels)
-    z_a, z_b = module.pairs(images, module.draws(images, 3))
+    z_a, z_b = module.project_views(images, module.draws(images, 3))
     losses = {other: row.function(z_a, z_b, 0.2).item() for other, row in LOSSES.items()}
     assert len(set(losses.values())) == len(LOSSES)
     assert module.loss(images, 3).item() == losses[name]
+
+
+@pytest.mark.parametrize("chunk_size", [0, 8])
+def test_with_three_views_the_loss_is_the_mean_over_the_pairs_of_views(small_settings, chunk_size):
+    module = SimCLR(small_settings(views=3, chunk_size=chunk_size), RandomPictures(8), None)
+    images = torch.from_numpy(module.train_store.pixels)
+    z = module.project_views(images, module.draws(images, 3))
+    assert [len(view) for view in z] == [8, 8, 8]
+    losses = [LOSSES["nt_xent"].function(a, b, 0.2).item() for a, b in ((z[0], z[1]), (z[0], z[2]), (z[1], z[2]))]
+    assert len(set(losses)) == 3
+    assert module.loss(images, 3).item() == pytest.approx(sum(losses) / 3, rel=1e-6)
+
+
+def test_chunks_of_a_batch_with_three_views_get_their_own_draws(small_settings, monkeypatch):
+    module = SimCLR(small_settings(views=3, chunk_size=3), RandomPictures(8), None)
+    images, parts = torch.from_numpy(module.train_store.pixels), []
+    views = module.draws(images, 3).top.view(3, 8)
+    project = module.project_views
+    module.project_views = lambda images, draws: parts.append(draws.top) or project(images, draws)
+    module.loss(images, 3)
+    wanted = [views[:, start : start + 3].flatten() for start in (0, 3, 6)]
+    assert all(torch.equal(part, of_chunk) for part, of_chunk in zip(parts, wanted, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_better", [True, False])
+def test_the_average_of_the_weights_is_kept_if_it_measures_better(small_settings, monkeypatch, capsys, is_better):
+    """An average over few steps of a large learning rate is far from the last weights."""
+    measured = []
+
+    def metrics(encoder, *arguments):
+        measured.append({name: value.clone() for name, value in encoder.state_dict().items()})
+        return {"knn": 0.4 + 0.1 * (len(measured) == (3 if is_better else 2)), "k": 1, "queries": 1, "bank": 1}
+
+    monkeypatch.setattr("training.simclr.knn.metrics", metrics)
+    trial = pretrain(small_settings(name="trial", ema=0.5, epochs=9, max_steps=2))  # keeps the weights to continue with
+    assert torch.equal(
+        checkpoint.load(checkpoint.find(trial))["state_dict"]["encoder.conv1.weight"], measured[1]["conv1.weight"]
+    )
+    assert "kept the average" not in capsys.readouterr().out
+    measured.clear()
+    run = pretrain(small_settings(ema=0.5, epochs=2))
+    saved = checkpoint.load(checkpoint.find(run))
+    kept, other = (measured[2], measured[1]) if is_better else (measured[1], measured[2])
+    assert torch.equal(saved["state_dict"]["encoder.conv1.weight"], kept["conv1.weight"])
+    assert not torch.equal(kept["conv1.weight"], other["conv1.weight"])
+    assert saved["facts"]["after"]["knn"] == 0.5
+    words = "kept the average of the weights: the average measured 50.0%, the last step 40.0%"
+    assert (words in capsys.readouterr().out) == is_better
+
+
+@pytest.mark.slow
+def test_a_resumed_run_continues_its_average(small_settings):
+    whole = pretrain(small_settings(name="whole", ema=0.9, epochs=3))
+    pretrain(small_settings(name="pieces", ema=0.9, epochs=3, max_steps=4))
+    pieces = pretrain(small_settings(name="pieces", ema=0.9, epochs=3, resume=True))
+    averages = [checkpoint.load(checkpoint.find(run))["average"] for run in (whole, pieces)]
+    assert averages[0]["n_averaged"] == averages[1]["n_averaged"] == 6
+    assert all(torch.equal(value, averages[1][name]) for name, value in averages[0].items())
+
+
+def test_the_average_follows_the_weights_and_the_statistics_of_batch_norm():
+    encoder, average = ResNetEncoder("tiny", 1, 16), None
+    for value in (1.0, 2.0):
+        average = average or Average(encoder, 0.75)
+        with torch.no_grad():
+            encoder.conv1.weight.fill_(value)
+            encoder.bn1.running_mean.fill_(10 * value)
+        average.update(encoder)
+    assert average.weights["conv1.weight"].flatten()[0] == pytest.approx(0.75 * 1 + 0.25 * 2)
+    assert average.weights["bn1.running_mean"][0] == pytest.approx(12.5)
+
+
+@pytest.mark.slow
+def test_a_run_without_progress_stops_early_with_its_best_weights_and_keeps_checkpoints(
+    small_settings, monkeypatch, capsys
+):
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    figures, measured = iter([0.1, 0.2, 0.5, 0.4, 0.4, 0.5]), []  # before, four epochs, at the end
+
+    def metrics(encoder, *arguments):
+        measured.append(encoder.conv1.weight.clone())
+        return {"knn": next(figures), "k": 1, "queries": 1, "bank": 1}
+
+    monkeypatch.setattr("training.simclr.knn.metrics", metrics)
+    run = pretrain(small_settings(epochs=9, knn_epochs=1, patience=2, keep_every=3))
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "epoch-0003.ckpt", "last.ckpt"]
+    saved, best = checkpoint.load(checkpoint.find(run)), checkpoint.load(run / "checkpoints" / "best.ckpt")
+    assert torch.equal(saved["state_dict"]["encoder.conv1.weight"], measured[2])
+    assert torch.equal(best["state_dict"]["encoder.conv1.weight"], measured[2])
+    assert not torch.equal(measured[2], measured[4])
+    printed = capsys.readouterr().out
+    assert "stopped early after epoch 4; the weights are those of 2" in printed
+    pretrain(small_settings(epochs=9, knn_epochs=1, patience=2, keep_every=3, resume=True))
+    assert "is finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "title", "chance"), [("nt_xent", "NT-Xent", 63), ("dcl", "DCL", 62)])
@@ -361,15 +522,6 @@ def test_a_run_with_dcl_records_its_chance_level(small_settings):
     assert checkpoint.settings_of(checkpoint.load(checkpoint.find(run))).loss == "dcl"
 
 
-@pytest.mark.slow
-def test_minutes_become_epochs_by_the_speed_of_the_first_steps(small_settings):
-    settings, store = small_settings(), RandomPictures(64)
-    short, long = (epochs_in(minutes, settings, store) for minutes in (0.05, 1.0))
-    assert short >= 1
-    assert 4 < long / short < 100  # twentyfold, by a noisy clock
-    assert epochs_in(1e-9, settings, store) == 1
-
-
 def test_every_step_has_views_of_its_own_and_the_same_ones_every_time(small_settings):
     module = SimCLR(small_settings(), RandomPictures(8), None)
     images = torch.from_numpy(module.train_store.pixels)
@@ -378,6 +530,14 @@ def test_every_step_has_views_of_its_own_and_the_same_ones_every_time(small_sett
     assert not torch.equal(first, next_step)
     view_a, view_b = first.chunk(2)
     assert not torch.equal(view_a, view_b)
+
+
+def test_the_seed_and_the_process_reach_the_views(small_settings, monkeypatch):
+    images = torch.from_numpy(RandomPictures(8).pixels)
+    draws = [SimCLR(small_settings(seed=seed), RandomPictures(8), None).draws(images, 0).top for seed in (0, 1)]
+    monkeypatch.setattr(SimCLR, "global_rank", 1)
+    draws.append(SimCLR(small_settings(), RandomPictures(8), None).draws(images, 0).top)
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(draws, 2))
 
 
 @pytest.mark.slow
@@ -401,11 +561,55 @@ def test_the_augmentation_compiles_whole_and_gives_the_same_views(small_settings
     torch.testing.assert_close(module.render(*arguments), render(*arguments), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_compiled_network_that_fails_is_trained_uncompiled_and_unchanged(small_settings, monkeypatch, capsys, world):
+    """torch.compile compiles, and fails, in the first step; with two processes f and g are not compiled."""
+
+    def fails(*arguments):
+        raise RuntimeError("no compiler\nat all")
+
+    monkeypatch.setattr("training.simclr.compiles_networks", lambda device, world: world == 1)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function if function is render else fails)
+    module = SimCLR(small_settings(), RandomPictures(8), None)
+    project, before = module.project, {name: value.clone() for name, value in module.state_dict().items()}
+    module.compile_parts(torch.from_numpy(module.train_store.pixels), world)
+    assert ("training without torch.compile, which would be faster: no compiler" in capsys.readouterr().out) == (
+        world == 1
+    )
+    assert module.project is project
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert not any(p.grad is not None and p.grad.any() for p in module.parameters())
+
+
+def test_projections_are_gathered_in_float32_in_mixed_precision_too(small_settings, monkeypatch):
+    gathered = []
+    monkeypatch.setattr("training.simclr.gather", lambda z: gathered.append(z.dtype) or z)
+    module = SimCLR(small_settings(), RandomPictures(8), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        module.loss(torch.from_numpy(module.train_store.pixels), 0)
+    assert gathered == [torch.float32] * 2
+
+
+def test_networks_are_compiled_on_one_gpu_only():
+    kinds = [("cuda", 1), ("cuda", 2), ("cpu", 1)]
+    assert [compiles_networks(torch.device(kind), world) for kind, world in kinds] == [True, False, False]
+
+
+def test_loss_scale_multiplies_the_gradient_and_not_the_logged_loss(small_settings):
+    losses, logged = [], []
+    for scale in (1.0, 2.0):
+        module = SimCLR(small_settings(loss_scale=scale), RandomPictures(8), None)
+        module._trainer, module.loss_sum = SimpleNamespace(global_step=0, global_rank=0), 0.0
+        module.log = lambda name, value: logged.append(value.item())
+        losses.append(module.training_step(torch.from_numpy(module.train_store.pixels), 0).item())
+    assert losses[1] == pytest.approx(2 * losses[0]) and logged[0] == pytest.approx(logged[1])
+
+
 @pytest.mark.slow
 def test_what_was_compiled_before_the_first_step_is_what_mixed_precision_runs(small_settings, monkeypatch):
     """bfloat16 on the CPU represents a GPU's."""
     trainers = MixedPrecision("bf16-mixed", "cpu")
-    monkeypatch.setattr("training.pretrain.mixed_precision", lambda on, network: trainers.autocast_context_manager())
+    monkeypatch.setattr("training.simclr.mixed_precision", lambda on, network: trainers.autocast_context_manager())
     monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     module = SimCLR(small_settings(), RandomPictures(8), None)
     images = torch.from_numpy(module.train_store.pixels)
@@ -443,7 +647,7 @@ def test_a_run_trains_uncompiled_where_nothing_compiles_and_says_so(small_settin
 
         return call
 
-    monkeypatch.setattr("training.pretrain.torch.compile", fails)
+    monkeypatch.setattr("training.simclr.torch.compile", fails)
     pretrain(small_settings(epochs=1, compile=True))
     assert "training without torch.compile, which would be faster: no C++ compiler\n" in capsys.readouterr().out
 

@@ -62,3 +62,16 @@ def test_knn_equals_scikit_learns(sets):
     )
     theirs.fit(bank.double().numpy(), bank_labels.numpy())
     assert knn_predict(bank, bank_labels, queries, 9, 0.1).tolist() == theirs.predict(queries.double().numpy()).tolist()
+
+
+def test_neighbours_shared_are_counted_one_by_one():
+    torch.manual_seed(0)
+    h, other = torch.randn(9, 3), torch.randn(9, 5)
+
+    def nearest(h: torch.Tensor, i: int) -> set[int]:
+        cosines = {j: torch.nn.functional.cosine_similarity(h[i], h[j], dim=0).item() for j in range(9) if j != i}
+        return set(sorted(cosines, key=cosines.get)[-3:])
+
+    expected = np.mean([len(nearest(h, i) & nearest(other, i)) / 3 for i in range(9)])
+    assert retrieval.neighbours_shared(h, other, 3) == pytest.approx(expected)
+    assert retrieval.neighbours_shared(h, 2 * h) == 1.0  # of fewer than ten

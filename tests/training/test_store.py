@@ -70,7 +70,7 @@ def test_a_broken_picture_is_listed_and_the_others_are_kept(pile, tmp_path, caps
     train = store.load(open_source(pile), EIGHT, "train", tmp_path)
     assert train.skipped == [
         ("train/cat/empty.png", "is empty"),
-        ("train/dog/cut.png", "is truncated or damaged"),
+        ("train/dog/cut.png", "is truncated: its end is missing"),
     ]
     with open(train.folder / "skipped.csv", newline="") as file:
         assert [tuple(row) for row in csv.reader(file)] == [("name", "reason"), *train.skipped]

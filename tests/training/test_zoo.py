@@ -142,6 +142,21 @@ def test_the_licence_is_the_one_that_the_source_states(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("tinny", "tinny is not an architecture: did you mean tiny? It must be one of tiny, resnet18"),
+        ("litte0", "did you mean --init lite0?"),
+        ("lite0", "did you mean --init lite0?"),
+        ("xyzzy", "xyzzy is not an architecture: it must be one of tiny, resnet18"),
+    ],
+)
+def test_a_wrong_architecture_gets_a_suggestion(name, message):
+    with pytest.raises(ZooError) as raised:
+        zoo.check_architecture(name, 1)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
         ("timm:test_vt", r"timm has no network 'test_vt'; nearest: timm:test_vit"),
         ("torchvision:resnt18", r"torchvision has no network 'resnt18'; nearest: resnet18"),
         ("timm:vit_small_patch14_dinov2.x", r"timm has no weights \S+\.x; it has vit_small_patch14_dinov2\.lvd142m"),

@@ -8,7 +8,6 @@
 The key changes with the name, size or time of any file and with the preprocessing, so a store is never out of date.
 """
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -27,11 +26,12 @@ import numpy as np
 from tqdm import tqdm
 
 from export.artifact import Preprocessing, UnreadableImage, read_pixels
-from training.data.sources import DataError, Picture, Source, make_once
+from export.spreadsheet import write_rows
+from training.data.sources import DataError, Source, SourcePicture, make_once
 
 T = TypeVar("T")
 R = TypeVar("R")
-DECODING = 1  # part of the key: increase it when read_pixels gives other pixels than before
+DECODING = 2  # part of the key: increase it when read_pixels gives other pixels than before
 PER_TASK = 16  # pictures per task of a thread
 AHEAD = 64  # tasks that may be queued or done before the oldest is written
 
@@ -95,21 +95,23 @@ def load_splits(source: Source, preprocessing: Preprocessing) -> Splits:
 
 
 def store_folder(
-    source: Source, pictures: Iterable[Picture], preprocessing: Preprocessing, split: str, cache: Path
+    source: Source, pictures: Iterable[SourcePicture], preprocessing: Preprocessing, split: str, cache: Path
 ) -> Path:
     """Folder that contains, or would contain, the decoded pictures."""
     key = _key(pictures, preprocessing)
     return Path(cache) / "store" / f"{source.name}-{split}-{preprocessing.size_px}px-{key}"
 
 
-def _key(pictures: Iterable[Picture], preprocessing: Preprocessing) -> str:
+def _key(pictures: Iterable[SourcePicture], preprocessing: Preprocessing) -> str:
     digest = hashlib.sha256(json.dumps([DECODING, dataclasses.asdict(preprocessing)]).encode())
     for picture in pictures:
         digest.update(json.dumps([picture.name, picture.stamp]).encode())  # ASCII for any name
     return digest.hexdigest()[:16]
 
 
-def _write(source: Source, pictures: list[Picture], preprocessing: Preprocessing, split: str, folder: Path) -> None:
+def _write(
+    source: Source, pictures: list[SourcePicture], preprocessing: Preprocessing, split: str, folder: Path
+) -> None:
     shape = (preprocessing.size_px, preprocessing.size_px, 3)
     needed = len(pictures) * np.prod(shape, dtype=np.int64)
     if shutil.disk_usage(folder).free < needed:
@@ -139,7 +141,7 @@ def _write(source: Source, pictures: list[Picture], preprocessing: Preprocessing
         raise DataError(f"none of the {len(pictures):,} files of {source.name} is a readable picture: {name} {reason}")
     if skipped:
         with open(folder / "skipped.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            csv.writer(file).writerows([("name", "reason"), *skipped])
+            write_rows(file, [("name", "reason"), *skipped])
     facts = {
         "source": source.name,
         "split": split,
@@ -150,7 +152,7 @@ def _write(source: Source, pictures: list[Picture], preprocessing: Preprocessing
     (folder / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
-def _decode(preprocessing: Preprocessing, pictures: Sequence[Picture]) -> list[np.ndarray | str]:
+def _decode(preprocessing: Preprocessing, pictures: Sequence[SourcePicture]) -> list[np.ndarray | str]:
     """uint8 (S, S, 3) for each picture, or the reason why it cannot be read."""
     results: list[np.ndarray | str] = []
     for picture in pictures:

@@ -16,7 +16,7 @@ import numpy as np
 
 from export.artifact import Preprocessing, UnreadableImage, read_pixels
 from training.data import store
-from training.data.sources import DataError, Picture, Source
+from training.data.sources import DataError, Source, SourcePicture
 from training.data.store import PixelStore
 
 Indices = int | slice | Sequence[int] | np.ndarray
@@ -32,7 +32,7 @@ class Pixels:
     raises  DataError when more than half of a batch is unreadable
     """
 
-    def __init__(self, pictures: Sequence[Picture], rows: np.ndarray, preprocessing: Preprocessing) -> None:
+    def __init__(self, pictures: Sequence[SourcePicture], rows: np.ndarray, preprocessing: Preprocessing) -> None:
         """rows: (N,) int64, ascending, the places in `pictures` of the pictures of this split."""
         self.pictures, self.rows, self.preprocessing = pictures, rows, preprocessing
         self.shape = (len(rows), preprocessing.size_px, preprocessing.size_px, 3)

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from export.artifact import CARD, GRAPH, BundleError, Preprocessing, load_bundle
+from export.paths import at_home
 from training import checkpoint, zoo
 from training.checkpoint import CheckpointError
-from training.data.sources import Picture
+from training.data.sources import SourcePicture
 from training.device import training_device
-from training.encoders import to_input
+from training.encoders import batch_size, to_input
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 Encode = Callable[[np.ndarray], Tensor]
 PIXELS, PIXELS_PX = "pixels", 32
 RANDOM = f":{zoo.RANDOM}"
-BATCH = 256
 ENLARGED = 2.0  # a note is printed when pictures are enlarged by this factor or more
 SIZED_PICTURES = 32  # pictures read to find the typical size of a set
 
@@ -63,9 +63,9 @@ class Extractor:
         names   of the pictures, for messages
         raises  EncoderError when a value is NaN or infinite
         """
-        rows = []
-        for start in tqdm(range(0, len(pixels), BATCH), desc=f"encoding by {self.name}", unit="batch", leave=False):
-            h = self.encode(np.ascontiguousarray(pixels[start : start + BATCH]))
+        rows, size = [], batch_size(self.preprocessing.size_px)
+        for start in tqdm(range(0, len(pixels), size), desc=f"encoding by {self.name}", unit="batch", leave=False):
+            h = self.encode(np.ascontiguousarray(pixels[start : start + size]))
             if not (finite := h.isfinite().all(dim=1)).all():
                 first = start + int((~finite).nonzero()[0])
                 picture = names[first] if names else f"picture {first}"
@@ -81,7 +81,7 @@ def open_encoder(name: str, size_px: int | None = None) -> Extractor:
     raises   EncoderError, CheckpointError, BundleError, ZooError
     """
     untrained = name.endswith(RANDOM)
-    path = Path(name.removesuffix(RANDOM)).expanduser()
+    path = Path(at_home(name.removesuffix(RANDOM)))
     if path.exists():
         if (path / GRAPH).exists() or (path / CARD).exists() or path.suffix == ".onnx":
             if untrained:
@@ -97,25 +97,31 @@ def open_encoder(name: str, size_px: int | None = None) -> Extractor:
     raise EncoderError(
         f"{name} is not a run, checkpoint, exported encoder or network of timm or torchvision"
         + (f" (nearest: {', '.join(near)})" if near else "")
-        + f"; {PIXELS} is the picture itself"
+        + f"; {PIXELS} compares the pictures' own pixels"
     )
 
 
-def size_note(name: str, size_px: int, pictures: Sequence[Picture]) -> str:
+def size_note(name: str, size_px: int, pictures: Sequence[SourcePicture]) -> str:
     """A note for the user if the pictures are much smaller than the encoder's input; otherwise empty."""
-    sides = []
-    for picture in pictures[:: max(1, len(pictures) // SIZED_PICTURES)]:
-        try:
-            with Image.open(io.BytesIO(picture.read())) as image:
-                sides.append(min(image.size))
-        except Exception:  # unreadable files are counted and listed when they are decoded
-            continue
+    sides = [min(size) for size in sampled_sizes(pictures)]
     side = int(np.median(sides)) if sides else size_px
     if size_px < ENLARGED * side:
         return ""
     return (
         f"{name} takes {size_px} px and these pictures have {side}: enlarged, they differ from those it was trained on"
     )
+
+
+def sampled_sizes(pictures: Sequence[SourcePicture]) -> list[tuple[int, int]]:
+    """Width and height in pixels, as stored, of about SIZED_PICTURES of the pictures that can be read."""
+    sizes = []
+    for picture in pictures[:: max(1, len(pictures) // SIZED_PICTURES)]:
+        try:
+            with Image.open(io.BytesIO(picture.read())) as image:
+                sizes.append(image.size)
+        except Exception:  # unreadable files are counted and listed when they are decoded
+            continue
+    return sizes
 
 
 def _from_checkpoint(name: str, path: Path, untrained: bool) -> Extractor:
@@ -159,7 +165,10 @@ def onnx_session(graph: Path) -> "InferenceSession":
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    providers = onnxruntime.get_available_providers() if torch.cuda.is_available() else ["CPUExecutionProvider"]
+    providers = ["CPUExecutionProvider"]
+    if torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        onnxruntime.preload_dlls()  # loads the CUDA and cuDNN that pip installed
+        providers.insert(0, "CUDAExecutionProvider")
     try:
         return onnxruntime.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # ONNX Runtime has an exception class for each of its states

@@ -2,7 +2,9 @@
 
 With labels, by kNN accuracy. Without, by how far up a picture comes when it is looked for, among many, by a view of it
 that is rotated, tilted, partly covered and noisy: changes that training does not make, so that an encoder which only
-learnt its own augmentation gains nothing. How often this verdict is right stands in training/RECORDS.md.
+learnt its own augmentation gains nothing. That does not see everything: training that was far too strong made pictures
+easier to find and their classes harder. So, without labels, a result that gives most pictures other neighbours than its
+start is not trusted either. How often this verdict is right stands in training/RECORDS.md.
 """
 
 import math
@@ -14,11 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.evaluation import words
+
 ROTATION = math.radians(25)
 TILT = 0.25  # of the perspective: how much nearer one edge is than the other
 COVERED = 0.45  # side of the grey square, as a share of the picture's
 NOISE = 0.03  # standard deviation, for colours in [0, 1]
 PICTURES = 500  # most pictures that are compared
+LEAST_SHARED = 0.25  # of each picture's nearest ones, with those by the start
 
 
 class Verdict(NamedTuple):
@@ -28,15 +33,20 @@ class Verdict(NamedTuple):
 
 
 def found_again(encode: Callable[[np.ndarray], Tensor], pixels: np.ndarray) -> float:
-    """Mean reciprocal rank of each picture among all, by the cosine to its changed view: 1 if all come first.
+    """Mean reciprocal rank of each picture, as `ranks` has them: 1 if all come first."""
+    return (1 / ranks(encode, pixels)).mean().item()
+
+
+def ranks(encode: Callable[[np.ndarray], Tensor], pixels: np.ndarray) -> Tensor:
+    """Rank of each picture among all, by the cosine to its changed view: (N,) int64, 1 for the first. The last of equal
+    ones, so that an encoder that gives every picture the same h finds none.
 
     encode  uint8 (n, S, S, 3) -> h (n, d)
     pixels  uint8 (N, S, S, 3)
     """
     h, changed = (F.normalize(encode(x), dim=1) for x in (pixels, changed_views(pixels, seed=0)))
     cosines = changed @ h.T  # (N, N): row i is the view of picture i
-    ranks = (cosines > cosines.diagonal()[:, None]).sum(dim=1) + 1
-    return (1 / ranks).mean().item()
+    return (~(cosines < cosines.diagonal()[:, None])).sum(dim=1)
 
 
 def changed_views(pixels: np.ndarray, seed: int) -> np.ndarray:
@@ -64,13 +74,20 @@ def changed_views(pixels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def verdict(start: str, before: dict, after: dict) -> Verdict:
-    """The verdict on two results of `metrics` with `found_again`, of the encoder named `start` and of the result."""
+    """The verdict on two results of `SimCLR.measure`, of the encoder named `start` and of the result."""
     measure = "knn" if "knn" in after else "found_again"
     old, new = before[measure], after[measure]
     if measure == "knn":
         what = f"kNN accuracy on {after['queries']:,} pictures"
     else:
         what = f"score of finding each of {after['judged']:,} pictures by a changed view of it"
+        shared = after["neighbours_shared"]
+        if shared < LEAST_SHARED:
+            reason = f"{shared:.0%} of each picture's ten nearest ones are the same"
+            return Verdict(False, f"too far from {start} as it was to be trusted without labels: {reason}")
+    if measure == "knn" and new != old and not words.is_clear(words.difference(old, new, after["queries"])):
+        reason = f"{what} {old:.1%} before, {new:.1%} after"
+        return Verdict(new > old, f"not distinguishable from {start} as it was: {reason}")
     if new == old:
         return Verdict(False, f"neither better nor worse than {start} as it was: {what} {old:.1%} before and after")
     comparison = "better" if new > old else "worse"

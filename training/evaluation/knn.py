@@ -84,6 +84,11 @@ def metrics(
     return {"knn": right, "k": k, "bank": len(bank), "queries": len(queries)}
 
 
+def figure(figures: dict) -> float:
+    """The one number of a result of `metrics` by which encoders are compared: kNN accuracy, else views matched."""
+    return figures.get("knn", figures.get("views_matched", 0.0))
+
+
 def split_bank_and_queries(
     train: Pictures, test: Pictures | None, max_bank: int
 ) -> tuple[np.ndarray, Pictures, np.ndarray]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 AT_ONCE = 2**24  # most similarities in memory
+NEAREST = 10  # pictures that `neighbours_shared` compares
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int, exclude_self: bool = False) -> tuple[Tensor, Tensor]:
@@ -31,6 +32,13 @@ def nearest(queries: Tensor, bank: Tensor, k: int, exclude_self: bool = False) -
         parts.append(similarity.topk(k, dim=1))
     cosines, rows = zip(*parts, strict=True)
     return torch.cat(cosines), torch.cat(rows)
+
+
+def neighbours_shared(h: Tensor, other: Tensor, k: int = NEAREST) -> float:
+    """Share of each picture's k nearest by cosine that are the same: h (N, d), other (N, d') float, in [0, 1]."""
+    k = min(k, len(h) - 1)
+    a, b = (nearest(x, x, k, exclude_self=True)[1] for x in (h, other))  # (N, k)
+    return (a[:, :, None] == b[:, None, :]).any(dim=2).float().mean().item()
 
 
 def metrics(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.artifact import CARD
+from export.paths import at_home
 from training.augment import Draws, render
 from training.evaluation.table import aligned
 
@@ -139,7 +140,7 @@ def untrained(name: str, size_px: int | None) -> "Extractor | None":
     from training.evaluation.features import PIXELS, RANDOM, open_encoder
     from training.initial import checkpoint_of
 
-    path = Path(name).expanduser()
+    path = Path(at_home(name))
     if name == PIXELS or name.endswith(RANDOM):
         return None
     if (path / CARD).exists():

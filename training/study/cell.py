@@ -33,7 +33,8 @@ from training.encoders import embed
 from training.evaluation import linear
 from training.evaluation.knn import default_k, knn_predict, views_matched
 from training.initial import load_initial
-from training.pretrain import commit, pretrain
+from training.pretrain import pretrain
+from training.run_folder import commit
 from training.study import factors
 
 FOLDER, COST, COMMIT = "studies", "cost.json", "commit"
