@@ -20,16 +20,36 @@ from starlette.middleware import Middleware
 
 from export.artifact import BundleError
 from serving import errors
-from serving.access import Access, RequireAccess
-from serving.api import classify, collections, derived, embed, log, openapi, runs, status, views
+from serving.access import Access
+from serving.api import (
+    classify,
+    collections,
+    copies,
+    derived,
+    drift,
+    embed,
+    lightly,
+    log,
+    names,
+    openapi,
+    picks,
+    reembedding,
+    runs,
+    status,
+    views,
+)
 from serving.api.body_limit import BodyLimit
 from serving.api.embed import EmbedShortcut
-from serving.api.envelope import Envelope
+from serving.api.envelope import Envelope, answer_early
+from serving.api.forms import CheckForms
+from serving.api.head import Head
 from serving.collection.index import DEFAULT, IndexProblem
 from serving.derived.automatic import AutomaticResults
 from serving.engine import Engine
-from serving.limits import DEFAULT_LIMITS, Limits
+from serving.limits import DEFAULT_LIMITS, Limits, decode_s, gpu_required, keeps_originals
 from serving.metrics import Metrics
+from serving.public_path import PublicPath, public_path
+from serving.reembedder import Reembedder
 
 logger = logging.getLogger("twinview")
 
@@ -38,8 +58,14 @@ RETRY_S = 2.0  # between attempts to load an encoder, and between updates of the
 ROUTERS = (
     embed.router,
     collections.router,
+    copies.router,
+    picks.router,
     derived.router,
+    drift.router,
+    reembedding.router,
+    names.router,
     classify.router,
+    lightly.router,
     views.router,
     runs.router,
     status.router,
@@ -54,10 +80,13 @@ def create_app(
     encoder  as Engine's `encoders`
     index    folder of the collections, or s3://bucket/prefix; it need not exist
     access   who may use the service; by default read from the environment variables
-    raises   KeyProblem, and ValueError for a wrong TWINVIEW_LOG
+    raises   AccessProblem, PublicPathProblem; ValueError for a wrong TWINVIEW_LOG, TWINVIEW_GPU, TWINVIEW_DECODE_S or
+             TWINVIEW_KEEP_ORIGINALS
     """
     log.install(os.environ)
+    gpu_required(), decode_s(), keeps_originals()  # wrong values end the start
     access = Access.from_environment(os.environ) if access is None else access
+    below = public_path(os.environ)
     metrics = Metrics()
     app = FastAPI(
         title="Twinview",
@@ -66,13 +95,17 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         middleware=[  # the outermost first
+            Middleware(PublicPath, path=below),
             Middleware(Envelope, metrics=metrics),
-            Middleware(RequireAccess, access=access),
+            *access.middleware(),
+            Middleware(Head),
             Middleware(BodyLimit, most=limits.body_bytes, at_once=limits.bytes_at_once),
+            Middleware(CheckForms),
             Middleware(EmbedShortcut),
         ],
     )
     app.state.engine, app.state.problem = None, "the service is starting"
+    app.state.answer_early = partial(answer_early, metrics)
     app.state.limits, app.state.metrics, app.state.started = limits, metrics, int(time.time())
 
     # with include_router every request would search the routes twice
@@ -86,7 +119,11 @@ def create_app(
 
 
 async def _answer_index_problem(request: Request, error: IndexProblem) -> Response:
-    return errors.response(collections.refusal(error))
+    refusal = collections.refusal(error)
+    if refusal.status >= 500:
+        logger.warning("%s", error)
+        refusal.detail = errors.without_place(refusal.detail, request.app.state.engine.library.store.uri)
+    return errors.response(refusal)
 
 
 @asynccontextmanager
@@ -97,17 +134,21 @@ async def _lifespan(app: FastAPI, encoder: str | None, index: str | Path, access
         while True:
             await asyncio.sleep(RETRY_S)
             if app.state.engine or await _load_engine(app, encoder, index):
+                await run_in_threadpool(app.state.engine.library.drift.look)
                 app.state.metrics.update_gauges()
 
     await _load_engine(app, encoder, index)
-    if not access.digests:
+    if not access.keys:
         who = "everyone" if access.open else "requests from this machine only"
         logger.info("there are no API keys, so the service answers %s", who)
     background = asyncio.create_task(load_or_update())
     automatic = AutomaticResults(index, lambda: app.state.engine.cards if app.state.engine else [])
     automatic.start()
+    reembedder = app.state.reembedder = Reembedder(index, lambda: app.state.engine and app.state.engine.library)
+    reembedder.start()
     yield
     automatic.close()
+    await run_in_threadpool(reembedder.close)
     background.cancel()
     with suppress(asyncio.CancelledError):
         await background

@@ -1,19 +1,19 @@
 """The engine behind the routes: decoder, encoders, collections and views."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
-from export.artifact import BundleError, ModelCard, TooManyPixels
-from serving.errors import NotReady
-from serving.inference.decode import SMALL_BYTES, SMALL_PIXELS, Decoder, Upload
+from export.artifact import ModelCard, TooManyPixels
+from serving.inference.batcher import Encoded
+from serving.inference.decode import SMALL_WORK, Decoder, Upload, is_small
+from serving.inference.lane import MAX_PROCESSES, LaneLost
 from serving.inference.served import ServedEncoder, ServedEncoders
 from serving.library import Library
-from serving.limits import Gate, Limits, cores
+from serving.limits import Gate, Limits, cores, gpu_required
 from serving.metrics import Metrics
 from serving.views.analysis import ViewAnalysis
 
@@ -43,13 +43,15 @@ class Engine:
         raises    BundleError
         """
         threads = limits.threads or cores()
-        self._decode = Decoder(threads, limits.pixels)
-        small_px = min(SMALL_PIXELS, limits.pixels)
-        self._encoders = ServedEncoders(encoders, index, threads, small_px, metrics.record_run)
+        processes = min(threads, MAX_PROCESSES)
+        self._decode = Decoder(processes, limits.pixels, limits.request_pixels, limits.pixels_at_once)
+        small_px = min(SMALL_WORK, limits.pixels)
+        self._encoders = ServedEncoders(encoders, index, threads, small_px, metrics.record_run, gpu_required())
         self._gate = Gate(limits.images_at_once)
-        self.library = Library(self._encoders, self._gate, self._embed, limits, threads)
+        self.library = Library(self._encoders, self._gate, self._embed, limits, self._decode)
         self.views = ViewAnalysis(self._encoders, self._gate, self._decode, self.library)
-        metrics.levels = lambda: (self._gate.in_flight, self._encoders.waiting)
+        metrics.drifts = self.library.drift.values
+        metrics.levels = lambda: (self._gate.in_flight, self._encoders.waiting, self.gpu_problem is not None)
 
     @property
     def cards(self) -> list[ModelCard]:
@@ -66,9 +68,18 @@ class Engine:
         """ONNX Runtime's execution providers of the default encoder, the preferred first."""
         return [self._encoders.default.provider]
 
+    @property
+    def gpu_problem(self) -> str | None:
+        """Why an encoder runs on the CPU although there is a GPU."""
+        return self._encoders.gpu_problem
+
     def card_of(self, model: str | None) -> ModelCard:
         """Returns the model card of the encoder with this id, or of the default. Raises NotFound."""
         return self._encoders.get(model).card
+
+    async def check(self) -> None:
+        """Raises NotReady when an encoder does not answer."""
+        await self._encoders.check()
 
     def refuse_when_full(self) -> None:
         """Raises Busy when no further image would be admitted."""
@@ -77,9 +88,30 @@ class Engine:
     async def embed(self, uploads: list[Upload], model: str | None = None) -> EmbeddedImages:
         """Embed n >= 1 images with the encoder of this id, or with the default.
 
-        Raises NotFound, Busy, Undecodable, TooLarge, and NotReady when the encoder cannot be restarted.
+        Raises NotFound, Busy, Undecodable, TooLarge, and NotReady when an encoder or a decoder cannot be restarted.
         """
-        return await self._embed(uploads, self._encoders.get(model))
+        encoder = self._encoders.get(model)
+        embedded = await self._embed(uploads, encoder)
+        self.library.note_pictures(encoder, embedded.vectors)
+        return embedded
+
+    async def embed_readable(self, uploads: list[Upload]) -> tuple[list[int], EmbeddedImages]:
+        """Embed with the default encoder, leaving out images that cannot be decoded or have too many pixels.
+
+        Returns the indices of the others, in order, and their embeddings; there may be none. Raises Busy, TooLarge when
+        the images together have too many pixels, and NotReady as `embed`.
+        """
+        encoder = self._encoders.default
+        with self._gate.admit(len(uploads)):
+            started = perf_counter()
+            pixels = await self._decode.readable(uploads, encoder.card.preprocessing)
+            decode_s = perf_counter() - started
+            kept = [i for i, one in enumerate(pixels) if one is not None]
+            if not kept:
+                return [], _no_images(encoder.card, decode_s)
+            encoded = await encoder.batch(np.stack([one for one in pixels if one is not None]))
+        self.library.note_pictures(encoder, encoded.vectors)
+        return kept, _embedded(encoder.card, encoded, decode_s)
 
     def close(self) -> None:
         self.library.close()
@@ -88,10 +120,10 @@ class Engine:
 
     async def _embed(self, uploads: list[Upload], encoder: ServedEncoder) -> EmbeddedImages:
         """Embed with this encoder, even if a newer one replaces it meanwhile."""
-        with self._gate.admit(len(uploads)), _restart_failure_as_not_ready():
+        with self._gate.admit(len(uploads)):
             encoded, decode_s = None, 0.0
-            if encoder.decodes_small_images and all(len(upload.data) <= SMALL_BYTES for upload in uploads):
-                with suppress(TooManyPixels):
+            if encoder.decodes_small_images and all(is_small(upload.data) for upload in uploads):
+                with suppress(TooManyPixels, LaneLost):
                     encoded = await encoder.batch(uploads)  # decoded in the batch's process: a thread would cost more
                     decode_s = encoded.decode_s
             if encoded is None:
@@ -99,14 +131,14 @@ class Engine:
                 pixels = await self._decode(uploads, encoder.card.preprocessing)
                 decode_s = perf_counter() - started
                 encoded = await encoder.batch(pixels)
-        times = {"decode": decode_s, "queue": encoded.queue_s, "model": encoded.model_s}
-        return EmbeddedImages(encoder.card.id, encoded.vectors, times, encoded.logits, encoder.card.classes)
+        return _embedded(encoder.card, encoded, decode_s)
 
 
-@contextmanager
-def _restart_failure_as_not_ready() -> Iterator[None]:
-    """A lane that has to be restarted raises if its bundle on disk has been replaced by another."""
-    try:
-        yield
-    except BundleError as error:
-        raise NotReady(str(error)) from error
+def _embedded(card: ModelCard, encoded: Encoded, decode_s: float) -> EmbeddedImages:
+    times = {"decode": decode_s, "queue": encoded.queue_s, "model": encoded.model_s}
+    return EmbeddedImages(card.id, encoded.vectors, times, encoded.logits, card.classes)
+
+
+def _no_images(card: ModelCard, decode_s: float) -> EmbeddedImages:
+    vectors, logits = (np.zeros((0, width), np.float32) for width in (card.dimension, len(card.classes)))
+    return EmbeddedImages(card.id, vectors, {"decode": decode_s}, logits, card.classes)

@@ -8,6 +8,8 @@ code     the reason, for programs; one per status, as in KINDS
 param    the field at fault, or null
 """
 
+import errno
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,17 +20,23 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from serving.mistakes import foremost, mistake
+
+logger = logging.getLogger("twinview")
+
 KINDS = {  # status: (type, code)
     400: ("invalid_request_error", "malformed"),
     401: ("authentication_error", "no_key"),
     403: ("permission_error", "closed"),
     404: ("not_found_error", "not_found"),
     405: ("invalid_request_error", "method_not_allowed"),
+    408: ("invalid_request_error", "too_slow"),
     409: ("conflict_error", "other_encoder"),
     413: ("invalid_request_error", "too_large"),
     415: ("invalid_request_error", "unsupported_type"),
     422: ("invalid_request_error", "undecodable"),
     429: ("rate_limit_error", "busy"),
+    431: ("invalid_request_error", "header_too_large"),
     500: ("server_error", "internal_error"),
     501: ("server_error", "not_offered"),
     503: ("server_error", "not_ready"),
@@ -37,7 +45,7 @@ KINDS = {  # status: (type, code)
 DESCRIPTIONS = {
     400: "The request is malformed; `param` names the field.",
     401: "The service requires an API key, and the request has none or a wrong one.",
-    403: "The service has no API keys, so it accepts requests from its own machine only.",
+    403: "The key may only read, the request is for another site's page, or without keys it is from another machine.",
     404: "There is no such model, collection or item.",
     409: "The collection holds another encoder's vectors; the message says how to embed it again.",
     413: "The body, the number of images, or an image's number of pixels is too large.",
@@ -76,6 +84,10 @@ class NotFound(Refusal):
     status = 404
 
 
+class TooSlow(Refusal):
+    status = 408
+
+
 class Conflict(Refusal):
     status = 409
 
@@ -96,6 +108,10 @@ class Busy(Refusal):
     status = 429
 
 
+class HeadTooLarge(Refusal):
+    status = 431
+
+
 class NotOffered(Refusal):
     status = 501
 
@@ -106,6 +122,47 @@ class NotReady(Refusal):
 
 class DiskFull(Refusal):
     status = 507
+
+
+FORMS = {  # Starlette's words for forms that it cannot read
+    "Invalid multipart data": lambda: Malformed(
+        "the form cannot be read: it is not multipart/form-data, or the head of a part, with the name of its file, is "
+        "longer than 4,096 bytes"
+    ),
+    "Missing boundary": lambda: Malformed("the form cannot be read: its Content-Type names no boundary"),
+    "Part exceeded": lambda: TooLarge("a field of the form is larger than 1 MiB"),
+    "The Content-Disposition header field": lambda: Malformed("a part of the form has no name"),
+    "Too many fields": lambda: TooLarge("the form has more than 1,000 fields"),
+    "Too many files": lambda: TooLarge("the form has too many files"),
+}
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """LanceDB's errors have no errno, only a message."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded", "os error 28"))
+
+
+def refusal_of(error: Exception) -> Refusal | None:
+    """Returns the refusal that an exception outside the routes stands for; None if it is unexpected."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, HTTPException):
+        for words, make in FORMS.items():
+            if error.detail.startswith(words):
+                return make()
+    if disk_is_full(error) or disk_is_full(error.__cause__):
+        logger.error("a disk is full: %s", error.__cause__ or error)
+        return DiskFull("the disk for temporary files is full; try again later, or send fewer pictures at a time")
+    return None
+
+
+def response_to(error: Exception) -> Response | None:
+    """As refusal_of. Whoever catches an error must not keep it in a variable: with it the request's body would stay in
+    memory until garbage is collected."""
+    refusal = refusal_of(error)
+    return response(refusal) if refusal else None
 
 
 class Fault(BaseModel):
@@ -138,18 +195,9 @@ def internal_error() -> Response:
     return response(Refusal("the service failed; its log says why"))
 
 
-def malformed(errors: Sequence[Mapping[str, Any]], skip: int = 0) -> Malformed:
-    """Returns the error response for the first of pydantic's errors.
-
-    skip  leading parts of its location that are not in the client's input
-    """
-    location = [part for part in errors[0]["loc"][skip:] if not str(part).startswith("~")]  # without the tags of unions
-    is_file = errors[0]["type"] == "value_error"  # FastAPI's own message names its classes
-    message = "must be a file" if is_file else errors[0]["msg"]
-    if not location:
-        return Malformed(message)
-    param = str(location[0]) + "".join(f"[{part}]" for part in location[1:])
-    return Malformed(f"{param}: {message}", param)
+def malformed(errors: Sequence[Mapping[str, Any]], kind: type[BaseModel] | None = None, skip: int = 0) -> Malformed:
+    """Returns the error response for the foremost of pydantic's errors. The arguments are `mistakes.mistake`'s."""
+    return Malformed(*mistake(foremost(errors), kind, skip))
 
 
 def install(app: FastAPI) -> None:
@@ -157,14 +205,22 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> Response:
-        if not isinstance(error, Refusal):
-            path = request.url.path
-            if error.status_code == 404:
-                error.detail = f"there is nothing at {path}; /docs lists the routes"
-            elif error.status_code == 405:
-                error.detail = f"{path} does not accept {request.method}"
+        if refusal := refusal_of(error):  # FastAPI answers 400 when it cannot store a form
+            return response(refusal)
+        path = request.url.path
+        if error.status_code == 404:
+            error.detail = f"there is nothing at {path}; /docs lists the routes"
+        elif error.status_code == 405:
+            error.detail = f"{path} does not accept {request.method}"
         return response(error)
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> Response:
         return response(malformed(error.errors(), skip=1))  # body, query or path
+
+
+def without_place(message: str, uri: str) -> str:
+    """Leaves out where the index is: that is not for strangers. LanceDB writes paths without the first slash."""
+    for place in (uri, uri.strip("/")):
+        message = message.replace(place, "the index") if place.strip("/") else message
+    return message

@@ -1,15 +1,24 @@
 """How much the service accepts: in one request, and in all requests together."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from export.artifact import MAX_PIXELS
-from serving.errors import Busy
+
+if TYPE_CHECKING:
+    from serving.errors import Busy
 
 RETRY_AFTER_S = 1
+DECODE_S = 2.0
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+
+
+class SettingProblem(ValueError):
+    """An environment variable that cannot be used. The message names it."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,10 @@ class Limits:
     """Most ids, or vectors computed elsewhere, in one request."""
     pixels: int = MAX_PIXELS
     """Largest image, in pixels."""
+    request_pixels: int = 4 * MAX_PIXELS
+    """Most pixels of all images in one request, as `export.artifact.open_image` counts their work."""
+    pixels_at_once: int = 8 * MAX_PIXELS
+    """Most pixels of all large images that are decoded or wait for it, counted in the same way."""
     images_at_once: int = 1024
     """Most images in progress (decoded, queued or encoded) at once; further requests get 429."""
     bytes_at_once: int = 2**30
@@ -31,7 +44,7 @@ class Limits:
     reads_at_once: int = 256
     """Most reads of collections in progress (waiting or running) at once."""
     threads: int = 0
-    """Threads for decoding, and as many for the encoder; 0 for one per core."""
+    """Processes for decoding, and as many for the encoder; 0 for one per core."""
 
 
 DEFAULT_LIMITS = Limits()
@@ -61,9 +74,59 @@ class Gate:
             self.in_flight -= count
 
 
-def busy(limit: str) -> Busy:
+def busy(limit: str) -> "Busy":
     message = f"the service is busy with {limit}, the most it takes at once; try again soon"
+    from serving.errors import Busy  # here, since training's benchmarks count cores where there is no FastAPI
+
     return Busy(message, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+def is_on(environment: Mapping[str, str], name: str, default: bool = False) -> bool:
+    """Returns whether a switch among the environment variables is on. Raises SettingProblem for other values."""
+    value = environment.get(name, "").strip().lower()
+    if value in YES:
+        return True
+    if value not in NO:
+        raise SettingProblem(f"{name} is 1 or 0, not {environment[name]!r}")
+    return default if value == "" else False
+
+
+def keeps_originals(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the files of uploaded pictures are kept, as TWINVIEW_KEEP_ORIGINALS says. Raises SettingProblem."""
+    return is_on(environment, "TWINVIEW_KEEP_ORIGINALS", default=True)
+
+
+def gpu_required(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether TWINVIEW_GPU says that encoders never run on the CPU. Raises SettingProblem for another value."""
+    if (value := environment.get("TWINVIEW_GPU", "")) not in ("", "auto", "required"):
+        raise SettingProblem(f"TWINVIEW_GPU is auto or required, not {value!r}")
+    return value == "required"
+
+
+def decode_s(environment: Mapping[str, str] = os.environ) -> float:
+    """Seconds of processor time for decoding a file, besides those for its pixels. Raises SettingProblem for a value of
+    TWINVIEW_DECODE_S that is not a number from 0.1 to 600."""
+    given = environment.get("TWINVIEW_DECODE_S") or str(DECODE_S)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 600:
+        raise SettingProblem(f"TWINVIEW_DECODE_S is a number of seconds from 0.1 to 600, not {given!r}")
+    return seconds
+
+
+def consistency_s(environment: Mapping[str, str] = os.environ) -> float:
+    """Seconds for which a process may not see what others have written to a collection in an object store. Raises
+    SettingProblem for a value of TWINVIEW_CONSISTENCY_S that is not a number from 0 to 3600."""
+    given = environment.get("TWINVIEW_CONSISTENCY_S") or "1"
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise SettingProblem(f"TWINVIEW_CONSISTENCY_S is a number of seconds from 0 to 3600, not {given!r}")
+    return seconds
 
 
 def cores() -> int:

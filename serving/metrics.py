@@ -5,7 +5,7 @@ over all workers, whichever worker answers /metrics; the `process_` metrics are 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -34,8 +34,20 @@ class Metrics:
         gauge = partial(Gauge, registry=registry, multiprocess_mode="livesum")
         self.in_flight = gauge("twinview_images_at_once", "Images in flight.")
         self.waiting = gauge("twinview_images_waiting", "Images waiting for a batch.")
-        self.levels: Callable[[], tuple[int, int]] = lambda: (0, 0)
-        """Returns the current values of the two gauges: images in flight, images waiting."""
+        self.gpu_failed = gauge("twinview_gpu_failed", "Workers that run an encoder on the CPU because the GPU failed.")
+        self.levels: Callable[[], tuple[int, int, bool]] = lambda: (0, 0, False)
+        """Returns the current values of the gauges: images in flight, images waiting, whether the GPU has failed."""
+        labels = ["collection", "model"]
+        drift = partial(Gauge, labelnames=labels, registry=registry)
+        what = "How far the last pictures lie from the collection, 0 (alike) to 1.41; of several workers the largest."
+        self.drift_distance = drift("twinview_drift_distance", what, multiprocess_mode="livemax")
+        what = "How likely pictures like the collection's lie so far from it; of several workers the smallest."
+        self.drift_p_value = drift("twinview_drift_p_value", what, multiprocess_mode="livemin")
+        what = "Number of the last pictures that are compared; of several workers the largest."
+        self.drift_pictures = drift("twinview_drift_pictures", what, multiprocess_mode="livemax")
+        self.drifts: Callable[[], Iterable[tuple[str, str, float, float, int]]] = tuple
+        """Returns collection, model, distance, p-value and pictures of each comparison."""
+        self._drifts_shown: set[tuple[str, str]] = set()
         self.images = Counter("twinview_images", "Images embedded for requests.", registry=registry)
         what = "Time of an embedding request in each stage: decoding, waiting for a batch, runs of the encoder."
         stages = Histogram("twinview_stage_seconds", what, ["stage"], buckets=STAGE_SECONDS, registry=registry)
@@ -59,9 +71,17 @@ class Metrics:
 
     def update_gauges(self) -> None:
         """Read the gauges' values. Other workers see those of the latest update."""
-        in_flight, waiting = self.levels()
+        in_flight, waiting, gpu_failed = self.levels()
         self.in_flight.set(in_flight)
         self.waiting.set(waiting)
+        self.gpu_failed.set(gpu_failed)
+        drifts = {(collection, model): values for collection, model, *values in self.drifts()}
+        nothing = dict.fromkeys(self._drifts_shown - drifts.keys(), (0.0, 1.0, 0))  # shared gauges cannot be removed
+        for labels, (distance, p_value, pictures) in (drifts | nothing).items():
+            self.drift_distance.labels(*labels).set(distance)
+            self.drift_p_value.labels(*labels).set(p_value)
+            self.drift_pictures.labels(*labels).set(pictures)
+        self._drifts_shown |= drifts.keys()
 
     def text(self) -> bytes:
         self.update_gauges()

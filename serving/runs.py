@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, PositiveInt, ValidationError
 
+from export.paths import local_path
 from serving.protocol.replies import Run, RunDetails, RunKind, Runs, RunState
 
 CONFIG, METRICS, RESULT = "config.json", "metrics.csv", "result.json"
@@ -33,7 +34,7 @@ Metrics = dict[str, list[float | None]]
 
 
 def runs_folder() -> Path:
-    return Path(os.environ.get("TWINVIEW_RUNS") or "runs").expanduser()
+    return local_path(os.environ.get("TWINVIEW_RUNS") or "runs")
 
 
 def list_runs(limit: int) -> Runs:

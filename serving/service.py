@@ -3,7 +3,10 @@
     TWINVIEW_ENCODER   folder of an encoder bundle, or tag of BentoML's model store; several separated by commas, the
                        first is the default encoder. By default the newest export in runs/
     TWINVIEW_INDEX     folder of the collections, or s3://bucket/prefix; by default index/
-    TWINVIEW_API_KEYS, TWINVIEW_API_KEYS_FILE, TWINVIEW_OPEN: see access.py. TWINVIEW_LOG: see api/log.py
+    TWINVIEW_GPU=required   serve nothing on the CPU
+    TWINVIEW_DECODE_S       seconds of processor time for decoding a file, besides those for its pixels; by default 2
+    TWINVIEW_API_KEYS, TWINVIEW_API_KEYS_FILE, TWINVIEW_OPEN: see access.py. TWINVIEW_LOG: see api/log.py.
+    TWINVIEW_PUBLIC_PATH: see public_path.py
 
 BentoML supervises the process, builds images and stores models. Its HTTP layer is bypassed: its /readyz and /metrics
 have other formats, and it takes more time than our own code for a small request.
@@ -17,13 +20,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
-
-# Send no usage reports to BentoML. Its command line cached the answer to this question before it imported this file.
-os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
-with contextlib.suppress(ImportError, AttributeError):
-    from bentoml._internal.utils.analytics.usage_stats import do_not_track
-
-    do_not_track.cache_clear()
+from functools import partial
 
 import bentoml
 import uvicorn
@@ -31,7 +28,9 @@ from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.resource import system_resources
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serving import supervisor
 from serving.app import create_app
+from serving.connection import Connection
 from serving.limits import cores
 
 STOP_S = 10  # for running requests to finish after the signal to stop
@@ -44,6 +43,11 @@ except ValueError as error:  # names the environment variable at fault
 
 class DirectService(bentoml.Service):
     """Starts and stops like every BentoML service, but passes requests directly to the app."""
+
+    def inject_config(self) -> None:
+        super().inject_config()
+        if not supervisor.is_worker():
+            supervisor.prepare()
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         lifecycle = super().to_asgi(is_main)
@@ -85,7 +89,9 @@ HOST = "0.0.0.0" if "BENTOML_CONTAINERIZED" in os.environ else "127.0.0.1"
 @bentoml.asgi_app(app, path="/")
 class Twinview:
     def __init__(self):
-        _limit_shutdown_time()
+        _set_up_server()
+        if supervisor.is_worker():
+            supervisor.end_with_supervisor()
         logging.getLogger("twinview").setLevel(logging.INFO)
         if workers() > 1:
             logging.getLogger("twinview").warning("the page is left out, because it works with one worker only")
@@ -95,11 +101,14 @@ class Twinview:
             mount(app)
 
 
-def _limit_shutdown_time() -> None:
-    """Without this, one stalled upload delays shutdown: uvicorn waits for it without limit, and BentoML for a day.
-
-    BentoML has no setting for it, but uvicorn's server is the object behind the worker's signal handler.
-    """
+def _set_up_server() -> None:
+    """Sets what BentoML has no setting for. Uvicorn's server is the object behind the worker's signal handler, and
+    listens only when the service has started."""
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    if isinstance(server, uvicorn.Server) and server.config.timeout_graceful_shutdown is None:
+    if not isinstance(server, uvicorn.Server):
+        return
+    # pyrefly: ignore[bad-assignment]  # any callable that makes one
+    server.config.http_protocol_class = partial(Connection, answer=app.state.answer_early)
+    if server.config.timeout_graceful_shutdown is None:
+        # Otherwise one stalled upload delays the shutdown: uvicorn waits for it without limit, and BentoML for a day.
         server.config.timeout_graceful_shutdown = STOP_S

@@ -1,8 +1,8 @@
 """Routes of the collections and their items. serving/library.py does the work."""
 
-import errno
 import hashlib
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import numpy as np
@@ -12,45 +12,70 @@ from starlette.datastructures import UploadFile
 
 from serving import errors
 from serving.api.openapi import form, images_body, inline_schema, new_router, query_parameters
-from serving.api.request import JSON, URLENCODED, CancelOnDisconnect, Ready, binary, requested_encoder, validated
+from serving.api.request import (
+    JSON,
+    URLENCODED,
+    CancelOnDisconnect,
+    Ready,
+    binary,
+    check_count,
+    json_body,
+    requested_encoder,
+    validated,
+    validated_rows,
+)
 from serving.api.response import json_response
-from serving.api.upload import FORM, media_type, read_file, read_images
+from serving.api.upload import FORM, media_type, read_file, read_images, refuse_twice
 from serving.collection.index import WrongEncoder
-from serving.collection.problems import BadItem, IndexProblem, TooFewItems, UnknownKey
-from serving.errors import DiskFull, Malformed, NotFound, NotReady, Refusal, TooLarge, UnsupportedType, documented
+from serving.collection.items import is_content_id
+from serving.collection.problems import BadItem, BadName, IndexProblem, NothingToUndo, TooFewItems, UnknownKey
+from serving.engine import Engine
+from serving.errors import DiskFull, Malformed, NotFound, NotReady, Refusal, UnsupportedType, documented
 from serving.inference.decode import Upload
+from serving.library import Found, Search
 from serving.protocol import queries
 from serving.protocol.filters import Filter, FilterProblem
 from serving.protocol.queries import (
     ALIAS,
+    FilterText,
     Ids,
+    ItemChanges,
     ItemFacts,
     ItemFactsForm,
     ItemFactsQuery,
+    Searches,
     SearchForm,
     SearchQuery,
     VectorRows,
 )
 from serving.protocol.replies import (
+    Changed,
+    Changes,
     Collection,
     Collections,
     Deleted,
+    Dropped,
     Item,
     Items,
     ItemWithVector,
     Keys,
+    ManyMatches,
     Match,
     Matches,
     Put,
     PutItem,
+    Undone,
+    Verified,
 )
 
 CACHE_FOREVER = "private, max-age=31536000, immutable"
 REVALIDATE = "private, no-cache"
+NOT_MODIFIED = {"description": "The picture has the ETag given in If-None-Match."}
 
 router = new_router("/collections")
 
 Name = Annotated[str, Path(pattern=queries.NAME, description="Name of the collection.")]
+NEWEST = "newest"
 ItemId = Annotated[str, Path(pattern=queries.ID, description="Id of the item.")]
 ModelId = Annotated[str, Query(description=queries.MODEL)]
 
@@ -68,7 +93,7 @@ async def collections(engine: Ready) -> Response:
 async def collection(name: Name, engine: Ready, model: ModelId = ALIAS) -> Response:
     """Get a collection as one encoder has embedded it."""
     index = engine.library.index(name, requested_encoder(model))
-    return json_response(await engine.library.describe(index))
+    return json_response(await engine.library.describe(index, measured=True))
 
 
 @router.get("/{name}/keys", response_model=Keys, responses=documented(400, 404, 409, 429, 503))
@@ -85,7 +110,52 @@ async def keys(name: Name, engine: Ready, model: ModelId = ALIAS) -> Response:
     return json_response(Keys(summary))
 
 
-# Adding and deleting items --------------------------------------------------------------------------------------------
+@router.put("/{name}", response_model=Collection, responses=documented(400, 404, 409, 429, 503, 507))
+async def create_collection(name: Name, engine: Ready, model: ModelId = ALIAS) -> Response:
+    """Create a collection without items, unless it exists. Adding the first items creates it too."""
+    return json_response(await engine.library.create(name, requested_encoder(model)))
+
+
+@router.delete("/{name}", response_model=Dropped, responses=documented(400, 404, 429, 503, 507))
+async def delete_collection(name: Name, engine: Ready) -> Response:
+    """Delete a collection with all that belongs to it, of all encoders. This cannot be undone."""
+    return json_response(Dropped(name, await engine.library.drop(name)))
+
+
+@router.get("/{name}/changes", response_model=Changes, responses=documented(400, 404, 409, 429, 503))
+async def changes(name: Name, engine: Ready) -> Response:
+    """List what was changed in a collection, the newest first, and which change would be undone next."""
+    return json_response(Changes(await engine.library.changes(name)))
+
+
+@router.delete("/{name}/changes/{change}", response_model=Undone, responses=documented(400, 404, 409, 429, 503, 507))
+async def undo(
+    name: Name,
+    engine: Ready,
+    change: Annotated[
+        str,
+        Path(
+            pattern=queries.ID,
+            description="Id of the change, which may also be an undo; or `newest`, the newest not undone yet.",
+        ),
+    ],
+) -> Response:
+    """Undo a change, for all encoders and with the items' files.
+
+    A change is what one command or one request did. What others have changed in the same items since then stays.
+    Requests that arrive at the same time can share a commit; they are then one change.
+    """
+    return json_response(await engine.library.undo(name, None if change == NEWEST else change))
+
+
+@router.get("/{name}/problems", response_model=Verified, responses=documented(400, 404, 409, 429, 503))
+async def verify(name: Name, engine: Ready, model: ModelId = ALIAS) -> Response:
+    """Read the whole collection and say what is damaged. One check runs at a time."""
+    library = engine.library
+    return json_response(Verified(await library.verify(library.index(name, requested_encoder(model)))))
+
+
+# Adding, changing and deleting items ----------------------------------------------------------------------------------
 
 
 @router.put(
@@ -103,28 +173,30 @@ async def keys(name: Name, engine: Ready, model: ModelId = ALIAS) -> Response:
 async def put_items(request: Request, name: Name, engine: Ready) -> Response:
     """Add items, or replace those with the same ids. When this returns, either all items are stored durably or none.
 
-    Send pictures in the same way as to /embed: they are embedded, and a thumbnail of each is stored. To describe them,
+    Send pictures in the same way as to /embed: they are embedded, and stored with a thumbnail each. To describe them,
     use query parameters if the body is a single picture; in a form, the field `metadata` is a JSON list with one object
     per image, {} for no description. Or send JSON with vectors that the same encoder has computed elsewhere. The first
     items create the collection.
+
+    An id that is there twice is refused. Of two pictures that are the same file and have no id the last counts, and
+    `new` is false for it.
     """
     library, limits = engine.library, request.app.state.limits
     if media_type(request) == JSON:
-        rows = validated(VectorRows, await request.body())
-        _check_count(len(rows.items), limits.rows, "items")
+        rows = await validated_rows(await json_body(request), limits.rows)
         async with CancelOnDisconnect(request):
             stored = await library.put_rows(name, rows.items, requested_encoder(rows.model))
     else:
         engine.refuse_when_full()
         query = validated(ItemFactsQuery, dict(request.query_params))
-        uploads = await read_images(request, limits.images)
+        uploads = await read_images(request, limits.images, ["metadata"])
         facts = await _read_facts(request, query, uploads)
         async with CancelOnDisconnect(request):
             stored = await library.put(name, uploads, facts, requested_encoder(query.model))
         request.app.state.metrics.record_embedding(len(uploads), stored.times)
     request.state.facts = {"items": len(stored.ids), "model": stored.model}
     items = [PutItem(id, new) for id, new in zip(stored.ids, stored.new, strict=True)]
-    return json_response(Put(stored.model, items))
+    return json_response(Put(stored.model, items, stored.changes))
 
 
 async def _read_facts(request: Request, query: ItemFactsQuery, uploads: list[Upload]) -> list[ItemFacts]:
@@ -147,6 +219,26 @@ async def _read_facts(request: Request, query: ItemFactsQuery, uploads: list[Upl
     return metadata
 
 
+@router.patch(
+    "/{name}/items",
+    openapi_extra={"requestBody": {"required": True, "content": {JSON: {"schema": inline_schema(ItemChanges)}}}},
+    response_model=Changed,
+    responses=documented(400, 404, 409, 413, 415, 429, 503, 507),
+)
+async def change_items(request: Request, name: Name, engine: Ready) -> Response:
+    """Change names, labels, paths and metadata of items, for all encoders. Their pictures and vectors stay."""
+    items = validated(ItemChanges, await only_json(request)).items
+    check_count(len(items), request.app.state.limits.rows, "items")
+    async with CancelOnDisconnect(request):
+        return json_response(await engine.library.change(name, items))
+
+
+async def only_json(request: Request) -> bytes:
+    if media_type(request) not in (JSON, ""):
+        raise UnsupportedType(f"send the body as {JSON}, not as {media_type(request)[:100]}")
+    return await json_body(request)
+
+
 @router.delete(
     "/{name}/items",
     openapi_extra={"requestBody": {"content": {JSON: {"schema": inline_schema(Ids)}}}},
@@ -160,30 +252,26 @@ async def delete_items(
     id: Annotated[list[str] | None, Query(description="Id of an item, instead of a body; can be repeated.")] = None,
     model: ModelId = ALIAS,
 ) -> Response:
-    """Delete items by their ids, which are in the body or in the query. Returns the ids of those that existed."""
-    body = await request.body()
+    """Delete items by their ids, which are in the body or in the query, from all encoders' tables. Returns the ids of
+    those that existed."""
+    body = await json_body(request)
     if body and id:
         raise Malformed("id: send the ids in the body or in the query, not in both", "id")
     if body and media_type(request) not in (JSON, ""):
         raise UnsupportedType(f"send the ids as {JSON}, not as {media_type(request)[:100]}")
     ids = validated(Ids, body if body else {"ids": id or []}).ids
-    _check_count(len(ids), request.app.state.limits.rows, "ids")
+    check_count(len(ids), request.app.state.limits.rows, "ids")
     async with CancelOnDisconnect(request):
-        deleted = await engine.library.delete(name, ids, requested_encoder(model))
-    return json_response(Deleted(deleted))
+        return json_response(await engine.library.delete(name, ids, requested_encoder(model)))
 
 
 @router.delete("/{name}/items/{id}", response_model=Deleted, responses=documented(400, 404, 409, 429, 503, 507))
 async def delete_item(name: Name, id: ItemId, engine: Ready, model: ModelId = ALIAS) -> Response:
-    """Delete an item."""
-    if not await engine.library.delete(name, [id], requested_encoder(model)):
+    """Delete an item from all encoders' tables."""
+    deleted = await engine.library.delete(name, [id], requested_encoder(model))
+    if not deleted.deleted:
         raise _no_item(id, name)
-    return json_response(Deleted([id]))
-
-
-def _check_count(count: int, most: int, field: str) -> None:
-    if count > most:
-        raise TooLarge(f"{field}: the request has {count}, and at most {most} are allowed", field)
+    return json_response(deleted)
 
 
 # Reading items --------------------------------------------------------------------------------------------------------
@@ -196,15 +284,28 @@ async def items(
     limit: Annotated[int, Query(ge=1, le=1000, description="Number of items on a page.")] = 50,
     offset: Annotated[int, Query(ge=0, lt=2**32, description="Number of items to skip.")] = 0,
     filter: Annotated[str | None, Query(description="A filter as JSON, written like the `filter` of a search.")] = None,
+    after: Annotated[
+        str | None,
+        Query(
+            pattern=queries.ID_OR_EMPTY,
+            description="Instead of `offset`: the answer's `next`, at first an empty text. Pages are then in the order "
+            "of the ids, and have each item once, whatever is added and deleted meanwhile.",
+        ),
+    ] = None,
     model: ModelId = ALIAS,
 ) -> Response:
     """List the items of a collection that match the filter, a page at a time."""
-    library, where = engine.library, _parse_filter(_filter_json(filter))
+    if after is not None and offset:
+        raise Malformed("after: give either after or offset, not both", "after")
+    library, where = engine.library, _filter_in(filter)
     index = library.index(name, requested_encoder(model))
     count = await library.read(index.count, where)
-    page = await library.read(index.page, limit, offset, where) if offset < count else []
     if not count:
         await library.describe(index)  # 404 if there is no such collection
+    if after is not None:
+        page = await library.read(index.page_after, after, limit, where)
+        return json_response(Items(count, page, page[-1].id if len(page) == limit else None))
+    page = await library.read(index.page, limit, offset, where) if offset < count else []
     return json_response(Items(count, page))
 
 
@@ -230,7 +331,7 @@ async def item(
     response_class=Response,
     responses={
         200: {"content": binary("image/jpeg")},
-        304: {"description": "The thumbnail has the ETag given in If-None-Match."},
+        304: NOT_MODIFIED,
         **documented(400, 404, 409, 429, 503),
     },
 )
@@ -240,28 +341,32 @@ async def thumbnail(request: Request, name: Name, id: ItemId, engine: Ready, mod
     jpeg = await engine.library.read(index.read_thumbnail, id)
     if jpeg is None:
         raise NotFound(f"no item {id} with a thumbnail is in the collection {name}", "id")
-    tag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
-    is_content_hash = len(id) == 32 and set(id) <= set("0123456789abcdef")  # the picture of such an id never changes
-    headers = {"ETag": tag, "Cache-Control": CACHE_FOREVER if is_content_hash else REVALIDATE}
-    if tag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    return Response(jpeg, media_type="image/jpeg", headers=headers)
+    return _jpeg(request, id, jpeg)
 
 
 @router.get(
     "/{name}/items/{id}/original",
     response_class=Response,
-    responses={200: {"content": binary("image/jpeg")}, **documented(400, 404, 409, 429, 503)},
+    responses={200: {"content": binary("image/jpeg")}, 304: NOT_MODIFIED, **documented(400, 404, 409, 429, 503)},
 )
 async def original(request: Request, name: Name, id: ItemId, engine: Ready, model: ModelId = ALIAS) -> Response:
     """Get the picture that an item was made from, upright, as a JPEG of at most 2,048 px on its longer side.
 
-    404 if the service cannot read its file, for instance because it came in an upload or from an archive, or if the
+    404 if the service cannot read its file, for instance because it came from an archive or was not kept, or if the
     file is no longer the one that was indexed.
     """
     async with CancelOnDisconnect(request):
         jpeg = await engine.library.original(name, id, requested_encoder(model))
-    return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": CACHE_FOREVER})  # the id is its hash
+    return _jpeg(request, id, jpeg)
+
+
+def _jpeg(request: Request, id: str, jpeg: bytes) -> Response:
+    """Returns an item's picture, or 304 if the client has it."""
+    tag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
+    headers = {"ETag": tag, "Cache-Control": CACHE_FOREVER if is_content_id(id) else REVALIDATE}
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(jpeg, media_type="image/jpeg", headers=headers)
 
 
 # Searching ------------------------------------------------------------------------------------------------------------
@@ -287,10 +392,11 @@ async def search(request: Request, name: Name, engine: Ready) -> Response:
     """
     kind, images = media_type(request), []
     if kind == JSON:
-        query = validated(SearchQuery, await request.body())
+        query = validated(SearchQuery, await json_body(request))
     elif kind in (FORM, URLENCODED, ""):
         engine.refuse_when_full()
         async with request.form(max_files=queries.MAX_EXAMPLES) as parts:
+            refuse_twice(field for field, _ in parts.multi_items() if field != "image")
             uploads = parts.getlist("image")
             fields = {field: value for field, value in parts.items() if field != "image"}
             for i, upload in enumerate(uploads):
@@ -301,12 +407,59 @@ async def search(request: Request, name: Name, engine: Ready) -> Response:
         query = validated(SearchForm, fields)
     else:
         raise UnsupportedType(f"send a search as {JSON} or {FORM}, not as {kind[:100]}")
-    refuse_two_limits(query.threshold, query.closer_than)
-    where, encoder = _parse_filter(query.filter), requested_encoder(query.model)
     async with CancelOnDisconnect(request):
-        found = await engine.library.search(name, query, images, where, encoder)
+        [found] = await engine.library.find([await _prepare(engine, name, query, images)])
+    return json_response(_matches(found))
+
+
+@router.post(
+    "/{name}/searches",
+    openapi_extra={"requestBody": {"required": True, "content": {JSON: {"schema": inline_schema(Searches)}}}},
+    response_model=ManyMatches,
+    responses=documented(400, 404, 409, 413, 415, 422, 429, 503),
+)
+async def search_many(request: Request, name: Name, engine: Ready) -> Response:
+    """Answer several searches by ids and vectors in one request. Those with the same filter and k are made together,
+    which is faster than one request for each."""
+    searches = validated(Searches, await only_json(request)).searches
+    async with CancelOnDisconnect(request):
+        prepared = []
+        for i, query in enumerate(searches):
+            with inside(f"searches[{i}]"):
+                prepared.append(await _prepare(engine, name, query, []))
+        try:
+            found = await engine.library.find(prepared)
+        except IndexProblem:
+            found = []
+            for i, search in enumerate(prepared):  # to name the one that fails
+                with inside(f"searches[{i}]"):
+                    found += await engine.library.find([search])
+    return json_response(ManyMatches([_matches(one) for one in found]))
+
+
+@contextmanager
+def inside(part: str) -> Iterator[None]:
+    """Makes errors about fields name this part of the request, in which the fields are: `searches[2].k` instead of `k`.
+    Errors about the collection, or the state of the service, stay as they are."""
+    try:
+        yield
+    except (Refusal, IndexProblem) as error:
+        found = error if isinstance(error, Refusal) else refusal(error)
+        if found.param in (None, "name"):
+            raise
+        message = found.detail if found.detail.startswith(found.param) else f"{found.param}: {found.detail}"
+        raise type(found)(f"{part}.{message}", f"{part}.{found.param}") from error
+
+
+async def _prepare(engine: Engine, name: str, query: SearchQuery, images: list[Upload]) -> Search:
+    refuse_two_limits(query.threshold, query.closer_than)
+    where, encoder = parse_filter(query.filter), requested_encoder(query.model)
+    return await engine.library.prepare(name, query, images, where, encoder)
+
+
+def _matches(found: Found) -> Matches:
     results = [match(item, cosine, closer_than) for item, cosine, closer_than in found.results]
-    return json_response(Matches(found.model, results, found.threshold))
+    return Matches(found.model, results, found.threshold)
 
 
 def match(item: Item, cosine: float, closer_than: float | None) -> Match:
@@ -319,19 +472,12 @@ def refuse_two_limits(threshold: float | None, closer_than: float | None) -> Non
         raise Malformed("closer_than: give either threshold or closer_than, not both", "closer_than")
 
 
-def _filter_json(text: str | None) -> dict[str, object] | None:
-    if text is None:
-        return None
-    try:
-        condition = json.loads(text)
-    except (ValueError, RecursionError):
-        condition = None
-    if not isinstance(condition, dict):
-        raise Malformed('filter: must be JSON such as {"label": "shirt"}', "filter")
-    return condition
+def _filter_in(text: str | None) -> Filter | None:
+    """Returns the filter of a query parameter. Raises Malformed."""
+    return parse_filter(validated(FilterText, {} if text is None else {"filter": text}).filter)
 
 
-def _parse_filter(condition: dict[str, object] | None) -> Filter | None:
+def parse_filter(condition: dict[str, object] | None) -> Filter | None:
     if condition is None:
         return None
     try:
@@ -353,16 +499,13 @@ def refusal(problem: IndexProblem) -> Refusal:
         return errors.Conflict(str(problem), "name")
     if isinstance(problem, UnknownKey):
         return Malformed(f"filter: {problem}", "filter")
+    if isinstance(problem, NothingToUndo):
+        return NotFound(str(problem), "name")
     if isinstance(problem, TooFewItems):
         return Malformed(f"closer_than: {problem}", "closer_than")
     if isinstance(problem, BadItem):
         return Malformed(str(problem))
-    return DiskFull(str(problem)) if _disk_is_full(problem) else NotReady(str(problem))
-
-
-def _disk_is_full(problem: IndexProblem) -> bool:
-    """LanceDB's errors have no errno, only a message."""
-    cause = problem.__cause__
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(words in str(cause) for words in ("No space left on device", "Disk quota exceeded", "os error 28"))
+    if isinstance(problem, BadName):
+        return Malformed(str(problem), "name")
+    full = errors.disk_is_full(problem.__cause__)
+    return DiskFull(str(problem)) if full else NotReady(str(problem))

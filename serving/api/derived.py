@@ -17,7 +17,7 @@ from serving.api.response import json_response
 from serving.collection.index import Index
 from serving.derived import map
 from serving.derived.automatic import is_automatic
-from serving.derived.duplicates import LEAST, THRESHOLD, group, looked_up
+from serving.derived.duplicates import group, is_too_much, looked_up
 from serving.derived.task import Derived, Progress, Result
 from serving.engine import Engine
 from serving.errors import Malformed, documented
@@ -35,7 +35,8 @@ async def duplicates(
     name: Name,
     engine: Ready,
     threshold: Annotated[
-        float | None, Query(gt=0, le=1, description=f"Lowest cosine of near-duplicates, by default {THRESHOLD}.")
+        float | None,
+        Query(gt=0, le=1, description="Lowest cosine of near-duplicates, by default the collection's own."),
     ] = None,
     closer_than: Annotated[
         float | None,
@@ -53,7 +54,8 @@ async def duplicates(
     """Get groups of near-duplicates, and the progress of the comparison.
 
     The first picture of a group has the most pixels and can represent the others: each of them has at least the
-    threshold's cosine similarity to it, and no two first pictures are that similar to each other.
+    threshold's cosine similarity to it, and no two first pictures are that similar to each other. Without a threshold,
+    nearly all of them are copies of the first one.
     """
     refuse_two_limits(threshold, closer_than)
     library = engine.library
@@ -61,7 +63,8 @@ async def duplicates(
     if closer_than is not None:
         await library.describe(index)  # 404 if there is no such collection
         threshold = await library.read(index.random_pairs.cosine, closer_than)
-    answer = await library.read(_duplicates, index, THRESHOLD if threshold is None else threshold, limit, offset)
+    given = "threshold" if closer_than is None else "closer_than"
+    answer = await library.read(_duplicates, index, threshold, limit, offset, given)
     if answer.count is None:
         await library.describe(index)  # 404 if there is no such collection
     return json_response(answer)
@@ -71,7 +74,15 @@ async def duplicates(
 async def compute_duplicates(
     name: Name,
     engine: Ready,
-    threshold: Annotated[float, Query(gt=0, le=1, description="Lowest threshold that GET accepts afterwards.")] = LEAST,
+    threshold: Annotated[
+        float | None,
+        Query(
+            gt=0,
+            le=1,
+            description="Lowest threshold that GET accepts afterwards, if it is lower than 0.9 or what the collection "
+            "needs.",
+        ),
+    ] = None,
     model: ModelId = ALIAS,
 ) -> Response:
     """Start comparing all pictures of the collection; GET returns the progress. If a computation is already running, it
@@ -110,7 +121,7 @@ async def compute_map(
     return await _start(engine, name, model, "map", seed=seed)
 
 
-async def _start(engine: Engine, name: str, model: str, kind: str, **settings: float) -> Response:
+async def _start(engine: Engine, name: str, model: str, kind: str, **settings: float | None) -> Response:
     library = engine.library
     index = library.index(name, requested_encoder(model))
     await library.describe(index)  # 404 if there is no such collection
@@ -118,7 +129,8 @@ async def _start(engine: Engine, name: str, model: str, kind: str, **settings: f
     return json_response(DerivedProgress(**_progress(progress)), 202)
 
 
-def _duplicates(index: Index, threshold: float, limit: int, offset: int) -> Duplicates:
+def _duplicates(index: Index, threshold: float | None, limit: int, offset: int, given: str) -> Duplicates:
+    """threshold: None for the collection's own; given: the parameter that it comes from"""
     derived = Derived(index, "duplicates")
     progress = derived.progress()
     result = derived.result(progress)
@@ -128,19 +140,23 @@ def _duplicates(index: Index, threshold: float, limit: int, offset: int) -> Dupl
     def rank(cosine: float) -> float | None:
         return None if pairs is None else pairs.closer_than(cosine)
 
-    common |= {"threshold": threshold, "closer_than": rank(threshold)}
     if result is None:
-        return Duplicates(**common, least=None, total=None, groups=[])
-    least = result.settings["threshold"]
+        common |= {"threshold": threshold, "own": None, "closer_than": None if threshold is None else rank(threshold)}
+        return Duplicates(**common, least=None, total=None, too_many=False, exact=[], groups=[])
+    least, own = float(result.arrays["least"]), float(result.arrays["own"])
+    threshold = max(own, least) if threshold is None else threshold
     if threshold < least:
-        message = f"threshold: the pictures were compared from {least:g} up, which is more than {threshold:.3f}"
-        raise Malformed(f"{message}; POST a lower threshold first", "threshold")
+        compared = f"the pictures were compared from a cosine of {least:g} up, which is more than {threshold:.3f}"
+        raise Malformed(f"{given}: {compared}; POST a lower threshold first", given)
+    common |= {"threshold": threshold, "own": own, "closer_than": rank(threshold), "least": least}
     groups = group(result.arrays, threshold, index.ids() if result.gone else None)
-    page = [
-        [match(item, cosine, rank(cosine)) for item, cosine in [(found.keep, 1.0), *found.others]]
-        for found in looked_up(index, groups[offset : offset + limit], threshold)
-    ]
-    return Duplicates(**common, least=least, total=len(groups), groups=page)
+    page, exact = [], []
+    for found in looked_up(index, groups[offset : offset + limit], threshold):
+        items = [(found.keep, 1.0), *((item, 1.0) for item in found.exact), *found.near]
+        page.append([match(item, cosine, rank(cosine)) for item, cosine in items])
+        exact.append(len(found.exact))
+    too_many = is_too_much(groups, index.count())
+    return Duplicates(**common, total=len(groups), too_many=too_many, exact=exact, groups=page)
 
 
 def _map(index: Index, places: bool) -> dict[str, Any]:

@@ -12,18 +12,29 @@ to other servers. A vector in base64 is little-endian float32. Usage counts imag
 import base64
 import binascii
 import io
+import re
 from functools import lru_cache
 from typing import Annotated, Literal
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, FailFast, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.api.openapi import images_body, new_router, query_parameters
-from serving.api.request import JSON, CancelOnDisconnect, binary, engine_of, requested_encoder, validated
+from serving.api.request import (
+    JSON,
+    CancelOnDisconnect,
+    binary,
+    check_parameters,
+    engine_of,
+    json_body,
+    requested_encoder,
+    validated,
+)
 from serving.api.response import json_response
 from serving.api.upload import media_type, read_images
 from serving.collection.index import unit
@@ -31,10 +42,11 @@ from serving.engine import EmbeddedImages, Engine
 from serving.errors import Malformed, TooLarge, UnsupportedType, documented
 from serving.inference.decode import Upload
 from serving.limits import DEFAULT_LIMITS
-from serving.protocol.queries import ALIAS, MODEL
+from serving.protocol.queries import ALIAS, MODEL, Strict
 from serving.protocol.replies import EmbedReply, OpenAIEmbeddings
 
 NPY = "application/x-npy"
+FROM_URLS = str.maketrans("-_", "+/")  # base64's alphabet for URLs (RFC 4648, section 5)
 TIMING = {"Server-Timing": {"description": "Milliseconds: decode, queue, model.", "schema": {"type": "string"}}}
 
 Encoding = Literal["float", "base64"]
@@ -42,7 +54,7 @@ Encoding = Literal["float", "base64"]
 router = new_router()
 
 
-class EmbedQuery(BaseModel):
+class EmbedQuery(Strict):
     normalize: bool = Field(False, description="Scale the vectors to unit length.")
     model: str = Field(ALIAS, description=MODEL)
     encoding_format: Encoding = Field("float", description="base64 encodes little-endian float32.")
@@ -52,11 +64,10 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-class EmbeddingsQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class EmbeddingsQuery(Strict):
     input: Annotated[
         list[str],
+        FailFast(),
         BeforeValidator(_listed, json_schema_input_type=str | list[str]),
         Field(min_length=1, description="Images: data URIs, or base64 of image files."),
     ]
@@ -111,7 +122,7 @@ async def create_embeddings(request: Request) -> Response:
     engine.refuse_when_full()  # before reading the body
     if media_type(request) not in (JSON, ""):
         raise UnsupportedType(f"/v1/embeddings accepts {JSON}, not {media_type(request)[:100]}")
-    query = validated(EmbeddingsQuery, await request.body())
+    query = validated(EmbeddingsQuery, await json_body(request))
     card = engine.card_of(requested_encoder(query.model))
     if query.dimensions not in (None, card.dimension):
         raise Malformed(
@@ -149,7 +160,9 @@ class EmbedShortcut:
         if route is None:
             return await self.app(scope, receive, send)
         scope["route"] = route  # for metrics and log
-        response = await route.endpoint(Request(scope, receive))
+        request = Request(scope, receive)
+        await check_parameters(request)
+        response = await route.endpoint(request)
         await response(scope, receive, send)
 
 
@@ -160,9 +173,14 @@ async def embed_uploads(request: Request, engine: Engine, uploads: list[Upload],
     """
     async with CancelOnDisconnect(request):
         embedded = await engine.embed(uploads, requested_encoder(model))
-    request.app.state.metrics.record_embedding(len(uploads), embedded.times)
-    request.state.facts = {"images": len(uploads), "model": embedded.model}
+    record(request, len(uploads), embedded)
     return embedded
+
+
+def record(request: Request, images: int, embedded: EmbeddedImages) -> None:
+    """Record in metrics and log that a request of so many images was embedded."""
+    request.app.state.metrics.record_embedding(images, embedded.times)
+    request.state.facts = {"images": images, "model": embedded.model}
 
 
 def _read_inputs(inputs: list[str], most: int) -> list[Upload]:
@@ -173,20 +191,33 @@ def _read_inputs(inputs: list[str], most: int) -> list[Upload]:
 
 
 def _decode(text: str, field: str) -> bytes:
-    head, comma, data = text.partition(",")
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        pass
+    head, comma, data = text.strip().partition(",")
     if head[:5].lower() == "data:" and comma:
-        if not head.lower().endswith(";base64"):
-            raise Malformed(f"{field} is a data URI without base64; write data:image/png;base64,...", field)
+        content = unquote_to_bytes(data)
+        if "base64" not in [part.strip().lower() for part in head.split(";")]:
+            return content
+        data = content.decode("latin-1")
     elif "://" in text[:64]:
         raise Malformed(f"{field} is a URL, which the service does not fetch; send a data URI or base64", field)
     else:
         data = text
-    for candidate in (data, "".join(data.splitlines())):  # some tools break it into lines
-        try:
-            return binascii.a2b_base64(candidate, strict_mode=True)
-        except ValueError:
-            continue
-    raise Malformed(f"{field} is neither a data URI nor base64", field)
+    try:
+        return _forgiving_base64(data)
+    except ValueError as error:
+        raise Malformed(f"{field} is neither a data URI nor base64", field) from error
+
+
+def _forgiving_base64(text: str) -> bytes:
+    """As browsers read it (https://infra.spec.whatwg.org/#forgiving-base64): with blanks and line breaks anywhere, and
+    without padding. Also in the alphabet for URLs. Raises ValueError."""
+    text = re.sub("[ \t\n\f\r]+", "", text)
+    text = re.sub("={1,2}$", "", text) if len(text) % 4 == 0 else text
+    padded = text + "=" * (-len(text) % 4)
+    return binascii.a2b_base64(padded.translate(FROM_URLS), strict_mode=True)
 
 
 def _vectors(embedded: EmbeddedImages, normalize: bool) -> np.ndarray:

@@ -3,10 +3,10 @@
     TWINVIEW_LOG=json   one JSON object per line: the service's messages, and a line for every request
 
     {"time": "2026-01-31T12:00:00.123+00:00", "level": "info", "message": "POST /embed 200", "request_id": "8c1f...",
-     "route": "/embed", "status": 200, "seconds": 0.0041, "images": 1, "model": "resnet18-0a1b2c3d4e5f"}
+     "route": "/embed", "status": 200, "seconds": 0.0041, "images": 1, "model": "resnet18-0a1b2c3d4e5f", "key": "anna"}
 
-Otherwise the log is text and has no line per request; /metrics counts them. Neither form contains a request's key,
-query, pictures or file names.
+"key" is the name of the request's API key. Otherwise the log is text and has no line per request; /metrics counts them.
+Neither form contains a key itself, a query, pictures or file names.
 """
 
 import json

@@ -44,9 +44,11 @@ async def livez() -> Response:
 
 @router.get("/readyz", response_model=replies.Readiness, responses=documented(503))
 async def readyz(engine: Ready) -> Response:
-    """Check that an encoder is loaded, so that images can be embedded."""
+    """Check that images can be embedded: the encoder is loaded, and has answered in the last seconds."""
+    await engine.check()
     names = [card.id for card in engine.cards]
-    return json_response({"status": "ready", "model": names[0], "models": names, "providers": engine.providers})
+    facts = {"providers": engine.providers, "gpu_problem": engine.gpu_problem}
+    return json_response({"status": "ready", "model": names[0], "models": names, **facts})
 
 
 @router.get(
@@ -63,17 +65,24 @@ async def metrics(request: Request) -> Response:
 async def start(request: Request) -> Response:
     """Redirect to the page, or to the documentation if this service has no page."""
     has_page = any(getattr(route, "path", None) == "/ui" for route in request.app.routes)
-    return RedirectResponse("/ui/" if has_page else "/docs")
+    return RedirectResponse(request.scope["root_path"] + ("/ui/" if has_page else "/docs"))
+
+
+@router.get("/favicon.ico", include_in_schema=False)
+async def icon(request: Request) -> Response:
+    """Browsers ask for it on pages that name no icon, such as JSON."""
+    return RedirectResponse(f"{request.scope['root_path']}{DOCS_ASSETS}/favicon-light-32x32.png")
 
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> Response:
+    below = request.scope["root_path"]
     return get_swagger_ui_html(
-        openapi_url=request.app.openapi_url,
+        openapi_url=below + request.app.openapi_url,
         title="Twinview",
-        swagger_js_url=f"{DOCS_ASSETS}/swagger-ui-bundle.js",
-        swagger_css_url=f"{DOCS_ASSETS}/swagger-ui.css",
-        swagger_favicon_url=f"{DOCS_ASSETS}/favicon-light-32x32.png",
+        swagger_js_url=f"{below}{DOCS_ASSETS}/swagger-ui-bundle.js",
+        swagger_css_url=f"{below}{DOCS_ASSETS}/swagger-ui.css",
+        swagger_favicon_url=f"{below}{DOCS_ASSETS}/favicon-light-32x32.png",
     )
 
 

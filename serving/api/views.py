@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from serving.api.openapi import new_router
 from serving.api.request import CancelOnDisconnect, Ready
 from serving.api.response import json_response
-from serving.api.upload import read_file
+from serving.api.upload import read_file, refuse_twice
 from serving.collection.index import DEFAULT
 from serving.errors import Malformed, TooLarge, documented
 from serving.protocol import queries
@@ -70,7 +70,7 @@ async def matrix(
     The pictures are the uploaded images and, up to `count`, a random sample of the collection's thumbnails.
     Further form fields are settings of the augmentation, as for POST /views.
     """
-    settings = await _settings(request, ("image", "collection", "count", "seed"))
+    settings = await _settings(request, ("collection", "count", "seed"), several="image")
     if len(image) > MAX_MATRIX:
         raise TooLarge(f"image: the request has {len(image)}, and at most {MAX_MATRIX} are allowed", "image")
     files = [await read_file(f"image[{i}]", upload) for i, upload in enumerate(image)]
@@ -98,6 +98,9 @@ async def invariance(
 
     Takes seconds; one request is answered at a time.
     """
+    if unknown := await _settings(request, ("image", "collection", "count", "seed")):
+        name = next(iter(unknown))
+        raise Malformed(f"{name}: is not a field of this form", name)
     file = await read_file("image", image) if image else None
     async with CancelOnDisconnect(request):
         found = await engine.views.invariance(file, collection, count, seed)
@@ -119,12 +122,14 @@ async def invariance(
     )
 
 
-async def _settings(request: Request, own: Collection[str]) -> dict[str, list[str]]:
-    """Returns the form fields that are not among the route's own parameters. Raises Malformed for a file."""
+async def _settings(request: Request, own: Collection[str], several: str = "") -> dict[str, list[str]]:
+    """Returns the form fields that are not among the route's own parameters, each of which may be there once, and not
+    `several`. Raises Malformed for a file."""
     form = await request.form()
+    refuse_twice(name for name, _ in form.multi_items() if name in own)
     settings: dict[str, list[str]] = {}
     for name, value in form.multi_items():
-        if name in own:
+        if name in own or name == several:
             continue
         if not isinstance(value, str):
             raise Malformed(f"{name}: must not be a file", name)

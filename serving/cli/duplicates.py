@@ -1,15 +1,24 @@
 """`twinview duplicates`: lists the near-duplicates of a collection in a CSV file."""
 
-import csv
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from export.paths import local_path
 from serving.cli.options import TableOptions, least_cosine
-from serving.derived.duplicates import LEAST, THRESHOLD, group, looked_up
+from serving.cli.table import counted, refuse_existing, write_table
+from serving.collection.index import Index, Item
+from serving.collection.problems import IndexProblem
+from serving.curation.items import NoValues, values_of
+from serving.derived.duplicates import MOST_SUGGESTED, group, is_too_much, looked_up, pairs_among
 from serving.derived.task import Derived, DerivedProblem, Result
 
-COLUMNS = ("group", "stays", "cosine", "id", "name", "label", "path", "width", "height", "bytes")
+COLUMNS = ("group", "stays", "copy", "cosine", "id", "name", "label", "path", "width", "height", "bytes")
+FACTS = ("id", "name", "label", "path")
+PAIR_COLUMNS = ("cosine", "part", *FACTS, "other_part", *(f"other_{fact}" for fact in FACTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,47 +26,101 @@ class DuplicatesSettings(TableOptions):
     """List the near-duplicates of a collection in a CSV file."""
 
     threshold: float | None = None
-    """Lowest cosine of two pictures that count as near-duplicates. Default: 0.95."""
+    """Lowest cosine of two pictures that count as near-duplicates. Default: the collection's own, from which on nearly
+    all pairs are copies."""
     closer_than: float | None = None
     """Instead of --threshold: 0.999 means more alike than 99.9 % of random pairs of the collection."""
-    output: Path = Path("groups.csv")
-    """A CSV file with one row per picture: its group, whether to keep it, its cosine to the picture to keep, and
-    its other fields."""
+    across: str | None = None
+    """A metadata key, or label, whose values are the parts of a split: list each pair of near-duplicates in two
+    different parts, into a new file."""
+    output: Path | None = None
+    """A CSV file with one row per picture: its group, whether it stays, whether it is an exact or a near copy of the
+    picture that stays, its cosine to it, and its other fields. Default: groups.csv, or across.csv with --across."""
 
 
 def run(settings: DuplicatesSettings) -> int:
-    """Returns the number of pictures that could be deleted. Raises IndexProblem, DerivedProblem."""
-    if settings.threshold is not None and not 0 < settings.threshold <= 1:
-        raise DerivedProblem(f"--threshold {settings.threshold:g}: must be above 0 and at most 1")
+    """Returns the number of pictures that are suggested to go, or with --across of the listed pairs. Raises
+    IndexProblem, DerivedProblem."""
+    if settings.across is not None:
+        return _list_across(settings, settings.across)
     index = settings.chosen_table()
-    threshold = least_cosine(index, settings.threshold, settings.closer_than)
-    threshold = THRESHOLD if threshold is None else threshold
-    result = _up_to_date(Derived(index, "duplicates"), threshold)
+    result, threshold = near_duplicates(index, settings.threshold, settings.closer_than)
+    count = len(result.arrays["ids"])
     groups = group(result.arrays, threshold)
-    rows, count = [], 0
-    for count, duplicates in enumerate(looked_up(index, groups, threshold), 1):
-        for item, cosine in [(duplicates.keep, 1.0), *duplicates.others]:
-            stays = "yes" if item is duplicates.keep else "no"
+    too_much = is_too_much(groups, count)
+    rows, exact, near, number = [], 0, 0, 0
+    for number, found in enumerate(looked_up(index, groups, threshold), 1):
+        exact, near = exact + len(found.exact), near + len(found.near)
+        copies = [(found.keep, "yes", "", 1.0), *((item, "no", "exact", 1.0) for item in found.exact)]
+        copies += [(item, "yes" if too_much else "no", "near", cosine) for item, cosine in found.near]
+        for item, stays, copy, cosine in copies:
             facts = (item.id, item.name, item.label, item.path, item.width, item.height, item.bytes)
-            rows.append((count, stays, f"{cosine:.4f}", *facts))
-    try:
-        settings.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(settings.output, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-    except OSError as error:
-        raise DerivedProblem(f"--output: {settings.output} cannot be written: {error.strerror}") from error
-    extra = len(rows) - count
+            rows.append((number, stays, copy, f"{cosine:.4f}", *facts))
+    output = settings.output or local_path("groups.csv")
+    write_table(output, COLUMNS, rows, replace=True)
     print(
-        f"{len(result.arrays['ids']):,} pictures of {index.name}: {count:,} groups with a cosine of at "
-        f"least {threshold:g}, {extra:,} pictures could be deleted; listed in {settings.output}"
+        f"{count:,} pictures of {index.name}: {number:,} groups with a cosine of at least {threshold:g}, with "
+        f"{exact:,} exact copies and {near:,} near-duplicates; listed in {output}"
     )
-    return extra
+    if too_much:
+        print(
+            f"More than {MOST_SUGGESTED:.0%} of the collection are near-duplicates at this threshold, so they are "
+            "probably different pictures. Only exact copies are suggested to go; give a higher --threshold."
+        )
+    return exact + (0 if too_much else near)
 
 
-def _up_to_date(derived: Derived, threshold: float) -> Result:
+def _list_across(settings: DuplicatesSettings, key: str) -> int:
+    """Returns the number of pairs of near-duplicates in different parts."""
+    output = settings.output or local_path("across.csv")
+    refuse_existing(output)
+    index = settings.chosen_table()
+    items = [item for page, _ in index.scan() for item in page]
+    try:
+        parts = values_of(items, key)
+    except NoValues as error:
+        raise IndexProblem(f"--across {key}: no picture of {settings.collection} has a value of {key}") from error
+    result, threshold = near_duplicates(index, settings.threshold, settings.closer_than)
+    pairs = pairs_among(result.arrays, threshold, [item.id for item in items])
+    rows, between = [], Counter[str]()
+    for pair in np.argsort(-pairs.cosine, kind="stable").tolist():
+        ends = [(parts[row], items[row]) for row in (int(pairs.first[pair]), int(pairs.second[pair]))]
+        (part, item), (other_part, other) = sorted(ends, key=lambda end: (end[0] or "", end[1].id))
+        if part is not None and other_part is not None and part != other_part:
+            rows.append((f"{pairs.cosine[pair]:.4f}", part, *_facts(item), other_part, *_facts(other)))
+            between[f"{part} and {other_part}"] += 1
+    write_table(output, PAIR_COLUMNS, rows)
+    without = sum(part is None for part in parts)
+    print(
+        f"{counted(len(items))} of {index.name}: {counted(len(rows), 'pair')} of near-duplicates, with a cosine of at "
+        f"least {threshold:g}, in different parts by {key}; listed in {output}"
+    )
+    for names, count in between.most_common():
+        print(f"  {names}: {count:,}")
+    if without:
+        print(f"Without a value of {key}, and so in no part: {without:,}.")
+    return len(rows)
+
+
+def _facts(item: Item) -> tuple[str | None, ...]:
+    return tuple(getattr(item, fact) for fact in FACTS)
+
+
+def near_duplicates(index: Index, threshold: float | None, closer_than: float | None = None) -> tuple[Result, float]:
+    """Returns a result with all near-duplicates of the collection, computed if there is none, and the threshold: by
+    default the collection's own. Raises IndexProblem, DerivedProblem."""
+    if threshold is not None and not 0 < threshold <= 1:
+        raise DerivedProblem(f"--threshold {threshold:g}: must be above 0 and at most 1")
+    threshold = least_cosine(index, threshold, closer_than)
+    result = _up_to_date(Derived(index, "duplicates"), threshold)
+    least, own = float(result.arrays["least"]), float(result.arrays["own"])
+    return result, max(least, own) if threshold is None else threshold
+
+
+def _up_to_date(derived: Derived, threshold: float | None) -> Result:
     """Returns the newest result if it is still valid; otherwise computes a new one."""
     newest = derived.result()
-    if newest and not newest.stale and newest.settings["threshold"] <= threshold:
+    if newest and not newest.stale and (threshold is None or newest.arrays["least"] <= threshold):
         return newest
     print(f"comparing {derived.index.count():,} pictures of {derived.index.name}", file=sys.stderr)
-    return derived.compute(threshold=min(threshold, LEAST))
+    return derived.compute(threshold=threshold)

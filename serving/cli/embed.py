@@ -8,7 +8,6 @@ cannot be read as pictures are listed in vectors.skipped.csv. If the service req
 is no option for it, because the list of processes would show it.
 """
 
-import csv
 import os
 import re
 import threading
@@ -26,13 +25,14 @@ import tyro
 from tqdm import tqdm
 
 from export.artifact import UnreadableImage
+from export.spreadsheet import write_rows
 from serving.client import Client, ServiceError
 from serving.collection import exchange
 from serving.collection.exchange import FileProblem, writable
 from serving.collection.index import Item, content_id
 from serving.indexing.originals import valid_text
 from serving.inference.thumbnail import whole_size
-from training.data.sources import Picture, open_source
+from training.data.sources import SourcePicture, open_source
 
 REQUEST_PICTURES = 32
 REQUESTS_AT_ONCE = 4  # so that some are decoded while others are encoded
@@ -58,7 +58,7 @@ class EmbedSettings:
 
 @dataclass
 class EmbeddedPictures:
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: list[SourcePicture] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
     """The same pictures as items, for a .parquet file."""
     vectors: list[np.ndarray] = field(default_factory=list)
@@ -105,7 +105,9 @@ def _default_model(client: Client) -> str:
 
 
 def _in_order(
-    embed_part: Callable[[list[Picture]], EmbeddedPictures], pictures: Sequence[Picture], stop: threading.Event
+    embed_part: Callable[[list[SourcePicture]], EmbeddedPictures],
+    pictures: Sequence[SourcePicture],
+    stop: threading.Event,
 ) -> Iterator[EmbeddedPictures]:
     """Yields the results of REQUEST_PICTURES at a time, in order, with REQUESTS_AT_ONCE requests in progress. At the
     end, also after an error, sets `stop` and waits for the requests in progress."""
@@ -124,7 +126,7 @@ def _in_order(
 
 
 def _embed_part(
-    client: Client, model: str, normalize: bool, stop: threading.Event, pictures: list[Picture]
+    client: Client, model: str, normalize: bool, stop: threading.Event, pictures: list[SourcePicture]
 ) -> EmbeddedPictures:
     """Embeds the pictures in as many requests as needed. A broken picture makes its whole request fail: it is skipped,
     and the others are sent again, in smaller requests if more are broken. Waits while the service is busy."""
@@ -190,7 +192,7 @@ def _write(output: Path, embedded: EmbeddedPictures, model: str) -> list[Path]:
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[tuple]) -> Path:
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file).writerows([columns, *rows])
+        write_rows(file, [columns, *rows])
     return path
 
 
@@ -200,7 +202,7 @@ def _write_parquet(path: Path, embedded: EmbeddedPictures, vectors: np.ndarray, 
             file.write(embedded.items[i : i + exchange.ROWS_AT_ONCE], vectors[i : i + exchange.ROWS_AT_ONCE])
 
 
-def item_of(picture: Picture, data: bytes) -> Item:
+def item_of(picture: SourcePicture, data: bytes) -> Item:
     """Returns a readable picture's item, with its split as metadata."""
     name, label, path = valid_text(picture.name), _text(picture.label), _text(picture.path)
     return Item(content_id(data), name, label, path, *whole_size(data), len(data), {"split": picture.split})

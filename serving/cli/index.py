@@ -2,19 +2,32 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 from tyro.conf import Positional
 
+from export.paths import local_path
 from serving.cli.options import DEFAULT_ENCODER, CollectionOptions, IndexOptions, TableOptions, least_cosine
-from serving.collection.index import DEFAULT, Index, IndexProblem, collections, existing_collections
+from serving.collection.changes import new_id
+from serving.collection.index import (
+    DEFAULT,
+    Index,
+    IndexProblem,
+    collections,
+    existing_collections,
+    refuse_missing_index,
+)
+from serving.collection.names import delete_alias, names_of, refuse_alias
+from serving.collection.store import FileStore
+from serving.collection.undo import Listed, changes
+from serving.collection.undo import undo as undo_change
 from serving.protocol.filters import parse_shell
-
-SHOWN_VERSIONS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +41,6 @@ class Remove(CollectionOptions):
 
 
 def remove(settings: Remove) -> None:
-    """Remove the items from the tables of all encoders."""
     if bool(settings.ids) == bool(settings.where):
         raise IndexProblem("give the ids of the items to remove, or --where")
     tables = settings.tables()
@@ -45,9 +57,65 @@ def remove(settings: Remove) -> None:
         return
     count = max(table.count() for table in tables)
     _confirm(f"Remove {len(ids):,} of {count:,} items from {settings.collection} in {settings.index}?", settings.yes)
-    for table in tables:
-        table.delete(sorted(ids))
+    tables[0].delete(sorted(ids))
     print(f"removed {len(ids):,}; {settings.collection} holds {max(table.count() for table in tables):,}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop(IndexOptions):
+    collection: Positional[str]
+    """Name of the collection."""
+    yes: bool = False
+    """Do not ask."""
+
+
+def drop(settings: Drop) -> None:
+    tables = _tables(settings, settings.collection)
+    count = max(table.count() for table in tables)
+    question = f"Delete the collection {settings.collection} with {count:,} items from {settings.index}, for good?"
+    _confirm(question, settings.yes)
+    print(f"deleted {settings.collection} with {tables[0].drop():,} items")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rename(IndexOptions):
+    collection: Positional[str]
+    """Name of the collection."""
+    name: Positional[str]
+    """Its new name."""
+
+
+def rename(settings: Rename) -> None:
+    _tables(settings, settings.collection)[0].rename(settings.name)
+    print(f"renamed {settings.collection} to {settings.name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alias(IndexOptions):
+    alias: Positional[str]
+    """Another name, that stands for a collection."""
+    collection: Positional[str | None] = None
+    """Name of the collection that it stands for from now on."""
+    delete: bool = False
+    """Delete the alias; the collection stays."""
+
+
+def alias(settings: Alias) -> None:
+    if (settings.collection is None) != settings.delete:
+        raise IndexProblem(f"give the collection that {settings.alias} is to stand for, or --delete")
+    if settings.collection is None:
+        delete_alias(FileStore(settings.index), settings.alias)
+        print(f"deleted the alias {settings.alias}")
+        return
+    table = settings.open(existing_collections(settings.index, settings.collection)[0])
+    table.set_alias(settings.alias)
+    print(f"{settings.alias} stands for {table.name}")
+
+
+def _tables(settings: IndexOptions, collection: str) -> list[Index]:
+    """Returns the tables of a collection, which must not be named by an alias. Raises IndexProblem."""
+    refuse_alias(names_of(FileStore(settings.index)), collection)
+    return [settings.open(facts) for facts in existing_collections(settings.index, collection)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +131,8 @@ class Search(CollectionOptions):
     closer_than: float | None = None
     """Instead of --threshold: 0.99 means more alike to the query than 99 % of random pairs of the collection."""
     encoder: str | None = DEFAULT_ENCODER
-    """An encoder bundle's folder, or a tag of BentoML's model store. Default: the first in TWINVIEW_ENCODER, or the
-    newest under runs/. Not needed for an id, if the collection holds vectors of one encoder."""
+    """An encoder bundle's folder, or a tag of BentoML's model store. Default: the first in TWINVIEW_ENCODER, or under
+    runs/ the newest one that has embedded the collection. Not needed for an id, if only one has."""
     json: bool = False
     """Print JSON, with all fields of the items."""
 
@@ -95,17 +163,18 @@ def _query(settings: Search) -> tuple[Index, np.ndarray, tuple[str, ...]]:
     from export.artifact import UnreadableImage, read_pixels
     from serving.inference.encoder import OnnxEncoder, find_bundle
 
-    if not os.path.isfile(path := os.path.expanduser(settings.query)):
-        several = len(settings.tables()) > 1
+    tables = settings.tables()
+    if not os.path.isfile(path := local_path(settings.query)):
+        several = len(tables) > 1
         index = settings.table(find_bundle(settings.encoder).card.id if several else None)
         if (known := index.get(settings.query)) is None:
             raise IndexProblem(f"{settings.query} is neither a file nor an item of {settings.collection}")
         return index, known[1], (settings.query,)
-    bundle = find_bundle(settings.encoder)
+    bundle = find_bundle(settings.encoder, used=[table.encoder_id for table in tables])
     index = Index(settings.index, bundle.card.id, bundle.card.dimension, settings.collection)
     index.count()  # raises WrongEncoder before the picture is encoded
     try:
-        pixels = read_pixels(Path(path).read_bytes(), bundle.card.preprocessing)
+        pixels = read_pixels(path.read_bytes(), bundle.card.preprocessing)
     except UnreadableImage as error:
         raise IndexProblem(f"{settings.query} {error}") from error
     return index, OnnxEncoder(bundle)(pixels[None])[0], ()
@@ -118,12 +187,18 @@ class List(IndexOptions):
 
 
 def list_(settings: List) -> None:
+    refuse_missing_index(settings.index)
     everything = collections(settings.index)
     if settings.json:
         print(json.dumps([asdict(collection) for collection in everything], indent=2))
     elif everything:
-        rows = [(c.name, c.encoder, f"{c.count:,}", _size(c.bytes), c.index) for c in everything]
-        _print_table(("collection", "encoder", "items", "size", "index"), rows)
+        rows = [
+            (c.name, c.encoder, f"{c.count:,}", _size(c.bytes), _size(c.originals) if c.originals else "-", c.index)
+            for c in everything
+        ]
+        _print_table(("collection", "encoder", "items", "size", "originals", "index"), rows)
+        for name, alias in dict.fromkeys((c.name, alias) for c in everything for alias in c.aliases):
+            print(f"{alias} is an alias of {name}")
     else:
         print(f"{settings.index} holds no collection")
 
@@ -137,9 +212,14 @@ class Verify(IndexOptions):
 def verify(settings: Verify) -> None:
     damaged = False
     for collection in existing_collections(settings.index, settings.collection):
-        problems = settings.open(collection).verify()
+        index = settings.open(collection)
+        problems = index.verify()
         damaged |= bool(problems)
-        state = "damaged" if problems else "no damage"
+        if problems:
+            state = "damaged"
+        else:
+            without = index.without_thumbnail()  # fails on a damaged one
+            state = f"no damage, {without:,} without a thumbnail" if without else "no damage"
         print(f"{collection.name} of {collection.encoder}: {collection.count:,} items, {state}")
         for problem in problems:
             print(f"  {problem}")
@@ -148,20 +228,49 @@ def verify(settings: Verify) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Undo(TableOptions):
+class History(CollectionOptions):
+    json: bool = False
+    """Print JSON."""
+
+
+def history(settings: History) -> None:
+    listed = changes(settings.tables()[0])
+    if settings.json:
+        rows = [{**asdict(one.change), "text": one.text, "undone": one.undone, "next": one.next} for one in listed]
+        print(json.dumps(rows, indent=2))
+    elif listed:
+        notes = [" (undone)" if one.undone else " (undone next)" if one.next else "" for one in listed]
+        rows = [(_time(one), one.change.id, one.text + note) for one, note in zip(listed, notes, strict=True)]
+        _print_table(("began", "change", "what it did"), rows)
+    else:
+        print(f"no change of {settings.collection} in the last hour is known")
+
+
+def _time(listed: Listed) -> str:
+    return f"{datetime.fromtimestamp(listed.change.at):%Y-%m-%d %H:%M:%S}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undo(CollectionOptions):
+    change: Positional[str | None] = None
+    """A change as `twinview index history` lists it, which may also be an undo. Default: the newest that is not undone
+    yet."""
     yes: bool = False
     """Do not ask."""
 
 
 def undo(settings: Undo) -> None:
-    index = settings.chosen_table()
-    versions = sorted(index.versions(), key=lambda version: version[0])
-    rows = [(str(number), f"{when:%Y-%m-%d %H:%M:%S}", f"{count:,}") for number, when, count in versions]
-    _print_table(("version", "made", "items"), rows[-SHOWN_VERSIONS:])
-    if len(versions) < 2:
-        raise IndexProblem(f"{settings.collection} has no earlier version")
-    _confirm(f"Undo the change that made version {versions[-1][0]}?", settings.yes)
-    print(f"version {index.undo()} of {settings.collection} holds {index.count():,} items")
+    tables = settings.tables()
+    listed = changes(tables[0])
+    wanted = settings.change
+    for chosen in listed:
+        if chosen.change.id == wanted if wanted else chosen.next:
+            _confirm(f"Undo the change of {_time(chosen)} in {settings.collection}: {chosen.text}?", settings.yes)
+            wanted = chosen.change.id  # and not one that is made while the question is asked
+            break
+    undone, _ = undo_change(tables[0], wanted)
+    count = max(table.count() for table in settings.tables())
+    print(f"undone: {undone.text}; {settings.collection} holds {count:,} items")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,24 +292,58 @@ def export(settings: Export) -> None:
     print(f"{count:,} items of {settings.collection} in {settings.output}")
 
 
+ENCODER_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")  # it names a table
+
+
 @dataclass(frozen=True, kw_only=True)
 class Import(IndexOptions):
     input: Positional[Path]
-    """A .parquet file of `twinview index export` or `twinview embed`."""
+    """A .parquet file of `twinview index export` or `twinview embed`, also after another program has changed it."""
     collection: str | None = None
     """Name of the collection; default: the name in the file."""
+    encoder: str | None = None
+    """Id of the encoder of the vectors, as `twinview index list` shows it, if the file does not name it, as after
+    pandas; for vectors of another program any name. Default: the one whose vectors the collection holds."""
+    pictures: tuple[str, ...] = ()
+    """Folders with the items' pictures. Thumbnails are made of those that are below one of them, at their paths."""
 
 
 def import_(settings: Import) -> None:
     from serving.collection import exchange
+    from serving.collection.exchange import FileProblem
     from serving.indexing import transfer
+    from serving.indexing.originals import absolute
 
     contents = exchange.contents(settings.input)
     name = settings.collection or contents.collection or DEFAULT
-    target = Index(settings.index, contents.encoder, contents.dimension, name)
-    counts = transfer.import_(contents, target)
+    if settings.encoder and not ENCODER_ID.fullmatch(settings.encoder):
+        raise FileProblem(f"--encoder {settings.encoder} is no id of an encoder: letters, digits, _ and -, at most 128")
+    encoder = contents.encoder or settings.encoder or _only_encoder(settings, name, contents.dimension)
+    if settings.encoder not in (None, encoder):
+        raise FileProblem(f"{settings.input} holds vectors of {encoder}, not of {settings.encoder}")
+    for note in contents.metadata.notes:
+        print(f"columns {note}")
+    target = Index(settings.index, encoder, contents.dimension, name)
+    folders = absolute(settings.pictures)
+    counts = transfer.import_(contents, target, folders)
+    target.add_folders(folders)
     target.maintain()
     print(f"{counts}; {name} holds {target.count():,}")
+
+
+def _only_encoder(settings: Import, name: str, dimension: int) -> str:
+    """The encoder of a file that does not name it. Raises FileProblem."""
+    from serving.collection.exchange import FileProblem
+
+    name = names_of(FileStore(settings.index)).resolve(name)[0]
+    found = [table for table in collections(settings.index) if table.name == name]
+    encoders = {table.encoder for table in found if table.dimension == dimension}
+    if len(encoders) != 1:
+        raise FileProblem(
+            f"{settings.input} does not name the encoder of its vectors; name it with --encoder, by its id, as "
+            "`twinview index list` shows it"
+        )
+    return encoders.pop()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,13 +354,20 @@ class Copy:
     """Another folder, or s3://bucket/prefix."""
     collection: str | None = None
     """Name of a collection; default: all."""
+    yes: bool = False
+    """Do not ask before items are deleted from the target that the source does not have."""
 
 
 def copy(settings: Copy) -> None:
+    """Make the collections of the target equal to those of the source."""
     from serving.indexing import transfer
 
-    for source, target in transfer.tables_to_copy(settings.source, settings.target, settings.collection):
-        counts = transfer.copy(source, target)
+    tables = transfer.tables_to_copy(settings.source, settings.target, settings.collection)
+    if extra := sum(len(transfer.only_in(target, source)) for source, target in tables):
+        _confirm(f"Delete {extra:,} items from {settings.target} that {settings.source} does not have?", settings.yes)
+    ids = {source.name: new_id() for source, _ in tables}
+    for source, target in tables:
+        counts = transfer.copy(source, target, ids[source.name])
         target.maintain()
         print(f"{source.name} of {source.encoder_id}: {counts}; compared and equal")
 
@@ -227,7 +377,7 @@ def _confirm(question: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise IndexProblem(f"{question} This is not a terminal, so nobody can answer; to confirm, add --yes")
+        raise IndexProblem(f"{question} Not a terminal: pass --yes to confirm.")
     if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
         sys.exit("nothing was changed")
 

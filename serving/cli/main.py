@@ -7,18 +7,30 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any, get_type_hints
+
+from export.suggest import did_you_mean
+from export.terminal import prepare_output
 
 # command: module:function, help, options that are always set. The function's only argument is a dataclass, `settings`.
 COMMANDS = {
     "embed": ("serving.cli.embed:embed", "Embed pictures with a running service; write vectors and names to files."),
     "duplicates": ("serving.cli.duplicates:run", "List the near-duplicates of a collection in a CSV file."),
+    "pick": ("serving.cli.pick:run", "List the pictures of a collection that should be labelled first."),
+    "odd": ("serving.cli.odd:run", "List outliers, doubtful labels or broken pictures of a collection."),
+    "split": ("serving.cli.split:run", "Divide a collection into train, validation and test; list them in a CSV file."),
+    "coverage": ("serving.cli.coverage:run", "List the pictures of a collection that another one does not cover."),
     "index add": ("serving.bulk:command", "Embed pictures and add them to a collection; --watch follows a folder."),
     "index remove": ("serving.cli.index:remove", "Remove items from a collection."),
     "index search": ("serving.cli.index:search", "Find the items most similar to a picture or another item."),
+    "index drop": ("serving.cli.index:drop", "Delete a collection, for good."),
+    "index rename": ("serving.cli.index:rename", "Give a collection another name."),
+    "index alias": ("serving.cli.index:alias", "Let another name stand for a collection, or switch it."),
     "index list": ("serving.cli.index:list_", "List the collections."),
     "index verify": ("serving.cli.index:verify", "Look for damage; the exit status is 1 if there is any."),
-    "index undo": ("serving.cli.index:undo", "Show a collection's versions and undo the last change."),
+    "index history": ("serving.cli.index:history", "List what was changed in a collection, and when."),
+    "index undo": ("serving.cli.index:undo", "Undo the newest change of a collection, or another one."),
     "index export": ("serving.cli.index:export", "Write a collection to a Parquet file."),
     "index import": ("serving.cli.index:import_", "Add the rows of a Parquet file of `index export` or `embed`."),
     "index copy": ("serving.cli.index:copy", "Copy collections to another index: a folder or s3://bucket/prefix."),
@@ -27,8 +39,11 @@ COMMANDS = {
 
 
 def main() -> None:
+    prepare_output()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends a command like Ctrl-C
     words = sys.argv[1:]
+    if words == ["--version"]:
+        return print(f"twinview {version('twinview')}")
     name = next((name for name in COMMANDS if words[: name.count(" ") + 1] == name.split()), None)
     try:
         if name is None:
@@ -48,14 +63,16 @@ def parse_command(name: str, arguments: Sequence[str]) -> tuple[Callable[[Any], 
     """The function of a command, and its settings."""
     import tyro
 
+    from export.paths import parse_settings
+
     function_path, description, *fixed = COMMANDS[name]
     module, _, function = function_path.partition(":")
     command: Callable[[Any], object] = getattr(import_module(module), function)
-    settings = tyro.cli(
+    settings = parse_settings(
         get_type_hints(command)["settings"],
+        [*fixed, *arguments],
         prog=f"twinview {name}",
         description=description,
-        args=[*fixed, *arguments],
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     return command, settings
@@ -67,7 +84,13 @@ def _explain(words: Sequence[str]) -> None:
     names = [name for name in COMMANDS if name.split()[: len(words)] == words]
     if not names:
         command = " ".join(words[:2])
-        print(f"error: there is no command twinview {command}; `twinview --help` lists all", file=sys.stderr)
+        inside = [name.split()[1] for name in COMMANDS if name.split()[:1] == words[:1] and " " in name]
+        near = (
+            did_you_mean(words[1], inside) if inside else did_you_mean(words[0], {name.split()[0] for name in COMMANDS})
+        )
+        print(
+            f"error: there is no command twinview {command}{near or ';'} `twinview --help` lists all", file=sys.stderr
+        )
         sys.exit(2)
     print(f"usage: {' '.join(['twinview', *words])} COMMAND ...     (COMMAND --help explains its options)\n")
     for name in names:
@@ -80,7 +103,8 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from serving.client import ServiceError
     from serving.collection.exchange import FileProblem
     from serving.collection.problems import IndexProblem
+    from serving.limits import SettingProblem
     from serving.protocol.filters import FilterProblem
     from training.data.sources import DataError
 
-    return BundleError, ServiceError, FileProblem, FilterProblem, IndexProblem, DataError, OSError
+    return BundleError, ServiceError, FileProblem, FilterProblem, IndexProblem, SettingProblem, DataError, OSError

@@ -24,10 +24,18 @@ from serving.client.messages import (
     collection_path,
 )
 from serving.protocol import replies
+from serving.protocol.hosts import is_loopback
+from serving.protocol.queries import PickMethod
 from serving.protocol.replies import (
+    Alias,
+    Change,
+    Changed,
     Classified,
     Collection,
+    Copied,
+    Deleted,
     DerivedProgress,
+    Drift,
     Duplicates,
     Embeddings,
     Invariance,
@@ -39,10 +47,15 @@ from serving.protocol.replies import (
     Matches,
     Matrix,
     Pair,
+    Picked,
     Put,
+    Reembedding,
     Run,
     RunDetails,
     ServiceError,
+    Suggested,
+    SuggestedItem,
+    Undone,
 )
 
 
@@ -51,6 +64,8 @@ class AsyncClient:
     api_key    sent as a bearer token
     timeout_s  for connecting and for each answer
     transport  an httpx transport, for instance one that calls an app in this process
+
+    A proxy that http_proxy names is not used for a service on this machine.
     """
 
     def __init__(
@@ -61,7 +76,10 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ):
         headers = messages.auth_headers(api_key)
-        self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout_s, transport=transport)
+        through_proxy = not is_loopback(httpx.URL(url).host)
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=timeout_s, transport=transport, trust_env=through_proxy
+        )
 
     async def embed(
         self, images: Picture | Iterable[Picture], normalize: bool = False, model: str | None = None
@@ -120,6 +138,18 @@ class AsyncClient:
             options = messages.image_form("image", messages.as_list(image), as_text)
         return messages.read_matches(await self._json("POST", collection_path(collection, "search"), **options))
 
+    async def search_many(
+        self, searches: Sequence[Mapping[str, Any]], *, collection: str = COLLECTION
+    ) -> list[Matches]:
+        """Several searches by ids and vectors in one request, at most 100. Each is a dict with any of positive,
+        negative, k, filter, threshold, closer_than and model, as in `search`."""
+        queries = [
+            {**search, **{side: messages.example_values(search.get(side, ())) for side in ("positive", "negative")}}
+            for search in searches
+        ]
+        answer = await self._json("POST", collection_path(collection, "searches"), json={"searches": queries})
+        return [messages.read_matches(matches) for matches in answer["answers"]]
+
     async def collections(self) -> list[Collection]:
         """All collections; one that several encoders have embedded is listed once for each of them."""
         answer = await self._json("GET", "/collections")
@@ -128,10 +158,79 @@ class AsyncClient:
     async def collection(self, name: str = COLLECTION) -> Collection:
         return replies.parse(Collection, await self._json("GET", collection_path(name)))
 
+    async def create_collection(self, name: str, *, model: str | None = None) -> Collection:
+        """Create a collection without items, unless it exists."""
+        return replies.parse(Collection, await self._json("PUT", collection_path(name), params={"model": model}))
+
+    async def rename_collection(self, name: str, new: str) -> Collection:
+        """Give a collection another name, at once. Its aliases stay."""
+        return replies.parse(Collection, await self._json("PATCH", collection_path(name), json={"name": new}))
+
+    async def aliases(self) -> list[Alias]:
+        """The aliases, each with the name of its collection."""
+        return [replies.parse(Alias, alias) for alias in (await self._json("GET", "/aliases"))["aliases"]]
+
+    async def set_alias(self, alias: str, collection: str) -> Alias:
+        """Let an alias stand for a collection, and no longer for the one before."""
+        answer = await self._json("PUT", f"/aliases/{quote(alias, safe='')}", json={"collection": collection})
+        return replies.parse(Alias, answer)
+
+    async def delete_alias(self, alias: str) -> list[Alias]:
+        """Delete an alias; its collection stays. Returns those that are left."""
+        answer = await self._json("DELETE", f"/aliases/{quote(alias, safe='')}")
+        return [replies.parse(Alias, alias) for alias in answer["aliases"]]
+
+    async def delete_collection(self, name: str) -> int:
+        """Delete a collection with all that belongs to it. This cannot be undone. Returns how many items it had."""
+        return (await self._json("DELETE", collection_path(name)))["count"]
+
+    async def reembed(
+        self, *, without_skipped: bool = False, model: str | None = None, collection: str = COLLECTION
+    ) -> Reembedding:
+        """Embed a collection again with another encoder, by default the service's default one, in the background.
+        `reembedding` returns the progress. The collection uses the new encoder as soon as it has every item.
+
+        without_skipped  also use it if some items have no original, or one that cannot be read
+        """
+        params = {"model": model, "without_skipped": without_skipped}
+        answer = await self._json("PUT", collection_path(collection, "reembedding"), params=params)
+        return messages.read_reembedding(answer)
+
+    async def reembedding(self, *, model: str | None = None, collection: str = COLLECTION) -> Reembedding:
+        """The progress of embedding a collection again."""
+        path = collection_path(collection, "reembedding")
+        return messages.read_reembedding(await self._json("GET", path, params={"model": model}))
+
+    async def stop_reembedding(self, *, model: str | None = None, collection: str = COLLECTION) -> Reembedding:
+        """Stop embedding a collection again; `reembed` goes on where it was."""
+        path = collection_path(collection, "reembedding")
+        return messages.read_reembedding(await self._json("DELETE", path, params={"model": model}))
+
+    async def changes(self, *, collection: str = COLLECTION) -> list[Change]:
+        """What was changed in the last hour, the newest first, and which change would be undone next."""
+        answer = await self._json("GET", collection_path(collection, "changes"))
+        return [replies.parse(Change, change) for change in answer["changes"]]
+
+    async def undo(self, change: str | None = None, *, collection: str = COLLECTION) -> Undone:
+        """Undo the newest change that is not undone yet, for all encoders; or the one of this id, which may also be an
+        undo."""
+        answer = await self._json("DELETE", collection_path(collection, "changes", change or "newest"))
+        return messages.read_undone(answer)
+
+    async def verify(self, *, collection: str = COLLECTION, model: str | None = None) -> list[str]:
+        """A sentence for each kind of damage, empty if there is none. Reads the whole collection."""
+        answer = await self._json("GET", collection_path(collection, "problems"), params={"model": model})
+        return answer["problems"]
+
     async def keys(self, *, collection: str = COLLECTION, model: str | None = None) -> list[Key]:
         """The keys that items can be filtered by, each with its most frequent values."""
         answer = await self._json("GET", collection_path(collection, "keys"), params={"model": model})
         return [messages.read_key(key) for key in answer["keys"]]
+
+    async def drift(self, *, collection: str = COLLECTION, model: str | None = None) -> Drift:
+        """Whether the last pictures that were sent look like those of the collection."""
+        answer = await self._json("GET", collection_path(collection, "drift"), params={"model": model})
+        return replies.parse(Drift, answer)
 
     async def put_items(
         self,
@@ -155,7 +254,8 @@ class AsyncClient:
         stored = [item for answer in answers for item in answer.items]
         if facts is not None and len(facts) != len(stored):
             raise ValueError(f"facts: {len(facts)} given for {len(stored)} images")
-        return Put(answers[0].model, stored)
+        changes = [change for answer in reversed(answers) for change in answer.changes]
+        return Put(answers[0].model, stored, changes)
 
     async def put_vectors(
         self,
@@ -174,10 +274,54 @@ class AsyncClient:
         response = await self._send("PUT", collection_path(collection, "items"), json={"model": model, "items": rows})
         return messages.read_put(messages.checked(response))
 
-    async def delete_items(self, ids: Sequence[str], *, collection: str = COLLECTION) -> list[str]:
-        """Delete at most 1,000 items. Returns the ids that existed."""
+    async def change_items(self, changes: Sequence[Facts], *, collection: str = COLLECTION) -> Changed:
+        """Change facts of at most 1,000 items; their pictures and vectors stay.
+
+        changes  for each item a dict with its id and any of name, label, path and metadata; None removes a value, and
+                 keys of the metadata that are not there stay
+        """
+        path = collection_path(collection, "items")
+        answer = await self._json("PATCH", path, json={"items": [dict(change) for change in changes]})
+        return replies.parse(Changed, answer)
+
+    async def copy_items(self, ids: Sequence[str], source: str, *, collection: str) -> Copied:
+        """Put at most 1,000 items of the collection `source` into another collection too, which is created if it does
+        not exist."""
+        body = {"collection": source, "ids": list(ids)}
+        return replies.parse(Copied, await self._json("PUT", collection_path(collection, "copies"), json=body))
+
+    async def delete_items(self, ids: Sequence[str], *, collection: str = COLLECTION) -> Deleted:
+        """Delete at most 1,000 items."""
         answer = await self._json("DELETE", collection_path(collection, "items"), json={"ids": list(ids)})
-        return answer["deleted"]
+        return replies.parse(Deleted, answer)
+
+    async def pick(
+        self,
+        k: int = 30,
+        method: PickMethod = "central",
+        filter: Filter | None = None,
+        balanced_by: str | None = None,
+        labelled_too: bool = False,
+        seed: int = 0,
+        *,
+        collection: str = COLLECTION,
+    ) -> Picked:
+        """The k items without a label that say most about all items, to be labelled first, the most useful first.
+
+        method        central: the middle of each of k clusters; typical: where items are densest in each cluster;
+                      covering: those that have most others around them; diverse: as different as possible
+        balanced_by   a metadata key, or label: as many of each of its values
+        labelled_too  pick also items that have a label
+        """
+        body = {"k": k, "method": method, "filter": filter, "balanced_by": balanced_by, "labelled_too": labelled_too}
+        answer = await self._json("POST", collection_path(collection, "pick"), json=body | {"seed": seed})
+        return Picked([replies.parse(Item, item) for item in answer["items"]], answer["candidates"])
+
+    async def suggest(self, k: int = 30, filter: Filter | None = None, *, collection: str = COLLECTION) -> Suggested:
+        """Labels for k items without one: those of their nearest items with a label, the surest first."""
+        answer = await self._json("POST", collection_path(collection, "suggest"), json={"k": k, "filter": filter})
+        items = [replies.parse(SuggestedItem, item) for item in answer["items"]]
+        return Suggested(items, answer["candidates"])
 
     async def items(
         self,
@@ -185,13 +329,16 @@ class AsyncClient:
         offset: int = 0,
         filter: Filter | None = None,
         *,
+        after: str | None = None,
         collection: str = COLLECTION,
         model: str | None = None,
     ) -> Items:
-        params = {"limit": limit, "offset": offset, "model": model}
+        """A page of the items. after: instead of offset, the `next` of the page before, at first ""; then each item is
+        on one page, whatever is written meanwhile."""
+        params = {"limit": limit, "offset": offset, "after": after, "model": model}
         params["filter"] = None if filter is None else json.dumps(filter)
         answer = await self._json("GET", collection_path(collection, "items"), params=params)
-        return Items(answer["count"], [replies.parse(Item, item) for item in answer["items"]])
+        return Items(answer["count"], [replies.parse(Item, item) for item in answer["items"]], answer.get("next"))
 
     async def item(self, id: str, vector: bool = False, *, collection: str = COLLECTION) -> ItemWithVector:
         """One item; with `vector`, also its vector (d,) float32 of unit length."""
@@ -230,16 +377,18 @@ class AsyncClient:
         collection: str = COLLECTION,
     ) -> Duplicates:
         """Groups of near-duplicates, the largest first. Each picture has at least the cosine `threshold`, by default
-        0.95, to the first picture of its group; or give `closer_than`: 0.999 for more alike than 99.9 % of random
-        pairs."""
+        the collection's own, to the first picture of its group; or give `closer_than`: 0.999 for more alike than 99.9 %
+        of random pairs."""
         params = {"threshold": threshold, "closer_than": closer_than, "limit": limit, "offset": offset}
         return messages.read_duplicates(
             await self._json("GET", collection_path(collection, "duplicates"), params=params)
         )
 
-    async def compute_duplicates(self, threshold: float = 0.9, *, collection: str = COLLECTION) -> DerivedProgress:
+    async def compute_duplicates(
+        self, threshold: float | None = None, *, collection: str = COLLECTION
+    ) -> DerivedProgress:
         """Start comparing all pictures with each other; `duplicates` returns the progress, and afterwards the groups at
-        any threshold from this one up."""
+        any threshold from this one up, and from 0.9 or what the collection needs."""
         answer = await self._json("POST", collection_path(collection, "duplicates"), params={"threshold": threshold})
         return replies.parse(DerivedProgress, answer)
 

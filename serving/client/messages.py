@@ -14,9 +14,11 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from export.paths import local_path
 from serving.protocol import replies
 from serving.protocol.pack import MEDIA_TYPE, pack
 from serving.protocol.replies import (
+    Change,
     Classified,
     Curve,
     Curves,
@@ -34,7 +36,10 @@ from serving.protocol.replies import (
     Pair,
     Put,
     PutItem,
+    Reembedding,
     ServiceError,
+    Skipped,
+    Undone,
 )
 
 COLLECTION = "pictures"  # equals serving.collection.index.DEFAULT, without importing LanceDB
@@ -71,7 +76,8 @@ def file_of(image: Picture) -> FilePart:
         buffer = io.BytesIO()
         (image if image.mode in PNG_MODES else image.convert("RGB")).save(buffer, "PNG")
         return FilePart("image.png", buffer.getvalue())
-    return FilePart(Path(image).name, Path(image).read_bytes())
+    path = local_path(Path(image))
+    return FilePart(path.name, path.read_bytes())
 
 
 def as_list(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
@@ -179,15 +185,24 @@ def read_classified(response: httpx.Response) -> Classified:
 
 def read_put(response: httpx.Response) -> Put:
     answer = response.json()
-    return Put(answer["model"], [replies.parse(PutItem, item) for item in answer["items"]])
+    return replies.parse(Put, answer | {"items": [replies.parse(PutItem, item) for item in answer["items"]]})
 
 
 def read_matches(answer: dict[str, Any]) -> Matches:
     return replies.parse(Matches, answer | {"results": [replies.parse(Match, match) for match in answer["results"]]})
 
 
+def read_undone(answer: dict[str, Any]) -> Undone:
+    return replies.parse(Undone, answer | {"undone": replies.parse(Change, answer["undone"])})
+
+
 def read_key(answer: dict[str, Any]) -> Key:
     return replies.parse(Key, answer | {"values": [tuple(pair) for pair in answer["values"]]})
+
+
+def read_reembedding(answer: dict[str, Any]) -> Reembedding:
+    first = [replies.parse(Skipped, one) for one in answer["first_skipped"]]
+    return replies.parse(Reembedding, answer | {"first_skipped": first})
 
 
 def read_map(answer: dict[str, Any]) -> Map:

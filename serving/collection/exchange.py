@@ -9,6 +9,9 @@
                                  no value; named meta_KEY if the key has the name of a column above or starts with meta_
 
 The schema's metadata names the encoder and the collection. The file has no thumbnails.
+
+Files that other programs wrote are read too: pandas, for example, drops the encoder's name and the length of the
+vectors. columns.py says which of their columns become metadata.
 """
 
 import os
@@ -22,9 +25,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from serving.collection.columns import (
+    ColumnProblem,
+    MetadataColumns,
+    metadata_columns,
+    python_rows,
+    refuse_twins,
+    value_of,
+)
 from serving.collection.items import TYPES, Item
 from serving.collection.store import fsync
-from serving.protocol.filters import KEY
 
 ENCODER, COLLECTION = b"twinview.encoder", b"twinview.collection"
 ROWS_AT_ONCE = 4096  # in one row group
@@ -39,10 +49,11 @@ FACTS = pa.schema(
         pa.field("bytes", pa.int64()),
     ]
 )
-OWN = {*FACTS.names, "vector"}
+OWN, PREFIX = {*FACTS.names, "vector"}, "meta_"
 SIZES = ("width", "height", "bytes")
-TEXT, WHOLE = (pa.types.is_string, pa.types.is_large_string), (pa.types.is_integer,)
-PLAIN = (*TEXT, *WHOLE, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+NUMBER = (pa.types.is_integer, pa.types.is_floating, pa.types.is_null)  # a missing number makes others of pandas floats
+LISTS = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
 
 
 class FileProblem(ValueError):
@@ -54,11 +65,13 @@ class Contents:
     """The format and origin of a file; `rows` reads its rows."""
 
     path: Path
-    encoder: str
+    encoder: str | None
+    """None if another program has written the file."""
     dimension: int
     collection: str | None
     """None if the rows are not from a collection."""
     count: int
+    metadata: MetadataColumns
 
     def rows(self) -> Iterator[tuple[list[Item], np.ndarray]]:
         """Yields items and their vectors (n, d), n <= ROWS_AT_ONCE. If an id occurs twice, the first is kept. Raises
@@ -68,8 +81,15 @@ class Contents:
             for batch in file.iter_batches(ROWS_AT_ONCE):
                 if batch["id"].null_count or batch["name"].null_count:
                     raise FileProblem(f"{self.path} has a row without an id or a name")
-                vectors = _vectors(batch["vector"], self.dimension)
-                items = [_item(row) for row in batch.drop_columns(["vector"]).to_pylist()]
+                try:
+                    vectors = _vectors(batch["vector"], self.dimension)
+                except ValueError as error:
+                    raise FileProblem(f"{self.path}: the vectors are not all of the length {self.dimension}") from error
+                try:
+                    rows = python_rows(batch.drop_columns(["vector"]))
+                except ColumnProblem as problem:
+                    raise FileProblem(f"{self.path}: {problem}") from problem
+                items = [_item(row, self.metadata.values(row)) for row in rows]
                 new = [i for i, item in enumerate(items) if item.id not in seen and not seen.add(item.id)]
                 sound = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
                 if not sound.all():
@@ -82,23 +102,38 @@ def contents(path: Path) -> Contents:
     with _readable(path), pyarrow.parquet.ParquetFile(path) as file:
         schema, count = file.schema_arrow, file.metadata.num_rows
     notes = schema.metadata or {}
+    try:
+        refuse_twins(schema.names)
+    except ColumnProblem as problem:
+        raise FileProblem(f"{path}: {problem}") from problem
     if missing := [name for name in ("id", "name", "vector") if name not in schema.names]:
         raise FileProblem(f"{path} has no column {missing[0]}; its columns are {', '.join(schema.names)}")
-    if ENCODER not in notes:
-        raise FileProblem(f"{path} does not name the encoder of its vectors, as `twinview index export` does")
     vector = schema.field("vector").type
-    if not (pa.types.is_fixed_size_list(vector) and pa.types.is_floating(vector.value_type)):
-        raise FileProblem(f"{path}: the column vector has the type {vector}, not a FixedSizeList of numbers")
-    for field in schema:
-        allowed = PLAIN
-        if field.name in FACTS.names:
-            allowed = (*(WHOLE if field.name in SIZES else TEXT), pa.types.is_null)
-        if field.name != "vector" and not any(test(field.type) for test in allowed):
-            raise FileProblem(f"{path}: the column {field.name} has the type {field.type}, which is not allowed")
-        if field.name not in OWN and not KEY.fullmatch(_key(field.name)):
-            raise FileProblem(f"{path}: {field.name!r} is not a metadata key: letters, digits and _, at most 64")
-    collection = notes[COLLECTION].decode() if COLLECTION in notes else None
-    return Contents(path, notes[ENCODER].decode(), vector.list_size, collection, count)
+    if not (any(test(vector) for test in LISTS) and pa.types.is_floating(vector.value_type)):
+        raise FileProblem(f"{path}: the column vector has the type {vector}, not a list of numbers")
+    for name in FACTS.names:
+        allowed = NUMBER if name in SIZES else TEXT
+        if name in schema.names and not any(test(schema.field(name).type) for test in allowed):
+            raise FileProblem(f"{path}: the column {name} has the type {schema.field(name).type}, which is not allowed")
+    try:
+        metadata = metadata_columns(schema, [name for name in schema.names if name not in OWN], prefix=PREFIX)
+    except ColumnProblem as problem:
+        raise FileProblem(f"{path}: {problem}") from problem
+    encoder, collection = (notes[note].decode() if note in notes else None for note in (ENCODER, COLLECTION))
+    return Contents(path, encoder, _dimension(path, vector), collection, count, metadata)
+
+
+def _dimension(path: Path, vector: pa.DataType) -> int:
+    """Length of the vectors. Raises FileProblem."""
+    if pa.types.is_fixed_size_list(vector):
+        return vector.list_size
+    with _readable(path), pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(1, columns=["vector"]):
+            if (first := batch["vector"][0].as_py()) is not None:
+                if not first:
+                    raise FileProblem(f"{path} has an empty vector")
+                return len(first)
+    raise FileProblem(f"{path} has no vectors")
 
 
 class ParquetWriter:
@@ -168,20 +203,19 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _vectors(column: pa.Array, dimension: int) -> np.ndarray:
-    """Returns the vectors (n, d) float32; zeros for null."""
+    """Returns the vectors (n, d) float32; zeros for null. Raises ValueError if one has another length."""
+    if not pa.types.is_fixed_size_list(column.type):
+        column = column.cast(pa.list_(column.type.value_type, dimension))  # ArrowInvalid is a ValueError
     flat = column.fill_null(pa.scalar([0.0] * dimension, column.type)).flatten()
     return flat.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, dimension)
 
 
-def _item(row: dict) -> Item:
+def _item(row: dict, metadata: dict[str, Any]) -> Item:
     facts: dict[str, Any] = {"label": None, "path": None, "width": 0, "height": 0, "bytes": 0}
-    facts |= {name: value for name in FACTS.names if (value := row.pop(name, None)) is not None}
-    return Item(**facts, metadata={_key(column): value for column, value in row.items() if value is not None})
+    given: dict[str, Any] = {name: value for name in FACTS.names if (value := value_of(row.get(name))) is not None}
+    sizes: dict[str, Any] = {name: int(given[name]) for name in SIZES if name in given}
+    return Item(**facts | given | sizes, metadata=metadata)
 
 
 def _column(key: str) -> str:
-    return f"meta_{key}" if key in OWN or key.startswith("meta_") else key
-
-
-def _key(column: str) -> str:
-    return column.removeprefix("meta_")
+    return f"{PREFIX}{key}" if key in OWN or key.startswith(PREFIX) else key

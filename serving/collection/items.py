@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +11,15 @@ import pyarrow as pa
 from serving.collection.problems import BadItem
 from serving.protocol.filters import BASE, KEY
 from serving.protocol.replies import Item
+from serving.protocol.shown import shown
 
+CHECKSUM = "checksum"
+"""The column with each row's checksum; null in rows written before there was one."""
+
+CONTENT_ID = re.compile(r"[0-9a-f]{32}")
 ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
+MOST_KEYS = 256
+"""Most metadata keys of a collection, and so of an item. Each is a column that every search reads."""
 TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
@@ -31,15 +38,21 @@ def content_id(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
+def is_content_id(id: str) -> bool:
+    """Whether the id looks like a hash of `content_id`. The picture of such an item never changes."""
+    return CONTENT_ID.fullmatch(id) is not None
+
+
 def is_id(id: str) -> bool:
     """Whether the text is a valid id. Only valid ids may be used in paths and conditions."""
     return ID.fullmatch(id) is not None
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Returns the rows of `vectors` (n, d) scaled to length 1, float32."""
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    """Returns the rows of `vectors` (n, d) scaled to length 1, float32; rows of zeros stay as they are."""
+    vectors = np.asarray(vectors, np.float64)  # the squares of large or small numbers do not fit in float32
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
 
 
 def checked_vectors(items: Sequence[Item], vectors: np.ndarray, dimension: int) -> np.ndarray:
@@ -52,9 +65,10 @@ def checked_vectors(items: Sequence[Item], vectors: np.ndarray, dimension: int) 
     good = np.isfinite(vectors).all(axis=1) & (vectors != 0).any(axis=1)
     for item, fine in zip(items, good, strict=True):
         if not is_id(item.id):
-            raise BadItem(f"{item.name}: {item.id!r} is not an id: letters, digits, _, - and ., at most 128.")
+            named = f"{item.name}: " if item.name else ""
+            raise BadItem(f"{named}{shown(item.id)} is not an id: letters, digits, _, - and ., at most 128.")
         if not fine:
-            raise BadItem(f"{item.name}: its vector is zero or not finite.")
+            raise BadItem(f"{item.name or item.id}: its vector is zero or not finite.")
     return unit(vectors)
 
 
@@ -63,21 +77,36 @@ def metadata_types(items: Sequence[Item]) -> dict[str, type]:
     types: dict[str, type] = {}
     for item in items:
         for key, value in item.metadata.items():
-            metadata = f"{item.name}: the metadata"
+            metadata = f"{item.name or item.id}: the metadata"
             if key in BASE:
-                raise BadItem(f"{metadata} {key!r} has the name of a field that every item has.")
+                raise BadItem(f"{metadata} {shown(key)} has the name of a field that every item has.")
             if not isinstance(key, str) or not KEY.fullmatch(key):
-                raise BadItem(f"{metadata} {key!r} is not a key: letters, digits and _, at most 64.")
+                raise BadItem(f"{metadata} {shown(key)} is not a key: letters, digits and _, at most 64.")
             if type(value) not in TYPES or (type(value) is float and not np.isfinite(value)):
-                raise BadItem(f"{metadata} {key} is {value!r}; only text, finite numbers, true and false are allowed.")
+                allowed = "only text, finite numbers, true and false are allowed"
+                raise BadItem(f"{metadata} {key} is {shown(value)}; {allowed}.")
             if type(value) is int and not abs(value) < 2**63:
                 raise BadItem(f"{metadata} {key} is {value}, which does not fit in 64 bits.")
             kind = types.setdefault(key, type(value))
             if {kind, type(value)} == {int, float}:
                 types[key] = float
             elif kind is not type(value):
-                raise BadItem(f"{metadata} {key} is {value!r}, and has another type in other items.")
+                raise BadItem(f"{metadata} {key} is {shown(value)}, and has another type in other items.")
     return types
+
+
+def refuse_inexact(items: Sequence[Item], keys: Container[str]) -> None:
+    """Raises BadItem for a whole number that would not be the same in a column of floating-point numbers.
+
+    keys  of the metadata, whose columns have floating-point numbers
+    """
+    for item in items:
+        for key, value in item.metadata.items():
+            if key in keys and type(value) is int and int(float(value)) != value:
+                raise BadItem(
+                    f"{item.name or item.id}: the metadata {key} is {value}, which cannot be stored exactly, because "
+                    f"{key} has fractions in other items; give it another name."
+                )
 
 
 def to_rows(items: Sequence[Item], vectors: np.ndarray, columns: Columns, schema: pa.Schema) -> pa.Table:
@@ -86,8 +115,20 @@ def to_rows(items: Sequence[Item], vectors: np.ndarray, columns: Columns, schema
     for key, (name, kind) in columns.items():
         values = (item.metadata.get(key) for item in items)
         arrays[name] = [float(value) if kind is float and value is not None else value for value in values]
+    arrays[CHECKSUM] = [checksum(item, vector) for item, vector in zip(items, vectors, strict=True)]
     arrays["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     return pa.table(arrays, schema=pa.schema([field for field in schema if field.name in arrays]))
+
+
+def checksum(item: Item, vector: np.ndarray) -> int:
+    """Returns a number of 64 bits that depends on all fields of the item and every bit of its unit vector (d,) float32.
+
+    A whole number and the same number with a fraction count as equal, because a key's column may be widened later.
+    """
+    metadata = sorted((key, float(value) if type(value) is int else value) for key, value in item.metadata.items())
+    facts = repr(([getattr(item, name) for name in BASE], metadata)).encode()
+    digest = hashlib.blake2b(facts + np.ascontiguousarray(vector, "<f4").tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def item_columns(columns: Columns) -> list[str]:

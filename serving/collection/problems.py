@@ -15,8 +15,16 @@ class BadItem(IndexProblem):
     """An item that cannot be stored as given."""
 
 
+class BadName(IndexProblem):
+    """A name that a collection cannot have, or that is taken or an alias."""
+
+
 class UnknownKey(IndexProblem, FilterProblem):
     """A filter on a key that no item has, or that compares it with a value of another type."""
+
+
+class NothingToUndo(IndexProblem):
+    """A collection of which no earlier version is kept."""
 
 
 class TooFewItems(IndexProblem):

@@ -14,16 +14,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from serving.collection.lease import lease_in_folder, lease_in_objects
+from export.paths import local_path
+from serving.collection.lease import Lease, lease_in_folder, lease_in_objects
 from serving.collection.problems import IndexProblem
+from serving.limits import SettingProblem, consistency_s
 
 if TYPE_CHECKING:
     import lancedb
 
+INDEX_CACHE_BYTES = 2**29  # of vector indices and others in this process's memory
+METADATA_CACHE_BYTES = 2**26
 THREADS = 16  # for writing and deleting: a disk combines flushes, and an object store answers several requests at once
 RETRIES = 5  # of a request to an object store
 STALE_S = 3600  # an unfinished file this old was left by a killed writer
@@ -45,7 +49,7 @@ class FileStore:
 
     def __init__(self, uri: str | Path):
         scheme, mark, rest = str(uri).partition("://")
-        self.local = Path(rest if scheme == "file" else uri) if not mark or scheme == "file" else None
+        self.local = local_path(rest if mark else uri) if not mark or scheme == "file" else None
         self.uri = str(self.local or uri).rstrip("/") or "/"
         self._flushed: set[Path] = set()
 
@@ -123,9 +127,18 @@ class FileStore:
         self.delete([path for path, _, at in self.entries(".writing") if at < now - STALE_S])
 
     def connect(self) -> "lancedb.DBConnection":
-        """Returns the LanceDB connection, the same at every call. Reads through it see the newest commit."""
+        """Returns the LanceDB connection, the same at every call. Reads through it see the newest commit; in an object
+        store that of a moment ago, as `consistency_s` says, since to look for a newer one takes several requests."""
         with self.explained("read"):
             return self._connection
+
+    @property
+    def consistency_s(self) -> float:
+        """Seconds after which the writes of others are seen; 0 in a folder. Raises IndexProblem."""
+        try:
+            return 0.0 if self.local is not None else consistency_s()
+        except SettingProblem as problem:
+            raise IndexProblem(f"{problem}.") from problem
 
     def exists(self) -> bool:
         """Whether the folder exists; connecting would create it. An object store counts as existing."""
@@ -145,8 +158,9 @@ class FileStore:
             self._flushed = {path for path in self._flushed if not path.is_relative_to(root)} | present
 
     @contextmanager
-    def lease(self, name: str) -> Iterator[bool]:
-        """Yields True to one holder at a time across all processes; immediately False to others."""
+    def lease(self, name: str) -> Iterator[Lease]:
+        """Yields a Lease that is true for one holder at a time across all processes, and immediately false for others.
+        It becomes false if it is lost."""
         with ExitStack() as stack:
             with self.explained("written"):
                 local = self.local
@@ -211,10 +225,14 @@ class FileStore:
 
     @cached_property
     def _connection(self) -> "lancedb.DBConnection":
-        import lancedb  # takes seconds, and the supervisor of `bentoml serve` imports this module too
-
+        lancedb, session = _lancedb()
         options = {} if self.local is not None else {"allow_http": _allow_http(), "client_retry_timeout": "30"}
-        return lancedb.connect(self.uri, read_consistency_interval=timedelta(0), storage_options=options or None)
+        return lancedb.connect(
+            self.uri,
+            read_consistency_interval=timedelta(seconds=self.consistency_s),
+            storage_options=options or None,
+            session=session,
+        )
 
     @cached_property
     def _objects(self) -> Any:
@@ -228,6 +246,16 @@ class FileStore:
 
     def __getstate__(self) -> dict:
         return {"uri": self.uri, "local": self.local, "_flushed": set()}  # connections do not cross processes
+
+
+@cache
+def _lancedb() -> tuple[Any, Any]:
+    """Returns LanceDB and this process's caches, which all connections share: so the number of collections does not
+    matter. Imports it late: that takes seconds, and the supervisor of `bentoml serve` imports this module too."""
+    os.environ.setdefault("LANCEDB_LOG", "error")  # maintenance prints warnings of partitions that it has joined
+    import lancedb
+
+    return lancedb, lancedb.Session(INDEX_CACHE_BYTES, METADATA_CACHE_BYTES)
 
 
 def first_line(error: Exception) -> str:

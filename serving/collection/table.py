@@ -6,31 +6,52 @@ where a line follows from a measurement.
 
 import random
 import re
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from export.suggest import did_you_mean
 from serving.collection import manifest
-from serving.collection.items import TYPES, Column, Item, is_id, item_columns, matrix, to_item, to_rows
-from serving.collection.problems import BadItem, IndexProblem, UnknownKey
-from serving.collection.resident import Resident
+from serving.collection.items import (
+    CHECKSUM,
+    MOST_KEYS,
+    TYPES,
+    Column,
+    Item,
+    is_id,
+    item_columns,
+    matrix,
+    metadata_types,
+    refuse_inexact,
+    to_item,
+    to_rows,
+)
+from serving.collection.problems import BadItem, IndexProblem, NothingToUndo, UnknownKey
 from serving.collection.store import FileStore
 from serving.protocol.filters import BASE, Filter, literal
+from serving.protocol.shown import shown
 
-OLD_VERSIONS_KEPT = timedelta(hours=1)  # for readers that began before, and for `undo`
+FOR_EVER = timedelta(days=36_500)
+MARGIN = timedelta(minutes=1)  # in which LanceDB gets to deleting old versions
 RETRY_S = 60  # a commit that keeps conflicting with other writers is given up after this time
 CONFLICT = re.compile(r"conflict|concurrent|retryable|already exists|table .* was not found.*latest", re.IGNORECASE)
 
-INDEXED_FROM = 20_000  # rows; below, reading all ids is as fast
-PROBED = 10  # a search reads one in this many partitions of the vector index
-STALE_SHARE = 0.2  # with a larger share of unindexed rows, which are compared one by one, the index is rebuilt
-BYPASS_SHARE = 0.05  # if a filter matches a smaller share of rows, comparing them all is exact and faster
+IDS_INDEXED_FROM = 20_000  # rows; below, reading all ids is as fast
+INDEXED_FROM = 5000  # rows; below, all vectors are compared, which takes 30 ms for 1,280 numbers
+INDEX_TYPE = "IVF_RQ"
+BITS = 4  # for each number of a vector in the index; with fewer, vectors without clusters are not found
+PARTITION_ROWS = 8192  # LanceDB splits and joins partitions to about this size when it adds rows
+PROBED = 128  # partitions: all of a million rows
+REFINED = 5  # times as many rows as are asked for have their exact cosine computed
+UNINDEXED_BYTES = 2**25  # of vectors; more that are not in the index make a search 35 ms longer
 IDS_TOGETHER = 1000  # in one condition
 
 Handle = Any  # LanceDB's own table object
@@ -46,7 +67,6 @@ class LanceTable:
         self.root = f"{name}.lance"
         self._opened: Handle | None = None
         self._lock = threading.Lock()
-        self._resident = Resident(dimension)
 
     @classmethod
     def existing(cls, store: FileStore, name: str) -> "LanceTable":
@@ -67,25 +87,62 @@ class LanceTable:
         except IndexProblem as problem:
             if problem.__cause__ is not None:
                 self._opened = None
-                self._resident.forget()
             raise
+
+    def refresh(self) -> None:
+        """See the newest commit from now on, also in an object store."""
+        self._handle.checkout_latest()
 
     # Writing
 
-    def upsert(self, items: Sequence[Item], vectors: np.ndarray, types: Mapping[str, type]) -> None:
+    def upsert(self, items: Sequence[Item], vectors: np.ndarray, types: Mapping[str, type]) -> tuple[int, int, int]:
         """Add or replace items with their unit vectors (n, d); create the table if needed. Durable when it returns.
-        `types`: of the metadata keys."""
+        Returns the version that it made, and how many items were added and replaced.
 
-        def change(handle: Handle) -> None:
-            self._add_columns(handle, types)
+        types  of the metadata keys
+        """
+
+        def change(handle: Handle) -> tuple[int, int, int]:
+            result = self._merge(handle, items, vectors, types)
+            return result.version, result.num_inserted_rows, result.num_updated_rows
+
+        return self._commit(change, create=True)
+
+    def _merge(self, handle: Handle, items: Sequence[Item], vectors: np.ndarray, types: Mapping[str, type]) -> Any:
+        """Returns LanceDB's result."""
+        self._add_columns(handle, items, types)
+        rows = to_rows(items, vectors, _columns(handle), handle.schema)
+        return handle.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def change(self, ids: Sequence[str], edit: Callable[[Item], Item]) -> tuple[set[str], list[int]]:
+        """Replace the items of those of `ids` that the table has by edit(item), and keep their vectors. Returns these
+        ids, and the version that it made, if any. Durable when it returns. Raises BadItem."""
+
+        def change(handle: Handle) -> tuple[set[str], list[int]]:
+            known = list(self.get(ids).values())
+            if not known:
+                return set(), []
+            items, vectors = [edit(item) for item, _ in known], np.stack([vector for _, vector in known])
+            self._add_columns(handle, items, metadata_types(items))
             rows = to_rows(items, vectors, _columns(handle), handle.schema)
-            handle.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            # One that is deleted meanwhile stays deleted.
+            result = handle.merge_insert("id").when_matched_update_all().execute(rows)
+            return {item.id for item in items}, [result.version]
 
-        self._commit(change, create=True)
+        return self._commit(change)
+
+    def create(self) -> None:
+        """Create the table without rows, unless it exists."""
+        self._commit(lambda handle: None, create=True)
+
+    def drop(self) -> None:
+        """Delete the table with all its versions."""
+        self.store.connect().drop_table(self.name)
+        self._opened = None
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Returns how many rows were deleted. Durable when it returns."""
-        return self._commit(lambda handle: handle.delete(_among(ids)).num_deleted_rows)
+        """Returns the version that it made. Durable when it returns."""
+        return self._commit(lambda handle: handle.delete(_among(ids)).version)
 
     # Reading
 
@@ -106,11 +163,20 @@ class LanceTable:
 
     def known(self, ids: Iterable[str]) -> set[str]:
         """Returns those of `ids` that the table has."""
-        known: set[str] = set()
-        for chunk in _chunks(ids):
-            query = self._handle.search().where(_among(chunk)).select(["id"]).limit(len(chunk))
-            known |= set(query.to_arrow()["id"].to_pylist())
-        return known
+        return set(self.checksums(ids))
+
+    def checksums(self, ids: Iterable[str] | None = None) -> dict[str, int]:
+        """Returns the checksum of each row, or of those of `ids` that the table has; 0 for a row without one."""
+        return self._checksums(self._handle, ids)
+
+    def _checksums(self, handle: Handle, ids: Iterable[str] | None = None) -> dict[str, int]:
+        columns = ["id", CHECKSUM] if CHECKSUM in handle.schema.names else ["id"]
+        found: dict[str, int] = {}
+        for condition in [None] if ids is None else map(_among, _chunks(ids)):
+            for rows in _query(handle, columns, condition).to_batches():
+                sums = rows[CHECKSUM].fill_null(0) if len(columns) > 1 else pa.array([0] * len(rows))
+                found |= zip(rows["id"].to_pylist(), sums.to_pylist(), strict=True)
+        return found
 
     def get(self, ids: Iterable[str]) -> dict[str, tuple[Item, np.ndarray]]:
         """Returns the items and vectors (d,) of those of `ids` that the table has."""
@@ -124,6 +190,16 @@ class LanceTable:
         handle = self._handle
         columns = _columns(handle)
         query = _query(handle, item_columns(columns), _condition(where, handle)).offset(offset).limit(limit)
+        return [to_item(row, columns) for row in query.to_arrow().to_pylist()]
+
+    def page_after(self, after: str, limit: int, where: Filter | None) -> list[Item]:
+        """Returns the first items whose ids come after `after`, in the order of their ids."""
+        from lancedb.query import ColumnOrdering
+
+        handle = self._handle
+        columns, condition = _columns(handle), _condition(where, handle)
+        later = f"id > {literal(after)}" + (f" AND ({condition})" if condition else "")
+        query = _query(handle, item_columns(columns), later).order_by([ColumnOrdering(column_name="id")]).limit(limit)
         return [to_item(row, columns) for row in query.to_arrow().to_pylist()]
 
     def scan(self, where: Filter | None, batch: int) -> Iterator[tuple[list[Item], np.ndarray]]:
@@ -156,16 +232,10 @@ class LanceTable:
     def nearest(self, vectors: np.ndarray, k: int, where: Filter | None = None) -> list[list[tuple[Item, float]]]:
         """Returns the k items nearest to each of the unit `vectors` (n, d), with their exact cosine, nearest first."""
         handle = self._handle
-        columns, condition = _columns(handle), _condition(where, handle)
-        snapshot = self._resident.snapshot(handle, lambda: self.store.connect().open_table(self.name))
-        if snapshot is not None:
-            nearest = snapshot.search(vectors, k, condition)
-            rows = snapshot.rows({key for keys, _ in nearest for key in keys}, item_columns(columns))
-            items = {key: to_item(row, columns) for key, row in rows.items()}
-            return [[(items[key], min(1.0, cosine)) for key, cosine in zip(*result, strict=True)] for result in nearest]
-        query = _nearest(handle, vectors, k, condition).select([*item_columns(columns), "_distance"])
+        columns = _columns(handle)
+        query = _nearest(handle, vectors, k, _condition(where, handle))
         results: list[list[tuple[Item, float]]] = [[] for _ in vectors]
-        for row in query.to_arrow().to_pylist():
+        for row in query.select([*item_columns(columns), "_distance"]).to_arrow().to_pylist():
             results[row.get("query_index", 0)].append((to_item(row, columns), min(1.0, 1.0 - row["_distance"])))
         return results
 
@@ -179,25 +249,28 @@ class LanceTable:
         handle = self._handle
         if self._index_facts(handle) is not None:
             vector = np.full((1, self.dimension), self.dimension**-0.5, np.float32)
-            _nearest(handle, vector, 1, "true").to_arrow()
+            _nearest(handle, vector, 1, None).nprobes(handle.count_rows()).to_arrow()
 
     # Maintenance
 
-    def maintain(self) -> None:
-        """Merge small files, delete versions older than OLD_VERSIONS_KEPT, and build the indices that are needed."""
-        self._commit(self._maintain)
+    def maintain(self, since: float) -> None:
+        """Merge small files, build the indices that are needed, and delete the versions from before the time `since`
+        (Unix seconds), except the newest of those: the first change after that time is undone to it."""
+        self._commit(partial(self._maintain, since))
 
-    def _maintain(self, handle: Handle) -> None:
-        handle.optimize(cleanup_older_than=OLD_VERSIONS_KEPT)
-        from lancedb.index import BTree, IvfFlat
+    def _maintain(self, since: float, handle: Handle) -> None:
+        if unused := _unused(handle, _columns(handle)):  # every search would read them
+            handle.drop_columns(unused)
+        handle.optimize(cleanup_older_than=FOR_EVER)  # also adds new rows to the indices; takes minutes for millions
+        handle.optimize(cleanup_older_than=_oldest_needed(handle, since) + MARGIN)
+        from lancedb.index import BTree, IvfRq
 
         rows, facts = handle.count_rows(), self._index_facts(handle)
-        if rows >= INDEXED_FROM and not any(index.columns == ["id"] for index in handle.list_indices()):
+        if rows >= IDS_INDEXED_FROM and not any(index.columns == ["id"] for index in handle.list_indices()):
             handle.create_index("id", config=BTree())  # without it every upsert and `get` reads all ids
-        stale = facts is None or facts.num_unindexed_rows > STALE_SHARE * rows
-        if stale and rows > self._resident.most:
-            config = IvfFlat(distance_type="dot", num_partitions=_partitions(rows))
-            handle.create_index("vector", config=config, replace=True)
+        if rows >= INDEXED_FROM and (facts is None or facts.index_type != INDEX_TYPE):
+            partitions = max(1, rows // PARTITION_ROWS)
+            handle.create_index("vector", config=IvfRq("dot", partitions, BITS), replace=True)
 
     def _index_facts(self, handle: Handle) -> Any | None:
         """Returns LanceDB's statistics of the vector index, None without one."""
@@ -206,28 +279,93 @@ class LanceTable:
 
     # History
 
-    def history(self) -> list[tuple[int, datetime, int]]:
-        """Returns (version, time, rows) after each change of rows, oldest first."""
-        return list(self._history(self._handle))[::-1]
+    def kept(self) -> set[int]:
+        """Returns the numbers of the versions that are not deleted yet."""
+        return {version["version"] for version in self._handle.list_versions()}
 
-    def undo(self) -> int:
-        """Restore the state before the last change of rows as a new version, and return that version's number."""
-        return self._commit(self._undo)
+    def history(self) -> Iterator[tuple[int, datetime, Callable[[], tuple[int, int, int]]]]:
+        """Yields (version, time, counts) of each change of rows, newest first. `counts` returns how many rows were
+        added, changed and deleted. Versions that only maintenance made are left out, and the oldest that is kept."""
+        versions = self._handle.list_versions()
+        for at in reversed(range(1, len(versions))):
+            old, new = versions[at - 1], versions[at]
+            if self._changes_rows(old, new):
+                yield new["version"], new["timestamp"].astimezone(), partial(self._counts, old, new)
 
-    def _undo(self, handle: Handle) -> int:
-        history = self._history(handle)
-        if next(history, None) is None or (before := next(history, None)) is None:
-            raise IndexProblem(f"{self.name} cannot be undone: no version from before the last change is kept.")
-        handle.restore(before[0])
-        return handle.version
+    def _counts(self, old: dict, new: dict) -> tuple[int, int, int]:
+        more = int(new["metadata"]["total_rows"]) - int(old["metadata"]["total_rows"])
+        try:
+            before, after = (manifest.read(self.store, self.root, one["version"]).fragments for one in (old, new))
+        except (ValueError, struct.error):
+            return max(more, 0), 0, max(-more, 0)
+        there = {fragment.number for fragment in before}
+        written = sum(fragment.rows for fragment in after if fragment.number not in there)
+        return max(more, 0), max(written - max(more, 0), 0), max(-more, 0)
 
-    def _history(self, handle: Handle) -> Iterator[tuple[int, datetime, int]]:
-        """Yields as `history`, newest first. Versions that only maintenance made are left out."""
-        versions = handle.list_versions()
-        for at in reversed(range(len(versions))):
-            if at == 0 or self._changes_rows(versions[at - 1], versions[at]):
-                version = versions[at]
-                yield version["version"], version["timestamp"].astimezone(), int(version["metadata"]["total_rows"])
+    def touched(self, versions: Collection[int]) -> set[str]:
+        """Returns the ids of the rows that these versions changed."""
+        return set(self._differences(self._handle, sorted(versions)))
+
+    def take_back(
+        self, versions: Collection[int], only: Container[str] | None, cancelled: Sequence[set[int]], made: list[int]
+    ) -> None:
+        """Make the rows again what they were before these versions, except for rows that others have changed since.
+
+        only       ids of the rows to make so; None for all
+        cancelled  sets of versions that have no effect together
+        made       the versions that this makes are added to it, also if it fails half way
+        raises     NothingToUndo when the versions before are no longer kept
+        """
+        self._commit(lambda handle: self._take_back(handle, sorted(versions), only, cancelled, made))
+
+    def _take_back(
+        self,
+        handle: Handle,
+        versions: list[int],
+        only: Container[str] | None,
+        cancelled: Sequence[set[int]],
+        made: list[int],
+    ) -> None:
+        if versions[0] - 1 not in self.kept():
+            raise NothingToUndo("The versions from before are no longer kept.")
+        later = {version for version, _, _ in self.history() if version > versions[0]}
+        later -= {*versions}.union(*(pair for pair in cancelled if min(pair) > versions[0]))
+        if only is None and not later:
+            handle.restore(versions[0] - 1)
+            made.append(handle.version)
+            return
+        differences, now = self._differences(handle, versions), self.checksums()
+        ours = {
+            id: version
+            for id, (version, after) in differences.items()
+            if now.get(id) == after and (only is None or id in only)
+        }
+        for ids in _chunks(id for id, version in ours.items() if version is None and id in now):
+            made.append(handle.delete(_among(ids)).version)
+        for version in sorted({version for version in ours.values() if version is not None}):
+            before = self._at(version)
+            for ids in _chunks(id for id, other in ours.items() if other == version):
+                for items, vectors in self._scan(before, _among(ids), IDS_TOGETHER):
+                    made.append(self._merge(handle, items, vectors, metadata_types(items)).version)
+
+    def _differences(self, handle: Handle, versions: list[int]) -> dict[str, tuple[int | None, int | None]]:
+        """Returns of each row that these versions changed a version that has it as it was before, None if it was not
+        there, and the checksum that it then had, None if it was deleted."""
+        changes = [version for version, _, _ in self.history()][::-1]
+        differences: dict[str, tuple[int | None, int | None]] = {}
+        for first, last in _runs(versions, changes):
+            before, after = (self._checksums(self._at(version)) for version in (first - 1, last))
+            for id in {**before, **after}:
+                if before.get(id) != after.get(id):
+                    old = differences[id][0] if id in differences else first - 1 if id in before else None
+                    differences[id] = (old, after.get(id))
+        return differences
+
+    def _at(self, version: int) -> Handle:
+        """Returns the table as it was, to read from."""
+        handle = self.store.connect().open_table(self.name)
+        handle.checkout(version)
+        return handle
 
     def _changes_rows(self, before: dict, version: dict) -> bool:
         old, new = before["metadata"], version["metadata"]
@@ -253,6 +391,8 @@ class LanceTable:
     def _open(self, create: bool = False) -> Handle | None:
         """Returns LanceDB's table, None if it does not exist and is not to be created."""
         with self._lock:
+            if self._opened is not None and self.store.local and not (self.store.local / self.root).is_dir():
+                self._opened = None  # it was deleted through another object
             if self._opened is None:
                 self._opened = self._opened_or_created(create)
             return self._opened
@@ -271,7 +411,7 @@ class LanceTable:
                 return None  # another process may be creating it
             handle = self._create(connection)
         schema = handle.schema
-        ours = {field.name: field.type for field in self._schema()}
+        ours = {field.name: field.type for field in self._schema() if field.name != CHECKSUM}  # older tables have none
         if any(name not in schema.names or schema.field(name).type != kind for name, kind in ours.items()):
             raise IndexProblem(
                 f"{self.store.uri} has a table {self.name} that was not written by Twinview or has another dimension; "
@@ -292,7 +432,8 @@ class LanceTable:
         key = {"lance-schema:unenforced-primary-key": "true"}
         facts = [pa.field(name, TYPES[kind]) for name, kind in BASE.items() if name != "id"]
         vector = pa.field("vector", pa.list_(pa.float32(), self.dimension))
-        return pa.schema([pa.field("id", pa.string(), nullable=False, metadata=key), *facts, vector])
+        checksum = pa.field(CHECKSUM, pa.int64())
+        return pa.schema([pa.field("id", pa.string(), nullable=False, metadata=key), *facts, vector, checksum])
 
     def _commit(self, change: Callable[[Handle], T], create: bool = False) -> T:
         """Returns change(handle), after making it durable. Tries again if another writer committed first."""
@@ -310,24 +451,52 @@ class LanceTable:
                 time.sleep(pause * random.uniform(0.5, 1.5))  # so that the writers do not collide again
                 pause = min(2 * pause, 2)
 
-    def _add_columns(self, handle: Handle, types: Mapping[str, type]) -> None:
-        """Add columns for new keys. If a key with a column of whole numbers gets a fraction, a column of
+    def _add_columns(self, handle: Handle, items: Sequence[Item], types: Mapping[str, type]) -> None:
+        """Add columns for the new keys of `items`. If a key with a column of whole numbers gets a fraction, a column of
         floating-point numbers is added that holds the old values too, and is read from then on: one commit, so that a
         crash leaves no intermediate state."""
-        columns = _columns(handle)
+        columns, unused = _columns(handle), []
         for key, kind in types.items():
             old = columns[key].kind if key in columns else kind
             if old is not kind and {old, kind} != {int, float}:
+                if own := _unused(handle, [key]):
+                    unused += own
+                    continue
                 raise BadItem(
                     f"The metadata {key} is {_KINDS[kind]} here and {_KINDS[old]} in the items of the collection; "
                     f"give it another name."
                 )
-        new = {key: kind for key, kind in types.items() if key not in columns}
-        if new:
-            handle.add_columns([pa.field(_column_name(key, kind), TYPES[kind]) for key, kind in new.items()])
         widened = [key for key, kind in types.items() if key in columns and (columns[key].kind, kind) == (int, float)]
+        kinds = {key: column.kind for key, column in columns.items()}
+        refuse_inexact(items, {key for key, kind in types.items() if float in (kind, kinds.get(key))})
+        for key in widened:
+            self._refuse_large(handle, key, columns[key].name)
+        if len({*columns, *types}) > MOST_KEYS:
+            unused += _unused(handle, [key for key in columns if key not in types])
+        if unused:
+            handle.drop_columns(unused)
+            columns = _columns(handle)
+        if len({*columns, *types}) > MOST_KEYS:
+            raise BadItem(
+                f"The collection has {len(columns)} metadata keys and would have {len({*columns, *types})}; "
+                f"at most {MOST_KEYS} are allowed."
+            )
+        new = [pa.field(_column_name(key, kind), TYPES[kind]) for key, kind in types.items() if key not in columns]
+        if CHECKSUM not in handle.schema.names:
+            new.append(pa.field(CHECKSUM, pa.int64()))
+        if new:
+            handle.add_columns(new)
         if widened:
             handle.add_columns({_column_name(key, float): f"CAST(`{columns[key].name}` AS DOUBLE)" for key in widened})
+
+    def _refuse_large(self, handle: Handle, key: str, column: str) -> None:
+        """Raises BadItem if an item has a whole number that may not be the same as a floating-point number."""
+        large = _query(handle, [column], f"`{column}` NOT BETWEEN {-(2**53)} AND {2**53}").limit(1).to_list()
+        if large:
+            raise BadItem(
+                f"The metadata {key} has a fraction here and is {large[0][column]} in an item of the collection, which "
+                f"could then not be stored exactly; give it another name."
+            )
 
     def _scan(self, handle: Handle, condition: str | None, batch: int) -> Iterator[tuple[list[Item], np.ndarray]]:
         columns = _columns(handle)
@@ -367,19 +536,30 @@ def _columns(handle: Handle) -> dict[str, Column]:
     return columns
 
 
+def _unused(handle: Handle, keys: Iterable[str]) -> list[str]:
+    """Returns the columns of those of the metadata `keys` for which no item has a value any more."""
+    unused = []
+    for key in keys:
+        own = [name for name in handle.schema.names if name in (f"meta_{key}", f"whole_{key}")]
+        if not handle.count_rows(" OR ".join(f"`{name}` IS NOT NULL" for name in own)):
+            unused += own
+    return unused
+
+
 def _condition(where: Filter | None, handle: Handle) -> str | None:
     """Returns the filter as SQL, after checking its keys and values against the columns. Raises UnknownKey."""
-    if where is None or not where.conditions:
+    if where is None or where == Filter(()):
         return None
     columns = _columns(handle)
     kinds = {**{key: column.kind for key, column in columns.items()}, **BASE}
     for key in where.keys:
         if key not in kinds:
-            raise UnknownKey(f"No item has the key {key}; the keys are {', '.join(kinds)}.")
+            near = did_you_mean(key, kinds)
+            raise UnknownKey(f"No item has the key {key}{near or '.'} The keys are {', '.join(kinds)}.")
     for key, value in where.values():
         numbers = kinds[key] in (int, float) and type(value) in (int, float)
         if not numbers and type(value) is not kinds[key]:
-            raise UnknownKey(f"The filter on {key} compares with {value!r}, but {key} is {_KINDS[kinds[key]]}.")
+            raise UnknownKey(f"The filter on {key} compares with {shown(value)}, but {key} is {_KINDS[kinds[key]]}.")
     return where.sql({key: column.name for key, column in columns.items() if key not in BASE})
 
 
@@ -394,16 +574,19 @@ def _query(handle: Handle, columns: Sequence[str] | None, condition: str | None)
 def _nearest(handle: Handle, vectors: np.ndarray, k: int, condition: str | None) -> Any:
     """Returns LanceDB's query for the k nearest to each of `vectors` (n, d)."""
     query = handle.search(list(vectors) if len(vectors) > 1 else vectors[0], vector_column_name="vector")
-    query = query.distance_type("dot").limit(k)
-    if condition is None:
-        return query.nprobes(max(1, _partitions(handle.count_rows()) // PROBED))
-    rows, matching = handle.count_rows(), handle.count_rows(condition)
-    query = query.where(condition, prefilter=True)
-    return query.bypass_vector_index() if matching < BYPASS_SHARE * rows else query.nprobes(_partitions(rows))
+    query = query.distance_type("dot").limit(k).nprobes(PROBED).refine_factor(REFINED)
+    return query if condition is None else query.where(condition, prefilter=True)
 
 
-def _partitions(rows: int) -> int:
-    return max(1, round(rows**0.5 / 2))
+def _runs(versions: Sequence[int], changes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yields the first and the last of those of `versions` that no other change separates; both are sorted."""
+    first = last = versions[0]
+    for version in versions[1:]:
+        if any(last < other < version for other in changes):
+            yield first, last
+            first = version
+        last = version
+    yield first, last
 
 
 def _among(ids: Sequence[str]) -> str:
@@ -414,3 +597,10 @@ def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
     """Yields the valid ids, each once, IDS_TOGETHER at a time."""
     valid = [id for id in dict.fromkeys(ids) if is_id(id)]
     return (valid[at : at + IDS_TOGETHER] for at in range(0, len(valid), IDS_TOGETHER))
+
+
+def _oldest_needed(handle: Handle, since: float) -> timedelta:
+    """Returns the age of the newest version from before the time `since`; without one, of the oldest version."""
+    times = [version["timestamp"].astimezone() for version in handle.list_versions()]
+    oldest = max((at for at in times if at.timestamp() <= since), default=min(times))
+    return datetime.now().astimezone() - oldest

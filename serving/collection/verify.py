@@ -1,10 +1,10 @@
 """Checks that a collection is undamaged, by reading all of it once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from serving.collection.items import matrix
+from serving.collection.items import CHECKSUM, checksum, matrix, to_item
 from serving.collection.manifest import Fragment
 from serving.collection.store import FAILURES, first_line
 from serving.collection.table import LanceTable
@@ -13,10 +13,10 @@ NAMED = 5  # most items named in one sentence
 TOLERANCE = 1e-3  # between a vector's length and 1
 
 
-def verify(table: LanceTable, thumbnails: Callable[[], set[str]]) -> list[str]:
-    """Returns a sentence for each kind of damage, [] if there is none. thumbnails(): ids that have a thumbnail.
+def verify(table: LanceTable, originals: Mapping[str, int]) -> list[str]:
+    """Returns a sentence for each kind of damage, [] if there is none. originals: sizes in bytes of those kept, by id.
     Raises IndexProblem, or LanceDB's error, if the table cannot be opened."""
-    return [*_commits(table), *_files(table), *_rows(table, thumbnails), *_vector_index(table)]
+    return [*_commits(table), *_files(table), *_rows(table, originals), *_vector_index(table)]
 
 
 def _commits(table: LanceTable) -> list[str]:
@@ -37,7 +37,7 @@ def _files(table: LanceTable) -> list[str]:
     return sentences
 
 
-def _rows(table: LanceTable, thumbnails: Callable[[], set[str]]) -> list[str]:
+def _rows(table: LanceTable, originals: Mapping[str, int]) -> list[str]:
     """Finds files that cannot be read, and invalid rows."""
     checks, damaged = _Checks(table), []
     try:
@@ -50,11 +50,13 @@ def _rows(table: LanceTable, thumbnails: Callable[[], set[str]]) -> list[str]:
             except FAILURES as error:
                 damaged.append(f"{table.root}/{fragment.files[0]} cannot be read ({first_line(error)}).")
     sentences = damaged + _sentence("have a vector whose length is not 1", checks.bad_length)
+    sentences += _sentence("are not as they were written", checks.changed)
     sentences += _sentence("exist twice", checks.twice)
+    cut = [checks.names[id] for id, size in checks.sizes.items() if originals.get(id, size) != size]
+    sentences += _sentence("have an original of another size than was uploaded", cut)
     if not damaged and (count := table.count()) != len(checks.names):
         sentences.append(f"The table counts {count:,} pictures, but has {len(checks.names):,} different ones.")
-    present = thumbnails()
-    return sentences + _sentence("have no thumbnail", [name for id, name in checks.names.items() if id not in present])
+    return sentences
 
 
 class _Checks:
@@ -62,17 +64,29 @@ class _Checks:
         self.table = table
         self.names: dict[str, str] = {}
         """By id."""
+        self.sizes: dict[str, int] = {}
+        """Bytes of the pictures' files, by id."""
         self.twice: list[str] = []
         self.bad_length: list[str] = []
+        self.changed: list[str] = []
+        """Rows that no longer have their checksum."""
 
     def read(self, fragment: Fragment | None = None) -> None:
         new: dict[str, str] = {}
+        columns = self.table.columns()
         for rows in self.table.batches(fragment):  # all columns, since any of them may be damaged
             ids, names = rows["id"].to_pylist(), rows["name"].to_pylist()
-            lengths = np.linalg.norm(matrix(rows["vector"], self.table.dimension).astype(np.float64), axis=1)
+            vectors = matrix(rows["vector"], self.table.dimension)
+            lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
             good = np.abs(lengths - 1) < TOLERANCE  # False for NaN and infinity
             self.bad_length += [name for name, fine in zip(names, good, strict=True) if not fine]
             self.twice += [name for id, name in zip(ids, names, strict=True) if id in self.names or id in new]
+            for row, vector in zip(rows.drop_columns(["vector"]).to_pylist(), vectors, strict=True):
+                item = to_item(row, columns)
+                if item.bytes:
+                    self.sizes[item.id] = item.bytes
+                if row.get(CHECKSUM) not in (None, checksum(item, vector)):
+                    self.changed.append(item.name or str(item.id))
             new |= dict(zip(ids, names, strict=True))
         self.names |= new
 

@@ -7,6 +7,7 @@ request with the invalid write gets the error.
 """
 
 import asyncio
+import copy
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from serving.collection.index import Index, IndexProblem, Item
 from serving.limits import Gate
 
 log = logging.getLogger("twinview")
+T = TypeVar("T")
 
 COMMITS_AT_ONCE = 4  # one per collection
 MOST_ROWS = 4096  # in one commit, unless a single write has more
@@ -35,6 +37,7 @@ class _Upsert:
     vectors: np.ndarray
     """float32 (n, d)"""
     thumbnails: Mapping[str, bytes]
+    originals: Mapping[str, bytes]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -48,7 +51,23 @@ class _Deletion:
         return len(self.ids)
 
 
-Write = _Upsert | _Deletion
+@dataclass(frozen=True)
+class _Change:
+    facts: Mapping[str, Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+
+Write = _Upsert | _Deletion | _Change
+
+
+class Written(NamedTuple, Generic[T]):
+    """What a write did."""
+
+    answer: T
+    changes: list[str]
+    """Id of the change, which writes that shared a commit have together; empty if nothing was written."""
 
 
 @dataclass
@@ -60,6 +79,8 @@ class _Queue:
     working: asyncio.Task | None = None
     commits: int = 0
     """Number since the last maintenance."""
+    rows: int = 0
+    """Number written since the last maintenance."""
     alarm: asyncio.TimerHandle | None = None
 
 
@@ -80,19 +101,29 @@ class CommitQueue:
             yield
 
     async def upsert(
-        self, index: Index, items: Sequence[Item], vectors: np.ndarray, thumbnails: Mapping[str, bytes]
-    ) -> list[bool]:
+        self,
+        index: Index,
+        items: Sequence[Item],
+        vectors: np.ndarray,
+        thumbnails: Mapping[str, bytes],
+        originals: Mapping[str, bytes] = {},
+    ) -> Written[list[bool]]:
         """Returns for each item whether it is new; durable when this returns. If an id occurs twice, the last item is
         kept.
 
         vectors  (n, d), any length but 0
         raises   IndexProblem; then none of the items is written
         """
-        return await self._enqueue(index, _Upsert(items, vectors, thumbnails))
+        return await self._enqueue(index, _Upsert(items, vectors, thumbnails, originals))
 
-    async def delete(self, index: Index, ids: Sequence[str]) -> list[str]:
+    async def delete(self, index: Index, ids: Sequence[str]) -> Written[list[str]]:
         """Returns those of `ids` that existed, each once; durable when this returns. Raises IndexProblem."""
         return await self._enqueue(index, _Deletion(ids))
+
+    async def change(self, index: Index, facts: Mapping[str, Mapping[str, Any]]) -> Written[list[str]]:
+        """Changes facts as `Index.change`. Returns the ids that existed; durable when this returns. Raises
+        IndexProblem."""
+        return await self._enqueue(index, _Change(facts))
 
     def close(self) -> None:
         for queue in self._queues.values():
@@ -102,7 +133,7 @@ class CommitQueue:
         self._maintenance.shutdown(wait=False, cancel_futures=True)
 
     async def _enqueue(self, index: Index, write: Write) -> Any:
-        queue = self._queues.setdefault((index.name, index.encoder_id), _Queue(index))
+        queue = self._queues.setdefault((index.stored, index.encoder_id), _Queue(index))
         done = asyncio.get_running_loop().create_future()
         queue.waiting.append((write, done))
         if queue.working is None:
@@ -122,23 +153,24 @@ class CommitQueue:
                         done.set_exception(answer)
                     else:
                         done.set_result(answer)
-                self._count(queue)
+                self._count(queue, sum(len(write) for write, _ in batch))
         finally:
             queue.working = None
             for _, done in (*batch, *queue.waiting):  # without an answer yet, because the service stops
                 done.cancel()
 
-    def _count(self, queue: _Queue) -> None:
+    def _count(self, queue: _Queue, rows: int) -> None:
         queue.commits += 1
+        queue.rows += rows
         if queue.alarm is None:
             queue.alarm = asyncio.get_running_loop().call_later(MAINTAIN_S, self._maintain, queue)
-        if queue.commits == MAINTAIN_COMMITS:
+        if queue.commits >= MAINTAIN_COMMITS or queue.rows >= queue.index.rows_per_maintenance:
             self._maintain(queue)
 
     def _maintain(self, queue: _Queue) -> None:
         if queue.alarm:
             queue.alarm.cancel()
-        queue.alarm, queue.commits = None, 0
+        queue.alarm, queue.commits, queue.rows = None, 0, 0
         self._maintenance.submit(_maintain, queue.index)
 
 
@@ -153,12 +185,13 @@ def _next(waiting: deque[tuple[Write, asyncio.Future]]) -> list[tuple[Write, asy
     return batch
 
 
-def _commit(index: Index, writes: list[Write]) -> list[list | Exception]:
+def _commit(index: Index, writes: list[Write]) -> list[Written | Exception]:
     """Commit in order, consecutive writes of one kind together. Returns the answer, or the error, of each."""
-    answers: list[list | Exception] = []
+    answers: list[Written | Exception] = []
+    index = copy.copy(index)  # whose last change is of this thread
     for kind, run in groupby(writes, type):
         group = list(run)
-        together: Callable[[Index, list], list[list]] = _upsert if kind is _Upsert else _delete
+        together = TOGETHER[kind]
         try:
             answers += together(index, group)
         except Exception as error:
@@ -166,39 +199,54 @@ def _commit(index: Index, writes: list[Write]) -> list[list | Exception]:
     return answers
 
 
-def _alone(together: Callable[[Index, list], list[list]], index: Index, write: Write) -> list | Exception:
+def _alone(together: Callable[[Index, list], list[Written]], index: Index, write: Write) -> Written | Exception:
     try:
         return together(index, [write])[0]
     except Exception as error:  # any error must reach the request
         return error
 
 
-def _upsert(index: Index, upserts: list[_Upsert]) -> list[list[bool]]:
-    rows, thumbnails = {}, {}
+def _changes(index: Index) -> list[str]:
+    return [index.last_change] if index.last_change else []
+
+
+def _upsert(index: Index, upserts: list[_Upsert]) -> list[Written[list[bool]]]:
+    rows, thumbnails, originals = {}, {}, {}
     for upsert in upserts:
         rows |= {item.id: (item, vector) for item, vector in zip(upsert.items, upsert.vectors, strict=True)}
         thumbnails |= upsert.thumbnails
+        originals |= upsert.originals
     seen = set(index.known(list(rows)))
     items, vectors = zip(*rows.values(), strict=True)
-    index.upsert(items, np.stack(vectors), thumbnails)
+    index.upsert(items, np.stack(vectors), thumbnails, originals=originals)
     answers = []
     for upsert in upserts:
         answers.append([])
         for item in upsert.items:
             answers[-1].append(item.id not in seen)
             seen.add(item.id)
-    return answers
+    return [Written(answer, _changes(index)) for answer in answers]
 
 
-def _delete(index: Index, deletions: list[_Deletion]) -> list[list[str]]:
-    left = set(index.known([id for deletion in deletions for id in deletion.ids]))
-    if left:
-        index.delete(sorted(left))
+def _delete(index: Index, deletions: list[_Deletion]) -> list[Written[list[str]]]:
+    left = index.delete(dict.fromkeys(id for deletion in deletions for id in deletion.ids))
     answers = []
     for deletion in deletions:
-        answers.append([id for id in dict.fromkeys(deletion.ids) if id in left])
-        left -= set(deletion.ids)
+        gone = [id for id in dict.fromkeys(deletion.ids) if id in left]
+        answers.append(Written(gone, _changes(index) if gone else []))
+        left -= set(gone)
     return answers
+
+
+def _change(index: Index, changes: list[_Change]) -> list[Written[list[str]]]:
+    answers = []
+    for change in changes:
+        changed = index.change(change.facts)
+        answers.append(Written([id for id in change.facts if id in changed], _changes(index)))
+    return answers
+
+
+TOGETHER: dict[type, Callable[[Index, list], list[Written]]] = {_Upsert: _upsert, _Deletion: _delete, _Change: _change}
 
 
 def _maintain(index: Index) -> None:

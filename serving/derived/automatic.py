@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from export.artifact import ModelCard
 from serving.collection.index import Index, names
 from serving.collection.problems import IndexProblem
-from serving.derived.duplicates import LEAST
 from serving.derived.task import KINDS, Derived
 
 log = logging.getLogger("twinview")
@@ -22,7 +22,7 @@ log = logging.getLogger("twinview")
 MOST = 20_000  # pictures; larger collections are computed when somebody asks for it
 LOOK_S = 5.0
 REST_S = 60.0  # at least, from the end of a computation to the next one of the same result
-SETTINGS: dict[str, dict[str, float]] = {"duplicates": {"threshold": LEAST}, "map": {"seed": 0}}  # of the first result
+SETTINGS: dict[str, dict[str, Any]] = {"duplicates": {"threshold": None}, "map": {"seed": 0}}  # of the first result
 
 
 def is_automatic(count: int) -> bool:

@@ -10,11 +10,16 @@ Up to PLACED pictures added after the map was computed get the mean position of 
 the group of the nearest one. Further new pictures have no position until the next map.
 """
 
+import atexit
 import contextlib
+import importlib.util
 import io
 import logging
+import os
 import re
+import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +68,7 @@ def _pacmap(vectors: np.ndarray, seed: int, before: np.ndarray | None, report: R
         return _components(vectors)
     report("preparing", 0.0)
     try:
+        _find_numba_a_place()
         import pacmap  # takes 3 s
     except ImportError as error:
         raise DerivedProblem("a map needs the package pacmap, which is not installed: pip install pacmap") from error
@@ -71,6 +77,29 @@ def _pacmap(vectors: np.ndarray, seed: int, before: np.ndarray | None, report: R
     report("finding neighbours", 0.0)
     with contextlib.redirect_stdout(_Steps(report)):
         return reducer.fit_transform(vectors, init=before, save_pairs=False)
+
+
+def _find_numba_a_place() -> None:
+    """Numba, which PaCMAP uses, refuses to work where it can store compiled functions neither next to a package nor in
+    the home folder, as in a container that is read-only. Then they are stored in a temporary folder."""
+    if "NUMBA_CACHE_DIR" in os.environ or (spec := importlib.util.find_spec("pacmap")) is None:
+        return
+    package = Path(spec.origin or "").parent / "__pycache__"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "numba")
+    if not (is_writable(package) or is_writable(home)):
+        folder = tempfile.TemporaryDirectory(prefix="twinview-numba-")
+        atexit.register(folder.cleanup)
+        os.environ["NUMBA_CACHE_DIR"] = folder.name
+        importlib.import_module("numba").config.reload_config()
+
+
+def is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _groups(vectors: np.ndarray, seed: int, report: Report) -> np.ndarray:

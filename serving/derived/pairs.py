@@ -36,6 +36,14 @@ class TooManyPairs(ValueError):
     """More pairs than MOST_PAIRS. The message is a sentence for the user."""
 
 
+def refuse_too_many(count: int, threshold: float) -> None:
+    """Raises TooManyPairs for more than MOST_PAIRS pairs with a cosine of at least `threshold`."""
+    if count > MOST_PAIRS:
+        raise TooManyPairs(
+            f"more than {MOST_PAIRS:,} pairs have a cosine of {threshold:g} or more; choose a higher threshold"
+        )
+
+
 class NearPairs(NamedTuple):
     """Each pair once, by the numbers of its rows."""
 
@@ -78,11 +86,7 @@ def near_pairs(
             for end, pairs in pool.map(cells.pairs, range(0, len(centres), CELLS_TOGETHER)):
                 parts.append(pairs)
                 count += len(pairs.first)
-                if count > MOST_PAIRS:
-                    raise TooManyPairs(
-                        f"more than {MOST_PAIRS:,} pairs have a cosine of {threshold:g} or more; "
-                        f"choose a higher threshold"
-                    )
+                refuse_too_many(count, threshold)
                 report(1 - (1 - end / n) ** 2)  # each cell is compared with itself and later ones
         finally:
             pool.shutdown(cancel_futures=True)

@@ -30,10 +30,12 @@ from serving.limits import lower_priority
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"duplicates": "serving.derived.duplicates", "map": "serving.derived.map"}
+NEEDED = {"duplicates": {"exact", "least", "own"}, "map": set()}  # arrays that results of older versions do not have
 HEARTBEAT_S = 2.0
 SILENT_S = 60.0  # a computation without a heartbeat for this long is considered dead
 READ_TOGETHER = 4096  # rows
 RESULTS_KEPT = 4  # in memory
+ENDED: dict[tuple[str, str], float] = {}  # when a process of this one failed to compute a result, Unix seconds
 CHANGES_KEPT = 64  # counts of changes, one for each result and version of its table
 
 Report = Callable[[str, float], None]  # called with the stage and the share of it that is done, 0 to 1
@@ -80,19 +82,25 @@ class Derived:
 
     def __init__(self, index: Index, kind: str):
         self.index, self.kind = index, kind
-        self._path = f"derived/{index.name}.{index.encoder_id}/{kind}"
+        self._path = f"derived/{index.stored}.{index.encoder_id}/{kind}"
+        self._key = (str(index.store.uri), self._path)
 
     def progress(self) -> Progress:
         data = self.index.store.read(f"{self._path}.json")
         progress = Progress(**json.loads(data)) if data else Progress()
         if progress.state == "computing" and time.time() - progress.at > SILENT_S:
             return replace(progress, state="failed", problem="its process ended unexpectedly; start it again")
+        if progress.state == "computing" and progress.at <= ENDED.get(self._key, 0.0):  # it could not write that
+            problem = "its process failed, and the service's log says why; perhaps the disk is full"
+            return replace(progress, state="failed", problem=problem)
         return progress
 
     def result(self, progress: Progress | None = None) -> Result | None:
         """Returns the newest result, None if there is none."""
         progress = progress or self.progress()
         if not progress.made or (arrays := _arrays(self.index.store.uri, self._path, progress.made)) is None:
+            return None
+        if not NEEDED[self.kind] <= arrays.keys():
             return None
         version, new, gone = self.index.facts().version, 0, 0
         if version != progress.version:
@@ -118,8 +126,12 @@ class Derived:
         }
         command = [sys.executable, "-m", "serving.derived.task", json.dumps(task)]
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        threading.Thread(target=process.wait, daemon=True).start()  # otherwise it remains a zombie process
+        threading.Thread(target=self._note_failure, args=(process,), daemon=True).start()
         return progress
+
+    def _note_failure(self, process: subprocess.Popen) -> None:
+        if process.wait() != 0:
+            ENDED[self._key] = time.time()
 
     def compute(self, **settings: Any) -> Result:
         """Compute the result in this process and store it. Raises IndexProblem, DerivedProblem."""

@@ -18,6 +18,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from export.artifact import Bundle, ModelCard, save_bundle
+from serving.collection.changes import new_id
 from serving.collection.index import Index, IndexProblem
 from serving.indexing.fill import Tally, batch_encoder, fill
 from serving.indexing.originals import Originals
@@ -27,28 +28,34 @@ BLOCK_FILES = 512  # one commit per block
 
 
 class FillActor:
-    def __init__(self, graph: bytes, card: ModelCard, uri: str, name: str, known: Any, allow_other_encoder: bool):
-        """known  Ray's reference to the ids in the collection"""
+    def __init__(
+        self, graph: bytes, card: ModelCard, uri: str, name: str, known: Any, allow_other_encoder: bool, change: str
+    ):
+        """known  Ray's reference to the ids in the collection
+        change  id of the change that all actors write together
+        """
         import ray  # pyrefly: ignore[missing-import]  # not installed by default
 
         with tempfile.TemporaryDirectory() as folder:
             self._encoder = batch_encoder(save_bundle(Path(folder) / "encoder", graph, card), cpu_cores=1)
         self._index = Index(uri, card.id, card.dimension, name)
         self._known, self._allow_other_encoder = set(ray.get(known)), allow_other_encoder
+        self._change = change
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Pickled originals -> one row with their number and the pickled Tally."""
         originals, tally = [pickle.loads(file) for file in block["original"].to_pylist()], Tally()
-        fill(
-            originals,
-            len(originals),
-            self._encoder,
-            self._index,
-            tally,
-            self._known,
-            allow_other_encoder=self._allow_other_encoder,
-            quiet=True,
-        )
+        with self._index.one_change(id=self._change) as index:
+            fill(
+                originals,
+                len(originals),
+                self._encoder,
+                index,
+                tally,
+                self._known,
+                allow_other_encoder=self._allow_other_encoder,
+                quiet=True,
+            )
         return pa.table({"done": [len(originals)], "tally": [pickle.dumps(tally)]})
 
 
@@ -71,7 +78,8 @@ def fill_by_ray(
         gpus = int(ray.cluster_resources().get("GPU", 0))
         actors = gpus or int(ray.cluster_resources()["CPU"])
         uri = str(index.store.local.resolve()) if index.store.local else index.store.uri
-        arguments = (bundle.graph.read_bytes(), bundle.card, uri, index.name, ray.put(known), allow_other_encoder)
+        parts, change = (bundle.graph.read_bytes(), bundle.card), index.change_id or new_id()
+        arguments = (*parts, uri, index.name, ray.put(known), allow_other_encoder, change)
         blocks = ray.data.from_arrow_refs([ray.put(block) for block in _blocks(originals)])
         done = blocks.map_batches(
             FillActor,

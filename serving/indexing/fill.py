@@ -2,12 +2,12 @@
 
 On the CPU each thread decodes a batch and then encodes it on its own core, so that no core waits for another. There are
 twice as many threads as cores, because some of them wait for files. On a GPU one thread encodes and the others decode.
+Each thread decodes in a process of its own: a file that crashes its decoder is skipped and listed.
 """
 
-import csv
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,13 +17,16 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from export.artifact import MAX_PIXELS, Bundle, Preprocessing, TooManyPixels, UnreadableImage
+from export.artifact import Bundle, Preprocessing, TooManyPixels, UnreadableImage
+from export.spreadsheet import write_rows
 from serving.collection.index import Index, Item, content_id
 from serving.indexing.originals import Original
-from serving.inference.decode import LARGE_PIXELS
+from serving.inference import decode
+from serving.inference.decode import BYTES_PER_CALL, FILES_PER_CALL, LANES, DecodingLane, NotDecoded
 from serving.inference.encoder import CPU, MAX_BATCH, OnnxEncoder
-from serving.inference.thumbnail import Picture, read_picture
-from serving.limits import cores
+from serving.inference.reading import Done, FileProblem
+from serving.inference.thumbnail import DecodedPicture
+from serving.limits import DECODE_S, cores
 
 # Each upsert leaves a fragment on the disk, which every search has to read until fragments are merged.
 MIN_ROWS_PER_UPSERT = 512  # written when the writer is idle
@@ -32,6 +35,8 @@ COMMIT_S = 15.0  # commit at least this often: a crash loses no more work than t
 BAR_S = 0.2  # how often the progress bar moves
 # Larger batches are no faster on the CPU, and at the end the other cores would wait longer for the last one.
 MAX_CPU_BATCH_PIXELS, MIN_CPU_BATCH = 2**19, 4
+
+DECODING = DecodingLane(LANES["quick"].max_work, DECODE_S)
 
 
 @dataclass
@@ -42,6 +47,8 @@ class Tally:
     """Name and reason; together they form a sentence."""
     ids: dict[str, str] = field(default_factory=dict)
     """Id of every file that could be read, by name; only if `note_ids` is set."""
+    paths: dict[str, str] = field(default_factory=dict)
+    """The same by path, of those that have one and are pictures."""
 
     def __str__(self) -> str:
         return f"indexed {self.indexed:,}, already there {self.present:,}, skipped {len(self.skipped):,}"
@@ -89,7 +96,7 @@ def fill(
     note_ids: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Add the pictures that are not in the collection yet. Updates `tally` during the work.
+    """Add the pictures that are not in the collection yet, as one change. Updates `tally` during the work.
 
     count                number of originals, for the progress bar
     known                ids in the collection, by default read from `index`; the ids that are added are added here too
@@ -100,7 +107,12 @@ def fill(
                          Ctrl-C.
     """
     known = index.ids() if known is None else known
-    threads = _Threads(originals, encoder, _IndexWriter(index, tally, allow_other_encoder), tally, known, note_ids)
+    with index.one_change() as whole:
+        writer = _IndexWriter(whole, tally, allow_other_encoder)
+        _fill(_Threads(originals, encoder, writer, tally, known, note_ids), count, encoder, index, quiet)
+
+
+def _fill(threads: "_Threads", count: int, encoder: BatchEncoder, index: Index, quiet: bool) -> None:
     with (
         index.filling(),
         tqdm(total=count, desc="indexing", unit="img", dynamic_ncols=True, disable=quiet) as bar,
@@ -125,7 +137,13 @@ def write_skipped(path: Path, skipped: list[tuple[str, str]]) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file).writerows([("name", "reason"), *sorted(skipped)])
+        write_rows(file, [("name", "reason"), *sorted(skipped)])
+
+
+class _Read(NamedTuple):
+    original: Original
+    id: str
+    data: bytes
 
 
 class _Decoded(NamedTuple):
@@ -138,6 +156,39 @@ class _Rows(NamedTuple):
     items: list[Item]
     vectors: np.ndarray  # (n, d)
     thumbnails: Mapping[str, bytes]
+
+
+class PictureReader:
+    """Decodes files, in the process of the thread that calls it."""
+
+    def __init__(self, preprocessing: Preprocessing):
+        self._preprocessing, self._one_large = preprocessing, threading.Lock()
+
+    def __call__(self, process: decode.DecodingProcess, files: Sequence[bytes]) -> Iterator[DecodedPicture | str]:
+        """The picture of each file, or the reason why there is none."""
+        while files:
+            try:
+                answers = process("picture", files, self._preprocessing)
+            except NotDecoded as error:  # one of the files
+                if len(files) > 1:
+                    for data in files:
+                        yield from self(process, [data])
+                    return
+                answers = [FileProblem(UnreadableImage(f"was not decoded: {error}"))]
+            for data, answer in zip(files, answers, strict=False):
+                if isinstance(answer, FileProblem) and isinstance(answer.error, TooManyPixels) and answer.error.work:
+                    answer = self._large(data, answer.error.work)
+                yield answer.result if isinstance(answer, Done) else str(answer.error)
+            files = files[len(answers) :]  # a process may stop at a file that cannot be decoded
+
+    def _large(self, data: bytes, work: int) -> Done | FileProblem:
+        """Decodes a large picture, one at a time, because each takes gigabytes of memory."""
+        with self._one_large, closing(decode.DecodingProcess(LANES["large"])) as process:
+            max_work = min(work, process.lane.max_work)
+            try:
+                return process("picture", [data], self._preprocessing, max_work=max_work)[0]
+            except NotDecoded as error:
+                return FileProblem(UnreadableImage(f"was not decoded: {error}"))
 
 
 class _Threads:
@@ -157,59 +208,81 @@ class _Threads:
         self.writer = writer
         self._originals: Iterator[Original] = iter(originals)
         self._encoder, self._tally, self._known, self._note_ids = encoder, tally, known, note_ids
-        self._lock, self._large = threading.Lock(), threading.Lock()
+        self._lock, self._pictures = threading.Lock(), PictureReader(encoder.preprocessing)
 
     def run(self) -> None:
         """Embed batches until no originals are left. Each thread runs this."""
-        while batch := self._next_batch():
+        with closing(decode.DecodingProcess(DECODING)) as process:
+            self._run(process)
+
+    def _run(self, process: decode.DecodingProcess) -> None:
+        while batch := self._next_batch(process):
             vectors = self._encoder.encode(np.stack([decoded.pixels for decoded in batch]))
             thumbnails = {decoded.item.id: decoded.thumbnail for decoded in batch}
             self.writer.put(_Rows([decoded.item for decoded in batch], vectors, thumbnails))
 
-    def _next_batch(self) -> list[_Decoded]:
+    def _next_batch(self, process: decode.DecodingProcess) -> list[_Decoded]:
         """Returns a full batch of unknown pictures, and a smaller one at the end. Adds their ids to the known ids."""
         batch: list[_Decoded] = []
         while len(batch) < self._encoder.batch and not self.stop.is_set():
+            read, any_left = self._read_some(self._encoder.batch - len(batch))
+            pictures = self._pictures(process, [file.data for file in read])
+            for (original, id, data), picture in zip(read, pictures, strict=True):
+                if isinstance(picture, str):
+                    self._tally.skipped.append((original.name, picture))
+                    self._tally.paths.pop(original.path or "", None)
+                elif self._is_new(id):
+                    facts = (original.name, original.label, original.path, picture.width, picture.height, len(data))
+                    item = Item(id, *facts, dict(original.metadata))
+                    batch.append(_Decoded(item, picture.thumbnail, picture.pixels))
+            if not any_left:
+                break
+        return batch
+
+    def _read_some(self, most: int) -> tuple[list[_Read], bool]:
+        """Reads the unknown files of one call to a process, and returns whether any are left."""
+        read: list[_Read] = []
+        size = 0
+        while len(read) < min(most, FILES_PER_CALL) and size < BYTES_PER_CALL and not self.stop.is_set():
             with self._lock:
                 if (original := next(self._originals, None)) is None:
-                    break
+                    return read, False
                 self.taken += 1
             try:
-                decoded = self._decode_unless_known(original)
+                file = self._read_unless_known(original)
             except UnreadableImage as error:
                 self._tally.skipped.append((original.name, str(error)))
                 continue
-            with self._lock:
-                if decoded is None or decoded.item.id in self._known:  # another thread had the same file
+            if file is None:
+                with self._lock:
                     self._tally.present += 1
-                else:
-                    self._known.add(decoded.item.id)
-                    batch.append(decoded)
-        return batch
+            else:
+                read.append(file)
+                size += len(file.data)
+        return read, True
 
-    def _decode_unless_known(self, original: Original) -> _Decoded | None:
+    def _is_new(self, id: str) -> bool:
+        """Adds it to the known ids. It may be known because another thread had the same file."""
+        with self._lock:
+            if id in self._known:
+                self._tally.present += 1
+                return False
+            self._known.add(id)
+            return True
+
+    def _read_unless_known(self, original: Original) -> _Read | None:
         """Raises UnreadableImage."""
         if original.id in self._known:
             return None
         data = original.read()
-        id = content_id(data)
+        id = original.id if original.is_item and original.id else content_id(data)
         if self._note_ids:
             self._tally.ids[original.name] = id
+            if original.path is not None:
+                self._tally.paths[original.path] = id
         if original.id not in (None, id):
             raise UnreadableImage(f"has changed since it was indexed: {original.path}")
-        if id in self._known:
-            return None
-        picture = self._decode(data)
-        facts = (original.name, original.label, original.path, picture.width, picture.height, len(data))
-        return _Decoded(Item(id, *facts, dict(original.metadata)), picture.thumbnail, picture.pixels)
-
-    def _decode(self, data: bytes) -> Picture:
-        """Decodes very large pictures one at a time, because each takes gigabytes while it is decoded."""
-        try:
-            return read_picture(data, self._encoder.preprocessing, LARGE_PIXELS)
-        except TooManyPixels:
-            with self._large:
-                return read_picture(data, self._encoder.preprocessing, MAX_PIXELS)
+        return None if id in self._known else _Read(original, id, data)
 
 
 class _IndexWriter:
@@ -219,6 +292,7 @@ class _IndexWriter:
         self._index, self._tally, self._allow_other_encoder = index, tally, allow_other_encoder
         self._gathered: list[_Rows] = []
         self._since = 0.0
+        self._rows = 0  # written since the last maintenance
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, "writing")
         self._writing = self._pool.submit(lambda: None)
@@ -252,3 +326,7 @@ class _IndexWriter:
         thumbnails = {id: jpeg for rows in gathered for id, jpeg in rows.thumbnails.items()}
         self._index.upsert(items, vectors, thumbnails, self._allow_other_encoder)
         self._tally.indexed += len(items)
+        self._rows += len(items)
+        if self._rows >= self._index.rows_per_maintenance:
+            self._index.maintain()
+            self._rows = 0

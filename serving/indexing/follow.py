@@ -1,8 +1,9 @@
 """Follows a folder: files that are added, changed or removed there are updated in the collection within seconds.
 
-A notification from the operating system only triggers a look at the folder. Each look lists the folder and compares the
-list with the previous one, so lost notifications do no harm; the start is a look like any other. A file is read once it
-is the same in two looks, because then nobody is writing it any more.
+A notification from the operating system triggers a look at the folders around its paths. A look lists them and compares
+the list with the previous one. The whole folder is looked at in the beginning, once a minute, and when there are very
+many notifications: so lost ones do no harm. A file is read once it is the same in two looks, because then nobody is
+writing it any more.
 
 An item is deleted if its path is in the folder and no file of the folder has its content any more. If another file has
 the same content, the item gets that file's name. A folder that cannot be read, for instance on a drive that was
@@ -12,21 +13,25 @@ removed, deletes nothing.
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from watchfiles import watch
+from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from serving.collection.index import Index, IndexProblem, Item
 from serving.indexing.fill import BatchEncoder, Tally, fill, write_skipped
 from serving.indexing.originals import Original, original, valid_text
-from training.data.sources import DataError, Picture, open_source
+from serving.indexing.sync import inside
+from training.data.folder import FolderListing
+from training.data.sources import DataError, SourcePicture, list_again
 
 SETTLED_S = 1.0  # between two looks
-LOOK_ANYWAY_S = 60.0  # without a notification: some network drives send none
+LOOK_ANYWAY_S = 60.0  # at the whole folder, without a notification: some network drives send none
+MOST_CHANGED = 8192  # paths in one look; the system drops notifications when it has about twice as many
 RETRY_S = 10.0  # after an error of the index
 CHANGES_PER_MAINTENANCE = 64  # looks that changed something
 
@@ -48,16 +53,20 @@ def follow(
     raises   DataError, IndexProblem. After the first pass an IndexProblem is printed and the look is tried again.
     """
     follower = Follower(folder, encoder, index, skipped)
-    looked, due, changes = -LOOK_ANYWAY_S, True, 0
-    options: dict[str, Any] = {"watch_filter": None, "debounce": 500, "rust_timeout": 500, "yield_on_timeout": True}
+    looked = looked_at_all = -LOOK_ANYWAY_S
+    look_at_all, changed, changes = True, set[str](), 0
     try:
-        for notifications in watch(folder, **options, stop_event=stop):
-            due = due or bool(notifications)
-            if time.monotonic() - looked < (SETTLED_S if due else LOOK_ANYWAY_S):
+        for paths in _notifications(folder, stop):
+            changed |= paths or set()
+            overdue = time.monotonic() - looked_at_all >= LOOK_ANYWAY_S
+            look_at_all = look_at_all or paths is None or overdue or len(changed) > MOST_CHANGED
+            if not (look_at_all or changed) or time.monotonic() - looked < SETTLED_S:
                 continue
             try:
-                changes += follower.look()
-                due = follower.unsettled
+                changes += follower.look(None if look_at_all else changed)
+                if look_at_all:
+                    looked_at_all = time.monotonic()
+                look_at_all, changed = not follower.started, set(follower.unsettled)
                 if changes >= CHANGES_PER_MAINTENANCE:
                     index.maintain()
                     changes = 0
@@ -71,25 +80,42 @@ def follow(
         print(f"stopped following {folder}; run the same command again to resume")
 
 
+def _notifications(folder: Path, stop: threading.Event | None) -> Iterator[set[str] | None]:
+    """Yields the paths of which the system said that they changed, also if there are none; None if it is not known."""
+    options: dict[str, Any] = {"watch_filter": None, "debounce": 500, "rust_timeout": 500, "yield_on_timeout": True}
+    while True:
+        try:
+            for changes in watch(folder, **options, stop_event=stop):
+                yield {path for _, path in changes}
+            return
+        except WatchfilesRustInternalError:  # for example of a name that is not UTF-8
+            yield None
+            time.sleep(SETTLED_S)
+
+
 class Follower:
     """The files of the folder that were seen, and the changes that were made for them."""
 
     def __init__(self, folder: Path, encoder: BatchEncoder, index: Index, skipped: Path):
         self.started = False
         """Whether the collection has been brought up to date once."""
-        self.unsettled = True
-        """Whether there are changes that need another look soon."""
+        self.unsettled: list[str] = []
+        """Paths of files that changed and need another look soon."""
         self._folder = os.path.abspath(folder)
         self._encoder, self._index, self._skipped = encoder, index, skipped
         self._identity = _identity(self._folder)
-        self._before: dict[str, str] | None = None  # stamps in the last look, by name
+        self._listing = FolderListing(folder)
+        self._before: dict[str, SourcePicture] | None = None  # in the last look, by name
         self._files: dict[str, _SeenFile] = {}  # by name
         self._broken: dict[str, str] = {}  # reasons, by name
 
-    def look(self) -> bool:
-        """Returns whether anything had changed. Raises DataError, IndexProblem."""
-        listing = {valid_text(picture.name): picture for picture in self._list()}
-        before, self._before = self._before, {name: picture.stamp for name, picture in listing.items()}
+    def look(self, changed: Collection[str] | None = None) -> bool:
+        """Returns whether anything was different. Raises DataError, IndexProblem.
+
+        changed  absolute paths: only the folders around them are looked at; None looks at all
+        """
+        listing = {valid_text(picture.name): picture for picture in self._list(changed)}
+        before, self._before = self._before, listing
         if before is None:
             return False
         fresh = {
@@ -97,51 +123,52 @@ class Follower:
             for name, picture in listing.items()
             if name not in self._files or self._files[name].stamp != picture.stamp
         }
-        settled = {name: picture for name, picture in fresh.items() if before.get(name) == picture.stamp}
+        settled = {
+            name: picture for name, picture in fresh.items() if name in before and before[name].stamp == picture.stamp
+        }
         unreadable = tuple(f"{name}/" for name, picture in listing.items() if picture.stamp.startswith("unreadable"))
         missing = [name for name in self._files if name not in listing and not name.startswith(unreadable)]
         gone = [name for name in missing if name not in before]  # missing twice: by then a new name is settled
-        self.unsettled = len(settled) + len(gone) < len(fresh) + len(missing)
+        waiting = [picture for name, picture in fresh.items() if name not in settled]
+        waiting += [before[name] for name in missing if name in before]
+        self.unsettled = [str(picture.path or self._folder) for picture in waiting]
         if self.started and not settled and not gone:
             return False
         self._update(listing, settled, gone, unreadable)
         return True
 
-    def _list(self) -> Sequence[Picture]:
+    def _list(self, changed: Collection[str] | None) -> Sequence[SourcePicture]:
         if _identity(self._folder) != self._identity:
             raise DataError(f"{self._folder} has been replaced by another folder; nothing was deleted from the index")
-        try:
-            return open_source(self._folder).pictures
-        except DataError:
-            if any(os.scandir(self._folder)) and not os.access(self._folder, os.R_OK | os.X_OK):
-                raise
-            return []  # an empty folder
+        of_shards = self._before and next(iter(self._before.values())).path is None
+        return list_again(self._listing, None if of_shards else changed)
 
     def _update(
         self,
-        listing: dict[str, Picture],
-        settled: dict[str, Picture],
+        listing: dict[str, SourcePicture],
+        settled: dict[str, SourcePicture],
         gone: list[str],
         unreadable: tuple[str, ...],
     ) -> None:
         """Bring the collection up to date. If this fails half way, the next look repeats all of it."""
         tally, originals = Tally(), {name: original(picture) for name, picture in listing.items()}
         chosen = [originals[name] for name in settled]
-        fill(chosen, len(chosen), self._encoder, self._index, tally, note_ids=True, quiet=self.started)
-        files = {name: file for name, file in self._files.items() if name not in set(gone)}
-        for name, picture in settled.items():
-            id = tally.ids.get(name) or (files[name].id if name in files else None)
-            files[name] = _SeenFile(picture.stamp, id, originals[name].path)
-        if self.started:
-            old = [self._files[name].id for name in (*gone, *settled) if name in self._files]
-            items = list(self._index.get_many(id for id in old if id is not None).values())
-        else:
-            items = self._adopt(files, originals, unreadable)
-        lost, moved = self._lost_and_moved(items, files, originals)
-        if lost:
-            self._index.delete(lost)
-        if moved:
-            self._index.upsert([item for item, _ in moved], np.stack([vector for _, vector in moved]))
+        with self._index.one_change() as index:
+            fill(chosen, len(chosen), self._encoder, index, tally, note_ids=True, quiet=self.started)
+            files = {name: file for name, file in self._files.items() if name not in set(gone)}
+            for name, picture in settled.items():
+                id = tally.ids.get(name) or (files[name].id if name in files else None)
+                files[name] = _SeenFile(picture.stamp, id, originals[name].path)
+            if self.started:
+                old = [self._files[name].id for name in (*gone, *settled) if name in self._files]
+                items = list(self._index.get_many(id for id in old if id is not None).values())
+            else:
+                items = self._adopt(files, originals, unreadable)
+            lost, moved = self._lost_and_moved(items, files, originals)
+            if lost:
+                index.delete(lost)
+            if moved:
+                index.upsert([item for item, _ in moved], np.stack([vector for _, vector in moved]))
         self._files = files
         self._list_broken(dict(tally.skipped), {*gone, *settled})
         if not self.started:
@@ -194,8 +221,7 @@ class Follower:
 
     def _inside(self, item: Item) -> str | None:
         """The item's path relative to the folder; None if it is elsewhere."""
-        start = valid_text(self._folder.rstrip(os.sep)) + os.sep
-        return item.path[len(start) :] if item.path and item.path.startswith(start) else None
+        return inside(item.path, self._folder)
 
     def _list_broken(self, new: dict[str, str], done: set[str]) -> None:
         broken = {name: reason for name, reason in self._broken.items() if name not in done} | new

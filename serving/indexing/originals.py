@@ -4,23 +4,35 @@
     a .parquet, or a glob of them                        one row per picture; see below
     the collection itself                                to re-embed it with another encoder
 
-A Parquet list has a column `path` (relative paths start at the list's folder) or `image` with the files' bytes, either
+A Parquet list has a column `path` (relative paths start at the list's folder; files are read only below it, and below
+the folders of --pictures) or `image` with the files' bytes, either
 plain or as in Hugging Face's data sets: {bytes, path}. `name` and `label` are optional; every other column of texts,
-numbers, truth values or dates becomes metadata. Columns that can be computed from the picture (id, width, height,
-bytes, vector, thumbnail) are ignored.
+numbers, truth values or dates becomes metadata, as collection/columns.py says. Columns that can be computed from the
+picture (id, width, height, bytes, vector, thumbnail) are ignored.
 """
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from export.artifact import UnreadableImage
-from serving.collection.index import Index
-from training.data.sources import DataError, Picture, open_source, read_file
+from export.paths import at_home, local_path
+from serving.collection.columns import (
+    ColumnProblem,
+    MetadataColumns,
+    metadata_columns,
+    python_rows,
+    refuse_twins,
+    value_of,
+)
+from serving.collection.index import Index, Item, content_id
+from serving.collection.store import FileStore
+from serving.inference.original import read_below
+from training.data.sources import MAX_FILE_BYTES, DataError, SourcePicture, open_source
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,6 +40,7 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 256  # of a Parquet list; some 30 MB if the pictures are inside
 COMPUTED = {"id", "width", "height", "bytes", "vector", "thumbnail"}
+OWN = COMPUTED | {"path", "image", "name", "label"}  # all other columns are metadata
 ALL = "all"
 
 
@@ -43,39 +56,68 @@ class Original:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = None
     """The id of its content, if it has been indexed before."""
+    is_item: bool = False
+    """Whether `read` returns the picture of the item `id` and nothing else, so that its hash is not looked at."""
 
 
 class Originals(NamedTuple):
     count: int
     files: Iterable[Original]
+    folders: Sequence[str] = ()
+    """Absolute paths of the folders that contain the files."""
+    kinds: Mapping[str, type] = {}
+    """The metadata keys that the files may have, and the types of their values."""
+    notes: Sequence[str] = ()
+    """What a user should know, in sentences."""
 
 
-def open_originals(data: str | None, split: str = ALL) -> Originals:
-    """The files of a source, or of one of its splits. Raises DataError, also while the files are listed."""
+def open_originals(data: str | None, split: str = ALL, folders: Sequence[str] = ()) -> Originals:
+    """The files of a source, or of one of its splits. Raises DataError, also while the files are listed.
+
+    folders  where a Parquet list may name files, besides its own folder
+    """
     if lists := _lists(data or ""):
-        return _open_lists(lists, split)
+        return _open_lists(lists, split, absolute([*(str(path.parent) for path in lists), *folders]))
     pictures = open_source(data or "").pictures
+    if os.path.isdir(path := at_home(data or "")):
+        inside = absolute([path])
+    else:
+        parents = {os.path.dirname(os.path.abspath(picture.path)) for picture in pictures if picture.path}
+        inside = [os.path.commonpath(parents)] if parents else []
     if split == ALL:
-        return Originals(len(pictures), map(original, pictures))
+        return Originals(len(pictures), map(original, pictures), inside)
     chosen = [i for i, picture in enumerate(pictures) if picture.split == split]
     if not chosen:
         raise DataError(f"{data} has no {split} split")
-    return Originals(len(chosen), (original(pictures[i]) for i in chosen))
+    return Originals(len(chosen), (original(pictures[i]) for i in chosen), inside)
 
 
-def original(picture: Picture) -> Original:
+def absolute(folders: Iterable[str]) -> list[str]:
+    """Absolute paths of folders as a user writes them, each once."""
+    return list(dict.fromkeys(str(local_path(folder)) for folder in folders))
+
+
+def original(picture: SourcePicture) -> Original:
     path = valid_text(str(picture.path)) if picture.path else None
     return Original(valid_text(picture.name), picture.label and valid_text(picture.label), path, picture.read)
 
 
-def indexed_originals(index: Index) -> Originals:
-    """The items of a collection, to be read again from their paths."""
+def indexed_originals(index: Index, folders: Sequence[str]) -> Originals:
+    """The items of a collection: the originals that were kept, others to be read again below the folders."""
     files = (
-        Original(item.name, item.label, item.path, partial(_read_again, item.path), item.metadata, item.id)
+        Original(
+            item.name,
+            item.label,
+            item.path,
+            partial(read_again, index.store, index.files.path("originals", item.id), item, folders),
+            item.metadata,
+            item.id,
+            is_item=True,
+        )
         for items, _ in index.scan()
         for item in items
     )
-    return Originals(index.count(), files)
+    return Originals(index.count(), files, folders)
 
 
 def valid_text(name: str) -> str:
@@ -83,15 +125,24 @@ def valid_text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _read_again(path: str | None) -> bytes:
-    if path is None:
+def read_again(store: FileStore, kept: str, item: Item, folders: Sequence[str]) -> bytes:
+    """The file of an item's picture: the one that was kept at this path of the store, or the one at the item's own path
+    below the folders. Raises UnreadableImage."""
+    if (data := store.read(kept)) is not None:
+        if len(data) != item.bytes:
+            raise UnreadableImage("is not as it was uploaded: its file has another size")
+        return data
+    if item.path is None:
         raise UnreadableImage("is not a file of its own; run `index add` with its source and the new encoder")
-    return read_file(Path(path))
+    data = read_below(item.path, folders, MAX_FILE_BYTES)
+    if content_id(data) != item.id:
+        raise UnreadableImage(f"has changed since it was indexed: {item.path}")
+    return data
 
 
 def _lists(data: str) -> list[Path]:
     """The Parquet files that `data` names; empty if it names something else."""
-    path = os.path.expanduser(data)
+    path = at_home(data)
     if not path.lower().endswith(".parquet") or os.path.isdir(path):
         return []
     lists = [Path(path)] if os.path.exists(path) else [Path(match) for match in sorted(glob.glob(path, recursive=True))]
@@ -100,73 +151,84 @@ def _lists(data: str) -> list[Path]:
     return lists
 
 
-def _open_lists(lists: list[Path], split: str) -> Originals:
+def _open_lists(lists: list[Path], split: str, folders: Sequence[str]) -> Originals:
     import pyarrow as pa
     import pyarrow.parquet
 
     name = str(lists[0]) if len(lists) == 1 else f"{lists[0]} to {lists[-1].name}"
-    try:
-        files = [pyarrow.parquet.ParquetFile(path) for path in lists]
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    for path, file in zip(lists, files, strict=True):
-        _check_columns(path, file.schema_arrow, split)
-    count = sum(file.metadata.num_rows for file in files)
-    if split != ALL:
-        columns = (file.read(["split"])["split"].to_pylist() for file in files)
-        count = sum(value == split for column in columns for value in column)
+    columns, count = [], 0
+    for path in lists:  # only one is open at a time: there may be more than the system allows to be open
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                columns.append(_columns(path, file.schema_arrow, split))
+                if split == ALL:
+                    count += file.metadata.num_rows
+                else:
+                    count += file.read(["split"])["split"].to_pylist().count(split)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     if not count:
         raise DataError(f"{name} has no {'rows' if split == ALL else f'{split} split'}")
-    return Originals(count, _list_rows(lists, files, split))
+    kinds = {key: kind for one in columns for key, kind in one.kinds.items()}
+    notes = dict.fromkeys(note for one in columns for note in one.notes)
+    return Originals(count, _list_rows(lists, columns, split, folders), folders, kinds, list(notes))
 
 
-def _check_columns(path: Path, schema: "pa.Schema", split: str) -> None:
+def _columns(path: Path, schema: "pa.Schema", split: str) -> MetadataColumns:
+    """The columns of a list that become metadata. Raises DataError."""
     import pyarrow.types as types
 
-    names = set(schema.names)
-    if not names & {"path", "image"}:
-        raise DataError(f"{path} has no column path or image; its columns are {', '.join(schema.names)}")
+    names = schema.names
+    try:
+        refuse_twins(names)
+        metadata = metadata_columns(schema, [name for name in names if name not in OWN])
+    except ColumnProblem as problem:
+        raise DataError(f"{path}: {problem}") from problem
+    if not {*names} & {"path", "image"}:
+        raise DataError(f"{path} has no column path or image; its columns are {', '.join(names)}")
     if split != ALL and "split" not in names:
         raise DataError(f"{path} has no column split, so there is no {split} split")
-    plain = (types.is_string, types.is_large_string, types.is_boolean, types.is_integer, types.is_floating)
-    dates = (types.is_timestamp, types.is_date, types.is_dictionary, types.is_decimal, types.is_null)
-    for name in names - COMPUTED - {"path", "image"}:
-        if not any(test(schema.field(name).type) for test in (*plain, *dates)):
-            raise DataError(f"{path}: the column {name} holds {schema.field(name).type}, which cannot be metadata")
+    texts, files = (types.is_string, types.is_large_string), (types.is_binary, types.is_large_binary, types.is_struct)
+    for name, allowed, what in (("path", texts, "text"), ("image", files, "files' bytes")):
+        if name in names and not any(test(schema.field(name).type) for test in (*allowed, types.is_null)):
+            raise DataError(f"{path}: the column {name} holds {schema.field(name).type}, not {what}")
+    return metadata
 
 
-def _list_rows(lists: list[Path], files: "list[pyarrow.parquet.ParquetFile]", split: str) -> Iterator[Original]:
-    for path, file in zip(lists, files, strict=True):
-        columns = [name for name in file.schema_arrow.names if name not in COMPUTED]
+def _list_rows(
+    lists: list[Path], columns: list[MetadataColumns], split: str, folders: Sequence[str]
+) -> Iterator[Original]:
+    import pyarrow.parquet
+
+    for path, metadata in zip(lists, columns, strict=True):
         number = 0
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                if split in (ALL, row.get("split")):
-                    yield _from_row(path, number, row)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            known = [name for name in ("path", "image", "name", "label", "split") if name in file.schema_arrow.names]
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(dict.fromkeys([*known, *metadata.keys]))):
+                try:
+                    rows = python_rows(batch)
+                except ColumnProblem as problem:
+                    raise DataError(f"{path}: {problem}") from problem
+                for row in rows:
+                    number += 1
+                    if split in (ALL, row.get("split")):
+                        yield _from_row(path, number, row, metadata.values(row), folders)
 
 
-def _from_row(list_: Path, number: int, row: dict[str, Any]) -> Original:
-    """Returns the original that a row describes. Takes the known columns out of `row`; the others are metadata."""
-    path, image = row.pop("path", None), row.pop("image", None)
+def _from_row(
+    list_: Path, number: int, row: dict[str, Any], metadata: dict[str, Any], folders: Sequence[str]
+) -> Original:
+    path, image = row.get("path"), row.get("image")
     if isinstance(image, dict):
         path, image = path or image.get("path"), image.get("bytes")
-    name, label = row.pop("name", None), row.pop("label", None)
+    name, label = value_of(row.get("name")), value_of(row.get("label"))
     name = str(name if name is not None else path or f"{list_.name}, row {number}")
-    file = os.path.abspath(list_.parent / os.path.expanduser(path)) if path and image is None else None
-    read = partial(_bytes_of, image) if file is None else partial(read_file, Path(file))
-    metadata = {key: _metadata_value(value) for key, value in row.items() if value is not None}
+    file = os.path.abspath(list_.parent / at_home(path)) if path and image is None else None
+    read = partial(_bytes_of, image) if file is None else partial(read_below, file, folders, MAX_FILE_BYTES)
     return Original(name, None if label is None else str(label), file, read, metadata)
 
 
 def _bytes_of(image: bytes | None) -> bytes:
-    if image is None:
+    if not isinstance(image, bytes):
         raise UnreadableImage("has neither a path nor an image in its row")
     return image
-
-
-def _metadata_value(value: Any) -> str | int | float | bool:
-    """Dates become ISO 8601 text."""
-    if isinstance(value, str | int | float | bool):
-        return value
-    return value.isoformat() if hasattr(value, "isoformat") else float(value)

@@ -1,13 +1,13 @@
 """Transfers collections: to a Parquet file, back from one, and from one index to another.
 
 Items that are already equal in the target are not sent again, so to resume an interrupted transfer, run it again.
-Each batch is durable once it is sent. Nothing is ever deleted from the target.
+Each batch is durable once it is sent. Only a copy deletes anything from the target: what the source does not have.
 """
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from export.artifact import UnreadableImage, read_image
 from serving.collection.exchange import ROWS_AT_ONCE, Contents, ParquetWriter
+from serving.collection.files import ENDS
 from serving.collection.index import (
     Index,
     IndexProblem,
@@ -25,19 +26,20 @@ from serving.collection.index import (
     unit,
 )
 from serving.collection.store import FileStore
+from serving.inference.original import read_below
 from serving.inference.thumbnail import thumbnail
 from serving.limits import cores
 from serving.protocol.filters import Filter
 from serving.protocol.replies import Collection
-from training.data.sources import read_file
+from training.data.sources import MAX_FILE_BYTES
 
 THUMBNAIL_THREADS = 16
-SAMPLE = 256  # items that are compared after a copy
 TOLERANCE = 1e-5  # normalising a unit vector again changes it by 1e-7
 DIRECTIONS = 4  # random directions for the fingerprint of a vector
 
 Rows = Iterable[tuple[list[Item], np.ndarray]]
-Thumbnails = Callable[[Sequence[Item]], Iterable[tuple[str, bytes | None]]]
+Thumbnails = Callable[[Sequence[Item], set[str]], Iterable[tuple[str, bytes | None]]]
+"""(items, ids of those whose row is sent) -> the thumbnails to send, by id"""
 
 
 @dataclass
@@ -59,19 +61,23 @@ def export(index: Index, path: Path, where: Filter | None = None) -> int:
     return bar.n
 
 
-def import_(contents: Contents, target: Index) -> TransferCounts:
-    """Makes thumbnails from the original files that still exist; other items get none.
+def import_(contents: Contents, target: Index, folders: Sequence[str] = ()) -> TransferCounts:
+    """Makes thumbnails from the original files that still exist below the folders; other items get none.
 
     raises FileProblem, IndexProblem
     """
-    present = _thumbnail_paths(target)
+    present = target.files.ids("thumbnails")
 
-    def make(items: Sequence[Item]) -> Iterator[tuple[str, bytes | None]]:
-        missing = [item for item in items if item.path and target.thumbnail_path(item.id) not in present]
-        return zip([item.id for item in missing], pool.map(_make_thumbnail, missing), strict=True)
+    def make(items: Sequence[Item], _: set[str]) -> Iterator[tuple[str, bytes | None]]:
+        missing = [item for item in items if folders and item.path and item.id not in present]
+        return zip([item.id for item in missing], pool.map(partial(_make_thumbnail, folders), missing), strict=True)
 
-    with _bar(contents.count, "importing") as bar, ThreadPoolExecutor(cores(), "thumbnails") as pool:
-        return _send(contents.rows(), target, make, bar, allow_other_encoder=False)
+    with (
+        _bar(contents.count, "importing") as bar,
+        ThreadPoolExecutor(cores(), "thumbnails") as pool,
+        target.one_change() as whole,
+    ):
+        return _send(contents.rows(), whole, make, bar, allow_other_encoder=False)
 
 
 def tables_to_copy(source: str, target: str, collection: str | None = None) -> list[tuple[Index, Index]]:
@@ -93,42 +99,79 @@ def tables_to_copy(source: str, target: str, collection: str | None = None) -> l
     return [(open_in(source, table), open_in(target, table)) for table in tables]
 
 
-def copy(source: Index, target: Index) -> TransferCounts:
-    """Copies one encoder's table with the thumbnails, then compares both. Raises IndexProblem."""
-    missing = _thumbnail_paths(source) - _thumbnail_paths(target)
+def only_in(target: Index, source: Index) -> list[str]:
+    """Returns the ids that the target's table has and the source's has not. Raises IndexProblem."""
+    try:
+        return sorted(target.ids() - source.ids())
+    except WrongEncoder:  # the target has only vectors of another encoder
+        return []
 
-    def read(items: Sequence[Item]) -> Iterator[tuple[str, bytes | None]]:
-        ids = [item.id for item in items if source.thumbnail_path(item.id) in missing]
+
+def copy(source: Index, target: Index, change: str | None = None) -> TransferCounts:
+    """Makes one encoder's table in the target equal to that of the source, with the thumbnails and originals, and
+    compares both. Items that only the target has are deleted there. Raises IndexProblem.
+
+    change  id of the change in the target, which the copies of other encoders' tables belong to, too
+    """
+    theirs, rewritten = target.files.sizes("thumbnails"), set()
+    different = {id for id, size in source.files.sizes("thumbnails").items() if theirs.get(id) != size}
+
+    def read(items: Sequence[Item], sent: set[str]) -> Iterator[tuple[str, bytes | None]]:
+        rewritten.update(sent)
+        ids = [item.id for item in items if item.id in sent or item.id in different]
         return zip(ids, pool.map(source.read_thumbnail, ids), strict=True)
 
-    with (
-        _bar(source.count(), f"copying {source.name}") as bar,
-        ThreadPoolExecutor(THUMBNAIL_THREADS, "thumbnails") as pool,
-    ):
-        counts = _send(source.scan(batch=ROWS_AT_ONCE), target, read, bar, allow_other_encoder=True)
+    with target.one_change(id=change) as whole:
+        with (
+            _bar(source.count(), f"copying {source.name}") as bar,
+            ThreadPoolExecutor(THUMBNAIL_THREADS, "thumbnails") as pool,
+        ):
+            counts = _send(source.scan(batch=ROWS_AT_ONCE), whole, read, bar, allow_other_encoder=True)
+        whole.delete(only_in(target, source), of_all_encoders=False)
+    _copy_originals(source, target, rewritten)
     compare(source, target)
     return counts
 
 
+def _copy_originals(source: Index, target: Index, rewritten: set[str]) -> None:
+    """rewritten  ids whose row was sent, so the original may be another one of the same size"""
+
+    def send(id: str) -> None:
+        if (original := source.read_original(id)) is not None:
+            target.store.write(target.files.path("originals", id), original)
+
+    ours, theirs = source.files.sizes("originals"), target.files.sizes("originals")
+    different = [id for id, size in ours.items() if theirs.get(id) != size or id in rewritten]
+    with ThreadPoolExecutor(THUMBNAIL_THREADS, "originals") as pool:  # each has at most one in memory
+        for _ in pool.map(send, different):
+            pass
+    target.store.delete([target.files.path("originals", id) for id in theirs.keys() - ours.keys()])
+
+
 def compare(source: Index, target: Index) -> None:
-    """Raises IndexProblem unless all items of `source` are in `target`, and a sample of them is equal."""
-    ids = sorted(source.ids())
-    if missing := sorted(set(ids) - target.ids()):
+    """Raises IndexProblem unless both tables have the same items with equal vectors, and thumbnails and originals of
+    equal size."""
+    ids = source.ids()
+    if missing := sorted(ids - target.ids()):
         raise IndexProblem(
             f"{len(missing):,} of {len(ids):,} items of {source.name} are not in {target.store.uri} after the copy, "
             f"for instance {missing[0]}; run the same command again to send them"
         )
-    sample = random.sample(ids, min(SAMPLE, len(ids)))
-    ours, theirs = source.get_many(sample), target.get_many(sample)
-    for id, (item, vector) in ours.items():
-        if (
-            id not in theirs
-            or _facts(theirs[id][0]) != _facts(item)
-            or not np.abs(vector - theirs[id][1]).max() < TOLERANCE
-        ):
+    if extra := only_in(target, source):
+        raise IndexProblem(
+            f"{len(extra):,} items of {target.name} in {target.store.uri} are not in {source.store.uri}, for instance "
+            f"{extra[0]}; make sure that nobody is writing to either, and run the same command again"
+        )
+    target_items = _TargetItems(target, True)
+    files = [(source.files.sizes(kind), target.files.sizes(kind)) for kind in ENDS]
+    for items, vectors in source.scan(batch=ROWS_AT_ONCE):
+        unlike = {items[i].id for i in target_items.missing_or_different(items, vectors)}
+        for ours, theirs in files:
+            unlike |= {item.id for item in items if item.id in ours and ours[item.id] != theirs.get(item.id)}
+        if unlike:
             raise IndexProblem(
-                f"{id} of {source.name} is not the same in {target.store.uri} after the copy; make sure that nobody is "
-                f"writing to either, and run the same command again"
+                f"{min(unlike)} of {source.name} is not the same in {target.store.uri} after the copy; make sure that "
+                f"nobody is writing to either, and run the same command again"
             )
 
 
@@ -172,7 +215,7 @@ def _send(rows: Rows, target: Index, thumbnails: Thumbnails, bar: tqdm, allow_ot
     target_items, counts = _TargetItems(target, allow_other_encoder), TransferCounts()
     for items, vectors in rows:
         new = target_items.missing_or_different(items, vectors)
-        jpegs = {id: jpeg for id, jpeg in thumbnails(items) if jpeg is not None}
+        jpegs = {id: jpeg for id, jpeg in thumbnails(items, {items[i].id for i in new}) if jpeg is not None}
         if new:
             target.upsert([items[i] for i in new], vectors[new], jpegs, allow_other_encoder)
         else:
@@ -183,17 +226,13 @@ def _send(rows: Rows, target: Index, thumbnails: Thumbnails, bar: tqdm, allow_ot
     return counts
 
 
-def _make_thumbnail(item: Item) -> bytes | None:
-    """None if the original file has been deleted or replaced."""
+def _make_thumbnail(folders: Sequence[str], item: Item) -> bytes | None:
+    """None if the original file has been deleted or replaced, or is outside the folders."""
     try:
-        data = read_file(Path(item.path or ""))
+        data = read_below(item.path, folders, MAX_FILE_BYTES)
         return thumbnail(read_image(data)) if len(data) == item.bytes else None
     except UnreadableImage:
         return None
-
-
-def _thumbnail_paths(index: Index) -> set[str]:
-    return set(index.store.list(f"thumbnails/{index.name}"))
 
 
 def _resolved(uri: str) -> str | Path:

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 import onnxruntime as ort
 
 from export.artifact import Bundle, BundleError, load_bundle, probe_pixels, probe_values
+from export.paths import local_path
+from export.suggest import did_you_mean
 from serving.limits import cores
 
 log = logging.getLogger("twinview")
@@ -30,9 +32,20 @@ class NoEncoder(BundleError):
     """There is no encoder to serve. The message says how to make one."""
 
 
-def find_bundle(name: str | None = None, runs: Path = Path("runs")) -> Bundle:
-    """Load and check the encoder to serve. Arguments and errors as `locate`; raises BundleError too."""
-    return load_bundle(locate(name, runs))
+def find_bundle(name: str | None = None, runs: Path = Path("runs"), used: Collection[str] = ()) -> Bundle:
+    """Load and check the encoder to serve. Arguments and errors as `locate`; raises BundleError too.
+
+    used  ids of the encoders whose vectors a collection holds: without a name, one of these is preferred to a newer one
+    """
+    newest = load_bundle(locate(name, runs))
+    if name or not used or newest.card.id in used:
+        return newest
+    for folder in exports(runs):
+        with contextlib.suppress(BundleError, OSError):
+            bundle = load_bundle(folder)
+            if bundle.card.id in used:
+                return bundle
+    return newest
 
 
 def locate(name: str | None = None, runs: Path = Path("runs")) -> Path:
@@ -42,7 +55,7 @@ def locate(name: str | None = None, runs: Path = Path("runs")) -> Path:
     raises  NoEncoder
     """
     if name:
-        for folder in (Path(name).expanduser(), runs / name):
+        for folder in (local_path(name), runs / name):
             if (folder / "encoder").exists():
                 return folder / "encoder"
             if (folder / "checkpoints").exists():
@@ -52,16 +65,23 @@ def locate(name: str | None = None, runs: Path = Path("runs")) -> Path:
         stored = _in_store(name)
         if stored is None:
             how = f"Export it: `python export/to_onnx.py {name}`" if _of_others(name) else HOW_TO
+            near = did_you_mean(name, [folder.parent.name for folder in exports(runs)])
             raise NoEncoder(
                 f"{name} is neither an exported encoder's folder, nor a run in {runs}/, nor a tag of BentoML's model "
-                f"store. {how}."
+                f"store{near or '.'} {how}."
             )
         return stored
-    exports = sorted(runs.glob("*/encoder/model_card.json"), key=lambda card: card.stat().st_mtime)
-    folder = exports[-1].parent if exports else _in_store(STORED)
+    found = exports(runs)
+    folder = found[0] if found else _in_store(STORED)
     if folder is None:
         raise NoEncoder(f"There is no encoder: nothing under {runs}/ and none in BentoML's model store. {HOW_TO}.")
     return folder
+
+
+def exports(runs: Path = Path("runs")) -> list[Path]:
+    """Returns the folders of the encoders exported under `runs`, the newest first."""
+    cards = sorted(runs.glob("*/encoder/model_card.json"), key=lambda card: card.stat().st_mtime, reverse=True)
+    return [card.parent for card in cards]
 
 
 def _of_others(name: str) -> bool:
@@ -81,20 +101,27 @@ def _in_store(tag: str) -> Path | None:
 class OnnxEncoder:
     """f in ONNX Runtime. On the CPU any number of threads may call it at once, on a GPU only one."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None):
+    def __init__(self, bundle: Bundle, threads: int | None = None, graph: bytes | None = None):
         """Load, warm up, and check that the output agrees with the model card.
 
         threads  for one run on the CPU; by default one per core
+        graph    content of the bundle's graph, if its file must not be read
         raises   BundleError when the graph does not run, or its output differs from that at the export
         """
         self.card = bundle.card
+        self.gpu_problem: str | None = None
+        """Why it runs on the CPU although there is a GPU."""
         *better, last = _accelerations()
         for providers in better:
             try:
-                return self._open(bundle, providers, threads)
+                self._open(bundle, graph or bundle.graph, providers, threads)
+                if self.providers[0] == CPU:
+                    self.gpu_problem = f"ONNX Runtime could not use {_name(providers[0])}"
+                return
             except BundleError as error:
+                self.gpu_problem = str(error)
                 log.warning("%s does not work here, so the next provider is tried: %s", _name(providers[0]), error)
-        self._open(bundle, last, threads)
+        self._open(bundle, graph or bundle.graph, last, threads)
 
     @property
     def providers(self) -> list[str]:
@@ -111,7 +138,7 @@ class OnnxEncoder:
             return self._buckets(pixels)
         return _joined(self._session.run(None, {"pixels": pixels}))
 
-    def _open(self, bundle: Bundle, providers: list, threads: int | None) -> None:
+    def _open(self, bundle: Bundle, graph: Path | bytes, providers: list, threads: int | None) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or cores()
         options.log_severity_level = 3
@@ -119,7 +146,7 @@ class OnnxEncoder:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         size, width = bundle.card.preprocessing.size_px, bundle.card.outputs
         try:
-            self._session = ort.InferenceSession(bundle.graph, options, providers=providers)
+            self._session = ort.InferenceSession(graph, options, providers=providers)
             preferred = _name(providers[0])
             if self.providers[0] != preferred:
                 log.warning("ONNX Runtime could not use %s here; it runs on %s", preferred, self.providers[0])
@@ -193,21 +220,22 @@ def _joined(outputs: Sequence[Any]) -> np.ndarray:
 
 
 def _accelerations() -> list[list]:
-    """Lists of execution providers in ONNX Runtime's form, the fastest first. The last one has to work."""
+    """Lists of execution providers in ONNX Runtime's form, the fastest first. The last one, the CPU, has to work."""
     available = ort.get_available_providers()
     if "CUDAExecutionProvider" not in available or not _cuda_device():
         return [[CPU]]
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # loads the CUDA and cuDNN that pip installed
-    # Choose algorithms by heuristics instead of trying all, and keep full float32 precision: for speed, export fp16.
+    # CUDA chooses algorithms by heuristics instead of trying all, and multiplies float32 in float32: for speed, export
+    # fp16. TensorRT may multiply float32 in TF32, which has 10 bits of mantissa.
     cuda = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"})
     if "TensorrtExecutionProvider" not in available or not _library(TENSORRT):
-        return [[cuda, CPU]]
-    cache = Path("~/.cache/twinview/tensorrt").expanduser()  # building engines takes minutes; they only run on this GPU
+        return [[cuda, CPU], [CPU]]
+    cache = Path.home() / ".cache/twinview/tensorrt"  # building engines takes minutes; they only run on this GPU
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
     tensorrt = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache), "trt_timing_cache_enable": "1"}
-    return [[("TensorrtExecutionProvider", tensorrt), cuda, CPU], [cuda, CPU]]
+    return [[("TensorrtExecutionProvider", tensorrt), cuda, CPU], [cuda, CPU], [CPU]]
 
 
 def _name(provider: str | tuple[str, dict]) -> str:

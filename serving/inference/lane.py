@@ -1,12 +1,10 @@
-"""Lanes run batches: on the CPU each lane is a process, on a GPU a thread.
+"""Lanes run batches. On the CPU each is a process; for a GPU see device.py.
 
 In threads of one process, decoding and request handling would wait for each other at Python's lock; a lane's process
-has its own lock. An image that crashes its decoder ends only the lane's process: the lane is restarted, and the other
-images of that batch are run again.
+has its own lock. It decodes small files of its batch itself (`decode.is_small`). A lane that ends, fails or hangs loses
+its batch and is restarted, from a private copy of the graph that was checked when it was loaded.
 
-The service and a lane's process exchange frames over a socket. A frame is the lengths of head and body (4 bytes each,
-big-endian), the head in JSON, and the body in bytes.
-
+    start    head: the model card. The answer's head: {"error"}
     batch    head: for each part {"rows": n}, n images (S, S, 3) uint8, or {"files": [lengths]}
     result   head: {"parts": [for each part [decode_s], or [image, reason, too_many]], "model_s", "error"}
              body: float32 (rows, d) of all parts without a problem, one after the other; from a classifier
@@ -22,28 +20,31 @@ if __name__ == "__main__" and not __package__:
 import asyncio
 import contextlib
 import gc
+import hashlib
 import io
+import mmap
 import os
 import signal
 import socket
-import struct
-import subprocess
 import sys
+import tempfile
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from time import perf_counter
-from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import orjson
 
-from export.artifact import Bundle, BundleError, Preprocessing, TooManyPixels, UnreadableImage, load_bundle, read_pixels
-from serving.inference.encoder import CPU, OnnxEncoder, has_accelerator
+from export.artifact import Bundle, BundleError, ModelCard, Preprocessing, TooManyPixels, UnreadableImage, read_pixels
+from serving.inference.encoder import CPU, OnnxEncoder
+from serving.inference.process import DEATH_S, LENGTHS, LOOK_S, Ended, Process, Watch, cpu_s, make_frame, read_frame
 
 MAX_PROCESSES = 16  # with more cores, each process has several
-LENGTHS = struct.Struct("!II")
+START_S = 600.0  # a process that is not ready by then has failed
+# A batch that takes this many times the processor time of the start, which includes a batch, hangs.
+LIMIT_STARTS, LEAST_LIMIT_S = 10, 10.0
 
 
 class Problem(NamedTuple):
@@ -68,86 +69,119 @@ Part = np.ndarray | Sequence[bytes]  # uint8 (n, S, S, 3), or n encoded images
 class Lane(Protocol):
     """Runs one batch at a time."""
 
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's execution provider."""
+        ...
+
+    @property
+    def gpu_problem(self) -> str | None:
+        """Why it runs on the CPU although there is a GPU."""
+        ...
+
     async def __call__(self, parts: list[Part]) -> BatchResult:
-        """Raises the error that made the whole batch fail."""
+        """Raises LaneLost."""
+
+    async def restart(self) -> None:
+        """After LaneLost. Raises the error because of which it cannot be restarted."""
 
     def close(self) -> None: ...
 
 
-class ThreadLane:
-    def __init__(self, encode: Callable[[np.ndarray], np.ndarray], threads: Executor):
-        """encode  uint8 (n, S, S, 3) -> float32 (n, d)"""
-        self._encode, self._threads = encode, threads
+class LaneLost(Exception):
+    """A lane has lost its batch, and needs a restart. The message says why."""
 
-    async def __call__(self, parts: list[Part]) -> BatchResult:
-        """parts: pixels only"""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run_batch, parts, self._encode)
 
-    def close(self) -> None:
-        pass
+class PrivateCopy:
+    """A graph in a file without a name, which nobody else can change, and which ends with this object or process."""
+
+    def __init__(self, bundle: Bundle):
+        """Raises BundleError if the graph is not the one of the card."""
+        content = bundle.graph.read_bytes()
+        if hashlib.sha256(content).hexdigest() != bundle.card.sha256:
+            raise BundleError(f"{bundle.graph} has changed while it was loaded")
+        with tempfile.TemporaryFile(prefix="twinview-") as file:
+            file.write(content)
+            file.flush()
+            self.descriptor = os.dup(file.fileno())
+            self._bytes = len(content)
+        weakref.finalize(self, os.close, self.descriptor)
+
+    def read(self) -> bytes:
+        with mmap.mmap(self.descriptor, self._bytes, access=mmap.ACCESS_READ) as content:
+            return bytes(content)
 
 
 class ProcessLane:
     """Create it in any thread; after the first batch, use it only in that batch's event loop."""
 
-    def __init__(self, bundle: Bundle, threads: int, max_pixels: int):
+    provider = CPU
+
+    def __init__(
+        self, card: ModelCard, graph: PrivateCopy, threads: int, max_work: int, gpu_problem: str | None = None
+    ):
         """Start the process; `wait` until it is ready.
 
-        threads     for one run
-        max_pixels  largest image that it decodes; a larger one is a Problem with TooManyPixels
+        threads      for one run
+        max_work     most work of a file that it decodes; one with more is a Problem with TooManyPixels
+        gpu_problem  why no GPU is used although there is one
         """
-        self._bundle, self._width = bundle, bundle.card.outputs
-        self._command = [sys.executable, __file__, str(bundle.folder), bundle.card.id, str(threads), str(max_pixels)]
-        self._end = lambda: None
+        self._card, self._graph, self.gpu_problem = card, graph, gpu_problem
+        self._arguments = [str(threads), str(max_work), str(graph.descriptor)]
         self._start()
 
     def wait(self) -> None:
         """Wait until it can run batches. Raises BundleError."""
-        with self._socket.makefile("rb") as file:
-            frame = read_frame(file)
-        if frame is None:
-            raise BundleError(f"{self._bundle.folder}: the process that should run it ended at its start")
-        if problem := frame[0]["error"]:
+        try:
+            head, _ = self.process.receive(START_S)
+        except Ended as ended:
+            raise BundleError(f"the process that should run {self._card.id} failed at its start ({ended})") from ended
+        if problem := head["error"]:
             raise BundleError(problem)
+        self.process.socket.settimeout(None)
+        self._most_s = max(LEAST_LIMIT_S, LIMIT_STARTS * cpu_s(self.process.pid))
 
     async def __call__(self, parts: list[Part]) -> BatchResult:
+        loop = asyncio.get_running_loop()
+        watch, problem, timer = Watch(self.process.pid, self._most_s), None, asyncio.timeout(None)
+
+        def look() -> None:
+            nonlocal problem, next_look
+            if problem := watch.look():
+                timer.reschedule(loop.time())
+            else:
+                next_look = loop.call_later(LOOK_S, look)
+
+        next_look = loop.call_later(LOOK_S, look)
         try:
-            return await self._exchange(parts)
+            async with timer:
+                return await self._exchange(parts)
+        except TimeoutError:
+            reason = f"the process that runs {self._card.id} has not answered: {problem}"
         except (OSError, EOFError):
-            await asyncio.to_thread(self._restart)
-        results = [await self._image_by_image(part) for part in parts]
-        return BatchResult(
-            [result.parts[0] for result in results],
-            [result.decode_s[0] for result in results],
-            sum(result.model_s for result in results),
-        )
+            ended = await asyncio.to_thread(self.process.wait, DEATH_S)
+            reason = f"the process that runs {self._card.id} has ended ({ended})"
+        finally:
+            next_look.cancel()
+        self.close()
+        raise LaneLost(reason)
+
+    async def restart(self) -> None:
+        """Raises BundleError, OSError."""
+        self.close()
+        self._start()
+        await asyncio.to_thread(self.wait)
 
     def close(self) -> None:
         """Call it in the event loop."""
-        self._end()
-        (self._connection.transport if self._connection else self._socket).close()
-
-    async def _image_by_image(self, part: Part) -> BatchResult:
-        """Run the images one at a time, to find the one that crashes the process."""
-        vectors, decode_s, model_s = [], 0.0, 0.0
-        for i in range(len(part)):
-            try:
-                result = await self._exchange([part[i : i + 1]])
-            except (OSError, EOFError):
-                await asyncio.to_thread(self._restart)
-                return BatchResult([Problem(i, UnreadableImage("crashes its decoder"))], [0.0], 0.0)
-            rows = result.parts[0]
-            if isinstance(rows, Problem):
-                return BatchResult([rows._replace(image=i)], [0.0], 0.0)
-            vectors.append(rows)
-            decode_s += result.decode_s[0]
-            model_s += result.model_s
-        return BatchResult([np.concatenate(vectors)], [decode_s], model_s)
+        if self._connection:
+            self._connection.transport.abort()
+        self.process.end()
 
     async def _exchange(self, parts: list[Part]) -> BatchResult:
         if self._connection is None:
             loop = asyncio.get_running_loop()
-            _, self._connection = await loop.create_connection(_Connection, sock=self._socket)
+            _, self._connection = await loop.create_connection(_Connection, sock=self.process.socket)
         heads, body = [], []
         for part in parts:
             if isinstance(part, np.ndarray):
@@ -157,9 +191,9 @@ class ProcessLane:
                 heads.append({"files": [len(data) for data in part]})
                 body += part
         head, body = await self._connection.exchange(make_frame(heads, *body))
-        vectors = np.frombuffer(body, np.float32).reshape(-1, self._width)
         if head["error"]:
-            raise RuntimeError(head["error"])
+            raise LaneLost(head["error"])
+        vectors = np.frombuffer(body, np.float32).reshape(-1, self._card.outputs)
         results, decode_s, start = [], [], 0
         for part, fields in zip(parts, head["parts"], strict=True):
             if len(fields) == 1:
@@ -173,24 +207,10 @@ class ProcessLane:
         return BatchResult(results, decode_s, head["model_s"])
 
     def _start(self) -> None:
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            command = [*self._command, str(theirs.fileno())]
-            # The process ends when the socket is closed, which also happens when this process is killed.
-            environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
-        self._connection: _Connection | None = None
-        self._end = weakref.finalize(self, _end, self.process)
-
-    def _restart(self) -> None:
-        self._end()
-        self._start()
-        self.wait()
-
-
-def _end(process: subprocess.Popen) -> None:
-    process.kill()
-    process.wait()
+        self._connection = None
+        self.process = Process(__file__, self._arguments, [self._graph.descriptor], CUDA_VISIBLE_DEVICES="")
+        with contextlib.suppress(OSError):  # then it has ended, as `wait` will notice
+            self.process.socket.sendall(make_frame(self._card.to_dict()))
 
 
 class _Connection(asyncio.Protocol):
@@ -223,19 +243,6 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._answer and not self._answer.done():
             self._answer.set_exception(EOFError())
-
-
-def open_lanes(bundle: Bundle, cores: int, max_pixels: int, threads: Executor) -> tuple[Sequence[Lane], str]:
-    """Returns the lanes and their execution provider of ONNX Runtime. Raises BundleError."""
-    if has_accelerator():
-        encoder = OnnxEncoder(bundle, threads=1)
-        if encoder.providers[0] != CPU:
-            return [ThreadLane(encoder.rows, threads)], encoder.providers[0]
-    count = min(cores, MAX_PROCESSES)
-    lanes = [ProcessLane(bundle, cores // count, max_pixels) for _ in range(count)]  # one core each: efficient
-    for lane in lanes:
-        lane.wait()
-    return lanes, CPU
 
 
 def run_batch(
@@ -287,24 +294,26 @@ def _read(files: Sequence[bytes], read: Callable[[bytes], np.ndarray]) -> np.nda
 # In the lane's process ------------------------------------------------------------------------------------------------
 
 
-def serve(folder: Path, id: str, threads: int, max_pixels: int, connection: socket.socket) -> None:
-    """Answer batches until the connection is closed."""
+def serve(graph: int, threads: int, max_work: int, connection: socket.socket) -> None:
+    """Answer batches until the connection is closed. graph: a file descriptor"""
     with io.BufferedReader(connection.makefile("rb", 0), 2**20) as file:
+        start = read_frame(file)
+        if start is None:
+            return
         try:
-            bundle = load_bundle(folder)
-            if bundle.card.id != id:
-                raise BundleError(f"{folder} now holds {bundle.card.id} instead of {id}")
-            encoder = OnnxEncoder(bundle, threads)
+            card = ModelCard(**start[0] | {"preprocessing": Preprocessing(**start[0]["preprocessing"])})
+            with mmap.mmap(graph, 0, access=mmap.ACCESS_READ) as content:
+                encoder = OnnxEncoder(Bundle(Path(card.id), card), threads, bytes(content))
         except BundleError as error:
             connection.sendall(make_frame({"error": str(error)}))
             return
         connection.sendall(make_frame({"error": None}))
         gc.freeze()
         while batch := read_frame(file):
-            connection.sendall(answer(*batch, encoder, bundle.card.preprocessing, max_pixels))
+            connection.sendall(answer(*batch, encoder, card.preprocessing, max_work))
 
 
-def answer(heads: list, body: bytes, encoder: OnnxEncoder, preprocessing: Preprocessing, max_pixels: int) -> bytes:
+def answer(heads: list, body: bytes, encoder: OnnxEncoder, preprocessing: Preprocessing, max_work: int) -> bytes:
     """Returns the result's frame."""
     parts, start = [], 0
     shape = (preprocessing.size_px, preprocessing.size_px, 3)
@@ -320,7 +329,7 @@ def answer(heads: list, body: bytes, encoder: OnnxEncoder, preprocessing: Prepro
                 start += size
             parts.append(files)
     try:
-        batch = run_batch(parts, encoder.rows, lambda data: read_pixels(data, preprocessing, max_pixels))
+        batch = run_batch(parts, encoder.rows, lambda data: read_pixels(data, preprocessing, max_work=max_work))
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         return make_frame({"parts": [], "model_s": 0, "error": f"{type(error).__name__}: {error}"})
     fields = [
@@ -333,22 +342,8 @@ def answer(heads: list, body: bytes, encoder: OnnxEncoder, preprocessing: Prepro
     return make_frame({"parts": fields, "model_s": batch.model_s, "error": None}, *vectors)
 
 
-def make_frame(head: list | dict, *body: bytes) -> bytes:
-    encoded = orjson.dumps(head)
-    return b"".join([LENGTHS.pack(len(encoded), sum(map(len, body))), encoded, *body])
-
-
-def read_frame(file: BinaryIO) -> tuple[Any, bytes] | None:
-    """Returns head and body; None at the end."""
-    lengths = file.read(LENGTHS.size)
-    if len(lengths) < LENGTHS.size:
-        return None
-    head_bytes, body_bytes = LENGTHS.unpack(lengths)
-    return orjson.loads(file.read(head_bytes)), file.read(body_bytes)
-
-
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the service ends it
-    folder, id, threads, max_pixels, fd = sys.argv[1:]
+    threads, max_work, graph, fd = map(int, sys.argv[1:])
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the service has ended
-        serve(Path(folder), id, int(threads), int(max_pixels), socket.socket(fileno=int(fd)))
+        serve(graph, threads, max_work, socket.socket(fileno=fd))

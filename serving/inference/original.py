@@ -1,50 +1,56 @@
-"""The picture that an item was made from, to look at: upright, at most LARGE_PX on its longer side, as a new JPEG file.
+"""The file of the picture that an item was made from. Uploaded files are kept in the index, others have a path.
 
-An item's path comes from whoever added the item, so the file must prove itself: it is used only if its hash is the
-item's id, which means that it is the very picture that was indexed. No path leads to any other file.
+An item's path comes from whoever added the item, and could name any file. So a path is followed only below folders that
+the owner of the machine has named: those that a command was given. For the service the file must also prove itself: it
+is used only if its hash is the item's id, which means that it is the very picture that was indexed.
 """
 
-import io
 import os
-import stat
+from collections.abc import Iterable
+from pathlib import Path
 
-from PIL import Image
-
-from export.artifact import UnreadableImage, read_image
+from export.artifact import UnreadableImage, read_regular_file
+from serving.collection.index import Index
 from serving.collection.items import Item, content_id
 
-LARGE_PX = 2048
-QUALITY = 88
+
+def original_file(index: Index, item: Item, folders: Iterable[str], most_bytes: int) -> bytes:
+    """The file of the item's picture: the one that was kept when it was uploaded, or the one at its path.
+
+    folders, most_bytes, raises  as `read_original`; also IndexProblem
+    """
+    kept = index.read_original(item.id)
+    if kept is None:
+        return read_original(item, folders, most_bytes)
+    if len(kept) != item.bytes:
+        raise UnreadableImage("is not as it was uploaded: its file has another size")
+    return kept
 
 
-def large_original(item: Item, most_bytes: int, max_pixels: int) -> bytes:
-    """A JPEG file of the item's picture.
+def read_below(path: str | None, folders: Iterable[str], most_bytes: int) -> bytes:
+    """The bytes of the file at an item's path. Raises UnreadableImage.
+
+    folders     the file must be below one of them, after following links
+    most_bytes  larger files are refused
+    """
+    if path is None:
+        raise UnreadableImage("is not a file of its own")
+    try:
+        real = Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UnreadableImage("cannot be read: its path is not allowed") from error
+    if not any(real.is_relative_to(os.path.realpath(folder)) for folder in folders):
+        raise UnreadableImage(f"is outside the folders that may be read; --pictures names more: {path}")
+    return read_regular_file(real, most_bytes)
+
+
+def read_original(item: Item, folders: Iterable[str], most_bytes: int) -> bytes:
+    """The file of the item's picture.
 
     most_bytes  largest file that is read
     raises      UnreadableImage when the file is not there, has changed, or was never a file of its own
     """
-    data = _read(item.path, min(item.bytes, most_bytes)) if item.path else b""
+    data = read_below(item.path, folders, min(item.bytes, most_bytes))
     if content_id(data) != item.id:
         raise UnreadableImage("is not the picture that was indexed")
-    image = read_image(data, max_pixels, LARGE_PX)
-    image.thumbnail((LARGE_PX, LARGE_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=QUALITY, comment=b"")  # without it Pillow would copy the file's own
-    return file.getvalue()
-
-
-def _read(path: str, size: int) -> bytes:
-    """Returns a file of exactly `size` bytes. Raises UnreadableImage.
-
-    Devices and pipes are neither opened nor waited for.
-    """
-    try:
-        if stat.S_ISREG(os.stat(path).st_mode):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb") as file:
-                facts = os.fstat(descriptor)
-                if stat.S_ISREG(facts.st_mode) and facts.st_size == size:
-                    return file.read(size)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UnreadableImage("cannot be read") from error
-    raise UnreadableImage("is not the file that was indexed")
+    return data

@@ -1,20 +1,21 @@
-"""Decodes a picture for a collection once, for the encoder's pixels, the thumbnail and the size."""
+"""A picture as a collection needs it, decoded once: the encoder's pixels, thumbnail, size. And large, to look at."""
 
-import contextlib
 import io
 import math
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
-from export.artifact import FORMATS, MAX_PIXELS, Preprocessing, preprocess, read_image
+from export.artifact import MAX_PIXELS, Preprocessing, decode, open_image, preprocess, read_image
+from export.rgb import in_srgb, is_turned
 
 THUMBNAIL_PX = 256  # its longer side
 QUALITY = 85
+LARGE_PX, LARGE_QUALITY = 2048, 88
 
 
-class Picture(NamedTuple):
+class DecodedPicture(NamedTuple):
     pixels: np.ndarray
     """uint8 (S, S, 3), bit for bit those of `read_pixels`."""
     thumbnail: bytes
@@ -24,14 +25,20 @@ class Picture(NamedTuple):
     height: int
 
 
-def read_picture(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_picture(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> DecodedPicture:
     """Raises UnreadableImage."""
-    image = read_image(data, max_pixels, preprocessing.enough_px)
+    return decode_picture(open_image(data, max_pixels)[0], data, preprocessing)
+
+
+def decode_picture(opened: Image.Image, data: bytes, preprocessing: Preprocessing) -> DecodedPicture:
+    """Like `read_picture`, with the image that was opened from the data."""
+    whole = opened.size  # before it is decoded at a reduced scale
+    image = decode(opened, preprocessing.enough_px)
     pixels = preprocess(image, preprocessing)
-    width, height = whole_size(data, image)
+    width, height = image.size if max(image.size) == max(whole) else _upright(whole, opened)
     if max(image.size) < min(THUMBNAIL_PX, max(width, height)):  # decoded too small for the thumbnail
-        image = read_image(data, max_pixels, THUMBNAIL_PX)
-    return Picture(pixels, thumbnail(image), width, height)
+        image = read_image(data, enough_px=THUMBNAIL_PX)
+    return DecodedPicture(pixels, thumbnail(image), width, height)
 
 
 def thumbnail(image: Image.Image) -> bytes:
@@ -45,19 +52,25 @@ def thumbnail(image: Image.Image) -> bytes:
         size = [max(1, round(side * THUMBNAIL_PX / longer)) for side in image.size]
         image = image.resize(size, Image.Resampling.HAMMING, reducing_gap=2.0)
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=QUALITY)
+    in_srgb(image).save(file, "JPEG", quality=QUALITY, icc_profile=None)
     return file.getvalue()
 
 
-def whole_size(data: bytes, image: Image.Image | None = None) -> tuple[int, int]:
-    """Returns width and height of a readable picture, upright and at full scale.
+def large_picture(opened: Image.Image) -> bytes:
+    """An opened image -> JPEG file of at most LARGE_PX, upright. Raises UnreadableImage."""
+    image = decode(opened, LARGE_PX)
+    image.thumbnail((LARGE_PX, LARGE_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    file = io.BytesIO()
+    # Without the last two, Pillow would copy the file's own.
+    in_srgb(image).save(file, "JPEG", quality=LARGE_QUALITY, comment=b"", icc_profile=None)
+    return file.getvalue()
 
-    image  the picture decoded, perhaps at a reduced scale; saves reading EXIF if it is at full scale
-    """
-    with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-        if image is not None and max(header.size) == max(image.size):
-            return image.size
-        with contextlib.suppress(Exception):  # with unreadable EXIF the picture counts as upright
-            if header.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # turned by 90 degrees
-                return header.height, header.width
-        return header.size
+
+def whole_size(data: bytes) -> tuple[int, int]:
+    """Returns width and height of a readable picture, upright and at full scale, by its header."""
+    image, _ = open_image(data)
+    return _upright(image.size, image)
+
+
+def _upright(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
+    return size[::-1] if is_turned(image) else size

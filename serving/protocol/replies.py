@@ -107,6 +107,41 @@ class OpenAIEmbeddings(Reply):
 
 
 @dataclass(frozen=True)
+class LightlyLimits(Reply):
+    max_batch_size: int
+    """Most images in one request."""
+    max_request_bytes: int
+    """Largest request body, in bytes."""
+
+
+@dataclass(frozen=True)
+class LightlyDescription(Reply):
+    """The default encoder, in the words of LightlyStudio's protocol."""
+
+    protocol_version: str
+    space_key: str
+    """Id of the encoder."""
+    dimension: int
+    """Length of each vector."""
+    ready: bool
+    """Whether the encoder answers."""
+    capabilities: list[Literal["image_bytes"]]
+    limits: LightlyLimits
+
+
+@dataclass(frozen=True)
+class LightlyEmbeddings(Reply):
+    space_key: str
+    """Id of the encoder."""
+    dimension: int
+    """Length of each vector."""
+    kept_indices: list[int]
+    """Positions in the request of the images that could be read."""
+    embeddings: list[list[float]]
+    """One vector of unit length for each of them."""
+
+
+@dataclass(frozen=True)
 class Guess(Reply):
     label: str
     """Name of the class."""
@@ -144,11 +179,27 @@ class Collection(Reply):
     """Type of the search index; `none` if a search compares all vectors."""
     version: int
     """Grows with every change."""
+    originals: int = 0
+    """Size in bytes of the pictures' files that are kept of uploads, for all encoders together."""
+    aliases: list[str] = field(default_factory=list, hash=False)
+    """Other names that stand for the collection."""
 
 
 @dataclass(frozen=True)
 class Collections(Reply):
     collections: list[Collection]
+
+
+@dataclass(frozen=True)
+class Alias(Reply):
+    alias: str
+    collection: str
+    """Name of the collection that it stands for."""
+
+
+@dataclass(frozen=True)
+class Aliases(Reply):
+    aliases: list[Alias]
 
 
 @dataclass(frozen=True)
@@ -195,6 +246,30 @@ class Item(Reply):
 
 
 @dataclass(frozen=True)
+class Picked(Reply):
+    items: list[Item]
+    """The most useful first. All candidates, if they are fewer than asked for."""
+    candidates: int
+    """Number of items to pick from: those that match the filter and have no label."""
+
+
+@dataclass(frozen=True)
+class SuggestedItem(Item):
+    suggested: str = field(kw_only=True)
+    """The label that most of its nearest items with a label speak for."""
+    share: float = field(kw_only=True)
+    """Share of the votes for it, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Suggested(Reply):
+    items: list[SuggestedItem]
+    """Those whose suggestions are surest first."""
+    candidates: int
+    """Number of items that match the filter and have no label."""
+
+
+@dataclass(frozen=True)
 class ItemWithVector(Item):
     vector: Annotated[np.ndarray | None, Wire(list[float]), Field(exclude_if=lambda vector: vector is None)] = field(
         default=None, compare=False, repr=False
@@ -207,6 +282,8 @@ class Items(Reply):
     count: int
     """Number of items that match the filter, on all pages."""
     items: list[Item]
+    next: str | None = None
+    """With `after`: the value of `after` for the next page; null on the last page, and without `after`."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +307,12 @@ class Matches(Reply):
 
 
 @dataclass(frozen=True)
+class ManyMatches(Reply):
+    answers: list[Matches]
+    """One for each search, in the order of the request."""
+
+
+@dataclass(frozen=True)
 class PutItem(Reply):
     id: str
     new: bool
@@ -242,12 +325,141 @@ class Put(Reply):
     """Id of the encoder."""
     items: list[PutItem]
     """In the order of the request."""
+    changes: list[str]
+    """Id of the change, for undoing it; empty if there was nothing to write. Of several requests that a client sent for
+    one call, all changes, the last first."""
 
 
 @dataclass(frozen=True)
 class Deleted(Reply):
     deleted: list[str]
     """Ids of the items that were deleted; ids that were not in the collection are left out."""
+    changes: list[str]
+    """Id of the change, for undoing it; empty if there was nothing to write. Of several requests that a client sent for
+    one call, all changes, the last first."""
+
+
+@dataclass(frozen=True)
+class Changed(Reply):
+    changed: list[str]
+    """Ids of the items that were changed; ids that were not in the collection are left out."""
+    changes: list[str]
+    """Id of the change, for undoing it; empty if there was nothing to write. Of several requests that a client sent for
+    one call, all changes, the last first."""
+
+
+@dataclass(frozen=True)
+class Copied(Reply):
+    copied: list[str]
+    """Ids of the items that were put into the collection; those that it had already are left out."""
+    changes: list[str]
+    """Id of the change, for undoing it; empty if there was nothing to write. Of several requests that a client sent for
+    one call, all changes, the last first."""
+
+
+@dataclass(frozen=True)
+class Change(Reply):
+    """What one command or request did to a collection, over the vectors of all encoders."""
+
+    id: str
+    text: str
+    """What it did, in words, such as `added 1,000 items`."""
+    at: str
+    """When it began, as an ISO 8601 time with its zone."""
+    added: int
+    """Number of items; so are the next two."""
+    changed: int
+    deleted: int
+    undone: bool
+    """Whether it was undone."""
+    next: bool
+    """Whether it is the one that would be undone next."""
+
+
+@dataclass(frozen=True)
+class Changes(Reply):
+    changes: list[Change]
+    """Newest first, at most 100. Those of the last hour are kept."""
+
+
+@dataclass(frozen=True)
+class Undone(Reply):
+    """A change that was undone."""
+
+    undone: Change
+    id: str
+    """Id of this undo: undoing that brings the change back."""
+    count: int
+    """Number of items that the collection has now."""
+
+
+@dataclass(frozen=True)
+class Verified(Reply):
+    problems: list[str]
+    """A sentence for each kind of damage; empty if there is none."""
+
+
+ReembeddingState = Literal["none", "waiting", "running", "stopped", "incomplete", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Skipped(Reply):
+    """An item that could not be embedded again."""
+
+    id: str
+    name: str
+    reason: str
+    """Why, as the end of a sentence that starts with the item's name."""
+
+
+@dataclass(frozen=True)
+class Reembedding(Reply):
+    """Progress of embedding a collection again with another encoder."""
+
+    model: str
+    """Id of the new encoder."""
+    state: ReembeddingState
+    """`none`: nobody has asked for it; `waiting`: a service that serves the encoder takes it up within seconds;
+    `stopped`: cancelled, and it goes on where it was when it is started again; `incomplete`: all is embedded but the
+    items that were skipped; `done`: the collection uses the new encoder, if that is the service's default."""
+    done: int
+    """Number of items that the new encoder has embedded."""
+    total: int
+    """Number of items that it is to embed."""
+    skipped: int
+    """Number of items that could not be embedded."""
+    first_skipped: list[Skipped]
+    """The first of them."""
+    problem: str | None
+    """Why it failed; null if it did not."""
+
+
+@dataclass(frozen=True)
+class Dropped(Reply):
+    dropped: str
+    """Name of the collection that was deleted."""
+    count: int
+    """Number of items that it had."""
+
+
+@dataclass(frozen=True)
+class Drift(Reply):
+    """Whether new pictures look like those of a collection."""
+
+    model: str
+    """Id of the encoder."""
+    pictures: int
+    """Number of pictures that have come, at most `window`."""
+    window: int
+    """Number of the last pictures that are compared with the collection."""
+    state: Literal["unknown", "alike", "different"]
+    """unknown: too few pictures have come, or are in the collection."""
+    distance: float | None
+    """Maximum mean discrepancy beyond what chance gives, 0 (alike) to 1.41 (nothing in common)."""
+    p_value: float | None
+    """How likely it is that pictures like the collection's lie so far from it."""
+    text: str
+    """This in words."""
 
 
 # Near-duplicates and the map ------------------------------------------------------------------------------------------
@@ -288,14 +500,21 @@ class DerivedResult(DerivedProgress):
 
 @dataclass(frozen=True)
 class Duplicates(DerivedResult):
-    threshold: float
-    """The requested threshold, also if the request gave `closer_than`."""
+    threshold: float | None
+    """The requested threshold, also if the request gave `closer_than`; by default `own`."""
+    own: float | None
+    """The collection's own threshold: nearly all pairs from it on are copies. Null until the pictures are compared."""
     closer_than: float | None
     """The threshold as the share of random pairs of pictures that are less alike; null if that is not known."""
     least: float | None
     """Lowest threshold the newest result can answer."""
     total: int | None
     """Number of groups at the requested threshold."""
+    too_many: bool
+    """Whether more than a tenth of the collection are near-duplicates at this threshold. Then they are probably
+    different pictures, and only exact copies should be removed."""
+    exact: list[int]
+    """For each group, how many pictures after the first are exact copies of it; they come first."""
     groups: list[list[Match]]
     """Largest group first. The first picture of a group can represent the others."""
 
@@ -533,6 +752,8 @@ class Readiness(Reply):
     """Ids of all encoders that are served."""
     providers: list[str]
     """ONNX Runtime's execution providers, in order of preference."""
+    gpu_problem: str | None = None
+    """Why an encoder runs on the CPU although there is a GPU."""
 
 
 def parse(kind: type[R], answer: dict) -> R:

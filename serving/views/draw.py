@@ -66,7 +66,7 @@ def _parse(form: dict[str, list[str]], kind: type[T]) -> T:
         try:
             values = texts if isinstance(default, str) else [float(text) for text in texts]
         except ValueError:
-            raise Malformed(f"{name} must be a number, not {texts[0]!r}", name) from None
+            raise Malformed(f'{name}: "{texts[0][:80]}" is not a number', name) from None
         expected = len(default) if isinstance(default, tuple) else 1
         if len(values) != expected:
             raise Malformed(f"{name} takes {expected} value{'s' * (expected > 1)}, not {len(values)}", name)

@@ -7,12 +7,10 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import uuid
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -27,9 +25,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from export.artifact import (
+    MAX_PIXELS,
     Bundle,
     ModelCard,
     Preprocessing,
+    UnreadableImage,
     encoder_id,
     probe_pixels,
     probe_values,
@@ -41,12 +41,14 @@ from serving.app import create_app
 from serving.cli import main
 from serving.client import AsyncClient, Client
 from serving.collection.index import Index, Item, content_id
+from serving.connection import Connection
+from serving.inference import decode, reading
 from serving.inference.encoder import CPU, OnnxEncoder
 from serving.inference.lane import BatchResult, Part, run_batch
 from serving.limits import DEFAULT_LIMITS, Limits
+from tests.serving import running as running_module
+from tests.serving.running import START_S, Running
 
-ROOT = Path(__file__).parents[2]
-START_S = 180  # bentoml serve on a busy machine
 SIZE_PX = 32
 DIMENSION = 48
 
@@ -116,13 +118,15 @@ def bundle(tmp_path_factory) -> Bundle:
 class InThread:
     """A lane in a thread instead of a process, which would take a second to start."""
 
-    def __init__(self, bundle: Bundle, max_pixels: int):
+    provider, gpu_problem = CPU, None
+
+    def __init__(self, bundle: Bundle, max_work: int):
         self.encode = OnnxEncoder(bundle, 1).rows
-        self.preprocessing, self.max_pixels = bundle.card.preprocessing, max_pixels
+        self.preprocessing, self.max_work = bundle.card.preprocessing, max_work
 
     async def __call__(self, parts: list[Part]) -> BatchResult:
         def read(data: bytes) -> np.ndarray:
-            return read_pixels(data, self.preprocessing, self.max_pixels)
+            return read_pixels(data, self.preprocessing, max_work=self.max_work)
 
         return await asyncio.to_thread(lambda: run_batch(parts, lambda pixels: self.encode(pixels), read))
 
@@ -142,12 +146,35 @@ def nothing_by_itself(monkeypatch):
     monkeypatch.setattr("serving.derived.automatic.LOOK_S", 1e6)
 
 
+class DecodesInThread:
+    """Decodes in the thread that calls it, instead of in a process."""
+
+    def __init__(self, lane: decode.DecodingLane):
+        self.lane = lane
+
+    def __call__(self, read, files, preprocessing, max_pixels=MAX_PIXELS, max_work=None) -> list:
+        results, kind = [], reading.READS[read]
+        for data in files:
+            try:
+                got = reading.read_file(kind, data, preprocessing, max_pixels, max_work or self.lane.max_work)
+            except UnreadableImage as error:
+                results.append(reading.FileProblem(error))
+            else:
+                pieces, numbers, work = got
+                results.append(reading.Done(kind.restore(pieces, numbers, preprocessing), work))
+        return results
+
+    def close(self) -> None:
+        pass
+
+
 @pytest.fixture(autouse=True)
 def lanes_in_threads(monkeypatch):
     """Apps in this process have lanes in threads. Services started by `launch` have processes, as for a user."""
+    monkeypatch.setattr(decode, "DecodingProcess", DecodesInThread)
 
-    def lanes(bundle: Bundle, cores: int, max_pixels: int, threads: Executor) -> tuple[list[InThread], str]:
-        return [InThread(bundle, max_pixels) for _ in range(cores)], CPU
+    def lanes(bundle: Bundle, cores: int, max_work: int, gpu_required: bool) -> list[InThread]:
+        return [InThread(bundle, max_work) for _ in range(cores)]
 
     monkeypatch.setattr("serving.inference.served.open_lanes", lanes)
 
@@ -160,7 +187,9 @@ def serve(bundle, tmp_path):
     def start(
         encoder=bundle.folder, index=tmp_path / "index", limits: Limits = DEFAULT_LIMITS, access: Access | None = None
     ) -> TestClient:
-        client = TestClient(create_app(str(encoder), index, limits, access), raise_server_exceptions=False)
+        client = TestClient(
+            create_app(str(encoder), index, limits, access), "http://127.0.0.1", raise_server_exceptions=False
+        )
         client.__enter__()
         opened.append(client)
         return client
@@ -183,7 +212,7 @@ class Awaited:
 
     def __getattr__(self, name):
         async def call(*arguments, **options):
-            async with AsyncClient("http://service", transport=httpx.ASGITransport(self.app)) as client:
+            async with AsyncClient("http://127.0.0.1", transport=httpx.ASGITransport(self.app)) as client:
                 return await getattr(client, name)(*arguments, **options)
 
         return lambda *arguments, **options: asyncio.run(call(*arguments, **options))
@@ -201,7 +230,7 @@ def connect(request):
         return httpx.MockTransport(answer)
 
     def make(http):
-        return Client("http://service", transport=relay(http)) if request.param == "sync" else Awaited(http.app)
+        return Client("http://127.0.0.1", transport=relay(http)) if request.param == "sync" else Awaited(http.app)
 
     return make
 
@@ -217,7 +246,8 @@ def listen(bundle, tmp_path, wait_until):
         app = create_app(str(bundle.folder), tmp_path / "index", limits, access)
         listener = socket.socket()
         listener.bind((host, 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        http = partial(Connection, answer=app.state.answer_early)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", http=http))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         running.append((server, thread, listener))
@@ -288,6 +318,7 @@ def s3(object_store, monkeypatch) -> str:
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
+        "TWINVIEW_CONSISTENCY_S": "0",
     }.items():
         monkeypatch.setenv(name, value)
     bucket = f"bucket-{uuid.uuid4().hex}"
@@ -295,59 +326,17 @@ def s3(object_store, monkeypatch) -> str:
     return f"s3://{bucket}/index"
 
 
-@dataclass
-class Running:
-    """A service started as by a user."""
-
-    address: str
-    process: subprocess.Popen
-    log: Path
-
-    def workers(self) -> list[int]:
-        """Process ids of BentoML's workers, which are children of the started process."""
-        ids = []
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            ids += map(int, (task / "children").read_text().split())
-        return [id for id in ids if b"--worker-id" in Path(f"/proc/{id}/cmdline").read_bytes()]
-
-
 @pytest.fixture
 def launch(bundle, tmp_path, wait_until):
-    """launch(encoder) -> a Running service that answers, or whose process has ended; killed after the test."""
+    """launch(encoder, ...) as running.start -> a Running service that answers, or whose process has ended; killed after
+    the test."""
     launched = []
 
-    def answers(running: Running) -> bool:
-        try:
-            httpx.get(f"{running.address}/livez")
-        except httpx.TransportError:
-            return False
-        return True
-
-    def start(
-        encoder: Path | str = bundle.folder,
-        bento: Path | str = "",
-        cwd: Path = ROOT,
-        environment: dict[str, str] | None = None,
-    ) -> Running:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        variables = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOME": str(tmp_path),
-            "BENTOML_HOME": str(tmp_path / "bentoml"),
-            "__BENTOML_DEBUG_USAGE": "True",  # writes its reports into the log instead of sending them
-            "TWINVIEW_ENCODER": str(encoder),
-            "TWINVIEW_INDEX": str(tmp_path / "index"),
-            **(environment or {}),
-        }
-        command = [sys.executable, "-m", "bentoml", "serve", *filter(None, [str(bento)]), "--port", str(port)]
-        log = tmp_path / f"log{len(launched)}"
-        with open(log, "wb") as file:
-            process = subprocess.Popen(command, cwd=cwd, env=variables, stdout=file, stderr=file)
-        running = Running(f"http://127.0.0.1:{port}", process, log)
+    def start(encoder: Path | str = bundle.folder, *arguments, **options) -> Running:
+        running = running_module.start(tmp_path, encoder, *arguments, **options)
         launched.append(running)
-        wait_until(lambda: process.poll() is not None or answers(running), "the service does not answer", START_S)
+        ended = running.process.poll
+        wait_until(lambda: ended() is not None or running.answers(), "the service does not answer", START_S)
         return running
 
     yield start

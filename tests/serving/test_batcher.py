@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from export.artifact import TooManyPixels, UnreadableImage
-from serving.errors import Undecodable
+from serving.errors import NotReady, Undecodable
 from serving.inference.batcher import Batcher
 from serving.inference.decode import Upload
-from serving.inference.lane import BatchResult, run_batch
+from serving.inference.lane import BatchResult, LaneLost, Problem, run_batch
 
 
 class Recorder:
@@ -90,6 +90,100 @@ def test_a_failed_batch_fails_its_requests_and_the_next_one_runs():
     failed, answered = asyncio.run(ask())
     assert str(failed) == "white"
     assert answered.vectors.tolist() == [[7]]
+
+
+class Falling(Recorder):
+    """Is lost with each batch that holds an image of this value, until `well`."""
+
+    def __init__(self, value: int, well: bool = False):
+        super().__init__(released=True)
+        self.value, self.well, self.restarts = value, well, 0
+
+    async def __call__(self, parts) -> BatchResult:
+        if any((np.asarray(part) == self.value).any() for part in parts if isinstance(part, np.ndarray)):
+            raise LaneLost("it fell")
+        return await super().__call__(parts)
+
+    async def restart(self) -> None:
+        self.restarts += 1
+        if not self.well:
+            raise RuntimeError("no memory")
+
+
+def test_the_batch_of_a_lost_lane_goes_to_another_lane_while_it_restarts():
+    lanes = [Recorder(released=True), Falling(7)]  # the last one is taken first
+
+    async def ask():
+        batch = Batcher(lanes, max_batch=1)
+        answers = [(await batch(images(7))).vectors.item() for _ in range(3)]
+        batch.close()
+        return answers, await asyncio.gather(*batch._running, return_exceptions=True)
+
+    assert asyncio.run(ask())[0] == [7, 7, 7]
+    assert lanes[1].restarts >= 1
+
+
+def test_a_batch_that_is_lost_twice_is_answered_and_the_next_one_runs():
+    lane = Falling(7, well=True)
+
+    async def ask():
+        batch = Batcher([lane], max_batch=1)
+        return await asyncio.gather(batch(images(7)), batch(images(8)), return_exceptions=True)
+
+    lost, answered = asyncio.run(ask())
+    assert isinstance(lost, NotReady) and lost.detail == "the encoder has failed: it fell"
+    assert answered.vectors.tolist() == [[8]] and lane.restarts == 2
+
+
+def test_while_no_lane_can_be_restarted_requests_are_answered_with_the_reason(monkeypatch):
+    monkeypatch.setattr("serving.inference.batcher.RESTART_S", 0)
+    lane = Falling(7)
+
+    async def ask():
+        batch = Batcher([lane], max_batch=1)
+        for value in (7, 8):
+            with pytest.raises(NotReady, match="no memory"):
+                await batch(images(value))
+        lane.well = True
+        after = await batch(images(9))
+        return after.vectors.item()
+
+    assert asyncio.run(ask()) == 9
+
+
+def test_an_answer_that_cannot_be_delivered_fails_its_request_and_the_queue_goes_on():
+    class Wrong(Recorder):
+        async def __call__(self, parts) -> BatchResult:
+            result = await super().__call__(parts)
+            return (
+                BatchResult([Problem(0, UnreadableImage("is wrong"))], [0.0], 0.0)
+                if parts[0][0, 0, 0, 0] == 7
+                else result
+            )
+
+    async def ask():
+        batch = Batcher([Wrong(released=True)], max_batch=1)
+        return await asyncio.gather(batch(images(7)), batch(images(8)), return_exceptions=True)
+
+    failed, answered = asyncio.run(ask())
+    assert isinstance(failed, Exception)
+    assert answered.vectors.tolist() == [[8]]
+
+
+def test_a_small_request_does_not_wait_for_the_rest_of_a_large_one():
+    lane = Recorder()
+
+    async def ask():
+        batch = Batcher([lane], max_batch=8)
+        large = asyncio.create_task(batch(images(*range(80))))
+        await settle()
+        small = asyncio.create_task(batch(images(1)))
+        await settle()
+        lane.release.set()
+        await asyncio.gather(small, large)
+
+    asyncio.run(ask())
+    assert 1 in lane.sizes[:3], lane.sizes
 
 
 @pytest.mark.parametrize("size", [2, 20])

@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ import pytest
 from export.artifact import read_pixels
 from serving import bulk
 from serving.bulk import BulkSettings, run
-from serving.collection.index import Index, IndexProblem, WrongEncoder, content_id
+from serving.collection.index import Index, IndexProblem, Item, WrongEncoder, content_id
+from serving.collection.undo import changes, undo
 from serving.indexing import fill
+from serving.inference.decode import DecodingProcess
 from serving.inference.encoder import OnnxEncoder
 from training.data.sources import DataError
 
@@ -89,9 +93,29 @@ def test_indexing_again_adds_what_is_new_and_one_row_for_equal_files(pictures, s
 def test_indexed_pictures_are_not_decoded_again(pictures, settings, monkeypatch):
     folder, decoded = pictures(20), []
     run(settings(folder))
-    monkeypatch.setattr(fill, "read_picture", lambda *arguments: decoded.append(1))
+    monkeypatch.setattr("serving.inference.reading.read_file", lambda *arguments: decoded.append(1))
     assert run(settings(folder)).present == 20
     assert decoded == []
+
+
+@pytest.mark.slow
+def test_a_file_that_crashes_its_decoder_is_listed_and_the_others_are_kept(
+    pictures, settings, index, tmp_path, monkeypatch
+):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nimport PIL.Image\nopen_ = PIL.Image.open\n"
+        "def falling(file, *rest, **more):\n"
+        "    if file.getvalue() == b'deadly':\n        os.abort()\n"
+        "    return open_(file, *rest, **more)\n"
+        "PIL.Image.open = falling\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("serving.inference.decode.DecodingProcess", DecodingProcess)
+    folder = pictures(10)
+    (folder / "train" / "a" / "deadly.png").write_bytes(b"deadly")
+    assert run(settings(folder)).indexed == index.count() == 10
+    with open(tmp_path / "index" / "skipped.csv", newline="") as file:
+        assert list(csv.reader(file))[1:] == [["train/a/deadly.png", "crashes its decoder"]]
 
 
 def test_broken_files_are_listed_and_the_others_are_kept(pictures, settings, index, picture, tmp_path):
@@ -104,7 +128,7 @@ def test_broken_files_are_listed_and_the_others_are_kept(pictures, settings, ind
         assert list(csv.reader(file)) == [
             ["name", "reason"],
             ["train/a/cat.txt", "is not an image in a supported format"],
-            ["train/a/cut.jpg", "is truncated or damaged"],
+            ["train/a/cut.jpg", "is truncated: its end is missing"],
             ["train/a/empty.png", "is empty"],
         ]
 
@@ -187,6 +211,19 @@ def test_encoding_continues_during_a_write_and_is_at_most_one_upsert_ahead(
 
 
 @pytest.mark.slow
+def test_a_collection_is_maintained_while_it_fills(pictures, settings, index, monkeypatch):
+    """Otherwise the searches of a long fill would read its new rows one by one."""
+    monkeypatch.setattr(fill, "MIN_ROWS_PER_UPSERT", 4)
+    monkeypatch.setattr(fill, "MAX_ROWS_PER_UPSERT", 8)
+    monkeypatch.setattr(Index, "rows_per_maintenance", 16)
+    counts, maintain = [], Index.maintain
+    monkeypatch.setattr(Index, "maintain", lambda self: counts.append(self.count()) or maintain(self))
+    run(settings(pictures(100)))
+    assert len(counts) >= 2 and counts[0] < 100
+    assert index.count() == 100
+
+
+@pytest.mark.slow
 def test_an_error_of_the_index_ends_the_command(pictures, settings, monkeypatch):
     def fail(*arguments):
         raise IndexProblem("the disk is full")
@@ -202,7 +239,7 @@ def test_another_encoder_is_refused_before_anything_is_read(pictures, settings, 
     run(settings(folder))
     other = make_bundle(tmp_path / "other", 1 / 100)
     monkeypatch.setattr(bulk, "fill", lambda *arguments: pytest.fail("it begins"))
-    with pytest.raises(WrongEncoder, match="pictures holds vectors of means-"):
+    with pytest.raises(WrongEncoder, match=r"pictures in .* has 5 items with vectors of means-"):
         run(settings(folder, encoder=str(other.folder)))
 
 
@@ -230,6 +267,29 @@ def test_reembedding_keeps_old_vectors_and_lists_missing_files(
     assert run(settings(None, encoder=str(other.folder), reembed=True)).present == 10
 
 
+def test_reembedding_reads_below_the_folders_that_were_indexed_only(pictures, settings, index, make_bundle, tmp_path):
+    folder = pictures(3)
+    run(settings(folder))
+    assert index.folders() == [str(folder)]
+    secret, vector = index.get(index.page(1)[0].id)
+    (tmp_path / "secret.png").write_bytes(Path(secret.path).read_bytes())
+    index.upsert([replace(secret, path=str(tmp_path / "secret.png"))], vector[None])
+    other = make_bundle(tmp_path / "other", 1 / 100)
+    tally = run(settings(None, encoder=str(other.folder), reembed=True))
+    assert [reason for _, reason in tally.skipped] == [
+        f"is outside the folders that may be read; --pictures names more: {tmp_path}/secret.png"
+    ]
+    more = settings(None, encoder=str(other.folder), reembed=True, pictures=(str(tmp_path),))
+    assert (run(more).indexed, index.folders()) == (1, [str(folder), str(tmp_path)])
+
+
+def test_a_collection_whose_folders_are_not_known_is_reembedded_from_those_given(settings, fill, make_bundle, tmp_path):
+    fill(2)
+    other = make_bundle(tmp_path / "other", 1 / 100)
+    with pytest.raises(DataError, match="name the folders with the pictures of pictures with --pictures"):
+        run(settings(None, encoder=str(other.folder), reembed=True))
+
+
 def test_reembedding_with_data_reads_the_data(pictures, settings, make_bundle, tmp_path):
     folder = pictures(6)
     run(settings(folder))
@@ -241,8 +301,8 @@ def test_reembedding_with_data_reads_the_data(pictures, settings, make_bundle, t
 def test_nothing_to_reembed_is_reported(pictures, settings, filled):
     if filled:
         run(settings(pictures(2)))
-    reason = "only holds vectors of means-.*" if filled else "does not exist"
-    with pytest.raises(DataError, match=f"nothing to re-embed: the collection pictures {reason}"):
+    reason = "nothing to re-embed: .* only holds vectors of means-" if filled else "there is no index at"
+    with pytest.raises((DataError, IndexProblem), match=reason):
         run(settings(None, reembed=True))
 
 
@@ -325,3 +385,50 @@ def test_the_command_runs_at_low_priority(monkeypatch, settings):
 def test_giving_way_lowers_the_priority_of_a_process_and_only_once():
     code = "import os; from serving.limits import lower_priority; lower_priority(); lower_priority(); print(os.nice(0))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "10\n"
+
+
+def test_a_filling_of_many_commits_is_one_change(pictures, settings, index, monkeypatch):
+    run(settings(pictures(4)))
+    monkeypatch.setattr(fill, "MAX_ROWS_PER_UPSERT", 2)
+    monkeypatch.setattr(fill, "MIN_ROWS_PER_UPSERT", 2)
+    monkeypatch.setattr(fill, "MAX_CPU_BATCH_PIXELS", 0)
+    before = index.version()
+    run(settings(pictures(30)))
+    assert index.version() > before + 2, "it made several commits"
+    assert [one.text for one in changes(index)] == ["added 26 items", "added 4 items"]
+    undo(index)
+    assert index.count() == 4
+
+
+def test_what_has_gone_from_the_folder_is_told_and_removed_by_sync(pictures, settings, index, picture, capsys):
+    folder = pictures(6)
+    run(settings(folder))
+    assert "no longer" not in capsys.readouterr().out
+    (folder / "train/a/000.png").unlink()
+    (folder / "train/b/001.png").rename(folder / "train/a/moved.png")
+    (folder / "train/a/002.png").write_bytes(picture(50))
+    (folder / "train/b/003.png").write_bytes(b"no picture")
+    elsewhere = Item("elsewhere", "x.png", None, "/not there/x.png", 1, 1)
+    index.upsert([elsewhere], np.ones((1, index.dimension)))
+    gone, replaced = content_id(picture(0)), content_id(picture(2))
+    run(settings(folder))
+    expected = f"2 pictures of pictures are no longer in {folder}; the same command with --sync removes them"
+    assert expected in capsys.readouterr().out
+    assert {gone, replaced} <= index.ids()
+    (folder / "train/b/005.png").unlink()
+    (folder / "train/new.png").write_bytes(picture(51))
+    run(settings(folder, sync=True))
+    said = capsys.readouterr().out
+    assert f"3 pictures of pictures are no longer in {folder}, and removed; to bring them back: " in said
+    assert f"twinview index undo --index {index.store.uri} --collection pictures\n" in said
+    kept = {content_id(picture(1)), content_id(picture(3)), "elsewhere"}
+    assert not {gone, replaced} & index.ids() and kept <= index.ids()
+    assert changes(index)[0].text == "added 1 item, deleted 3 items"
+    undo(index)
+    assert gone in index.ids() and content_id(picture(51)) not in index.ids()
+
+
+def test_sync_refuses_what_it_cannot_compare_with(settings, pictures):
+    for data, others in (("shapes", {}), (pictures(2), {"split": "train"})):
+        with pytest.raises(DataError, match=r"--sync (needs a folder, and shapes|cannot be combined)"):
+            run(settings(data, sync=True, **others))

@@ -9,6 +9,7 @@ import pytest
 
 from serving.bulk import BulkSettings, run
 from serving.collection.index import Index
+from serving.collection.undo import changes
 from training.data.sources import DataError
 
 has_ray = importlib.util.find_spec("ray") is not None
@@ -40,6 +41,7 @@ if __name__ == "__main__":
     index = Index(tmp_path / "index", bundle.card.id, bundle.card.dimension)
     assert index.count() == len(index.ids()) == 140
     assert index.verify() == []
+    assert [one.text for one in changes(index)] == ["added 100 items", "added 40 items"]
     assert "indexed 100, already there 50, skipped 1" in done.stdout
     assert "broken.png" in (tmp_path / "index" / "skipped.csv").read_text()
 

@@ -14,7 +14,7 @@ from serving.api.classify import likeliest
 from serving.client import ServiceError
 from serving.errors import ErrorAnswer
 from serving.inference.encoder import OnnxEncoder
-from serving.inference.lane import ProcessLane
+from serving.inference.lane import PrivateCopy, ProcessLane
 from serving.protocol.pack import MEDIA_TYPE, pack
 
 CLASSES = ["cat", "dog", "Kuh", "cow", "hen", "ant"]
@@ -139,7 +139,7 @@ def test_a_lanes_process_returns_the_logits_after_the_embedding(classifier):
     pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
 
     async def run() -> np.ndarray:
-        lane = ProcessLane(classifier, 1, 2**20)
+        lane = ProcessLane(classifier.card, PrivateCopy(classifier), 1, 2**20)
         lane.wait()
         try:
             return (await lane([pixels])).parts[0]

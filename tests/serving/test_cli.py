@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import get_type_hints
 
@@ -76,7 +77,8 @@ def test_a_parquet_file_holds_vectors_and_names(service, pictures, twinview, bun
 @pytest.mark.slow
 def test_a_parquet_file_of_embed_can_be_imported(service, pictures, twinview, picture, bundle, tmp_path, capsys):
     twinview("embed", pictures, "--service", service, "-o", tmp_path / "v.parquet")
-    twinview("index", "import", tmp_path / "v.parquet", "--index", tmp_path / "other", "--collection", "parts")
+    other = ("--index", tmp_path / "other", "--collection", "parts")
+    twinview("index", "import", tmp_path / "v.parquet", *other, "--pictures", pictures)
     assert "100 sent, 0 already there; parts holds 100" in capsys.readouterr().out
     index = Index(tmp_path / "other", bundle.card.id, bundle.card.dimension, "parts")
     data, path = picture(33), str(pictures / "b" / "33.png")
@@ -193,10 +195,15 @@ def test_a_service_without_an_encoder_explains_it(pictures, twinview, serve, no_
         got = http.request(request.method, str(request.url))
         return httpx.Response(got.status_code, content=got.content)
 
-    client = Client("http://service", transport=httpx.MockTransport(answer))
+    client = Client("http://127.0.0.1", transport=httpx.MockTransport(answer))
     monkeypatch.setattr("serving.cli.embed.Client", lambda *_, **__: client)
     with pytest.raises(SystemExit, match=r"^error: .*nowhere .*python training/pretrain\.py"):
         twinview("embed", pictures, "-o", tmp_path / "v.npy")
+
+
+def test_the_version_is_that_of_the_package(twinview, capsys):
+    twinview("--version")
+    assert capsys.readouterr().out == f"twinview {version('twinview')}\n"
 
 
 def test_help_lists_commands_and_options(twinview, capsys):
@@ -225,7 +232,7 @@ def test_every_command_has_a_function_and_settings():
         assert dataclasses.is_dataclass(settings), place
 
 
-@pytest.mark.parametrize("words", [["indx"], ["index", "ad"], ["--version"]])
+@pytest.mark.parametrize("words", [["indx"], ["index", "ad"], ["--verison"]])
 def test_an_unknown_command_is_named(words, twinview, capsys):
     with pytest.raises(SystemExit) as ended:
         twinview(*words)

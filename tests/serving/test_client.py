@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.client import AsyncClient, Client, Item, Match, Put, PutItem, ServiceError, generate
+from serving.client import AsyncClient, Client, Copied, Item, Match, PutItem, ServiceError, generate
 from serving.client.messages import ATTEMPTS, LONGEST_WAIT_S
 from serving.limits import Limits
 
@@ -31,6 +31,12 @@ def test_a_path_bytes_and_a_pil_image_give_the_same_embedding(client, bundle, pi
     assert (answer.vectors == answer.vectors[0]).all()
     np.testing.assert_array_equal(client.embed(image).vectors, answer.vectors[:1])
     np.testing.assert_allclose(np.linalg.norm(client.embed(image, normalize=True).vectors), 1, rtol=1e-5)
+
+
+def test_a_path_may_begin_with_the_home_folder(client, picture, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.png").write_bytes(picture(3))
+    assert np.array_equal(client.embed("~/mine.png").vectors, client.embed(tmp_path / "mine.png").vectors)
 
 
 def test_an_image_in_a_mode_that_png_lacks_is_converted(client):
@@ -130,7 +136,8 @@ def test_items_are_stored_searched_read_and_deleted(client, bundle, picture):
     assert refused.value.status == 404
     facts = [{"id": f"p{i}", "metadata": {"price": i}} for i in range(3)]
     put = client.put_items([picture(i) for i in range(3)], facts, collection="mine")
-    assert put == Put(bundle.card.id, [PutItem(f"p{i}", True) for i in range(3)])
+    assert put.items == [PutItem(f"p{i}", True) for i in range(3)] and put.model == bundle.card.id
+    assert put.changes == [client.changes(collection="mine")[0].id]
     vector = client.embed(picture(9)).vectors
     put = client.put_vectors(["p9"], vector, bundle.card.id, [{"label": "nine"}], collection="mine")
     assert put.items == [PutItem("p9", True)]
@@ -145,7 +152,28 @@ def test_items_are_stored_searched_read_and_deleted(client, bundle, picture):
     assert {match.id for match in found} == {"p0", "p1"}
     assert client.search(positive=["p0"], threshold=1, collection="mine").results == []
 
-    assert client.delete_items(["p0", "nothing"], collection="mine") == ["p0"]
+    change = {"id": "p0", "label": "x", "metadata": {"price": 2}}
+    assert client.change_items([change, {"id": "nothing"}], collection="mine").changed == ["p0"]
+    assert client.copy_items(["p0", "p1", "nothing"], "mine", collection="two").copied == ["p0", "p1"]
+    assert client.copy_items(["p0"], "mine", collection="two") == Copied([], []), "it is there already"
+    assert client.collection("two").count == 2 and client.item("p0", collection="two").label == "x"
+    assert client.thumbnail("p0", collection="two") == client.thumbnail("p0", collection="mine")
+    assert client.original("p0", collection="two") == client.original("p0", collection="mine")
+    with pytest.raises(ServiceError, match="there is no collection none"):
+        client.copy_items(["p0"], "none", collection="two")
+    assert client.delete_collection("two") == 2
+    page = client.items(1, after="", collection="mine")
+    assert (page.items[0].label, page.items[0].metadata, page.next) == ("x", {"price": 2}, "p0")
+    assert "p0" not in [item.id for item in client.items(9, after=page.next, collection="mine").items]
+    (answer,) = client.search_many([{"positive": ["p0"], "k": 1}], collection="mine")
+    assert len(answer.results) == 1
+    assert client.verify(collection="mine") == []
+    assert client.delete_items(["p0", "nothing"], collection="mine").deleted == ["p0"]
+    assert client.changes(collection="mine")[0].id == client.undo(collection="mine").undone.id
+    (change,) = client.delete_items(["p0"], collection="mine").changes
+    assert client.undo(change, collection="mine").undone.deleted == 1
+    assert client.delete_items(["p0"], collection="mine").deleted == ["p0"]
+    assert client.create_collection("empty").count == client.delete_collection("empty") == 0
     assert client.collection("mine").count == 3
     assert {one.name: one.count for one in client.collections()} == {"mine": 3, "pictures": 5}
 

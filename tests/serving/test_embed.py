@@ -157,7 +157,7 @@ def test_embedding_imports_no_torch(bundle, picture, tmp_path):
 import sys
 from fastapi.testclient import TestClient
 from serving.service import app
-with TestClient(app) as http:
+with TestClient(app, "http://127.0.0.1") as http:
     files = {"images": open("a.png", "rb")}
     assert http.post("/embed", files=files).status_code == 200
     assert http.post("/collections/pictures/search", files={"image": open("a.png", "rb")}).status_code == 404

@@ -28,6 +28,19 @@ def test_the_newest_export_is_served_unless_another_is_named(make_bundle, tmp_pa
     assert find_bundle(str(old.folder), tmp_path / "runs").card.id == old.card.id
 
 
+def test_a_collections_encoder_is_preferred_to_a_newer_export(make_bundle, tmp_path):
+    runs = tmp_path / "runs"
+    old, middle, new = (make_bundle(runs / name / "encoder", scale) for name, scale in (("c", 1), ("b", 2), ("a", 3)))
+    for at, made in enumerate((old, middle), 1):
+        os.utime(made.folder / "model_card.json", (at, at))
+    broken = make_bundle(runs / "broken" / "encoder", 4)
+    os.utime(broken.folder / "model_card.json", (3, 3))
+    (broken.folder / "encoder.onnx").write_text("damaged")
+    for used, found in (([old.card.id], old), ([old.card.id, middle.card.id], middle), (["gone-1"], new), ([], new)):
+        assert find_bundle(None, runs, used).card.id == found.card.id
+    assert find_bundle(str(middle.folder), runs, [old.card.id]).card.id == middle.card.id
+
+
 def test_the_model_store_is_searched_for_a_tag_and_if_there_is_no_export(bundle, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("serving.inference.encoder._in_store", lambda tag: asked.append(tag) or bundle.folder)
@@ -95,10 +108,10 @@ def test_the_fastest_provider_is_chosen_that_runtime_driver_and_libraries_suppor
     trt, cuda, cpu = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
     monkeypatch.setattr("serving.inference.encoder.ort.preload_dlls", lambda: None, raising=False)
     for available, device, libraries, expected in (
-        ([trt, cuda, cpu], True, True, [[trt, cuda, cpu], [cuda, cpu]]),
-        ([trt, cuda, cpu], True, False, [[cuda, cpu]]),
+        ([trt, cuda, cpu], True, True, [[trt, cuda, cpu], [cuda, cpu], [cpu]]),
+        ([trt, cuda, cpu], True, False, [[cuda, cpu], [cpu]]),
         ([trt, cuda, cpu], False, True, [[cpu]]),
-        ([cuda, cpu], True, True, [[cuda, cpu]]),
+        ([cuda, cpu], True, True, [[cuda, cpu], [cpu]]),
         ([cpu], True, True, [[cpu]]),
     ):
         monkeypatch.setattr(

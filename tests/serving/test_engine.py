@@ -2,6 +2,7 @@ import asyncio
 import gc
 import io
 import logging
+import os
 import shutil
 import threading
 import time
@@ -13,12 +14,13 @@ import pytest
 from PIL import Image
 
 from export.artifact import BundleError, TooManyPixels, read_pixels, save_bundle
-from serving.collection.index import DEFAULT
+from serving.collection.index import DEFAULT, Item, WrongEncoder
 from serving.engine import Engine
 from serving.errors import Busy, NotFound, Undecodable
 from serving.inference.decode import SMALL_BYTES, Upload
 from serving.limits import DEFAULT_LIMITS, Limits
 from serving.metrics import Metrics
+from serving.protocol.queries import SearchQuery
 
 CPU = "CPUExecutionProvider"
 
@@ -226,6 +228,67 @@ def test_without_a_configured_name_the_newest_export_takes_over(
         gc.unfreeze()
 
 
+def items_of(engine, files, *numbers) -> list[Item]:
+    """Items of these pictures, put into the collection by the default encoder of the collection."""
+    index = engine.library.index(DEFAULT)
+    items = [Item(f"{i}", f"{i}.png", None, None, 4, 3, 10) for i in numbers]
+    index.upsert(items, np.random.default_rng(0).random((len(items), 48)), allow_other_encoder=True)
+    return items
+
+
+def test_a_collection_keeps_its_encoder_until_the_newer_one_has_embedded_all_of_it(
+    quick, start, make_bundle, place, files, caplog, wait_until, monkeypatch
+):
+    monkeypatch.setattr("serving.inference.served.COUNT_EVERY_S", 0)
+    engine = start(str(place.folder))
+    old = engine.card.id
+    items = items_of(engine, files, 1, 2)
+    with caplog.at_level(logging.INFO, "twinview"):
+        newer = make_bundle(place.folder, 1 / 128)
+        wait_until(lambda: engine.card.id == newer.card.id, "the newer one does not serve")
+        index = engine.library.index(DEFAULT)
+        assert (index.encoder_id, index.count()) == (old, 2)
+        assert engine.library.index("new").encoder_id == newer.card.id
+        assert engine.library.index(DEFAULT, newer.card.id).encoder_id == newer.card.id
+        assert [card.id for card in engine.cards] == [newer.card.id, old]
+
+        async def search(query, images):
+            library = engine.library
+            return await library.find([await library.prepare(DEFAULT, query, images, None, None)])
+
+        [found] = asyncio.run(search(SearchQuery(), files(1)))
+        assert (found.model, len(found.results)) == (old, 2)
+        vector = SearchQuery(positive=[[1.0] * 48])
+        with pytest.raises(WrongEncoder):  # it may be the newer one's
+            asyncio.run(search(vector, []))
+        index = engine.library.index(DEFAULT, newer.card.id)
+        index.upsert(items[:1], np.ones((1, 48)), allow_other_encoder=True)
+        assert engine.library.index(DEFAULT).encoder_id == old  # of two items
+        index.upsert(items, np.ones((2, 48)))
+        wait_until(lambda: engine.library.index(DEFAULT).encoder_id == newer.card.id, "the collection does not switch")
+        wait_until(lambda: len(engine.cards) == 1, "the old one is still served")
+    said = [message for message in caplog.messages if message.startswith("the collection")]
+    assert said == [
+        f"the collection pictures uses {old} until {newer.card.id} is complete",
+        f"the collection pictures uses {newer.card.id} from now on",
+    ]
+
+
+def test_after_a_restart_a_collection_still_has_the_encoder_of_an_earlier_run(
+    start, make_bundle, files, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    first = make_bundle(tmp_path / "runs" / "a" / "encoder")
+    items_of(start(""), files, 1)
+    make_bundle(tmp_path / "runs" / "unneeded" / "encoder", 1 / 64)
+    newest = make_bundle(tmp_path / "runs" / "b" / "encoder", 1 / 128)
+    for age, name in enumerate(("b", "unneeded", "a")):
+        os.utime(tmp_path / "runs" / name / "encoder" / "model_card.json", (1e9 - age, 1e9 - age))
+    engine = start("")
+    assert [card.id for card in engine.cards] == [newest.card.id, first.card.id]
+    assert engine.library.index(DEFAULT).encoder_id == first.card.id
+
+
 def test_an_export_that_does_not_work_is_logged_and_the_old_encoder_keeps_serving(
     start, make_bundle, place, files, tmp_path, caplog, no_store, monkeypatch
 ):
@@ -314,7 +377,6 @@ def test_beyond_its_limit_the_engine_refuses_at_once_and_recovers(start, files):
         assert all(isinstance(answer, Busy) and answer.headers["Retry-After"] == "1" for answer in refused)
         assert len(answered) == 4
         assert engine._gate.in_flight == engine._encoders.waiting == 0
-        assert engine._decode._pool._work_queue.qsize() == 0
 
 
 def test_a_failed_or_cancelled_request_is_no_longer_in_flight(start, files):
@@ -335,3 +397,16 @@ def test_a_failed_or_cancelled_request_is_no_longer_in_flight(start, files):
         return await engine.embed(files(1, 2, 3, 4))
 
     assert len(asyncio.run(ask()).vectors) == 4
+
+
+def test_readyz_runs_the_encoder(http):
+    assert http.get("/readyz").status_code == 200
+
+    def fail(pixels):
+        raise RuntimeError("out of memory")
+
+    for lane in http.app.state.engine._encoders.default.batch.lanes:
+        lane.encode = fail
+    http.app.state.engine._encoders.default.health._begun -= 60
+    answer = http.get("/readyz")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (503, "out of memory")

@@ -142,7 +142,7 @@ def test_an_unexpected_exception_is_logged_under_the_requests_id(http, picture, 
 
 def test_a_request_from_this_process_is_logged_too(http, json_log):
     async def ask() -> int:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(http.app), base_url="http://service") as within:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(http.app), base_url="http://127.0.0.1") as within:
             return (await within.get("/collections")).status_code
 
     assert asyncio.run(ask()) == 200
@@ -162,6 +162,13 @@ def test_the_start_logs_whom_the_service_answers(serve, caplog):
     caplog.clear()
     serve(access=Access.from_keys("key"))
     assert "API keys" not in caplog.text
+
+
+def test_the_json_log_names_the_key_of_a_request(json_log, serve):
+    http = serve(access=Access.from_keys("anna s3cr3t", "0ther"))
+    for key in ("s3cr3t", "0ther", "wrong"):
+        http.get("/collections", auth=("me", key))
+    assert [line.get("key") for line in json_log() if "status" in line] == ["anna", "key 2", None]
 
 
 def test_the_text_log_has_no_line_per_request(http, picture, caplog):

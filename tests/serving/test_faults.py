@@ -1,5 +1,6 @@
 """Faults around the service: malicious pictures, stops, kills, and encoders replaced under load."""
 
+import gc
 import io
 import os
 import random
@@ -7,10 +8,10 @@ import signal
 import socket
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 from export.artifact import read_pixels
 from serving.api.body_limit import BodyLimit
 from serving.limits import Limits
+from tests.serving.running import Answer, Load
 
 NPY = {"Accept": "application/x-npy"}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -165,42 +167,20 @@ def test_a_thousand_mutated_pictures_cause_no_internal_error_and_affect_no_other
 # Stops, kills, replacements -------------------------------------------------------------------------------------------
 
 
-class Load:
-    """Clients that post pictures until they are stopped, each on its own connection."""
+def posting(address: str, picture, clients: int = 4) -> Load:
+    """Clients that post pictures, one after the other; `number` says which."""
+    files = [picture(i) for i in range(16)]
 
-    def __init__(self, address: str, picture, wait_until, clients: int = 4, images: int = 1):
-        self.address, self.images, self._wait_until = address, images, wait_until
-        self.files = [picture(i) for i in range(16)]
-        self.answers: list[tuple[int, httpx.Response]] = []  # with the number of the first picture
-        self.failures: list[Exception] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._post, args=(i,)) for i in range(clients)]
+    def post(client: int, http: httpx.Client, call: int) -> httpx.Response:
+        file = ("images", ("a.png", files[(client + call) % 16]))
+        return http.post("/embed", files=[file], headers=NPY)
 
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
+    return Load(address, [partial(post, client) for client in range(clients)])
 
-    def __exit__(self, *_) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
-    def wait_for(self, answers: int) -> None:
-        """Wait for this many more answers."""
-        wanted = len(self.answers) + answers
-        self._wait_until(lambda: len(self.answers) >= wanted, f"fewer than {answers} more requests were answered", 120)
-
-    def _post(self, i: int) -> None:
-        with httpx.Client(timeout=60) as http:
-            while not self._stop.is_set():
-                i = (i + 1) % 16
-                files = [("images", (f"{j}.png", self.files[(i + j) % 16])) for j in range(self.images)]
-                try:
-                    self.answers.append((i, http.post(f"{self.address}/embed", files=files, headers=NPY)))
-                except httpx.TransportError as error:
-                    self.failures.append(error)
-                    time.sleep(0.1)
+def number(answer: Answer) -> int:
+    """The number of the picture that was posted."""
+    return (answer.client + answer.call) % 16
 
 
 # No picture is opened before the file exists: a request that has come in stays until then.
@@ -235,19 +215,19 @@ def test_two_replacements_of_the_encoder_under_load_fail_no_request(
     make_bundle(tmp_path / "place", scales[ids[0]])
     running = launch(tmp_path / "place")
     ready = f"{running.address}/readyz"
-    with Load(running.address, picture, wait_until) as load:
-        load.wait_for(50)
+    with posting(running.address, picture) as load:
+        load.wait_for(50, wait_until)
         for id in ids[1:]:
             make_bundle(tmp_path / "place", scales[id])
             wait_until(lambda id=id: httpx.get(ready).json()["model"] == id, f"{id} does not serve")
-            load.wait_for(50)
+            load.wait_for(50, wait_until)
     assert load.failures == []
     seen = Counter()
-    for i, answer in load.answers:
-        assert answer.status_code == 200
-        model = answer.headers["Twinview-Model"]
-        vector = np.load(io.BytesIO(answer.content))[0]
-        np.testing.assert_allclose(vector, expected(i, scales[model]), rtol=1e-4, atol=1e-4)
+    for answer in load.answers:
+        assert answer.response.status_code == 200
+        model = answer.response.headers["Twinview-Model"]
+        vector = np.load(io.BytesIO(answer.response.content))[0]
+        np.testing.assert_allclose(vector, expected(number(answer), scales[model]), rtol=1e-4, atol=1e-4)
         seen[model] += 1
     assert set(seen) == set(ids)
 
@@ -284,23 +264,26 @@ def test_a_stop_under_load_answers_the_running_requests_and_then_ends(launch, pi
 def test_a_worker_killed_under_load_is_restarted(launch, picture, expected, wait_until):
     running = launch()
     (killed,) = running.workers()
-    with Load(running.address, picture, wait_until) as load:
-        load.wait_for(50)
+    with posting(running.address, picture) as load:
+        load.wait_for(50, wait_until)
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: running.workers() and killed not in running.workers(), "the worker does not come back", 120)
-        load.wait_for(200)
+        load.wait_for(200, wait_until)
     assert running.process.poll() is None
     assert len(load.failures) <= 4 * 5  # the running requests, for a short time
-    for i, answer in load.answers:
-        assert answer.status_code == 200
-        np.testing.assert_allclose(np.load(io.BytesIO(answer.content))[0], expected(i), atol=1e-5)
+    for answer in load.answers:
+        assert answer.response.status_code == 200
+        vector = np.load(io.BytesIO(answer.response.content))[0]
+        np.testing.assert_allclose(vector, expected(number(answer)), atol=1e-5)
 
 
 def test_a_busy_service_refuses_requests_before_their_images_are_sent(listen, picture):
     port, app = listen(limits=Limits(images_at_once=2))
     gate, body = app.state.engine._gate, picture(0)
     for path in ("/embed", "/v1/embeddings"):
-        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             gate.in_flight = 2
             client.sendall(head.encode())
@@ -308,7 +291,9 @@ def test_a_busy_service_refuses_requests_before_their_images_are_sent(listen, pi
             assert answer.startswith(b"HTTP/1.1 429 ") and b"retry-after: 1\r\n" in answer
             gate.in_flight = 0
             client.sendall(body)  # which the service skips; the connection stays open
-            client.sendall(f"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            client.sendall(
+                f"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+            )
             assert client.recv(2**16).startswith(b"HTTP/1.1 200 ")
 
 
@@ -323,7 +308,8 @@ def body_limit(app) -> BodyLimit:
 def test_bodies_that_are_too_large_together_are_refused_while_they_arrive(listen, picture, wait_until):
     port, app = listen(limits=Limits(bytes_at_once=2**20))
     body = picture(0) + b"x" * 2**20  # alone it is not too large
-    head = f"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    facts = f"Host: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(body)}"
+    head = f"POST /embed HTTP/1.1\r\n{facts}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
         slow.sendall(head + body[:-1])
         wait_until(lambda: body_limit(app).in_flight == len(body) - 1, "the large body does not arrive")
@@ -335,3 +321,41 @@ def test_bodies_that_are_too_large_together_are_refused_while_they_arrive(listen
         assert slow.recv(2**16).startswith(b"HTTP/1.1 200 ")
     for _ in range(20):
         assert httpx.post(f"http://127.0.0.1:{port}/embed", content=picture(1)).status_code == 200
+
+
+def test_a_refused_body_is_given_back_without_collecting_garbage(listen, wait_until):
+    port, _ = listen(limits=Limits(body_bytes=2**20))
+
+    def kept() -> list:
+        return [one for one in gc.get_objects() if type(one).__name__ == "_Upload"]
+
+    gc.collect()
+    before = kept()  # of other tests
+    gc.disable()
+    try:
+        for path, kind in (("/embed", "image/png"), ("/collections/pictures/search", "application/json")):
+            headers, body = {"Content-Type": kind}, iter([bytes(2**18)] * 5)
+            assert httpx.post(f"http://127.0.0.1:{port}{path}", content=body, headers=headers).status_code == 413
+        wait_until(lambda: not [one for one in kept() if one not in before], "refused bodies stay in memory")
+    finally:
+        gc.enable()
+
+
+def test_uploads_that_fill_the_memory_for_a_minute_give_way_the_oldest_first(listen, picture, wait_until, monkeypatch):
+    port, app = listen(limits=Limits(bytes_at_once=2**20))
+    size = 2**19 - 100
+    head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2**20}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as first:
+        first.sendall(head + bytes(size))
+        wait_until(lambda: body_limit(app).in_flight == size, "the first body does not arrive")
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as second:
+            second.sendall(head + bytes(size))
+            wait_until(lambda: body_limit(app).in_flight == 2 * size, "the second body does not arrive")
+            for limit, left in ((60.0, 2 * size), (0.0, size)):
+                monkeypatch.setattr("serving.api.body_limit.UPLOAD_S", limit)
+                assert httpx.post(f"http://127.0.0.1:{port}/embed", content=bytes(1000)).status_code == 429
+                wait_until(lambda left=left: body_limit(app).in_flight == left, "another upload was ended")
+            assert first.recv(2**16).startswith(b"HTTP/1.1 429 ")
+            assert httpx.post(f"http://127.0.0.1:{port}/embed", content=picture(1)).status_code == 200
+            second.sendall(bytes(2**20 - size))
+            assert second.recv(2**16).startswith(b"HTTP/1.1 422 ")  # read to its end, and no picture

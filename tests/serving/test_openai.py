@@ -94,17 +94,16 @@ def test_a_refusal_is_an_error_of_the_openai_client(client, picture, openai):
     [
         ({"input": "https://example.org/cat.jpg"}, "input[0]", "is a URL, which the service does not fetch"),
         ({"input": ["", "file:///etc/passwd"]}, "input[1]", "is a URL"),
-        ({"input": "a cat"}, "input[0]", "is neither a data URI nor base64"),
-        ({"input": "data:image/png,abc"}, "input[0]", "is a data URI without base64"),
-        ({"input": "data:image/png;base64,abc"}, "input[0]", "is neither"),
-        ({"input": []}, "input", "at least 1 item"),
-        ({"input": [[1, 2]]}, "input[0]", "valid string"),
-        ({"input": None}, "input", "valid array"),
-        ({"encoding_format": "int8"}, "encoding_format", "'float' or 'base64'"),
+        ({"input": "a cat."}, "input[0]", "is neither a data URI nor base64"),
+        ({"input": "data:image/png;base64,abcde"}, "input[0]", "is neither"),
+        ({"input": []}, "input", "is empty"),
+        ({"input": [[1, 2]]}, "input[0]", "text is needed"),
+        ({"input": None}, "input", "a list is needed"),
+        ({"encoding_format": "int8"}, "encoding_format", "float or base64 is needed"),
         ({"dimensions": 24}, "dimensions", "has 48"),
-        ({"dimensions": "many"}, "dimensions", "integer"),
-        ({"modality": "text"}, "modality", "'image'"),
-        ({"inputs": "x"}, "inputs", "not permitted"),
+        ({"dimensions": "many"}, "dimensions", "a whole number is needed"),
+        ({"modality": "text"}, "modality", "image is needed"),
+        ({"inputs": "x"}, "inputs", "did you mean input?"),
     ],
 )
 def test_an_invalid_query_is_a_400_that_names_the_field(http, picture, changes, param, words):
@@ -114,6 +113,17 @@ def test_an_invalid_query_is_a_400_that_names_the_field(http, picture, changes, 
     error = answer.json()["error"]
     assert error["param"] == param
     assert words in error["message"] and error["message"].startswith(param)
+
+
+def test_a_data_uri_without_base64_is_percent_encoded(http, picture):
+    answers = [http.post("/v1/embeddings", json={"input": text}) for text in (uri(picture(0)), plain_uri(picture(0)))]
+    assert answers[0].json()["data"] == answers[1].json()["data"]
+    refused = http.post("/v1/embeddings", json={"input": "data:image/png,abc"})
+    assert refused.status_code == 422 and refused.json()["error"]["param"] == "input[0]"
+
+
+def plain_uri(data: bytes) -> str:
+    return "data:image/png," + "".join(f"%{byte:02X}" for byte in data)
 
 
 def test_base64_can_have_line_breaks(http, picture):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 from serving.access import Access
+from serving.api.groups import GROUPS
 from serving.errors import KINDS
 from serving.protocol.pack import MEDIA_TYPE, pack
 
@@ -39,6 +40,19 @@ def test_every_route_documents_its_answer_and_its_errors_in_the_same_shape(http,
                 assert {"400", "401", "403", "413", "422", "429", "503"} <= set(answers)
                 assert operation["requestBody"]["required"]
     assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_every_operation_is_in_a_group_and_has_a_short_summary_of_its_own(document):
+    operations = {one["operationId"]: one for item in document["paths"].values() for one in item.values()}
+    assert set(operations) == {name for names in GROUPS.values() for name in names}
+    assert [tag["name"] for tag in document["tags"]] == list(GROUPS)
+    for group, names in GROUPS.items():
+        for name, summary in names.items():
+            assert (operations[name]["tags"], operations[name]["summary"]) == ([group], summary)
+            assert summary[0].isupper() and len(summary) <= 60 and not summary.endswith(".")
+            assert operations[name]["description"]
+    first = next(iter(document["paths"].values()))
+    assert "search" in [operation["operationId"] for operation in first.values()]
 
 
 def test_operations_have_readable_ids_for_generated_clients(document):
@@ -115,3 +129,38 @@ def test_the_service_conforms_to_the_document(schema, mode):
             keeps()
             tested.add(operation.path)
     assert tested >= {*EMBEDDING, "/collections/{name}/items"}
+
+
+BODIES = (
+    ("put", "/collections/{name}/items"),
+    ("patch", "/collections/{name}/items"),
+    ("post", "/collections/{name}/search"),
+    ("post", "/v1/embeddings"),
+)
+
+
+@pytest.mark.parametrize(("method", "path"), BODIES)
+def test_null_is_documented_for_every_field_with_a_default(document, method, path):
+    body = document["paths"][path][method]["requestBody"]["content"]["application/json"]["schema"]
+    rows = body["properties"].get("items", {}).get("items")
+    nullable = {
+        (name, name not in schema.get("required", ())): {"type": "null"} in field.get("anyOf", ())
+        for schema in (body, rows or body)
+        for name, field in schema["properties"].items()
+    }
+    assert len(nullable) > 5
+    assert all(null == optional for (_, optional), null in nullable.items()), nullable
+
+
+def test_null_in_metadata_is_documented(document):
+    body = document["paths"]["/collections/{name}/items"]["put"]["requestBody"]["content"]["application/json"]["schema"]
+    (metadata, _) = body["properties"]["items"]["items"]["properties"]["metadata"]["anyOf"]
+    assert {"type": "null"} in next(iter(metadata["patternProperties"].values()))["anyOf"]
+
+
+def test_parameters_and_forms_have_no_null(document):
+    for method, path in (("post", "/embed"), ("put", "/collections/{name}/items")):
+        for parameter in document["paths"][path][method]["parameters"]:
+            assert {"type": "null"} not in parameter["schema"].get("anyOf", ()), parameter
+    form = document["paths"]["/collections/{name}/search"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert not any({"type": "null"} in field.get("anyOf", ()) for field in form["schema"]["properties"].values())

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from serving.access import Access
+from serving.app import create_app
 from serving.client import ServiceError
 from serving.collection.index import Index, content_id
 from serving.limits import DEFAULT_LIMITS
@@ -39,9 +40,9 @@ def add(bundle, tmp_path):
         file = tmp_path / "pictures" / f"{id}.jpg"
         file.write_bytes(data)
         item = replace(Item(id, "a.jpg", None, str(file), *SIZE, len(data)), **facts)
-        Index(tmp_path / "index", bundle.card.id, bundle.card.dimension).upsert(
-            [item], np.ones((1, bundle.card.dimension)), {id: b"thumbnail"}
-        )
+        index = Index(tmp_path / "index", bundle.card.id, bundle.card.dimension)
+        index.add_folders([str(tmp_path / "pictures")])
+        index.upsert([item], np.ones((1, bundle.card.dimension)), {id: b"thumbnail"})
         return id
 
     return put
@@ -99,15 +100,22 @@ def test_a_path_leads_to_no_other_file_even_if_the_item_claims_its_size(add, get
     assert refused(get(add(jpeg(), path=str(tmp_path / "link.jpg"), bytes=size)))
 
 
-def test_a_link_to_the_picture_itself_is_followed_as_when_it_was_indexed(add, get, tmp_path):
+def test_the_picture_itself_is_not_read_outside_the_folders_that_were_indexed(add, get, tmp_path):
     id = content_id(jpeg())
-    (tmp_path / "link.jpg").symlink_to(tmp_path / "pictures" / f"{id}.jpg")
-    opened(get(add(jpeg(), path=str(tmp_path / "link.jpg"))))
+    opened(get(add(jpeg())))
+    (tmp_path / "elsewhere.jpg").write_bytes(jpeg())
+    refused(get(add(jpeg(), path=str(tmp_path / "elsewhere.jpg"))))
+    refused(get(add(jpeg(), path=str(tmp_path / "pictures" / ".." / "elsewhere.jpg"))))
+    (tmp_path / "pictures" / "link.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    refused(get(add(jpeg(), path=str(tmp_path / "pictures" / "link.jpg"))))
+    (tmp_path / "pictures" / "own.jpg").symlink_to(tmp_path / "pictures" / f"{id}.jpg")
+    opened(get(add(jpeg(), path=str(tmp_path / "pictures" / "own.jpg"))))
 
 
 def test_a_pipe_is_not_waited_for(add, get, tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    assert refused(get(add(jpeg(), path=str(tmp_path / "pipe"))))
+    (tmp_path / "pictures").mkdir()
+    os.mkfifo(tmp_path / "pictures" / "pipe")
+    assert refused(get(add(jpeg(), path=str(tmp_path / "pictures" / "pipe"))))
 
 
 def test_an_item_without_a_file_and_no_item_at_all_are_404(add, get):
@@ -135,3 +143,49 @@ def test_the_client_gets_it(add, http, connect):
     with pytest.raises(ServiceError) as failure:
         connect(http).original("0123")
     assert failure.value.status == 404
+
+
+def test_an_uploaded_picture_is_kept_and_shown(http, get, tmp_path):
+    data = jpeg()
+    answer = http.put("/collections/pictures/items", content=data, headers={"Content-Type": "image/jpeg"})
+    id = answer.json()["items"][0]["id"]
+    assert opened(get(id)).size == SIZE
+    assert Index(tmp_path / "index", answer.json()["model"], 48).read_original(id) == data
+    assert http.get("/collections/pictures").json()["originals"] == len(data)
+    assert [facts["originals"] for facts in http.get("/collections").json()["collections"]] == [len(data)]
+
+
+def test_a_setting_keeps_no_uploaded_picture(serve, monkeypatch):
+    monkeypatch.setenv("TWINVIEW_KEEP_ORIGINALS", "0")
+    http = serve()
+    answer = http.put("/collections/pictures/items", content=jpeg(), headers={"Content-Type": "image/jpeg"})
+    assert http.get("/collections/pictures").json()["originals"] == 0
+    refused(http.get(f"/collections/pictures/items/{answer.json()['items'][0]['id']}/original"))
+
+
+def test_another_value_of_the_setting_ends_the_start(bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("TWINVIEW_KEEP_ORIGINALS", "some")
+    with pytest.raises(ValueError, match="TWINVIEW_KEEP_ORIGINALS is 1 or 0, not 'some'"):
+        create_app(str(bundle.folder), tmp_path / "index")
+
+
+def test_the_original_of_an_id_that_can_get_another_picture_is_asked_for_again(http, get):
+    def put(size: tuple[int, int]) -> None:
+        body, kind = jpeg(size), {"Content-Type": "image/jpeg"}
+        http.put("/collections/pictures/items", params={"id": "mine"}, content=body, headers=kind)
+
+    put(SIZE)
+    first = get("mine")
+    assert first.headers["cache-control"] == "private, no-cache"
+    path, known = "/collections/pictures/items/mine/original", {"If-None-Match": first.headers["etag"]}
+    assert http.get(path, headers=known).status_code == 304
+    put(SIZE[::-1])
+    assert opened(http.get(path, headers=known)).size == SIZE[::-1]
+
+
+def test_a_kept_original_that_was_damaged_is_refused(http, get, tmp_path):
+    answer = http.put("/collections/pictures/items", content=jpeg(), headers={"Content-Type": "image/jpeg"})
+    id, model = answer.json()["items"][0]["id"], answer.json()["model"]
+    index = Index(tmp_path / "index", model, 48)
+    index.store.write(index.files.path("originals", id), jpeg()[:-100])
+    assert "cannot be read here" in refused(get(id))

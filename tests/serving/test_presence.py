@@ -12,6 +12,7 @@ import pytest
 from serving.limits import Limits
 
 ITEMS, SEARCH = "/collections/pictures/items", "/collections/pictures/search"
+LIGHTLY = "/v1/embed/images/bytes"
 
 
 @pytest.fixture
@@ -31,8 +32,9 @@ def slow(listen, monkeypatch):
     engine = app.state.engine
     for part, method in (
         (engine, "embed"),
+        (engine, "embed_readable"),
         (engine.views, "pairs"),
-        (engine.library, "search"),
+        (engine.library, "prepare"),
         (engine.library, "put"),
     ):
         monkeypatch.setattr(part, method, work)
@@ -56,18 +58,19 @@ def form(data: bytes, field: str) -> tuple[str, bytes]:
     return request.headers["content-type"], request.read()
 
 
-@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings", SEARCH, ITEMS, "/views"])
+@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings", LIGHTLY, SEARCH, ITEMS, "/views"])
 def test_work_is_cancelled_when_its_client_disconnects(slow, picture, path, caplog, wait_until, counts_as_disconnected):
     port, happened = slow
     kind, body = {
         "/embed": ("image/png", picture(0)),
         "/v1/embeddings": ("application/json", b'{"input": "aGVsbG8="}'),
+        LIGHTLY: form(picture(0), "files"),
         SEARCH: ("application/json", b'{"positive": ["a"]}'),
         ITEMS: ("image/png", picture(0)),
         "/views": form(picture(0), "image"),
     }[path]
     method = "PUT" if path == ITEMS else "POST"
-    head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(head.encode() + body)
         wait_until(lambda: happened, "the work has not begun")
@@ -82,7 +85,7 @@ def test_a_client_that_disconnects_during_its_upload_causes_no_error(slow, caplo
     port, happened = slow
     for kind in ("image/png", "multipart/form-data; boundary=x"):
         with socket.create_connection(("127.0.0.1", port)) as client:
-            head = f"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n"
+            head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n"
             client.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
             assert client.recv(100).startswith(b"HTTP/1.1 100 Continue")  # the service is reading the body
             client.sendall(b"--x\r\n")
@@ -105,7 +108,7 @@ def test_images_waiting_for_a_batch_are_dropped_from_it(listen, picture, wait_un
 
     lane.encode = held_up
     body = picture(0)
-    head = f"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
     clients = []
     for waiting in (0, 1, 2):
         clients.append(socket.create_connection(("127.0.0.1", port)))

@@ -308,8 +308,8 @@ def test_a_limit_is_given_in_one_way(shop, path):
 
     both = "closer_than: give either threshold or closer_than, not both"
     assert refused(threshold=0.9, closer_than=0.9) == both
-    assert "less than or equal to 1" in refused(closer_than=1.5)
-    assert "greater than or equal to 0" in refused(closer_than=-0.1)
+    assert "at most 1 is needed" in refused(closer_than=1.5)
+    assert "at least 0 is needed" in refused(closer_than=-0.1)
 
 
 def test_too_few_pictures_cannot_be_limited_by_a_rank(http, fill):
@@ -348,7 +348,11 @@ def test_duplicates_have_ranks_and_a_limit_as_a_rank(shop):
     Derived(index, "duplicates").compute(threshold=0.4)
     answer = http.get(url, params={"threshold": 0.8}).json()
     assert (answer["threshold"], answer["closer_than"]) == (0.8, pytest.approx(share(vectors, 0.8), abs=1.1e-6))
-    assert http.get(url).json()["threshold"] == 0.95
+    own = http.get(url).json()
+    assert own["threshold"] == own["own"] != 0.95
+    assert own["exact"] == [0] * len(own["groups"]) and own["too_many"] is False
+    everything = http.get(url, params={"threshold": 0.4}).json()
+    assert everything["too_many"] is True
     first, copy = answer["groups"][0]
     assert {first["id"], copy["id"]} == {"0", "copy"}
     assert copy["closer_than"] == pytest.approx(share(vectors, copy["similarity"]), abs=1.1e-6)
@@ -356,7 +360,7 @@ def test_duplicates_have_ranks_and_a_limit_as_a_rank(shop):
     assert ranked["closer_than"] == 1
     assert ranked["threshold"] == pytest.approx(float(among(vectors).cosines[-1]), abs=3e-6)
     low = http.get(url, params={"closer_than": 0.5}).json()["error"]["message"]
-    assert "compared from 0.4 up, which is more than 0." in low
+    assert "compared from a cosine of 0.4 up, which is more than 0." in low
 
 
 def test_the_clients_know_ranks(shop, connect):
@@ -369,7 +373,8 @@ def test_the_clients_know_ranks(shop, connect):
         client.search(positive=["3"], threshold=0.1, closer_than=0.1)
     Derived(shop[1], "duplicates").compute(threshold=0.1)
     assert client.duplicates(closer_than=0.9).closer_than == pytest.approx(0.9, abs=2e-3)
-    assert (client.duplicates(0.8).threshold, client.duplicates().threshold) == (0.8, 0.95)
+    found = client.duplicates()
+    assert (client.duplicates(0.8).threshold, found.threshold) == (0.8, found.own)
 
 
 # On the command line --------------------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def test_only_listed_runs_are_answered(http, make, place, name):
 
 def test_runs_need_no_encoder_but_a_key(tmp_path, make, serve, no_store):
     make("cats")
-    with TestClient(create_app(str(tmp_path / "none"), tmp_path / "index")) as client:
+    with TestClient(create_app(str(tmp_path / "none"), tmp_path / "index"), "http://127.0.0.1") as client:
         assert list(listed(client)) == ["cats"]
     locked = serve(access=Access.from_environment({"TWINVIEW_API_KEYS": "secret-key-of-this-test"}))
     assert locked.get("/runs").status_code == 401

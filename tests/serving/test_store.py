@@ -2,13 +2,16 @@ import errno
 import multiprocessing
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from serving.collection import lease
 from serving.collection import store as store_module
+from serving.collection.index import Index, Item
 from serving.collection.problems import IndexProblem
 from serving.collection.store import FileStore
 
@@ -43,7 +46,7 @@ def test_moving_replaces_files_and_skips_missing_ones(store):
 
 def test_a_lease_has_one_holder_and_is_free_afterwards(store):
     with store.lease("x") as first, FileStore(store.uri).lease("x") as second, store.lease("y") as other:
-        assert (first, second, other) == (True, False, True)
+        assert [bool(lease) for lease in (first, second, other)] == [True, False, True]
     with store.lease("x") as again:
         assert again
 
@@ -84,13 +87,42 @@ def test_a_lease_in_an_object_store_is_renewed_by_its_holder_and_expires_without
             now += 0.3
             wait_until(renewed, "the lease is not renewed")
         with store.lease("x") as second:
-            assert (first, second) == (True, False)
+            assert (bool(first), bool(second)) == (True, False)
     store.write(".leases/x", b"%f dead" % (now + 0.2))
     with store.lease("x") as held:
         assert not held
     now += 0.3
     with store.lease("x") as held:
         assert held
+
+
+@pytest.mark.slow
+def test_the_holder_of_a_lease_in_an_object_store_learns_that_it_is_lost(s3, monkeypatch, wait_until, caplog):
+    now = 1000.0
+    monkeypatch.setattr(lease, "time", SimpleNamespace(time=lambda: now))
+    monkeypatch.setattr(lease, "LEASE_S", 0.4)
+    store = FileStore(s3)
+    with store.lease("x") as taken:
+        store.write(".leases/x", b"%f another" % (now + 100))  # while this process was stopped, say
+        wait_until(lambda: not taken, "the loss is not noticed")
+    assert store.read(".leases/x").endswith(b" another")  # it is not released for the other
+    with store.lease("y") as unanswered:
+        monkeypatch.setattr(lease._LeaseClaim, "_put", lambda *_: 1 / 0)
+        assert unanswered
+        now += 0.5
+        wait_until(lambda: not unanswered, "it is held for ever")
+    assert caplog.text.count("was lost: it could not be renewed in time") == 2
+
+
+def test_maintenance_ends_when_its_lease_is_lost(tmp_path, monkeypatch):
+    index = Index(tmp_path / "index", "enc-1", 2)
+    index.upsert([Item("a", "a", None, None)], np.ones((1, 2)))
+    held = lease.Lease(True)
+    monkeypatch.setattr(index.store, "lease", lambda name: nullcontext(held))
+    done = []
+    monkeypatch.setattr(index._table, "maintain", lambda since: held.lose())
+    monkeypatch.setattr(index.store, "sweep", lambda *_: done.append(1))
+    assert (index.maintain(), done) == (False, [])
 
 
 def test_every_file_and_folder_is_flushed_before_writing_returns(tmp_path, monkeypatch):

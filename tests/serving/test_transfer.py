@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from serving.collection import exchange
 from serving.collection.exchange import FileProblem
 from serving.collection.index import Index, IndexProblem, Item, WrongEncoder, collections, content_id
+from serving.collection.undo import changes, undo
 from serving.indexing import transfer
 from serving.protocol.filters import Filter
 
@@ -140,12 +142,29 @@ def test_an_import_makes_thumbnails_from_unchanged_originals(other, picture, tmp
     (tmp_path / "another.png").write_bytes(picture(9, size=(90, 90)))
     with exchange.ParquetWriter(tmp_path / "v.parquet", "enc-a", 8) as file:
         file.write(items, vectors_of(3))
-    transfer.import_(exchange.contents(tmp_path / "v.parquet"), other)
+    transfer.import_(exchange.contents(tmp_path / "v.parquet"), other, [str(tmp_path)])
     made = [other.read_thumbnail(item.id) for item in items]
     assert made[0].startswith(b"\xff\xd8") and made[1:] == [None, None]
     (tmp_path / "gone.png").write_bytes(files["gone.png"])
-    assert transfer.import_(exchange.contents(tmp_path / "v.parquet"), other).sent == 0
+    assert transfer.import_(exchange.contents(tmp_path / "v.parquet"), other, [str(tmp_path)]).sent == 0
     assert other.read_thumbnail(items[1].id).startswith(b"\xff\xd8")
+
+
+def test_an_import_reads_no_file_outside_the_given_folders(twinview, other, picture, tmp_path):
+    given, data = tmp_path / "given", picture(1)
+    given.mkdir()
+    (tmp_path / "secret.png").write_bytes(data)
+    (given / "link.png").symlink_to(tmp_path / "secret.png")
+    (given / "mine.png").write_bytes(data)
+    paths = [tmp_path / "secret.png", given / "link.png", given / ".." / "secret.png", "/dev/zero", given / "mine.png"]
+    size = len(data)
+    items = [Item(f"id{i}", "a", None, str(path), 1, 1, size) for i, path in enumerate(paths)]
+    with exchange.ParquetWriter(tmp_path / "v.parquet", "enc-a", 8) as file:
+        file.write(items, vectors_of(5))
+    for folders, made in (((), []), (("--pictures", given), ["id4"])):
+        twinview("index", "import", tmp_path / "v.parquet", "--index", other.store.uri, *folders)
+        assert [item.id for item in items if other.read_thumbnail(item.id)] == made
+    assert other.folders() == [str(given)]
 
 
 def test_the_first_row_of_an_id_is_imported(other, tmp_path, small_portions):
@@ -182,14 +201,12 @@ def table(**columns) -> pa.Table:
         (None, "no.parquet cannot be read as Parquet: No such file"),
         (b"some text", "no.parquet cannot be read as Parquet: Parquet magic bytes not found"),
         (table(name=None), "has no column name; its columns are id, vector"),
-        (table().replace_schema_metadata(None), "does not name the encoder of its vectors"),
-        (table(vector=["a", "b"]), "the column vector has the type string, not a FixedSizeList"),
-        (
-            table(when=pa.array([1, 2], pa.timestamp("s"))),
-            r"the column when has the type timestamp.*, which is",
-        ),
+        (table(vector=["a", "b"]), "the column vector has the type string, not a list of numbers"),
+        (table(vector=[[1.0], [1.0, 2.0]]), "the vectors are not all of the length 1"),
+        (table(vector=pa.array([None, None], pa.list_(pa.float32()))), "has no vectors"),
         (table(id=[1, 2]), "the column id has the type int64, which is not allowed"),
-        (table(**{"a b": [1, 2]}), "'a b' is not a metadata key"),
+        (table(width=["a", "b"]), "the column width has the type string, which is not allowed"),
+        (table(**{"a b": [1, 2], "a-b": [1, 2]}), "the columns a b and a-b would both be the metadata a_b"),
         (table(id=["0" * 32, None]), "has a row without an id or a name"),
         (
             table(vector=pa.array([[1.0] * 4, None], pa.list_(pa.float32(), 4))),
@@ -210,6 +227,40 @@ def test_a_file_that_cannot_be_imported_is_named_with_the_reason(given, sentence
     with pytest.raises(FileProblem, match=sentence) as problem:
         list(exchange.contents(path).rows())
     assert str(path) in str(problem.value)
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+def test_an_export_that_pandas_has_read_and_written_is_imported(index, other, tmp_path, lossy):
+    transfer.export(index, tmp_path / "v.parquet")
+    frame = pd.read_parquet(tmp_path / "v.parquet")
+    frame.loc[0, ["label", "width"]] = None  # makes the whole numbers of this column floats
+    frame["taken at"] = pd.Timestamp("2024-05-17")
+    frame["tags"] = [["a"]] * len(frame)
+    frame = frame[frame.index % 2 == 0] if lossy else frame  # with an index as a column
+    frame.to_parquet(tmp_path / "frame.parquet")
+    contents = exchange.contents(tmp_path / "frame.parquet")
+    assert (contents.encoder, contents.dimension, contents.count) == (None, index.dimension, len(frame))
+    assert contents.metadata.notes == [
+        "stored under other names: taken at as taken_at",
+        "left out: tags (list<element: string>)",
+    ]
+    transfer.import_(contents, other)
+    first = frame["id"][0]
+    item, vector = other.get(first)
+    assert (item.label, item.width, item.metadata["taken_at"][:10]) == (None, 0, "2024-05-17")
+    before = index.get(first)
+    assert item.metadata.keys() - {"taken_at"} == before[0].metadata.keys()
+    np.testing.assert_allclose(vector, before[1], atol=1e-6)
+    assert other.count() == len(frame)
+
+
+def test_missing_values_and_any_column_names_are_imported(other, tmp_path):
+    columns = {"unit price": [1.5, np.nan], "sku-id": ["x", None], "größe": [3, 4], "2nd": [True, False]}
+    pyarrow.parquet.write_table(table(**columns, far=[np.inf, 1.0]), tmp_path / "v.parquet")
+    (rows,) = exchange.contents(tmp_path / "v.parquet").rows()
+    first, second = rows[0]
+    assert first.metadata == {"unit_price": 1.5, "sku_id": "x", "größe": 3, "_2nd": True}
+    assert second.metadata == {"größe": 4, "_2nd": False, "far": 1.0}
 
 
 def test_a_file_that_cannot_be_written_is_named(index, tmp_path):
@@ -260,10 +311,44 @@ def test_a_missing_thumbnail_is_sent_although_its_row_is_present(index, other, t
     assert other.read_thumbnail(id) == JPEG + id.encode()
 
 
+def test_a_second_copy_takes_over_deletions_and_replaced_thumbnails(index, other, tmp_path):
+    copy(tmp_path / "index", tmp_path / "other")
+    gone, resized, repainted = items_of(3)
+    index.delete([gone.id])
+    index.store.write(index.thumbnail_path(resized.id), b"another size")
+    index.upsert([repainted], -vectors_of(3)[2:], {repainted.id: b"x" * len(JPEG + repainted.id.encode())})
+    assert transfer.only_in(other, index) == [gone.id]
+    assert copy(tmp_path / "index", tmp_path / "other")[0].sent == 1
+    assert_equal(index, other)
+    for item in (gone, resized, repainted):
+        assert other.read_thumbnail(item.id) == index.read_thumbnail(item.id)
+    assert other.verify() == index.verify() == []
+
+
+@pytest.mark.slow
+def test_a_copy_deletes_from_the_table_of_its_encoder_only(index, other, tmp_path):
+    ours, theirs = (Index(tmp_path / name, "enc-b", 4) for name in ("index", "other"))
+    ours.upsert(items_of(50), vectors_of(50, 4), allow_other_encoder=True)
+    copy(tmp_path / "index", tmp_path / "other")
+    id = items_of(1)[0].id
+    index.delete([id], of_all_encoders=False)
+    transfer.copy(index, other)
+    assert (id in other.ids(), id in theirs.ids()) == (False, True)
+    assert theirs.read_thumbnail(id) == ours.read_thumbnail(id) is not None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
+        (
+            lambda other: other.upsert(items_of(51)[50:], vectors_of(51)[50:]),
+            "1 items of pictures in .*other are not in .*index",
+        ),
+        (
+            lambda other: other.store.write(other.thumbnail_path(items_of(8)[7].id), b"old"),
+            "is not the same in .*other after the copy",
+        ),
         (
             lambda other: other.delete([items_of(8)[7].id]),
             "1 of 50 items of pictures are not in .*other",
@@ -324,3 +409,20 @@ transfer.copy(source, target)
     back = Index(tmp_path / "back", "enc-a", 8)
     assert_equal(index, back)
     assert all(back.read_thumbnail(item.id) == JPEG + item.id.encode() for item in items_of(50))
+
+
+def test_an_import_and_a_copy_are_one_change_each(index, other, small_portions, twinview, tmp_path):
+    file = tmp_path / "v.parquet"
+    assert transfer.export(index, file) == 50
+    transfer.import_(exchange.contents(file), other)
+    assert other.version() > 3, "it made several commits"
+    assert [one.text for one in changes(other)] == ["added 50 items"]
+    Index(tmp_path / "index", "enc-b", 4).upsert(items_of(20), vectors_of(20, 4), allow_other_encoder=True)
+    index.delete(sorted(index.ids())[:2])
+    other.delete(sorted(other.ids())[5:9])
+    twinview("index", "copy", tmp_path / "index", tmp_path / "other", "--yes")
+    copied = changes(other)[0]
+    assert set(copied.change.tables) == {"pictures.enc-a", "pictures.enc-b"}
+    assert (copied.change.added, copied.change.deleted) == (24, 2)
+    undo(other)
+    assert (other.count(), Index(tmp_path / "other", "enc-b", 4).count()) == (46, 0)

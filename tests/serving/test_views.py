@@ -79,7 +79,7 @@ def test_without_augmentation_both_views_are_the_picture(http, picture):
     ("form", "message"),
     [
         ({"crop": 0.2}, "crop is not an augmentation setting; the settings are crop_area"),
-        ({"strength": "much"}, "strength must be a number, not 'much'"),
+        ({"strength": "much"}, 'strength: "much" is not a number'),
         ({"strength": "nan"}, "strength must be in"),
         ({"flip": 2}, "flip is a probability"),
         ({"crop_area": 0.2}, "crop_area takes 2 values, not 1"),

@@ -11,6 +11,7 @@ import pytest
 
 from serving.bulk import BulkSettings, run
 from serving.collection.index import Index, IndexProblem, Item, content_id
+from serving.collection.undo import changes
 from serving.indexing import follow
 from serving.indexing.fill import batch_encoder
 from serving.indexing.follow import Follower
@@ -66,6 +67,7 @@ def test_new_changed_and_removed_pictures_are_updated(start, folder, index, pict
     assert index.ids() == {content_id(picture(i)) for i in (2, 3, 4, 5)}
     assert index.verify() == []
     assert not follower.look()
+    assert changes(index)[0].text == "added 2 items, deleted 2 items"
 
 
 def test_a_file_is_indexed_when_it_no_longer_grows(start, folder, index, picture):
@@ -87,7 +89,7 @@ def test_a_renamed_picture_keeps_its_item_under_its_new_name(start, folder, inde
         (folder / name).mkdir()
     (folder / "3.png").rename(folder / "dogs" / "3.png")
     (folder / "2.png").rename(folder / "cats" / "two.png")
-    monkeypatch.setattr("serving.indexing.fill.read_picture", lambda *arguments: pytest.fail("it is decoded again"))
+    monkeypatch.setattr("serving.inference.reading.read_file", lambda *_: pytest.fail("it is decoded again"))
     look(follower)
     item, vector = index.get(content_id(picture(2)))
     assert (item.name, item.label, item.path) == ("cats/two.png", "cats", str(folder / "cats" / "two.png"))
@@ -272,6 +274,80 @@ def test_following_reacts_to_notifications_and_ends_with_its_event(
         stop.set()
         thread.join()
     assert "indexed 4, already there 0, skipped 0" in capfd.readouterr().out
+
+
+@pytest.fixture
+def following(bundle, folder, index, tmp_path, monkeypatch):
+    """Follows the folder in a thread, with no look at all of it after the start."""
+    monkeypatch.setattr(follow, "SETTLED_S", 0.3)
+    monkeypatch.setattr(follow, "LOOK_ANYWAY_S", 1e6)
+    stop, options = threading.Event(), (folder, batch_encoder(bundle), index, tmp_path / "skipped.csv")
+    thread = threading.Thread(target=follow.follow, args=(*options, stop))
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+@pytest.fixture
+def folders(folder, picture):
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / name / "0.png").write_bytes(picture(10 + ord(name)))
+    return folder
+
+
+@pytest.mark.slow
+def test_only_folders_with_changes_are_listed(folders, index, picture, monkeypatch, wait_until, following):
+    wait_until(lambda: index.count() == 6, "the collection does not hold 6")
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda place: listed.append(str(place)) or scandir(place))
+    (folders / "a" / "1.png").write_bytes(picture(50))
+    wait_until(lambda: index.count() == 7, "the collection does not hold 7")
+    assert {place for place in listed if place.startswith(str(folders))} == {str(folders / "a")}
+
+
+@pytest.mark.slow
+def test_many_notifications_are_a_reason_to_look_at_all(folder, index, picture, monkeypatch, wait_until, following):
+    """The system may have dropped others."""
+    wait_until(lambda: index.count() == 4, "the collection does not hold 4")
+    monkeypatch.setattr(follow, "MOST_CHANGED", 1)
+    (folder / "a").mkdir()
+    looks, look = [], Follower.look
+    monkeypatch.setattr(Follower, "look", lambda self, changed: looks.append(changed) or look(self, changed))
+    for i in range(3):
+        (folder / "a" / f"{i}.png").write_bytes(picture(50 + i))
+    wait_until(lambda: index.count() == 7, "the collection does not hold 7")
+    assert None in looks
+
+
+@pytest.mark.slow
+def test_a_name_that_is_not_utf8_does_not_end_the_following(folder, index, picture, wait_until, following):
+    wait_until(lambda: index.count() == 4, "the collection does not hold 4")
+    with open(os.fsencode(folder) + b"/\xff.png", "wb") as file:
+        file.write(picture(50))
+    wait_until(lambda: index.count() == 5, "the collection does not hold 5")
+    (folder / "5.png").write_bytes(picture(5))
+    wait_until(lambda: index.count() == 6, "the collection does not hold 6")
+
+
+def test_a_file_that_still_grows_is_looked_at_again(start, folder, index, picture):
+    follower, data = start(), picture(9, size=(300, 200))
+    (folder / "a").mkdir()
+    place = folder / "a" / "9.png"
+    place.write_bytes(data[:100])
+    follower.look([str(folder / "a")])
+    assert follower.unsettled == [str(place)]
+    place.write_bytes(data)
+    follower.look(follower.unsettled)
+    assert index.count() == 4
+    follower.look(follower.unsettled)
+    assert (index.count(), follower.unsettled) == (5, [])
+    place.unlink()
+    follower.look([str(place)])
+    assert follower.unsettled == [str(place)]
+    follower.look(follower.unsettled)
+    assert (index.count(), follower.unsettled) == (4, [])
 
 
 @pytest.mark.slow

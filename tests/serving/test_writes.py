@@ -9,14 +9,15 @@ import pytest
 
 from serving.collection import writes
 from serving.collection.index import IndexProblem, Item
-from serving.collection.writes import CommitQueue
+from serving.collection.writes import CommitQueue, Written
 from serving.errors import Busy
 
 
 class Noted:
-    """An Index in memory. A commit waits for `go_on`; ids that begin with "bad" fail whatever they come in."""
+    """An Index in memory, whose changes are numbered. A commit waits for `go_on`; ids that begin with "bad" fail
+    whatever they come in."""
 
-    name, encoder_id = "pictures", "means"
+    name, stored, encoder_id, rows_per_maintenance = "pictures", "pictures", "means", 1000
 
     def __init__(self):
         self.rows: dict[str, np.ndarray] = {}
@@ -25,17 +26,19 @@ class Noted:
         self.go_on.set()
         self.begun = threading.Semaphore(0)  # a commit each
         self.tidied = 0
+        self.last_change: str | None = None
 
     def known(self, ids):
         return {id for id in ids if id in self.rows}
 
-    def upsert(self, items, vectors, thumbnails=None, allow_other_encoder=False):
+    def upsert(self, items, vectors, thumbnails=None, allow_other_encoder=False, originals=None):
         self._begin("put", [item.id for item in items])
         self.rows |= {item.id: vector for item, vector in zip(items, vectors, strict=True)}
 
     def delete(self, ids):
-        self._begin("delete", list(ids))
-        return sum(self.rows.pop(id, None) is not None for id in ids)
+        ids = list(ids)
+        self._begin("delete", ids)
+        return {id for id in ids if self.rows.pop(id, None) is not None}
 
     def maintain(self):
         self.tidied += 1
@@ -45,6 +48,7 @@ class Noted:
         self.begun.release()
         assert self.go_on.wait(60)
         self.commits.append((what, ids))
+        self.last_change = f"change {len(self.commits)}"
         if any(id.startswith("bad") for id in ids):
             raise IndexProblem("bad")
 
@@ -74,13 +78,35 @@ async def begin(index, first) -> asyncio.Task:
     return task
 
 
-async def after_the_first(index, first, *others):
-    """What each gives; the others came while the commit of the first ran."""
+async def written_after_the_first(index, first, *others) -> list:
+    """What each returns; the others came while the commit of the first ran."""
     tasks = [await begin(index, first)]
     tasks += [asyncio.create_task(other) for other in others]
     await asyncio.sleep(0)  # each has joined the queue
     index.go_on.set()
     return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def after_the_first(index, first, *others) -> list:
+    """The answer of each, without its change."""
+    written = await written_after_the_first(index, first, *others)
+    return [one.answer if isinstance(one, Written) else one for one in written]
+
+
+def test_each_write_returns_its_change_which_those_of_a_commit_share(writer, index):
+    async def ask():
+        return await written_after_the_first(
+            index,
+            put(writer, index, "a"),
+            put(writer, index, "b"),
+            put(writer, index, "c"),
+            writer.delete(index, ["b"]),
+            writer.delete(index, ["nothing"]),
+        )
+
+    shared = [["change 2"], ["change 2"], ["change 3"], []]
+    assert [written.changes for written in asyncio.run(ask())] == [["change 1"], *shared]
+    assert index.last_change is None, "other threads write through this object too"
 
 
 def test_writes_that_arrive_during_a_commit_share_the_next_one(writer, index):
@@ -124,7 +150,7 @@ def test_a_failing_write_fails_only_its_own_request(writer, index):
     assert (first, b, c) == ([True], [True], [True])
     assert isinstance(bad, IndexProblem)
     assert set(index.rows) == {"a", "b", "c"}
-    assert asyncio.run(put(writer, index, "d")) == [True]
+    assert asyncio.run(put(writer, index, "d")).answer == [True]
 
 
 def test_a_cancelled_write_is_not_written(writer, index):
@@ -185,17 +211,31 @@ def test_maintenance_follows_many_commits_or_some_time_after_a_few(writer, index
     assert index.tidied == 3
 
 
-def test_failed_maintenance_is_logged_and_writing_continues(writer, index, monkeypatch, caplog):
+def test_maintenance_follows_many_rows(writer, index):
+    index.rows_per_maintenance = 4
+
+    async def ask():
+        for rows in (["a", "b"], ["c"]):
+            await put(writer, index, *rows)
+        assert index.tidied == 0
+        await put(writer, index, "d")
+
+    asyncio.run(ask())
+    writer._maintenance.submit(lambda: None).result()
+    assert index.tidied == 1
+
+
+def test_failed_maintenance_is_logged_and_writing_continues(writer, index, monkeypatch, caplog, wait_until):
     monkeypatch.setattr("serving.collection.writes.MAINTAIN_COMMITS", 1)
 
     def fail():
         raise IndexProblem("the disk is gone")
 
     index.maintain = fail
-    assert asyncio.run(put(writer, index, "a")) == [True]
-    writer._maintenance.submit(lambda: None).result()
-    assert caplog.messages == ["maintenance of the collection pictures failed: the disk is gone"]
-    assert asyncio.run(put(writer, index, "b")) == [True]
+    assert asyncio.run(put(writer, index, "a")).answer == [True]
+    words = ["maintenance of the collection pictures failed: the disk is gone"]
+    wait_until(lambda: caplog.messages == words, "the failure is not logged")
+    assert asyncio.run(put(writer, index, "b")).answer == [True]
 
 
 def test_a_commit_has_a_limit_of_rows(writer, index, monkeypatch):

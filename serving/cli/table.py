@@ -1,0 +1,31 @@
+"""The CSV file that a command writes, and counts in its sentences."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from export.spreadsheet import write_rows
+from serving.collection.problems import IndexProblem
+
+
+def refuse_existing(output: Path) -> None:
+    """Raises IndexProblem, before a long computation, if there is a file at `--output` already."""
+    if output.exists():
+        raise IndexProblem(f"--output: {output} exists; name another file")
+
+
+def write_table(output: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]], replace: bool = False) -> None:
+    """Writes the file, and its folder if there is none. Raises IndexProblem, also for a file that exists, unless it is
+    to be replaced."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        mode = "w" if replace else "x"
+        with open(output, mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
+            write_rows(file, [columns, *rows])
+    except OSError as error:
+        raise IndexProblem(f"--output: {output} cannot be written: {error.strerror}") from error
+
+
+def counted(count: int, what: str = "picture") -> str:
+    """Such as "1 picture" or "2,000 pictures"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
