@@ -11,10 +11,13 @@ from serving.protocol.filters import FilterProblem
 from ui.search.picture import UploadFailed
 
 PROBLEMS = (ServiceError, UploadFailed, FilterProblem)  # their text is a sentence for the user
-QUIET: dict[str, Any] = {
-    "show_progress": "hidden",
-    "api_visibility": "private",
-}  # for events: no spinner, and programs cannot call them
+# Settings of events. By default Gradio drops an event while an earlier one of its kind is handled.
+# With "always_last" it handles the last of those again when it is done, with the inputs of that moment but the event
+# data of the first: only for handlers that take no event data.
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "always_last"}  # programs cannot call them
+QUIET: dict[str, Any] = PRIVATE | {"show_progress": "hidden"}  # no spinner
+EACH: dict[str, Any] = QUIET | {"trigger_mode": "multiple", "concurrency_limit": 1}  # every event, one after another
+ON_TRAIL: dict[str, Any] = EACH | {"concurrency_id": "trail"}  # also after each other's, as they change one state
 
 
 def publish(function: Callable[..., Awaitable[Any]], name: str) -> None:

@@ -25,25 +25,31 @@ from typing import Any
 
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    import export.silence  # noqa: F401  turns off Gradio's reports before its import
 
 import gradio as gr
+import gradio.route_utils
 import httpx
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
+from starlette.middleware import Middleware
 
-from serving.access import Access, KeyProblem, RequireAccess, internal
+from serving.access import Access, AccessProblem, internal
 from serving.client import COLLECTION, AsyncClient, ServiceError
+from serving.connection import Connection
+from serving.public_path import PublicPath, PublicPathProblem, public_path
 from ui import style
+from ui.api import EACH
 from ui.assets import raw_html, script, style_sheet
+from ui.routes import NeededRoutes, Uploads
+from ui.streams import Streams
 from ui.tabs.duplicates import DuplicatesTab
 from ui.tabs.invariance import InvarianceTab
 from ui.tabs.map import MapTab
 from ui.tabs.runs import RunsTab
 from ui.tabs.similar import SimilarTab
 from ui.tabs.views import ViewsTab
-from ui.widgets import large, side
+from ui.widgets import acts, large, side
 
 PATH = "/ui"
 TABS = (SimilarTab, MapTab, DuplicatesTab, ViewsTab, InvarianceTab, RunsTab)
@@ -71,15 +77,23 @@ def build(client: AsyncClient) -> gr.Blocks:
                 [COLLECTION], value=COLLECTION, show_label=False, container=False, visible=False, elem_id="collection"
             )
         trail = gr.State(())  # a Trail
+        changed = gr.State(0)  # how often the page has changed a collection
+        selected = gr.State(SimilarTab.title)
         with gr.Row(elem_id="frame"):
             with gr.Column(elem_id="side"):
                 side.column(trail)
             with gr.Column(elem_id="main"), gr.Tabs(elem_id="tabs") as tabs:
                 for tab in TABS:
                     with gr.Tab(tab.title, id=tab.title.lower()):
-                        tab(client, trail, collection, tabs, page)
+                        tab(client, trail, collection, tabs, page, changed, selected)
+        tabs.select(_title, None, selected, **EACH)
         large.overlay(client, trail, tabs)
+        acts.overlay(client, changed)
     return page.queue(default_concurrency_limit=16)
+
+
+def _title(event: gr.SelectData) -> str:
+    return str(event.value)
 
 
 def mount(app: FastAPI) -> FastAPI:
@@ -94,8 +108,8 @@ def standalone(client: AsyncClient) -> FastAPI:
     app = FastAPI(openapi_url=None)
 
     @app.get("/")
-    async def start() -> Response:
-        return RedirectResponse(PATH)
+    async def start(request: Request) -> Response:
+        return RedirectResponse(request.scope["root_path"] + PATH)
 
     @app.get("/collections/{name}/items/{id}/thumbnail")
     async def thumbnail(name: str, id: str) -> Response:
@@ -119,15 +133,15 @@ async def _picture(read: Awaitable[bytes]) -> Response:
 def _add_page(app: FastAPI, client: AsyncClient) -> FastAPI:
     if "GRADIO_TEMP_DIR" not in os.environ:  # uploads go into a folder that only this user can read
         os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix=UPLOADS)
-    for route in ("file=http{url:path}", "proxy={url:path}"):  # Gradio would fetch any address that a visitor names
-        app.add_api_route(f"{PATH}/gradio_api/{route}", _refuse, methods=["GET", "HEAD"], include_in_schema=False)
-    gr.processing_utils.async_ssrf_protected_download = _fetch_nothing  # also for a picture that a program names
+    gr.processing_utils.async_ssrf_protected_download = _fetch_nothing  # that a program names as a picture
+    gradio.route_utils.GradioMultiPartParser = Uploads
     page = build(client)
     page.has_launched = True  # otherwise Gradio would accept any file of this machine as an upload
     app = gr.mount_gradio_app(
         app,
         page,
         path=PATH,
+        root_path=public_path(os.environ) + PATH,  # behind a proxy Gradio would guess
         theme=style.theme(),
         css=style_sheet(),
         head=style.ICON + f"<script>{script('sliders')}</script>",
@@ -139,7 +153,8 @@ def _add_page(app: FastAPI, client: AsyncClient) -> FastAPI:
         show_error=False,
     )
     mount: Any = app.routes[-1]  # of Gradio's own app, which has more attributes than Starlette's types know
-    _stop_cleanly(app, mount.app.stop_event, Path(os.environ["GRADIO_TEMP_DIR"]))
+    _stop_cleanly(app, mount.app.stop_event, Path(os.environ["GRADIO_TEMP_DIR"]), client)
+    mount.app = Streams(NeededRoutes(mount.app, page), page, mount.app.stop_event)
     return app
 
 
@@ -147,13 +162,9 @@ async def _fetch_nothing(url: str, cache_dir: str) -> str:
     raise gr.Error("this page loads nothing from other addresses; upload the picture", print_exception=False)
 
 
-async def _refuse() -> Response:
-    return Response("this page loads nothing from other addresses", status_code=404, media_type="text/plain")
-
-
-def _stop_cleanly(app: FastAPI, stop: asyncio.Event, uploads: Path) -> None:
+def _stop_cleanly(app: FastAPI, stop: asyncio.Event, uploads: Path, client: AsyncClient) -> None:
     """On Ctrl-C or SIGTERM, set `stop`: it ends Gradio's streams to open pages, which the server would wait for.
-    Then delete the uploads, if this process made their folder."""
+    Then close the client's connections, and delete the uploads, if this process made their folder."""
     lifespan = app.router.lifespan_context
 
     @asynccontextmanager
@@ -174,6 +185,7 @@ def _stop_cleanly(app: FastAPI, stop: asyncio.Event, uploads: Path) -> None:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            await client.aclose()
             if uploads.name.startswith(UPLOADS):
                 shutil.rmtree(uploads, ignore_errors=True)
 
@@ -184,8 +196,8 @@ def main(options: PageOptions) -> None:
     import uvicorn
 
     try:
-        access = Access.from_environment(os.environ)
-    except KeyProblem as error:
+        access, below = Access.from_environment(os.environ), public_path(os.environ)
+    except (AccessProblem, PublicPathProblem) as error:
         sys.exit(f"error: {error}")
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -195,9 +207,9 @@ def main(options: PageOptions) -> None:
             sys.exit(f"Port {options.port} cannot be used ({error}); choose another with --port.")
         print(f"The page is at http://127.0.0.1:{options.port}, for the service at {options.service}. Ctrl-C stops it.")
         app = standalone(AsyncClient(options.service, os.environ.get("TWINVIEW_API_KEY")))
-        app.add_middleware(RequireAccess, access=access)
+        app.user_middleware[:0] = [Middleware(PublicPath, path=below), *access.middleware()]
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+            uvicorn.Server(uvicorn.Config(app, log_level="warning", http=Connection)).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""A real Chromium on the real service: `bentoml serve` over a collection of coloured pictures."""
+"""A real Chromium on the real service, over a collection of coloured pictures."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -7,6 +8,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +17,16 @@ import httpx
 import numpy as np
 import onnx
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from onnx import TensorProto, helper
 from PIL import Image
 
 from export.artifact import ModelCard, Preprocessing, encoder_id, save_bundle
 from serving import bulk
+from serving.access import Access
+from serving.app import create_app
+from serving.client import AsyncClient
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 180
@@ -30,7 +38,11 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),  # a camera that shows a clock
 ]
-COLOURS = {"red": (220, 30, 30), "orange": (230, 130, 20), "green": (30, 200, 40), "blue": (30, 40, 220)}
+COLOURS = {"red": (220, 30, 30), "orange": (230, 165, 20), "green": (30, 200, 40), "blue": (30, 40, 220)}
+SOON = {  # seconds between looks of the service and of the page
+    "serving.derived.automatic": {"LOOK_S": 0.5, "REST_S": 2.0},
+    "ui.widgets.computing": {"POLL_S": 0.3, "WAIT_S": 0.5},
+}
 HOSTILE = "<img src=x onerror=alert(1)>${document.title=1}{{x}}`'&.png"  # a file name like any other
 
 
@@ -42,22 +54,23 @@ def striped(colour: tuple[int, int, int], size: tuple[int, int] = (48, 36)) -> I
     return Image.fromarray(pixels)
 
 
-def make_bundle(folder: Path) -> None:
-    """An encoder whose embedding is the picture's mean colour, so a test knows which pictures are nearest."""
+def make_bundle(folder: Path, reduce: str = "ReduceMean", name: str = "colour") -> None:
+    """An encoder whose embedding is the picture's mean colour, so a test knows which pictures are nearest.
+
+    reduce  ONNX's operator that makes one pixel of all
+    """
     pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", 32, 32, 3])
     embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", 3])
     nodes = [
         helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["float"], ["embedding"], axes=[1, 2], keepdims=0),
+        helper.make_node(reduce, ["float"], ["embedding"], axes=[1, 2], keepdims=0),
     ]
     graph = helper.make_graph(nodes, "colour", [pixels], [embedding])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
     content, preprocessing = model.SerializeToString(), Preprocessing(32)
     digest = hashlib.sha256(content).hexdigest()
-    save_bundle(
-        folder, content, ModelCard(encoder_id("colour", digest, preprocessing), "colour", 3, preprocessing, digest)
-    )
+    save_bundle(folder, content, ModelCard(encoder_id(name, digest, preprocessing), name, 3, preprocessing, digest))
 
 
 def free_port() -> int:
@@ -94,19 +107,84 @@ def answers(wait_until):
     return lambda url, log: wait_until(lambda: is_ready(url), f"{url} is not ready; see {log}", READY_S)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gradio runs in threads of this process, and pandas warns of how it uses it."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning"))
+
+
+class Threads:
+    """Servers in threads of this process, which are ready in a second."""
+
+    def __init__(self, wait_until):
+        self.wait_until = wait_until
+        self.stop = contextlib.ExitStack()
+
+    def serve(self, make: Callable[[], FastAPI]) -> str:
+        """Returns the address of the app. make: called while a loop runs"""
+        made = []
+
+        async def call() -> None:
+            made.append(make())
+
+        thread = threading.Thread(target=lambda: asyncio.run(call()))  # Playwright's loop runs in this one
+        thread.start()
+        thread.join()
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(
+            uvicorn.Config(made[0], log_level="warning", loop="asyncio", timeout_graceful_shutdown=STOPPED_S)
+        )
+        running = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        running.start()
+
+        def end() -> None:
+            server.should_exit = True
+            running.join()
+            listener.close()
+
+        self.stop.callback(end)
+        self.wait_until(lambda: server.started, "the service does not start")
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    def service(self, encoder: Path, index: Path, access: Access | None = None) -> str:
+        """Returns the address of a service with its page."""
+        from ui.app import mount
+
+        return self.serve(lambda: mount(create_app(str(encoder), index, access=access)))
+
+    def page_of(self, service: str) -> str:
+        """Returns the address of the page alone."""
+        from ui.app import standalone
+
+        return self.serve(lambda: standalone(AsyncClient(service)))
+
+
+@pytest.fixture(scope="module")
+def threads(wait_until) -> Iterator[Threads]:
+    threads = Threads(wait_until)
+    with threads.stop:
+        yield threads
+
+
 @dataclass(frozen=True)
 class Servers:
     service: str
-    """`bentoml serve`, with the page at its /ui."""
+    """The service, with the page at its /ui."""
     alone: str
-    """`python ui/app.py` for that service."""
+    """The page alone, for that service."""
     folder: Path
     """Where its encoder/, index/ and runs/ are."""
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory, browser, answers):
-    """Both, over 13 pictures: three of each colour, labelled with it, and one of a hostile name."""
+def servers(request, tmp_path_factory, browser, answers, threads):
+    """Both, over 13 pictures: three of each colour, labelled with it, and one of a hostile name.
+
+    They are threads of this process, unless the module says COMMANDS = True: then `bentoml serve` and
+    `python ui/app.py`, which take half a minute.
+    """
     folder = tmp_path_factory.mktemp("servers")
     make_bundle(folder / "encoder")
     for label, colour in COLOURS.items():
@@ -117,6 +195,16 @@ def servers(tmp_path_factory, browser, answers):
     bulk.run(
         bulk.BulkSettings(data=str(folder / "pictures"), encoder=str(folder / "encoder"), index=str(folder / "index"))
     )
+    if not getattr(request.module, "COMMANDS", False):
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("TWINVIEW_RUNS", str(folder / "runs"))
+            environment.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
+            for module, periods in SOON.items():
+                for name, seconds in periods.items():
+                    environment.setattr(f"{module}.{name}", seconds)
+            service = threads.service(folder / "encoder", folder / "index")
+            yield Servers(service, threads.page_of(service), folder)
+        return
     environment = os.environ | {
         "TWINVIEW_ENCODER": str(folder / "encoder"),
         "TWINVIEW_INDEX": str(folder / "index"),
@@ -153,6 +241,12 @@ def browser():
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def locked(servers, threads):
+    """Address of a service over the same pictures that wants the key `secret`."""
+    return threads.service(servers.folder / "encoder", servers.folder / "index", Access.from_keys("secret"))
 
 
 @pytest.fixture
@@ -203,3 +297,82 @@ def reddish(tmp_path) -> Path:
     """A picture that is not of the collection; the reds are nearest, then the oranges."""
     striped((200, 45, 40)).save(tmp_path / "mine.png")
     return tmp_path / "mine.png"
+
+
+# Behind a proxy -------------------------------------------------------------------------------------------------------
+
+CONFIGURATION = """
+daemon off;
+error_log stderr;
+pid {folder}/nginx.pid;
+events {{}}
+http {{
+    access_log off;
+    client_max_body_size 64m;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        proxy_http_version 1.1;
+        proxy_buffering off;
+        proxy_set_header Host $http_host;
+        proxy_set_header X-Forwarded-For $remote_addr;
+        {headers}
+        location /tv/ {{ proxy_pass {service}{rest}; }}
+    }}
+}}
+"""
+PROXIES = {
+    "takes the path away": ("/", ""),
+    "leaves the path": ("", ""),
+    "names the host": ("/", "proxy_set_header X-Forwarded-Host $http_host; proxy_set_header X-Forwarded-Proto http;"),
+}
+
+
+@pytest.fixture(scope="module")
+def nginx() -> str:
+    found = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        give_up = pytest.fail if "TWINVIEW_REQUIRE_BROWSER" in os.environ else pytest.skip
+        give_up("nginx is not installed")
+    return found
+
+
+@pytest.fixture(scope="module")
+def published(servers: Servers, answers) -> Iterator[str]:
+    """A service of its own over the same pictures, published below /tv."""
+    environment = os.environ | {
+        "TWINVIEW_ENCODER": str(servers.folder / "encoder"),
+        "TWINVIEW_INDEX": str(servers.folder / "index"),
+        "TWINVIEW_RUNS": str(servers.folder / "runs"),
+        "TWINVIEW_PROXY": "yes",
+        "TWINVIEW_PUBLIC_PATH": "/tv",
+        "BENTOML_HOME": str(servers.folder / "bentoml"),
+    }
+    port, log = free_port(), servers.folder / "published.log"
+    with running([sys.executable, "-m", "bentoml", "serve", "--port", str(port)], environment, log):
+        answers(f"http://127.0.0.1:{port}/readyz", log)
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(params=PROXIES)
+def proxy(request, nginx: str, published: str, tmp_path: Path, wait_until) -> Iterator[str]:
+    rest, headers = PROXIES[request.param]
+    port, file = free_port(), tmp_path / "nginx.conf"
+    file.write_text(CONFIGURATION.format(folder=tmp_path, port=port, service=published, rest=rest, headers=headers))
+    with open(tmp_path / "nginx.log", "w") as log:
+        process = subprocess.Popen([nginx, "-p", str(tmp_path), "-c", str(file)], stderr=log)
+    address = f"http://127.0.0.1:{port}/tv"
+    try:
+        wait_until(lambda: _is_up(address), f"nginx is not ready; see {tmp_path / 'nginx.log'}")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _is_up(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/livez").is_success
+    except httpx.HTTPError:
+        return False

@@ -43,14 +43,32 @@ def test_a_tile_opens_large_with_the_original_and_its_facts(servers, open_page, 
     expect(page.locator(".large dl")).to_contain_text(str(servers.folder / "pictures"))
     expect(page.locator(".large-place")).to_have_text(f"{at + 1} of {before}")
     assert page.locator("#grid .score").count() == 0, "the click has searched"
+    with page.context.expect_page() as opened:
+        page.click(".large-original")
+    assert opened.value.url.endswith("/original")
     assert page.locator("#grid .picked").count() == 0
+
+
+def test_a_double_click_opens_what_it_began_on_and_searches_from_it_once(page):
+    at = place_of(page, "red/1.png")
+    page.locator("#grid .tile").nth(at).dblclick()
+    expect(page.locator(".large h2")).to_have_text("1.png")
+    expect(page.locator(".large-place")).to_have_text(f"{at + 1} of 13")
+    expect(page.locator("#well .name")).to_have_text("1.png")
+    expect(page.locator("#grid .score").first).to_be_visible()
+    expect(page.locator("#steps .step")).to_have_count(0)
+    page.keyboard.press("Escape")
+    expect(page.locator(".large")).to_be_hidden()
 
 
 def test_arrow_keys_go_on_and_escape_returns_to_the_tile_of_the_picture_shown(page):
     every = ids(page)
-    page.locator("#grid .tile").first.focus()
-    page.keyboard.press("o")
-    expect(page.locator(".large-place")).to_have_text("1 of 13")
+    for key in ("o", " "):
+        page.locator("#grid .tile").first.focus()
+        page.keyboard.press(key)
+        expect(page.locator(".large-place")).to_have_text("1 of 13")
+        if key == "o":
+            page.keyboard.press("Escape")
     expect(page.locator(".large [data-step='-1']")).to_be_disabled()
     page.keyboard.press("ArrowLeft")
     for _ in range(3):

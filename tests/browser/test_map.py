@@ -35,7 +35,9 @@ def test_map_and_duplicates_of_a_new_collection_appear_by_themselves(servers, op
         expect(page.locator("#make-map, #compare")).to_have_count(0)
 
 
-def test_what_is_chosen_on_the_map_is_shown(page):
+def test_what_is_chosen_on_the_map_is_shown(servers, page, wait_until):
+    map_of = f"{servers.service}/collections/pictures/map"
+    wait_until(lambda: httpx.get(map_of).json()["state"] == "done", "the map is not made by itself", 300)
     open_tab(page, "Map")
     expect(page.locator(".map-legend button")).to_have_count(4)
     expect(page.locator("#map-status")).to_contain_text("13 pictures")
@@ -48,7 +50,7 @@ def test_what_is_chosen_on_the_map_is_shown(page):
     expect(page.locator("#map-choice h2")).to_have_text("3 pictures chosen")
     assert chosen(page) == ["red"] * 3
     with page.expect_download() as saved:
-        page.click("#map-choice [data-choice]")
+        page.click("#map-choice [data-export=csv]")
     assert saved.value.path().read_text().count("red") >= 3
     page.locator("#map-choice .tile").first.click()
     expect(page.locator("#grid .label").first).to_have_text("red")
@@ -78,7 +80,35 @@ def test_a_point_shows_its_picture_and_is_searched_from_and_a_box_gathers(server
     name = page.locator(".map-tip span").inner_text()
     page.mouse.down()
     page.mouse.up()
-    expect(page.locator("#grid .label").first).to_have_text(name)
+    expect(page.locator("#well .label")).to_have_text(name)
+    expect(page.locator("#grid .score").first).to_be_visible()
+
+
+def test_the_tab_that_was_chosen_last_is_filled(page):
+    for name in ("Map", "Views", "Invariance", "Runs", "Duplicates"):  # at once, one after another
+        open_tab(page, name)
+    page.wait_for_selector("#duplicates .copy")
+
+
+def test_points_become_pictures_when_zoomed_in_and_none_overlaps(page):
+    open_tab(page, "Map")
+    page.wait_for_selector(".map-legend button")
+    pictures = page.locator(".map-pictures img")
+    page.click("[data-do=pictures]")
+    expect(pictures.first).to_be_visible()
+    page.locator(".map canvas").scroll_into_view_if_needed()
+    spot = pictures.first.bounding_box()
+    page.click("[data-do=pictures]")
+    expect(pictures).to_have_count(0)  # the whole map shows points
+    page.mouse.move(spot["x"] + 27, spot["y"] + 27)
+    page.mouse.wheel(0, -100)
+    expect(pictures.first).to_be_visible()
+    box = "(all) => all.map((one) => one.getBoundingClientRect()).map(({ x, y }) => [x, y])"
+    places = pictures.evaluate_all(box)
+    apart = [max(abs(x - u), abs(y - v)) for i, (x, y) in enumerate(places) for u, v in places[:i]]
+    assert len(places) > 1 and min(apart) >= 54
+    page.click("[data-do=whole]")
+    expect(pictures).to_have_count(0)
 
 
 def test_marks_are_kept_while_paging_and_removing_asks_twice(page):
@@ -103,14 +133,14 @@ def test_marks_are_kept_while_paging_and_removing_asks_twice(page):
     assert len(saved.value.path().read_text().splitlines()) == 2
 
     page.click("#duplicates [data-do=ask]")
-    expect(page.locator("dialog h3")).to_have_text("Remove 2 pictures from the collection pictures?")
-    remove = page.locator("[data-do=remove]")
+    expect(page.locator("#acts h3").first).to_have_text("Remove 2 pictures from the collection pictures?")
+    remove = page.locator("[data-ask=do]")
     expect(remove).to_be_disabled()
-    page.fill("dialog input", "3")
+    page.fill("#acts dialog[open] input", "3")
     expect(remove).to_be_disabled()
-    page.fill("dialog input", "2")
+    page.fill("#acts dialog[open] input", "2")
     remove.click()
-    expect(page.locator("#duplicates .message")).to_contain_text("2 pictures removed; files were not touched")
+    expect(page.locator(".did")).to_contain_text("2 pictures removed; files were not touched")
     expect(page.locator("#duplicates .copies")).to_have_count(3)
     expect(page.locator(".marked")).to_have_text("Nothing is marked")
     open_tab(page, "Map")

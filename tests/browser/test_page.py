@@ -5,6 +5,8 @@ from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
+COMMANDS = True  # these tests are of what a user starts
+
 
 def labels(page) -> list[str]:
     return page.locator("#grid .label").all_inner_texts()

@@ -1,11 +1,17 @@
 """What the tab Similar does beyond one picture: several, parts, conditions, selections, links."""
 
+import asyncio
 import csv
+import re
+import shutil
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from playwright.sync_api import expect
+
+from serving import bulk
+from serving.client import AsyncClient
 
 pytestmark = pytest.mark.browser
 
@@ -71,6 +77,11 @@ def test_plus_and_minus_on_a_tile_add_it_to_the_search(page):
     page.wait_for_function("document.querySelectorAll('#grid .tile').length == 10")
     assert labels(page)[0] == "blue"
     assert len(address_query(page)["like"]) == 2 and len(address_query(page)["unlike"]) == 1
+    expect(page.locator("#heading")).to_contain_text("The number is a score, no cosine")
+    expect(page.locator("#least")).to_contain_text("Minimum score")
+    page.locator("#grid .tile").first.focus()
+    page.keyboard.press("o")
+    expect(page.locator(".large-score")).to_contain_text("Score 0.")
 
 
 def test_any_earlier_search_can_be_returned_to(page, reddish):
@@ -111,12 +122,48 @@ def test_a_part_drawn_on_the_picture_is_searched_and_cleared(page, tmp_path):
 
 
 def test_conditions_narrow_the_collection_and_the_search(page):
+    expect(page.locator("#where .info-text")).to_contain_text("Type a part of a name")
+    expect(page.locator("#where .info-text")).to_be_visible()
     typed(page, "label=green, blue")
     expect(page.locator("#heading")).to_contain_text("7 pictures")
     search_from(page, "green")
     assert set(labels(page)) == {"green", "blue"}
-    typed(page, "shirt")
-    expect(page.locator("#grid .notice")).to_contain_text("shirt is not a condition like label=shirt")
+    typed(page, "labl = green")
+    expect(page.locator("#problem")).to_contain_text("labl")
+    assert set(labels(page)) == {"green", "blue"}, "the results stay"
+
+
+def test_a_menu_closes_when_it_is_left_by_tab(page):
+    for key, drawn in (("Tab", False), ("Tab", True), ("Shift+Tab", True)):
+        page.locator("#where input").focus()
+        page.keyboard.press("ArrowDown")
+        if drawn:
+            expect(page.get_by_role("option").first).to_be_visible()
+        page.keyboard.press(key)
+        expect(page.locator("#where input")).not_to_be_focused()
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        expect(page.get_by_role("option")).to_have_count(0)
+
+
+def test_a_part_of_a_name_finds_pictures(page):
+    typed(page, "RED/")
+    expect(page.locator("#heading")).to_contain_text(re.compile(r"\D3 pictures"))
+    assert set(labels(page)) == {"red"}
+
+
+def test_the_browsers_back_and_forward_walk_through_the_searches(page):
+    search_from(page, "red")
+    search_from(page, "blue")
+    page.go_back()
+    expect(page.locator("#grid .label").first).to_have_text("red")
+    expect(page.locator("#steps .step")).to_have_count(0)
+    page.go_forward()
+    expect(page.locator("#grid .label").first).to_have_text("blue")
+    expect(page.locator("#steps .step")).to_have_count(2)
+    page.go_back()
+    page.go_back()
+    expect(page.locator("#heading")).to_contain_text("13 pictures")
+    assert "like=" not in page.url
 
 
 def test_a_threshold_limits_the_results_and_without_any_says_what_to_do(page):
@@ -153,6 +200,27 @@ def test_only_shift_selects_the_tiles_between(page):
     expect(page.locator(".selection .count")).to_have_text("2 selected")
     page.locator("#grid .tile").nth(4).click(modifiers=["Shift"])
     expect(page.locator(".selection .count")).to_have_text("5 selected")
+
+
+def test_nothing_moves_after_the_first_pictures_are_there(page, monkeypatch):
+    answer = AsyncClient.keys
+
+    async def late(client, **options):
+        await asyncio.sleep(1)
+        return await answer(client, **options)
+
+    monkeypatch.setattr(AsyncClient, "keys", late)
+    page.add_init_script("""
+        new MutationObserver((_, observer) => {
+            const tile = document.querySelector("#grid .tile");
+            if (!tile) return;
+            observer.disconnect();
+            window.hint = document.querySelector("#where").innerText;
+        }).observe(document, { childList: true, subtree: true });
+    """)
+    page.reload()
+    page.wait_for_selector("#grid .tile")
+    assert "Keys: label" in page.evaluate("hint")
 
 
 def test_all_of_the_collection_can_be_selected_but_some(page):
@@ -211,3 +279,36 @@ def test_a_forbidden_camera_is_reported_and_without_one_there_is_no_button(serve
         navigator.mediaDevices.dispatchEvent(new Event("devicechange"));"""
     )
     expect(page.locator("#camera button").first).to_be_hidden()
+
+
+SHOWN_JS = """window.shown = new Set();
+new MutationObserver(() => document.querySelectorAll("#grid .tile").forEach(tile => shown.add(tile.dataset.collection)))
+  .observe(document, {subtree: true, childList: true})"""
+
+
+def test_a_link_with_a_collection_and_a_condition_never_shows_another_collection(servers, page):
+    folder = servers.folder
+    for colour in ("red", "blue"):
+        (folder / "two" / colour).mkdir(parents=True)
+        shutil.copy(folder / "pictures" / colour / "0.png", folder / "two" / colour)
+    bulk.run(
+        bulk.BulkSettings(
+            data=str(folder / "two"), encoder=str(folder / "encoder"), index=str(folder / "index"), collection="two"
+        )
+    )
+    page.add_init_script(SHOWN_JS)
+    for link in ("in=two&where=label%3Dred", "where=label%3Dred&in=two&k=3&least=0.1"):
+        page.goto(f"{servers.service}/ui/?{link}")
+        expect(page.locator('#grid .tile[data-collection="two"]')).to_have_count(1)
+        assert page.evaluate("[...shown]") == ["two"]
+        assert address_query(page)["in"] == ["two"] and address_query(page)["where"] == ["label=red"]
+    id = tile(page, "red").locator(".tile").get_attribute("data-id")
+    page.goto(f"{servers.service}/ui/?like={id}&in=two&where=label%3Dblue")
+    expect(page.locator("#grid .score")).to_have_count(1)
+    assert page.evaluate("[...shown]") == ["two"] and labels(page) == ["blue"]
+    # Without a collection of the usual name, the name is not a choice, and Gradio would say so in a message.
+    shutil.rmtree(next((folder / "index").glob("pictures.*.lance")))
+    page.goto(f"{servers.service}/ui/?in=two&where=label%3Dred")
+    expect(page.locator('#grid .tile[data-collection="two"]')).to_have_count(1)
+    expect(page.locator("#where .token")).to_have_count(1)
+    assert page.locator(".toast-body").count() == 0

@@ -10,6 +10,7 @@ from serving.client import (
     Collection,
     Curve,
     Curves,
+    Drift,
     Embeddings,
     Followed,
     Invariance,
@@ -21,7 +22,10 @@ from serving.client import (
     Matrix,
     MatrixPicture,
     Pair,
+    Picked,
     ServiceError,
+    Suggested,
+    SuggestedItem,
 )
 
 
@@ -30,17 +34,36 @@ class FakeClient:
     result of a search without negative examples, and 0.97 is the cosine of every limit given as a rank."""
 
     rank: float | None = None
+    closed = False
+    drifted = Drift("fake", 3, 500, "unknown", None, None, "3 of the 500 pictures have come")
 
     def __init__(self, count: int = 100, failure: ServiceError | None = None):
         self.all = [Item(f"id{i}", f"pets/cat {i}.jpg", "cat", None) for i in range(count)]
         self.failure = failure
         self.asked: list[tuple] = []
 
+    async def aclose(self) -> None:
+        self.closed = True
+
     async def items(self, limit=50, offset=0, filter=None, *, collection="pictures", model=None) -> Items:
         self._ask("items", limit, offset, filter, collection, model)
         ids = (filter or {}).get("id", {}).get("in")
         some = [item for item in self.all if ids is None or item.id in ids]
         return Items(len(some), some[offset : offset + limit])
+
+    async def pick(self, k=30, method="central", filter=None, *, collection="pictures") -> Picked:
+        self._ask("pick", k, filter, collection)
+        return Picked(self.all[:k], min(9, len(self.all)))
+
+    async def suggest(self, k=30, filter=None, *, collection="pictures") -> Suggested:
+        self._ask("suggest", k, filter, collection)
+        labels = [{"suggested": ('a"cat', "dog")[i % 2], "share": 1 - i / 10} for i in range(k)]
+        items = [SuggestedItem(**vars(item), **label) for item, label in zip(self.all, labels, strict=False)]
+        return Suggested(items, min(9, len(self.all)))
+
+    async def drift(self, *, collection="pictures", model=None) -> Drift:
+        self._ask("drift", collection, model)
+        return self.drifted
 
     async def item(self, id: str, *, collection: str = "pictures") -> Item:
         self._ask("item", id, collection)

@@ -41,6 +41,21 @@ def test_any_finite_values_stay_inside(values):
     assert all(LEFT <= x <= W - RIGHT and TOP <= y <= H - BOTTOM for x, y in line)
 
 
+@pytest.mark.parametrize(
+    ("values", "marks"),
+    [
+        ([0.499, 0.501], ["40%", "45%", "50%", "55%", "60%"]),  # a difference of chance looks small
+        ([0.99, 1.0], ["80%", "85%", "90%", "95%", "100%"]),
+        ([0.0, 0.01], ["0%", "5%", "10%", "15%", "20%"]),
+        ([0.1, 0.95], ["0%", "50%", "100%"]),
+    ],
+)
+def test_shares_have_axes_within_their_bounds_that_do_not_enlarge_noise(values, marks):
+    svg = chart("kNN", [Line("a", 0, list(enumerate(values)))], 1, percent, bounds=(0, 1))
+    assert re.findall(r'text-anchor="end">([^<]*)<', svg) == marks
+    assert all(TOP <= y <= H - BOTTOM for _, y in lines(svg)[0])
+
+
 def test_a_run_of_one_epoch_is_a_dot():
     assert chart("Loss", [Line("a", 0, [(1, 2.0)])], 1, str).count("<circle") == 1
 

@@ -13,18 +13,18 @@ from ui.widgets.chart import panels_html
 CAT = Picture("pets/<cat>.jpg", id="id1")
 
 
-def look(client, in_loop, trail=(), is_open=True) -> list:
+def look(client, in_loop, trail=(), selected="Invariance") -> list:
     """All that is shown in the course of one look."""
 
     def build():
         with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab("Here"):
-            InvarianceTab(client, gr.State(()), gr.Dropdown(["pictures"]), tabs, page)
+            InvarianceTab(client, gr.State(()), gr.Dropdown(["pictures"]), tabs, page, gr.State(0), gr.State("Similar"))
         return page
 
     fn = next(fn.fn for fn in in_loop(build).fns.values() if fn.name == "refresh")
 
     async def all_of():
-        return [shown async for shown in fn(trail, is_open, 16.0, 3, "pictures")]
+        return [shown async for shown in fn(trail, selected, 16.0, 3, "pictures")]
 
     return asyncio.run(all_of())
 
@@ -63,7 +63,7 @@ def test_every_value_is_in_a_tooltip_a_label_and_a_table(fake):
 @pytest.mark.slow
 def test_it_computes_only_while_shown_and_says_that_it_is_working(fake, in_loop):
     client = fake()
-    assert look(client, in_loop, is_open=False) == [gr.skip()] and client.asked == []
+    assert look(client, in_loop, selected="Map") == [gr.skip()] and client.asked == []
     working, shown = look(client, in_loop, (Query((CAT,)),))
     assert "Embedding 16 pictures" in working and "panels" in shown
     assert client.asked[-1] == ("invariance", b"a thumbnail", 16, 3, "pictures")
@@ -73,5 +73,7 @@ def test_it_computes_only_while_shown_and_says_that_it_is_working(fake, in_loop)
 def test_what_is_missing_is_explained(fake, in_loop):
     small = ServiceError("collection: at least two pictures are compared", 400, "malformed", "collection")
     assert "which has fewer than two" in look(fake(failure=small), in_loop)[-1]
+    other = ServiceError("pictures holds vectors of tiny, and this is lite0", 409, "other_encoder", "collection")
+    assert "pictures holds vectors of tiny" in look(fake(failure=other), in_loop)[-1]
     absent = ServiceError("this service was built without training's code", 501, "not_offered")
     assert "built without training&#x27;s code" in look(fake(failure=absent), in_loop)[-1]

@@ -43,7 +43,7 @@ def test_what_only_this_browser_has_cannot_be_linked():
     stranger = Picture("cat.jpg", id="id0", collection="pets")
     for query in (Query((upload,)), Query((CATS[0], upload)), Query((CATS[0],), (stranger,))):
         assert link.query_string(query, SearchSettings()) is None
-        assert "data-query" not in link.link_html(query, SearchSettings())
+        assert "data-query" not in link.link_html(query, SearchSettings(), 1)
 
 
 @pytest.mark.parametrize("wrong", ["k=many&least=nan", "k=&least=-3", "like=", "unlike=id3", "k=nan"])
@@ -71,5 +71,5 @@ def test_a_long_link_loads_few_items(fake):
 
 
 def test_a_link_is_only_text():
-    html = link.link_html(None, SearchSettings(where=('label="><script>',)))
-    assert "<script" not in html and html.count('"') == 6
+    html = link.link_html(None, SearchSettings(where=('label="><script>',)), 0)
+    assert "<script" not in html and html.count('"') == 8

@@ -7,7 +7,7 @@ import gradio as gr
 import numpy as np
 import pytest
 
-from serving.client import Map
+from serving.client import Map, ServiceError
 from ui.search.choice import Choice, within
 from ui.search.query import SearchSettings
 from ui.search.selection import items_of
@@ -154,12 +154,24 @@ def test_the_page_asks_again_until_a_result_that_is_made_by_itself_is_there_and_
 def test_nothing_is_requested_while_hidden_and_no_places_when_shown(client, in_loop):
     def make() -> gr.Blocks:
         with gr.Blocks() as page:
-            MapTab(client, gr.State(()), gr.Dropdown(["pictures"]), gr.Tabs(), page)
+            MapTab(client, gr.State(()), gr.Dropdown(["pictures"]), gr.Tabs(), page, gr.State(0), gr.State("Similar"))
         return page
 
     look = next(one.fn for one in in_loop(make).fns.values() if one.name == "refresh")
-    asyncio.run(look(False, "pictures"))
+    asyncio.run(look("Similar", "pictures"))
     assert client.asked == []
-    words, _, shown, _ = asyncio.run(look(True, "pictures"))
+    words, _, shown, _ = asyncio.run(look("Map", "pictures"))
     assert "9 pictures" in words and shown == {"collection": "pictures", "made": "1", "new": 0, "gone": 0}
     assert client.asked == [("map", False, "pictures")]
+
+
+def test_the_page_asks_again_after_an_error_that_may_pass(client, in_loop):
+    def make() -> gr.Blocks:
+        with gr.Blocks() as page:
+            MapTab(client, gr.State(()), gr.Dropdown(["pictures"]), gr.Tabs(), page, gr.State(0), gr.State("Similar"))
+        return page
+
+    refresh = next(one.fn for one in in_loop(make).fns.values() if one.name == "refresh")
+    for status, asks in ((0, True), (429, True), (503, True), (403, False), (404, False)):
+        client.failure = ServiceError("no map now", status)
+        assert asyncio.run(refresh("Map", "pictures"))[-1].active == asks, status

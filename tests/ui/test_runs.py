@@ -61,6 +61,31 @@ def test_the_newest_run_is_shown_if_none_is_chosen_or_the_chosen_are_deleted():
     assert still_listed([], ("gone",)) == ()
 
 
+def test_the_run_that_is_served_is_marked_and_shown_first():
+    runs = [run("new"), run("old")]
+    assert still_listed(runs, (), "old") == ("old",) and still_listed(runs, ("new",), "old") == ("new",)
+    assert still_listed(runs, (), "elsewhere") == ("new",)
+    assert re.findall(r"<b>(\w+)</b> <i>served</i>", list_html(runs, [], NOW, "old")) == ["old"]
+
+
+def test_losses_of_different_kinds_have_charts_of_their_own():
+    both = [detailed(), detailed("small", kind="distillation", chance=None), detailed("dogs")]
+    html = curves_html(both)
+    assert titles(html) == ["Loss", "Loss of distillation", "kNN accuracy", "Learning rate"]
+    first, second, third, _ = html.split("</figure>")[:4]
+    assert [re.findall(r'class="(c\d)"><polyline', chart) for chart in (first, second, third)] == [
+        ["c0", "c2"],
+        ["c1"],
+        ["c0", "c1", "c2"],
+    ]
+    assert "chance 5.5" in first and "chance" not in second
+
+
+def test_shares_have_axes_up_to_a_hundred_percent_at_most():
+    html = curves_html([detailed(metrics=METRICS | {"knn": [0.98, 0.99]})])
+    assert ">100%<" in html and ">105%<" not in html
+
+
 def test_measurements_have_charts_and_counters_have_none():
     assert titles(curves_html([detailed()])) == ["Loss", "kNN accuracy", "Learning rate"]
     odd = METRICS | {"contrast_accuracy": [0.1, 0.2], "held_out": [None, None]}

@@ -44,6 +44,13 @@ def test_sliders_reach_the_service_under_the_names_of_the_augmentation(fake):
 
 
 @pytest.mark.slow
+def test_presets_of_the_page_are_those_of_pretraining():
+    config = pytest.importorskip("training.config")
+    for name, of_page in (("aerial", "Aerial"), ("microscopy", "Microscopy"), ("cifar", "CIFAR-10")):
+        assert augmentation.PRESETS[of_page] == vars(config.PRESETS[name][1].augment)
+
+
+@pytest.mark.slow
 def test_the_controls_are_all_settings_of_pretraining_and_begin_with_its_defaults(in_loop):
     training = pytest.importorskip("training.augment")
 
@@ -66,6 +73,8 @@ def test_the_augmentation_in_the_encoders_card_is_a_preset():
     trained = dict(augmentation.PHOTOGRAPHS, crop_area=[0.25, 1.0])
     values = augmentation.from_card({"training": {"settings": {"augment": trained}}})
     assert values == trained | {"crop_area": (0.25, 1.0)}
+    older = {name: value for name, value in trained.items() if name not in ("gamma", "rotation")}
+    assert augmentation.from_card({"training": {"settings": {"augment": older}}}) == values
     for card in ({}, {"training": {}}, {"training": {"settings": {"augment": {"flip": 1}}}}):
         assert augmentation.from_card(card) is None
 
@@ -98,7 +107,7 @@ def page_of(in_loop):
 
     def build(client):
         with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab("Here"):
-            ViewsTab(client, gr.State(()), gr.Dropdown(["pictures"]), tabs, page)
+            ViewsTab(client, gr.State(()), gr.Dropdown(["pictures"]), tabs, page, gr.State(0), gr.State("Similar"))
         return list(page.fns.values())
 
     return lambda client: in_loop(build, client)
@@ -110,15 +119,34 @@ def test_views_are_drawn_only_while_shown_and_ask_for_a_picture(fake, page_of):
     named = {fn.name: fn.fn for fn in page_of(client)}
     values = augmentation.values(augmentation.PHOTOGRAPHS)
     looked_at = (Query((CAT,)),)
-    asyncio.run(named["draw"](looked_at, False, 3, 0, *values))
-    asyncio.run(named["compare"](looked_at, False, "pictures", 3, 0, *values))
+    asyncio.run(named["draw"](looked_at, "Map", 3, 0, *values))
+    asyncio.run(named["compare"](looked_at, "Map", "pictures", 3, 0, *values))
     assert client.asked == []
-    assert "Choose a picture first" in asyncio.run(named["draw"]((), True, 3, 0, *values))[1]
-    assert asyncio.run(named["draw"](looked_at, True, 3, 0, *values))[1].count('class="pair"') == 3
-    assert 'class="batch"' in asyncio.run(named["compare"]((), True, "pictures", 3, 0, *values))
+    assert "Choose a picture first" in asyncio.run(named["draw"]((), "Views", 3, 0, *values))[1]
+    assert asyncio.run(named["draw"](looked_at, "Views", 3, 0, *values))[1].count('class="pair"') == 3
+    assert 'class="batch"' in asyncio.run(named["compare"]((), "Views", "pictures", 3, 0, *values))
     small = fake(failure=ServiceError("image: two pictures at least", 400, "malformed", "image"))
     failing = {fn.name: fn.fn for fn in page_of(small)}
-    assert "two pictures at least" in asyncio.run(failing["compare"]((), True, "pictures", 3, 0, *values)).lower()
+    assert "two pictures at least" in asyncio.run(failing["compare"]((), "Views", "pictures", 3, 0, *values)).lower()
+
+
+@pytest.mark.slow
+def test_the_sliders_begin_as_the_encoder_was_trained_and_stay_as_they_are_set(fake, page_of, monkeypatch):
+    client = fake()
+    augment = augmentation.PHOTOGRAPHS | {"strength": 0.3, "crop_area": [0.3, 1.0]}
+
+    async def models():
+        return [{"id": "fake", "training": {"settings": {"augment": augment}}}]
+
+    monkeypatch.setattr(client, "models", models)
+    refresh = next(fn.fn for fn in page_of(client) if fn.name == "refresh")
+    trained, button, *sliders = asyncio.run(refresh("Views", None))
+    assert button["visible"] and sliders == augmentation.values(trained)
+    assert trained["strength"] == 0.3 and trained["crop_area"] == (0.3, 1.0)
+    again = asyncio.run(refresh("Views", trained))
+    assert again[0] == trained and all(value == gr.skip() for value in again[2:]), "what the user set stays"
+    client.asked.clear()
+    assert asyncio.run(refresh("Map", trained))[0] == trained and client.asked == []
 
 
 @pytest.mark.slow

@@ -25,4 +25,5 @@ def condition_hint(keys: Sequence[Key]) -> str:
     """Returns how to type conditions, with this collection's keys and ranges of numbers."""
     ranges = [f"{key.key} ({key.least:g} to {key.most:g})" for key in keys if key.least is not None]
     names = [key.key for key in keys if key.least is None] + ranges
-    return f"Choose one, or type one like label=shirt or price>=3 and press Enter. Keys: {', '.join(names) or 'label'}."
+    keys_typed = ", ".join(names) or "label"
+    return f"Type a part of a name, or a condition like label=shirt or price>=3, and press Enter. Keys: {keys_typed}."

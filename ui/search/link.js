@@ -1,4 +1,5 @@
-// The page's address follows the search, so that reloading the page keeps it.
+// The page's address follows the search, so that reloading the page keeps it. Each search is a step of the browser's
+// history; a change of its settings is not.
 
 const address = () => {
   const query = new URLSearchParams(element.querySelector("button").dataset.query ?? "");
@@ -9,7 +10,35 @@ const address = () => {
   return location.pathname + (text && `?${text}`);
 };
 
-watch("value", () => history.replaceState(history.state, "", address()));
+let loaded = !new URLSearchParams(location.search).has("like"); // else the first search is the one of the address
+let awaited = null; // number of searches where the browser went back or forward to, until the page shows them
+history.replaceState({ ...history.state, steps: 0 }, "");
+
+watch("value", () => {
+  const steps = Number(element.querySelector("button").dataset.steps);
+  if (awaited !== null && steps !== awaited) return; // shown on the way there
+  awaited = null;
+  const isNew = loaded && steps !== history.state?.steps;
+  loaded = true;
+  history[isNew ? "pushState" : "replaceState"]({ ...history.state, steps }, "", address());
+});
+
+window.addEventListener("popstate", (event) => {
+  if (event.state?.steps === undefined) return;
+  awaited = event.state.steps;
+  trigger("navigate", { steps: awaited, query: location.search });
+});
+
+// Whatever the user does next is a new step, even if the browser's last one could not be shown.
+for (const act of ["pointerdown", "keydown"]) {
+  document.addEventListener(
+    act,
+    () => {
+      awaited = null;
+    },
+    true,
+  );
+}
 
 element.addEventListener("click", async (event) => {
   const button = event.target.closest("button");

@@ -22,14 +22,16 @@ MOST = 20  # most pictures to be like, and to be unlike, in a link
 
 
 def link_button() -> gr.HTML:
-    """Copies the link. Its `refuse` event means that the search has no link."""
-    return raw_html(link_html(None, SearchSettings()), ["search/link"], elem_id="link")
+    """Copies the link. Its `refuse` event means that the search has no link; `navigate`, that the browser went back or
+    forward, with the number of searches there and the address's `query`."""
+    return raw_html(link_html(None, SearchSettings(), 0), ["search/link"], elem_id="link")
 
 
-def link_html(query: Query | None, settings: SearchSettings) -> str:
+def link_html(query: Query | None, settings: SearchSettings, steps: int) -> str:
+    """steps: number of searches so far, with this one"""
     address = query_string(query, settings)
     data = "" if address is None else f' data-query="{address.replace("&", "&amp;")}"'
-    return f'<span role="status"></span><button class="small"{data}>Copy link</button>'
+    return f'<span role="status"></span><button class="small" data-steps="{steps}"{data}>Copy link</button>'
 
 
 def query_string(query: Query | None, settings: SearchSettings) -> str | None:

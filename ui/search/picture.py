@@ -99,8 +99,12 @@ def counted(pictures: int) -> str:
 
 def notice(sentence: str) -> str:
     """A sentence shown instead of pictures; text between backticks is set as code."""
-    parts = [f"<code>{escape(p)}</code>" if i % 2 else escape(p) for i, p in enumerate(sentence.split("`"))]
-    return f'<p class="notice" role="status">{"".join(parts)}</p>'
+    return f'<p class="notice" role="status">{with_code(sentence)}</p>'
+
+
+def with_code(sentence: str) -> str:
+    """HTML of a sentence in which text between backticks is set as code."""
+    return "".join(f"<code>{escape(p)}</code>" if i % 2 else escape(p) for i, p in enumerate(sentence.split("`")))
 
 
 def warn(error: Exception) -> None:

@@ -1,6 +1,5 @@
 """The selected pictures as a file for the user: a CSV with all their fields, or a list of their paths."""
 
-import csv
 import io
 import os
 import tempfile
@@ -11,6 +10,7 @@ from typing import Any, TypeAlias
 
 import gradio as gr
 
+from export.spreadsheet import write_rows
 from serving.client import AsyncClient, Item
 from serving.protocol.filters import parse_conditions
 from ui.assets import raw_html
@@ -82,19 +82,14 @@ def as_csv(rows: Sequence[Row]) -> str:
     """Has a column for each metadata key, with the prefix `metadata.` if the key has the name of another column."""
     keys = sorted({key for item, _ in rows for key in item.metadata})
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*FACTS, *(f"metadata.{key}" if key in FACTS else key for key in keys)])
+    rows_of_cells: list[list[Any]] = [[*FACTS, *(f"metadata.{key}" if key in FACTS else key for key in keys)]]
     for item, similarity in rows:
-        facts = (item.id, item.name, item.label, similarity, item.path, *(item.metadata.get(key) for key in keys))
-        writer.writerow([_not_a_formula(fact) for fact in facts])
+        facts = (item.id, item.name, item.label, similarity, item.path)
+        rows_of_cells.append([*facts, *(item.metadata.get(key) for key in keys)])
+    write_rows(buffer, rows_of_cells)
     return buffer.getvalue()
 
 
 def as_paths(items: Sequence[Item]) -> str:
     """One path per line; the name if an item has no path."""
     return "".join(f"{' '.join((item.path or item.name).splitlines())}\n" for item in items)
-
-
-def _not_a_formula(fact: Any) -> Any:
-    """Put an apostrophe before a text that a spreadsheet would run as a formula."""
-    return f"'{fact}" if isinstance(fact, str) and fact[:1] in ("=", "+", "-", "@", "\t", "\r") else fact

@@ -57,14 +57,18 @@ const saveList = (button, format, name) =>
     if (text) save(text, name);
   });
 
+/** Mark the pictures that are suggested to go. near: near-duplicates too, not only exact copies. */
+const suggest = (button, near) =>
+  run(button, async () => {
+    const { threshold } = $(".copies-all").dataset;
+    const { ids, problem } = await server.suggested({ collection, threshold: Number(threshold), near });
+    message = problem ?? "";
+    for (const id of ids) marks.add(id);
+  });
+
 const ACTIONS = {
-  suggested: (button) =>
-    run(button, async () => {
-      const { threshold } = $(".copies-all").dataset;
-      const { ids, problem } = await server.suggested({ collection, threshold: Number(threshold) });
-      message = problem ?? "";
-      for (const id of ids) marks.add(id);
-    }),
+  suggested: (button) => suggest(button, true),
+  exact: (button) => suggest(button, false),
   clear: () => {
     marks.clear();
     paint();
@@ -72,22 +76,9 @@ const ACTIONS = {
   csv: (button) => saveList(button, "csv", "remove.csv"),
   paths: (button) => saveList(button, "paths", "remove.txt"),
   ask: () => {
-    for (const place of element.querySelectorAll(".number")) place.textContent = marks.size;
-    for (const place of element.querySelectorAll(".collection")) place.textContent = collection;
-    $("dialog .pictures").textContent = counted(marks.size);
-    $("dialog input").value = "";
-    $("[data-do=remove]").disabled = true;
-    $("dialog").showModal();
+    const detail = { kind: "remove", count: marks.size, collection, chosen: { ids: [...marks] } };
+    document.dispatchEvent(new CustomEvent("act", { detail }));
   },
-  keep: () => $("dialog").close(),
-  remove: (button) =>
-    run(button, async () => {
-      $("dialog").close();
-      const answer = await server.remove({ collection, ids: [...marks] });
-      for (const id of answer.deleted) marks.delete(id);
-      message = answer.message;
-      trigger("removed", {});
-    }),
 };
 
 element.addEventListener("click", (event) => {
@@ -113,10 +104,10 @@ element.addEventListener("keydown", (event) => {
   copies()[at + step]?.focus();
 });
 
-element.addEventListener("input", (event) => {
-  if (event.target.matches("dialog input")) {
-    $("[data-do=remove]").disabled = event.target.value.trim() !== String(marks.size);
-  }
+document.addEventListener("acted", ({ detail: { kind, ids } }) => {
+  if (kind !== "remove") return;
+  for (const id of ids) marks.delete(id);
+  paint();
 });
 
 watch("value", showNewGroups);

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from serving.client import COLLECTION, AsyncClient, ServiceError
-from ui.api import QUIET, publish
+from ui.api import EACH, QUIET, publish
 from ui.assets import raw_html
 from ui.search.picture import Picture, UploadFailed, notice, read
 from ui.search.query import Trail
@@ -20,6 +20,7 @@ EXPLANATION = (
     "change, 100 % is the distance to a different picture. A flat line means that the encoder ignores the change."
 )
 WORKING = "Embedding {count} pictures, each changed in 26 ways. The first time takes longer, because PyTorch is loaded."
+OTHER_ENCODER = 409  # status for a collection that holds vectors of another encoder
 EMPTY = "This compares pictures of the collection, which has fewer than two. Add some, then come back."
 
 
@@ -45,29 +46,29 @@ class InvarianceTab(Tab):
         self.seed = gr.State(0)
 
     def connect(self) -> None:
-        inputs = [self.trail, self.is_open, self.count, self.seed, self.collection]
+        inputs = [self.trail, self.selected, self.count, self.seed, self.collection]
         refreshing: dict[str, Any] = {
             "fn": self.refresh,
             "inputs": inputs,
             "outputs": self.curves,
-            "trigger_mode": "always_last",
             **QUIET,
         }
-        self.tabs.select(self.is_selected, None, self.is_open, **QUIET).then(**refreshing)
-        self.others.click(lambda seed: seed + 1, self.seed, self.seed, **QUIET).then(**refreshing)
+        self.selected.change(**refreshing)
+        self.others.click(lambda seed: seed + 1, self.seed, self.seed, **EACH).then(**refreshing)
         gr.on([self.trail.change, self.count.release, self.collection.change], **refreshing)
         publish(self.invariance, "invariance")
 
-    async def refresh(self, trail: Trail, is_open: bool, count: int, seed: int, collection: str) -> AsyncIterator[Any]:
-        if not is_open:
+    async def refresh(self, trail: Trail, selected: str, count: int, seed: int, collection: str) -> AsyncIterator[Any]:
+        if selected != self.title:
             yield gr.skip()
             return
         yield f'<p class="notice working" role="status">{WORKING.format(count=int(count))}</p>'
         try:
             yield await examine(self.client, trail[-1].picture if trail else None, count, seed, collection)
         except (ServiceError, UploadFailed) as error:
-            empty = isinstance(error, ServiceError) and error.param in ("collection", "name")
-            yield notice(EMPTY if empty else str(error))
+            of_collection = isinstance(error, ServiceError) and error.param in ("collection", "name")
+            other_encoder = isinstance(error, ServiceError) and error.status == OTHER_ENCODER
+            yield notice(EMPTY if of_collection and not other_encoder else str(error))
 
     async def invariance(
         self, id: str = "", collection: str = COLLECTION, count: int = 16, seed: int = 0

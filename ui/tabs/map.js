@@ -1,7 +1,8 @@
 // A scatter plot of many points. They are drawn into the canvas's pixels, one small stamp each: 100,000 points take
 // about one frame, without WebGL, which many virtual machines do not have. Coordinates: x, y on the map; p, q on screen.
 
-const CELL = 68; // px between the thumbnails that are laid over the points
+const RETRY_MS = 2000; // until the places are asked for again after an error
+const SIDE = 58; // px that a thumbnail over a point takes, with the gap to the next one
 const REACH = 12; // px from the pointer within which a point counts as pointed at
 const COLOURS = // of the largest labels or groups
   "#0f8a80 #d2662f #5b6bd6 #bf9a10 #c43f7c #5f8f1f #2e8fd0 #8f6140 #9350b8 #df8ea2 #3fb58a #76808c".split(" ");
@@ -35,7 +36,11 @@ async function show() {
     return;
   }
   const columns = await server.places(shown.collection);
-  if (request !== requests || !columns) return;
+  if (request !== requests) return;
+  if (!columns) {
+    setTimeout(() => request === requests && show(), RETRY_MS);
+    return;
+  }
   const isOther = map?.collection !== shown.collection || map?.made !== shown.made;
   const n = columns.ids.length;
   map = {
@@ -95,8 +100,19 @@ function legendButton(number, count) {
   dot.style.background = map.colour.get(number);
   name.textContent = nameOf(number);
   total.textContent = count.toLocaleString("en");
+  if (by === "group") name.prepend(Object.assign(new Image(), { src: thumbnailOf(sampleOf(number)), alt: "" }));
   button.append(dot, name, total);
   return button;
+}
+
+/** The picture of this group that is nearest to its middle on the map. */
+function sampleOf(number) {
+  const members = [];
+  for (let i = 0; i < map.n; i++) if (map.group[i] === number) members.push(i);
+  const mean = (values) => members.reduce((sum, i) => sum + values[i], 0) / members.length;
+  const [x, y] = [mean(map.x), mean(map.y)];
+  const distance = (i) => (map.x[i] - x) ** 2 + (map.y[i] - y) ** 2;
+  return members.reduce((nearest, i) => (distance(i) < distance(nearest) ? i : nearest));
 }
 
 /** A colour for the label of this rank by size: after the listed ones, hues by the golden angle. */
@@ -235,34 +251,52 @@ const onMap = (p, q) => [
   view.y - (q - stage.clientHeight / 2) / view.scale,
 ];
 
-// Thumbnails over the points: in each square of the screen, the picture nearest to its middle.
+// Thumbnails over the points: of as many as have room. The points become pictures by themselves where most have room.
 
 let timer = null;
 
 function layThumbnailsSoon() {
   overlay.replaceChildren();
   clearTimeout(timer);
-  if ($("[data-do=pictures]").getAttribute("aria-pressed") === "true") timer = setTimeout(layThumbnails, 150);
+  timer = setTimeout(layThumbnails, 150);
 }
 
 function layThumbnails() {
   const [w, h] = [stage.clientWidth, stage.clientHeight];
-  const across = Math.ceil(w / CELL);
-  const nearestOf = new Map(); // by square
-  for (let i = 0; i < (map?.n ?? 0); i++) {
+  const seen = [];
+  for (let k = 0; k < (map?.n ?? 0); k++) {
+    const i = map.order[k];
     const [p, q] = onScreen(map.x[i], map.y[i]);
-    if (p < 0 || q < 0 || p >= w || q >= h || !isPicked(i)) continue;
-    const cell = Math.floor(q / CELL) * across + Math.floor(p / CELL);
-    const distance = Math.hypot((p % CELL) - CELL / 2, (q % CELL) - CELL / 2);
-    if (distance < (nearestOf.get(cell)?.distance ?? Infinity)) nearestOf.set(cell, { i, distance, p, q });
+    if (p >= 0 && q >= 0 && p < w && q < h && isPicked(i)) seen.push({ i, p, q });
   }
-  const thumbnails = [...nearestOf.values()].map(({ i, p, q }) => {
-    const picture = Object.assign(new Image(), { src: thumbnailOf(i), alt: "" });
-    picture.style.translate = `calc(${p}px - 50%) calc(${q}px - 50%)`;
-    picture.style.borderColor = map.colour.get(map[by][i]);
-    return picture;
-  });
-  overlay.replaceChildren(...thumbnails);
+  const asked = $("[data-do=pictures]").getAttribute("aria-pressed") === "true";
+  const zoomed = view.scale > whole.scale && seen.length * SIDE * SIDE <= w * h;
+  if (asked || zoomed) overlay.replaceChildren(...apart(seen).map(thumbnail));
+}
+
+/** Those of the places whose squares of SIDE px overlap none of those before them. */
+function apart(places) {
+  const kept = new Map(); // by square of the screen; each holds at most one place
+  const key = (column, row) => `${column} ${row}`;
+  for (const place of places) {
+    const [column, row] = [Math.floor(place.p / SIDE), Math.floor(place.q / SIDE)];
+    let free = true;
+    for (let u = -1; u <= 1; u++) {
+      for (let v = -1; v <= 1; v++) {
+        const other = kept.get(key(column + u, row + v));
+        if (other && Math.abs(other.p - place.p) < SIDE && Math.abs(other.q - place.q) < SIDE) free = false;
+      }
+    }
+    if (free) kept.set(key(column, row), place);
+  }
+  return [...kept.values()];
+}
+
+function thumbnail({ i, p, q }) {
+  const picture = Object.assign(new Image(), { src: thumbnailOf(i), alt: "" });
+  picture.style.translate = `calc(${p}px - 50%) calc(${q}px - 50%)`;
+  picture.style.borderColor = map.colour.get(map[by][i]);
+  return picture;
 }
 
 const thumbnailOf = (i) =>

@@ -16,7 +16,7 @@ import orjson
 from fastapi.responses import Response
 
 from serving.client import COLLECTION, AsyncClient, Map, ServiceError
-from ui.api import QUIET, publish
+from ui.api import EACH, ON_TRAIL, QUIET, publish
 from ui.assets import raw_html
 from ui.search import selection
 from ui.search.choice import Choice
@@ -24,7 +24,7 @@ from ui.search.picture import Picture, clicked, counted, notice, warn
 from ui.search.query import Query, SearchSettings, Trail
 from ui.tabs.tab import Tab, to_similar
 from ui.widgets import computing
-from ui.widgets.grid import grid_html
+from ui.widgets.grid import ACTS_HTML, grid_html
 from ui.widgets.results import EMPTY
 
 MOST_SHOWN = 200  # pictures of a choice
@@ -84,10 +84,9 @@ async def choice_html(client: AsyncClient, choice: Choice) -> str:
         return notice("No picture is in this part. Draw around some pictures, or choose labels next to the map.")
     items = await selection.items_of(client, ids[:MOST_SHOWN], SearchSettings(collection=choice.collection))
     part = f"The first {MOST_SHOWN} are shown. " if len(ids) > MOST_SHOWN else ""
-    data = escape(json.dumps(asdict(choice)))
-    words = f'{part}Click one to find others like it. <button type="button" class="link" data-choice="{data}">'
-    heading = f'<div class="heading"><h2>{counted(len(ids))} chosen</h2><p>{words}List all as CSV</button></p></div>'
-    return heading + grid_html(items, choice.collection)
+    heading = f'<div class="heading"><h2>{counted(len(ids))} chosen</h2><p>{part}Click one to find others like it.</p>'
+    bar = f'<div class="selection some" data-choice="{escape(json.dumps(asdict(choice)))}" data-count="{len(ids)}">'
+    return f"{heading}</div>{bar}{ACTS_HTML}</div>{grid_html(items, choice.collection)}"
 
 
 def to_dict(map: Map) -> dict[str, Any]:
@@ -115,47 +114,50 @@ class MapTab(Tab):
         outputs = [self.status, self.make, self.stage, self.timer]
         refreshing: dict[str, Any] = {
             "fn": self.refresh,
-            "inputs": [self.is_open, self.collection],
+            "inputs": [self.selected, self.collection],
             "outputs": outputs,
             **QUIET,
         }
-        self.tabs.select(self.is_selected, None, self.is_open, **QUIET).then(**refreshing)
+        self.selected.change(**refreshing)
         self.make.click(self.start, self.collection, None, **QUIET).then(**refreshing)
         self.timer.tick(**refreshing)
+        self.changed.change(**refreshing)
         self.collection.change(**refreshing).then(lambda: "", None, self.choice, **QUIET)
-        self.stage.choose(self.choose, None, self.choice, trigger_mode="always_last", **QUIET)
-        self.stage.search(self.search, [self.trail, self.collection], [self.trail, self.tabs], **QUIET)
-        self.choice.click(self.click, self.trail, [self.trail, self.tabs], **QUIET)
+        self.stage.choose(self.choose, None, self.choice, **EACH)
+        self.stage.search(self.search, [self.trail, self.collection], [self.trail, self.tabs], **ON_TRAIL)
+        self.choice.click(self.click, self.trail, [self.trail, self.tabs], **ON_TRAIL)
         publish(self.map, "map")
 
     async def places(self, collection: str) -> Response | None:
         try:
             return await columns(self.client, collection)
         except ServiceError:
-            return None  # the next `refresh` says why
+            return None  # the browser asks again
 
     async def export_text(self, data: dict[str, Any]) -> str | None:
-        """The chosen pictures as CSV; None if that fails."""
+        """The chosen pictures as a CSV or a list of paths; None if that fails. data: the choice and the format"""
         try:
-            choice = Choice.parse(data)
+            choice = Choice.parse(data["choice"])
             ids = choice.ids(await self.client.map(collection=choice.collection))
             items = await selection.items_of(self.client, ids, SearchSettings(collection=choice.collection))
-            return selection.as_csv([(item, None) for item in items])
         except (ServiceError, ValueError):
             return None
+        if data["format"] == "csv":
+            return selection.as_csv([(item, None) for item in items])
+        return selection.as_paths(items)
 
-    async def refresh(self, is_open: bool, collection: str) -> tuple[Any, ...]:
-        if not is_open:
+    async def refresh(self, selected: str, collection: str) -> tuple[Any, ...]:
+        if selected != self.title:
             return gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False)
         try:
             map = await self.client.map(places=False, collection=collection)
         except ServiceError as error:
             words = EMPTY if error.status == 404 else str(error)
-            return notice(words), gr.update(visible=False), None, gr.Timer(active=False)
+            return notice(words), gr.update(visible=False), None, computing.retry(error)
         shown = {"collection": collection, "made": map.made, "new": map.new, "gone": map.gone}
         return (
             computing.status_html(map, "The map", NONE, EXPLANATION),
-            computing.start_button(map, "Make the map", "Make it again"),
+            computing.start_button(map, "Make the map", "Rebuild"),
             shown if map.made else None,
             computing.timer(map),
         )
@@ -179,7 +181,8 @@ class MapTab(Tab):
         except ServiceError as error:
             warn(error)
             return gr.skip()
-        return (*trail, Query((Picture(item.name, item.label, item.id, collection=collection),))), to_similar()
+        picture = Picture(item.name, item.label, item.id, collection=collection)
+        return (*trail, Query((picture,))), to_similar()
 
     def click(self, trail: Trail, event: gr.EventData) -> tuple[Trail, gr.Tabs]:
         return (*trail, Query((clicked(event),))), to_similar()

@@ -10,9 +10,10 @@ from typing import Any
 import gradio as gr
 
 from serving.client import AsyncClient, Run, RunDetails, ServiceError
-from ui.api import QUIET, publish
+from ui.api import EACH, PRIVATE, QUIET, publish
 from ui.assets import raw_html
 from ui.search.picture import Picture, UploadFailed, notice, read, warn
+from ui.search.quality import run_of
 from ui.search.query import Trail
 from ui.tabs.tab import Tab
 from ui.widgets.chart import MOST_COLOURS, Line, chart
@@ -40,13 +41,14 @@ TITLES = {
     "images_per_s": "Images per second",
     "wait_share": "Time spent waiting for data",
 }
+LOSSES = ("loss", "held_out_loss")
 SHARES = ("knn", "views_matched", "held_out", "wait_share")  # shown as percentages
 
 
-def still_listed(runs: Sequence[Run], chosen: Sequence[str]) -> tuple[str, ...]:
-    """Names of the chosen runs that still exist; if none exists, of the newest run."""
+def still_listed(runs: Sequence[Run], chosen: Sequence[str], served: str | None = None) -> tuple[str, ...]:
+    """Names of the chosen runs that still exist; if none exists, of the run that is served, else of the newest."""
     names = [run.name for run in runs]
-    return tuple([name for name in chosen if name in names] or names[:1])
+    return tuple([name for name in chosen if name in names] or [name for name in names if name == served] or names[:1])
 
 
 async def details(client: AsyncClient, names: Sequence[str]) -> list[RunDetails]:
@@ -54,17 +56,19 @@ async def details(client: AsyncClient, names: Sequence[str]) -> list[RunDetails]
     return list(await asyncio.gather(*(client.run(name) for name in names)))
 
 
-def list_html(runs: Sequence[Run], chosen: Sequence[str], now: float) -> str:
-    return f'<ul class="runs">{"".join(f"<li>{_row(run, chosen, now)}</li>" for run in runs)}</ul>'
+def list_html(runs: Sequence[Run], chosen: Sequence[str], now: float, served: str | None = None) -> str:
+    """served: name of the run whose encoder answers searches"""
+    rows = "".join(f"<li>{_row(run, chosen, now, run.name == served)}</li>" for run in runs)
+    return f'<ul class="runs">{rows}</ul>'
 
 
-def _row(run: Run, chosen: Sequence[str], now: float) -> str:
+def _row(run: Run, chosen: Sequence[str], now: float, served: bool) -> str:
     pressed = run.name in chosen
     colour = f" c{chosen.index(run.name)}" if pressed else ""
     encoder = run.encoder or f"from {run.init}"
     figure = next((f"{words} {run.figures[name]:.1%}" for name, words in FIGURES.items() if name in run.figures), "")
     cells = {
-        "name": f"<b>{escape(run.name)}</b>",
+        "name": f"<b>{escape(run.name)}</b>" + " <i>served</i>" * served,
         "data": escape(f"{encoder}, {run.data}"),
         f"state {run.state}": STATES[run.state],
         "epochs": f"{run.epoch:,} of {run.epochs:,}",
@@ -88,21 +92,30 @@ def curves_html(runs: Sequence[RunDetails]) -> str:
     """A chart for each column that any of the runs has, and the runs' names with their colours."""
     known = {name for run in runs for name, column in run.metrics.items() if any(v is not None for v in column)}
     columns = [name for name in dict.fromkeys([*TITLES, *sorted(known)]) if name in known and name not in NOT_DRAWN]
+    kinds = list(dict.fromkeys(run.kind for run in runs))
     if not columns:
         return notice("The first epoch is not finished yet; the curves start after it.")
-    charts = "".join(_chart(name, runs) for name in columns)
+    charts = "".join(
+        _chart(name, [(i, run) for i, run in enumerate(runs) if run.kind == kind or name not in LOSSES], kind)
+        for name in columns
+        for kind in (kinds if name in LOSSES else [""])  # losses of different kinds cannot be compared
+    )
     names = "".join(f'<span class="c{i}">{escape(run.name)}</span>' for i, run in enumerate(runs))
     key = f'<p class="key">{names}</p>' if len(runs) > 1 else ""
     return f'{key}<div class="charts">{charts}</div>'
 
 
-def _chart(column: str, runs: Sequence[RunDetails]) -> str:
+def _chart(column: str, runs: Sequence[tuple[int, RunDetails]], kind: str) -> str:
+    """runs: with their colours, all of the `kind` unless it is empty. Empty if none of them has the column."""
     say: Callable[[float], str] = (lambda v: f"{100 * v:.3g}%") if column in SHARES else (lambda v: f"{v:.4g}")
-    levels = {run.chance for run in runs}
+    levels = {run.chance for _, run in runs}
     chance = levels.pop() if column == "loss" and len(levels) == 1 else None
-    lines = [Line(run.name, i, _points(run, column)) for i, run in enumerate(runs)]
-    last = max(run.epochs if run.state == "training" else run.epoch for run in runs)
-    return chart(TITLES.get(column, column.replace("_", " ")), lines, last, say, chance)
+    lines = [Line(run.name, i, _points(run, column)) for i, run in runs]
+    if not any(line.points for line in lines):
+        return ""
+    last = max(run.epochs if run.state == "training" else run.epoch for _, run in runs)
+    title = TITLES.get(column, column.replace("_", " ")) + (f" of {kind}" if kind not in ("", "pretraining") else "")
+    return chart(title, lines, last, say, chance, (0, 1) if column in SHARES else None)
 
 
 def _points(run: RunDetails, column: str) -> list[tuple[float, float]]:
@@ -189,24 +202,26 @@ class RunsTab(Tab):
         self.outputs = [self.chosen, self.shown, self.list, self.curves, self.settings, self.draw, self.timer]
 
     def connect(self) -> None:
-        inputs = [self.chosen, self.shown, self.is_open]
+        inputs = [self.chosen, self.shown, self.selected]
         showing: dict[str, Any] = {"fn": self.show, "inputs": inputs, "outputs": self.outputs, **QUIET}
-        self.tabs.select(self.is_selected, None, self.is_open, **QUIET).then(**showing)
+        self.selected.change(**showing)
         self.timer.tick(**showing)
-        self.list.click(self.toggle, self.chosen, [self.chosen, self.drawn], **QUIET).then(**showing)
+        self.list.click(self.toggle, self.chosen, [self.chosen, self.drawn], **EACH).then(**showing)
         inputs = [self.chosen, self.trail, self.collection]
-        self.draw.click(self.draw_views, inputs, self.drawn, show_progress_on=self.drawn, api_visibility="private")
+        self.draw.click(self.draw_views, inputs, self.drawn, show_progress_on=self.drawn, **PRIVATE)
         publish(self.runs, "runs")
         publish(self.run, "run")
 
-    async def show(self, names: tuple[str, ...], before: tuple | None, is_open: bool) -> dict[Any, Any]:
+    async def show(self, names: tuple[str, ...], before: tuple | None, selected: str) -> dict[Any, Any]:
         """Skips the update if nothing has changed since `before`: it would hide the values shown at the pointer."""
-        if not is_open:
+        if selected != self.title:
             return {self.timer: gr.Timer(active=False)}
         try:
             runs = await self.client.runs()
-            names = still_listed(runs, names)
-            now = (runs, names, int(time.time()) // 60)  # the rows say how many minutes ago
+            cards = await self.client.models()
+            served = run_of(cards[0]) if cards else None
+            names = still_listed(runs, names, served)
+            now = (runs, names, served, int(time.time()) // 60)  # the rows say how many minutes ago
             timer = gr.Timer(active=any(run.state == "training" for run in runs))
             if now == before:
                 return {self.timer: timer}
@@ -217,7 +232,7 @@ class RunsTab(Tab):
             hidden = gr.update(visible=False)
             return {self.list: notice(EMPTY), self.curves: "", self.settings: "", self.draw: hidden, self.timer: timer}
         button = gr.update(visible=True, value="Draw its views" if len(names) == 1 else "Draw their views")
-        parts = list_html(runs, names, time.time()), curves_html(compared), settings_html(compared)
+        parts = list_html(runs, names, time.time(), served), curves_html(compared), settings_html(compared)
         return dict(zip(self.outputs, (names, now, *parts, button, timer), strict=True))
 
     def toggle(self, chosen: tuple[str, ...], event: gr.EventData) -> tuple[Any, Any]:

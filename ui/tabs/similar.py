@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
+from urllib.parse import parse_qsl
 
 import gradio as gr
 
 from serving.client import COLLECTION, Item, Match, ServiceError
-from serving.protocol.filters import parse_conditions
-from ui.api import PROBLEMS, QUIET, publish
+from serving.protocol.filters import FilterProblem, parse_conditions
+from ui.api import EACH, ON_TRAIL, PRIVATE, PROBLEMS, QUIET, publish
 from ui.assets import raw_html
-from ui.search import link, rank, selection
+from ui.search import link, quality, rank, selection
 from ui.search.conditions import condition_choices, condition_hint
 from ui.search.picture import Picture, UploadFailed, clicked, from_path, notice, warn
 from ui.search.query import Query, SearchSettings, Trail, nearest
 from ui.tabs.tab import Tab
-from ui.widgets.results import PAGE, browse, neighbours
+from ui.widgets.results import PAGE, browse, drift_html, neighbours, picked, suggested
 
 MOST_K = 200
 REFUSED = (413, 415, 422)  # the service's statuses for a picture that it cannot read
@@ -33,13 +34,13 @@ class SimilarTab(Tab):
                 [],
                 multiselect=True,
                 allow_custom_value=True,
-                label="Only pictures with",
+                label="Filter",
                 elem_id="where",
                 min_width=220,
             )
             self.k = gr.Slider(1, MOST_K, value=24, step=1, label="Results", elem_id="k", visible=False, min_width=150)
             self.least = gr.Slider(
-                0, 1, value=0, step=0.01, label="Min. similarity", elem_id="least", visible=False, min_width=150
+                0, 1, value=0, step=0.01, label="Minimum similarity", elem_id="least", visible=False, min_width=150
             )
             self.closer = gr.Dropdown(
                 [("no limit", 0.0), *rank.choices()],
@@ -51,51 +52,59 @@ class SimilarTab(Tab):
             )
             self.encoder = gr.Dropdown([], label="Encoder", elem_id="encoder", visible=False, min_width=150)
             self.other = gr.Dropdown([], label="Compare with", elem_id="beside", visible=False, min_width=150)
+        self.problem = raw_html(elem_id="problem")
         self.grid = raw_html(scripts=["widgets/grid"], elem_id="grid")
         with gr.Row(elem_id="pager"):
-            self.previous = gr.Button("Previous", size="sm", elem_id="previous", visible=False)
             self.more = gr.Button("More", size="sm", elem_id="more", visible=False)
         self.saved = selection.download()
-        self.offset = gr.State(0)
+        self.shown = gr.State(PAGE)  # pictures of the collection
+        self.picking = gr.State("")  # "first": pictures to label first; "suggested": suggested labels; empty: all
+        self.conditions_set = gr.State(())  # those of `where`
 
     def connect(self) -> None:
         controls = [self.k, self.least, self.closer, self.where, self.collection, self.encoder, self.other]
-        outputs = [self.trail, self.offset, self.heading, self.grid, self.link]
-        outputs += [self.k, self.least, self.closer, self.previous, self.more]
-        loading: dict[str, Any] = {"show_progress_on": self.grid, "api_visibility": "private"}
+        outputs = [self.trail, self.shown, self.picking, self.problem, self.heading, self.grid, self.link]
+        outputs += [self.k, self.least, self.closer, self.more]
+        loading: dict[str, Any] = {"show_progress_on": self.grid, **PRIVATE}
         showing: dict[str, Any] = {
             "fn": self.show,
-            "inputs": [self.trail, self.offset, *controls],
+            "inputs": [self.trail, self.shown, self.picking, *controls],
             "outputs": outputs,
             **loading,
         }
         offering: dict[str, Any] = {"fn": self.conditions, "inputs": self.collection, "outputs": self.where, **QUIET}
 
-        self.page.load(self.start, None, [self.trail, *controls], **QUIET).then(**showing).then(**offering)
-        self.trail.change(trigger_mode="always_last", **showing)
-        changes = [self.k.release, self.least.release, self.closer.input, self.where.change]
+        self.page.load(self.start, None, [self.trail, *controls], **QUIET).then(**showing)
+        gr.on([self.trail.change, self.picking.change], **showing)
+        self.grid.pick(self.pick, None, self.picking, **EACH)
+        # When `start` has set the conditions, the browser reports them with the collection that was chosen before; it
+        # reports the change of a state later.
+        self.where.change(lambda where: tuple(where or ()), self.where, self.conditions_set, **QUIET)
+        changes = [self.k.release, self.least.release, self.closer.input, self.conditions_set.change]
         changes += [self.collection.input, self.encoder.input, self.other.input]
-        gr.on(changes, self.show_first_page, [self.trail, *controls], outputs, trigger_mode="always_last", **loading)
+        gr.on(changes, self.show_first_page, [self.trail, self.picking, *controls], outputs, **loading)
         self.collection.input(**offering)
-        self.previous.click(self.previous_page, [self.offset, *controls], outputs, **loading)
-        self.more.click(self.next_page, [self.offset, *controls], outputs, **loading)
-        self.grid.click(self.click, self.trail, self.trail, **QUIET)
-        self.grid.like(self.like, self.trail, self.trail, **QUIET)
-        self.grid.unlike(self.unlike, self.trail, self.trail, **QUIET)
-        self.grid.export(self.export, controls, self.saved, **loading)
+        self.more.click(lambda shown: shown + PAGE, self.shown, self.shown, **EACH).then(**showing)
+        self.grid.click(self.click, self.trail, self.trail, **ON_TRAIL)
+        self.grid.like(self.like, self.trail, self.trail, **ON_TRAIL)
+        self.grid.unlike(self.unlike, self.trail, self.trail, **ON_TRAIL)
+        self.changed.change(**showing).then(**offering).then(self.names, self.collection, self.collection, **QUIET)
+        self.grid.export(self.export, controls, self.saved, **loading | {"trigger_mode": "multiple"})
+        self.link.navigate(self.navigate, [self.trail, self.collection], self.trail, **ON_TRAIL)
         self.link.refuse(self.refuse_link, None, None, **QUIET)
         publish(self.similar, "similar")
         publish(self.collection_items, "collection")
 
     async def start(self, request: gr.Request) -> tuple[Any, ...]:
-        """The collections and encoders to choose from, and the search in the page's address."""
+        """The collections, encoders and conditions to choose from, and the search in the page's address. All of them
+        before the first pictures, which would move away from the pointer as what is above them grows."""
         params = request.query_params.multi_items() if request else []
         settings = link.parse_settings(params, MOST_K)
         try:
             names = {collection.name for collection in await self.client.collections()}
-            encoders = [model["id"] for model in await self.client.models()]
         except ServiceError:
-            names, encoders = set(), []  # `show` comes next and says why
+            names = set()  # `show` comes next and says why
+        titles = quality.titles(await self.cards())
         if settings.collection not in names and names and "in" not in dict(params):
             settings = replace(settings, collection=min(names))
         try:
@@ -104,9 +113,9 @@ class SimilarTab(Tab):
             query = None
             warn(error)
         collections = sorted({*names, settings.collection})
-        several = len(encoders) > 1
-        encoder = settings.encoder if settings.encoder in encoders else encoders[0] if several else None
-        other = settings.other_encoder if settings.other_encoder in encoders else ""
+        several, choices = len(titles) > 1, [(title, id) for id, title in titles.items()]
+        encoder = settings.encoder if settings.encoder in titles else next(iter(titles)) if several else None
+        other = settings.other_encoder if settings.other_encoder in titles else ""
         return (
             (query,) if query else (),
             settings.k,
@@ -114,12 +123,26 @@ class SimilarTab(Tab):
             gr.update(
                 choices=[("no limit", 0.0), *rank.choices(chosen=settings.closer_than)], value=settings.closer_than
             ),
-            # Setting [] would count as a change, and show the collection that was chosen before.
-            gr.update(value=list(settings.where)) if settings.where else gr.skip(),
+            await self.conditions(settings.collection) | {"value": list(settings.where)},
             gr.update(choices=collections, value=settings.collection, visible=len(collections) > 1),
-            gr.update(choices=encoders, value=encoder, visible=several),
-            gr.update(choices=[("nothing", ""), *encoders], value=other, visible=several),
+            gr.update(choices=choices, value=encoder, visible=several),
+            gr.update(choices=[("nothing", ""), *choices], value=other, visible=several),
         )
+
+    async def names(self, collection: str) -> dict[str, Any]:
+        """The collections to choose from."""
+        try:
+            names = {one.name for one in await self.client.collections()}
+        except ServiceError:
+            return gr.skip()
+        return gr.update(choices=sorted({*names, collection}), visible=len({*names, collection}) > 1)
+
+    async def cards(self) -> list[dict[str, Any]]:
+        """The model cards of the encoders, the default first."""
+        try:
+            return await self.client.models()
+        except ServiceError:
+            return []
 
     async def conditions(self, collection: str) -> dict[str, Any]:
         """The conditions to choose from."""
@@ -129,33 +152,64 @@ class SimilarTab(Tab):
             keys = []
         return gr.update(choices=condition_choices(keys), info=condition_hint(keys))
 
-    async def show(self, trail: Trail, offset: int, *controls: Any) -> tuple[Any, ...]:
-        """The results of the last search, or the collection from `offset` on. A picture that the service refuses is
-        removed from the trail."""
+    async def show(self, trail: Trail, shown: int, picking: str, *controls: Any) -> tuple[Any, ...]:
+        """The results of the last search, what `picking` says, or the first `shown` of the collection. A picture that
+        the service refuses is removed from the trail; a condition that it refuses leaves what is shown, and says why.
+        """
         settings, query, count, by_rank = _settings(*controls), trail[-1] if trail else None, 0, False
+        cards = await self.cards()
         try:
             if query:
-                heading, tiles, by_rank = await neighbours(self.client, query, settings)
+                heading, tiles, by_rank = await neighbours(self.client, query, settings, quality.titles(cards))
+            elif picking:
+                kind = picked if picking == "first" else suggested
+                heading, tiles = await kind(self.client, settings.k, settings)
             else:
-                heading, tiles, count = await browse(self.client, offset, settings)
+                heading, tiles, count = await browse(self.client, shown, settings)
+                heading += await drift_html(self.client, settings) if heading else ""
         except PROBLEMS as error:
             if isinstance(error, UploadFailed) or getattr(error, "status", 0) in REFUSED:
                 warn(error)
-                return trail[:-1], *[gr.skip()] * 9
+                return trail[:-1], *[gr.skip()] * 10
+            if isinstance(error, FilterProblem) or getattr(error, "param", "") == "filter":
+                return gr.skip(), gr.skip(), gr.skip(), notice(str(error)), *[gr.skip()] * 7
             heading, tiles = "", notice(str(error))
+        else:
+            used = [settings.encoder or cards[0]["id"]] if cards and heading else []
+            heading += quality.quality_html(cards, [*used, settings.other_encoder or ""])
         searching = query is not None
-        visible = [searching, searching and not by_rank, searching and by_rank, offset > 0, offset + PAGE < count]
+        visible = [searching or bool(picking), searching and not by_rank, searching and by_rank, shown < count]
         updates = [gr.update(visible=value) for value in visible]
-        return gr.skip(), offset, heading, tiles, link.link_html(query, settings), *updates
+        updates[1]["label"] = "Minimum score" if query and query.negative else "Minimum similarity"
+        return (
+            gr.skip(),
+            shown,
+            "" if searching else picking,
+            "",
+            heading,
+            tiles,
+            link.link_html(query, settings, len(trail)),
+            *updates,
+        )
 
-    async def show_first_page(self, trail: Trail, *controls: Any) -> tuple[Any, ...]:
-        return await self.show(trail, 0, *controls)
+    async def show_first_page(self, trail: Trail, picking: str, *controls: Any) -> tuple[Any, ...]:
+        return await self.show(trail, PAGE, picking, *controls)
 
-    async def previous_page(self, offset: int, *controls: Any) -> tuple[Any, ...]:
-        return await self.show((), max(0, offset - PAGE), *controls)
+    def pick(self, event: gr.EventData) -> str:
+        show = (event._data or {}).get("show")
+        return show if show in ("first", "suggested") else ""
 
-    async def next_page(self, offset: int, *controls: Any) -> tuple[Any, ...]:
-        return await self.show((), offset + PAGE, *controls)
+    async def navigate(self, trail: Trail, collection: str, event: gr.EventData) -> Trail:
+        """The searches so far, after the browser's Back or Forward."""
+        steps, params = int(event._data["steps"]), parse_qsl(str(event._data["query"]).lstrip("?"))
+        if steps < len(trail):
+            return trail[:steps]
+        try:
+            query = await link.load_query(self.client, params, collection)
+        except ServiceError as error:
+            warn(error)
+            query = None
+        return (*trail[: max(0, steps - 1)], query) if query else trail
 
     def click(self, trail: Trail, event: gr.EventData) -> Trail:
         return (*trail, Query((clicked(event),)))

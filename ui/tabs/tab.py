@@ -12,15 +12,24 @@ class Tab:
     trail       the searches so far, a Trail; all tabs show the last one and may add another
     collection  the name of the collection shown
     tabs, page  for the events of selecting a tab and of loading the page
+    changed     how often the page has changed a collection; then tabs show it as it is now
+    selected    the title of the tab that is shown; a tab does nothing while it is another's
     """
 
     title = ""
 
     def __init__(
-        self, client: AsyncClient, trail: gr.State, collection: gr.Dropdown, tabs: gr.Tabs, page: gr.Blocks
+        self,
+        client: AsyncClient,
+        trail: gr.State,
+        collection: gr.Dropdown,
+        tabs: gr.Tabs,
+        page: gr.Blocks,
+        changed: gr.State,
+        selected: gr.State,
     ) -> None:
         self.client, self.trail, self.collection, self.tabs, self.page = client, trail, collection, tabs, page
-        self.is_open = gr.State(False)
+        self.changed, self.selected = changed, selected
         self.build()
         self.connect()
 
@@ -29,9 +38,6 @@ class Tab:
 
     def connect(self) -> None:
         raise NotImplementedError
-
-    def is_selected(self, event: gr.SelectData) -> bool:
-        return event.value == self.title
 
 
 def to_similar() -> gr.Tabs:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from serving.client import COLLECTION, AsyncClient, Pair, ServiceError
-from ui.api import QUIET, publish
+from ui.api import EACH, PRIVATE, QUIET, publish
 from ui.assets import raw_html
 from ui.search.picture import Picture, UploadFailed, notice, read
 from ui.search.query import Trail
@@ -18,7 +18,9 @@ from ui.widgets.augmentation import Augmentation
 
 EXPLANATION = (
     "SimCLR draws two random views of every picture and trains the encoder to place the two views of one picture "
-    "close together and those of different pictures apart. So it learns to ignore what differs between views."
+    "close together and those of different pictures apart. So it learns to ignore what differs between views. The loss "
+    "compares the projections z = g(h), and g drops what the views do not share, so z fits this task alone; searches "
+    "use h, which keeps more of the picture."
 )
 NOTHING = "Choose a picture first: drop one anywhere on this page, or click one under Similar."
 BATCH = (
@@ -74,10 +76,6 @@ class ViewsTab(Tab):
         with gr.Row(elem_id="presets"):
             self.as_trained = gr.Button(augmentation.TRAINED, size="sm", elem_id="as-trained", visible=False)
             self.presets = {name: gr.Button(name, size="sm") for name in augmentation.PRESETS}
-        with gr.Row(elem_id="settings"):
-            self.sliders, self.sampling = augmentation.controls()
-            self.count = gr.Slider(1, 16, value=6, step=1, label="Pairs", elem_id="pair-count")
-            self.seed = gr.Slider(0, 999, value=0, step=1, label="Seed", elem_id="seed")
         with gr.Row(elem_id="drawing"):
             self.summary = raw_html(elem_id="summary")
             self.again = gr.Button("Draw again", size="sm", elem_id="again")
@@ -86,19 +84,26 @@ class ViewsTab(Tab):
             raw_html(BATCH, elem_classes="heading")
             self.batch_count = gr.Slider(2, 12, value=6, step=1, label="Pictures", elem_id="batch-count")
         self.batch = raw_html(scripts=["widgets/matrix"], elem_id="matrix")
+        with (
+            gr.Accordion("Settings of the augmentation", open=False, elem_id="augmentation"),
+            gr.Row(elem_id="settings"),
+        ):
+            self.sliders, self.sampling = augmentation.controls()
+            self.count = gr.Slider(1, 16, value=3, step=1, label="Pairs", elem_id="pair-count")
+            self.seed = gr.Slider(0, 999, value=0, step=1, label="Seed", elem_id="seed")
         self.trained = gr.State(None)  # the augmentation that the encoder was trained with
 
     def connect(self) -> None:
         settings = [*self.sliders, self.sampling]
-        last: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
-        inputs = [self.trail, self.is_open, self.count, self.seed, *settings]
-        drawing: dict[str, Any] = {"fn": self.draw, "inputs": inputs, "outputs": [self.summary, self.pairs], **last}
+        inputs = [self.trail, self.selected, self.count, self.seed, *settings]
+        drawing: dict[str, Any] = {"fn": self.draw, "inputs": inputs, "outputs": [self.summary, self.pairs], **PRIVATE}
         drawing |= {"show_progress_on": self.pairs}
-        inputs = [self.trail, self.is_open, self.collection, self.batch_count, self.seed, *settings]
-        comparing: dict[str, Any] = {"fn": self.compare, "inputs": inputs, "outputs": self.batch, **last}
+        inputs = [self.trail, self.selected, self.collection, self.batch_count, self.seed, *settings]
+        comparing: dict[str, Any] = {"fn": self.compare, "inputs": inputs, "outputs": self.batch, **PRIVATE}
 
-        refreshed = self.tabs.select(self.refresh, None, [self.is_open, self.trained, self.as_trained], **QUIET)
-        changes = [refreshed, self.again.click(self.next_seed, self.seed, self.seed, **QUIET)]
+        outputs = [self.trained, self.as_trained, *settings]
+        refreshed = self.selected.change(self.refresh, [self.selected, self.trained], outputs, **QUIET)
+        changes = [refreshed, self.again.click(self.next_seed, self.seed, self.seed, **EACH)]
         changes.append(self.as_trained.click(augmentation.values, self.trained, settings, **QUIET))
         for name, button in self.presets.items():
             values = augmentation.values(augmentation.PRESETS[name])
@@ -112,18 +117,21 @@ class ViewsTab(Tab):
         publish(self.views, "views")
         publish(self.matrix, "matrix")
 
-    async def refresh(self, event: gr.SelectData) -> tuple[Any, ...]:
-        if not self.is_selected(event):
-            return False, None, gr.skip()
+    async def refresh(self, selected: str, before: Augmentation | None) -> tuple[Any, ...]:
+        """Sets the sliders as in training when the tab is opened first, and when another encoder is served."""
+        unchanged = [gr.skip()] * (len(self.sliders) + 1)
+        if selected != self.title:
+            return before, gr.skip(), *unchanged
         try:
             cards = await self.client.models()
         except ServiceError:  # `draw` comes next and says why
             cards = []
         trained = augmentation.from_card(cards[0]) if cards else None
-        return True, trained, gr.update(visible=trained is not None)
+        sliders = unchanged if trained is None or trained == before else augmentation.values(trained)
+        return trained, gr.update(visible=trained is not None), *sliders
 
-    async def draw(self, trail: Trail, is_open: bool, count: int, seed: int, *values: Any) -> Any:
-        if not is_open:
+    async def draw(self, trail: Trail, selected: str, count: int, seed: int, *values: Any) -> Any:
+        if selected != self.title:
             return gr.skip()
         if not trail:
             return "", notice(NOTHING)
@@ -132,8 +140,8 @@ class ViewsTab(Tab):
         except (ServiceError, UploadFailed) as error:
             return "", notice(str(error))
 
-    async def compare(self, trail: Trail, is_open: bool, collection: str, count: int, seed: int, *values: Any) -> Any:
-        if not is_open:
+    async def compare(self, trail: Trail, selected: str, collection: str, count: int, seed: int, *values: Any) -> Any:
+        if selected != self.title:
             return gr.skip()
         picture = trail[-1].picture if trail else None
         try:

@@ -7,13 +7,35 @@ import gradio as gr
 
 Augmentation: TypeAlias = dict[str, Any]  # the fields of training's AugmentSettings
 
-NAMES = ("crop_area", "crop_sampling", "flip", "jitter", "strength", "grey", "blur")
-PHOTOGRAPHS: Augmentation = dict(zip(NAMES, ((0.08, 1.0), "torchvision", 0.5, 0.8, 1.0, 0.2, 0.5), strict=True))
-NOTHING: Augmentation = dict(zip(NAMES, ((1.0, 1.0), "tensorflow", 0.0, 0.0, 1.0, 0.0, 0.0), strict=True))
+PHOTOGRAPHS: Augmentation = {
+    "crop_area": (0.08, 1.0),
+    "crop_sampling": "torchvision",
+    "crop_aspect": 4 / 3,
+    "flip": 0.5,
+    "vertical_flip": 0.0,
+    "quarter_turns": 0.0,
+    "rotation": 0.0,
+    "gamma": 0.0,
+    "jitter": 0.8,
+    "strength": 1.0,
+    "grey": 0.2,
+    "blur": 0.5,
+}
+NOTHING = PHOTOGRAPHS | {"crop_area": (1.0, 1.0), "crop_sampling": "tensorflow"}
+NOTHING |= dict.fromkeys(("flip", "jitter", "grey", "blur"), 0.0)
+ANY_WAY_UP = {"vertical_flip": 0.5, "quarter_turns": 0.75}
+OTHERS = (  # in the order of the controls after those of the crop's area
+    *("crop_aspect", "flip", "vertical_flip", "quarter_turns", "rotation", "gamma"),
+    *("jitter", "strength", "grey", "blur", "crop_sampling"),
+)
 TRAINED = "As trained"
 PRESETS = {
     "Photographs": PHOTOGRAPHS,
     "CIFAR-10": PHOTOGRAPHS | {"crop_area": (0.2, 1.0), "strength": 0.5, "grey": 0.1, "blur": 0.0},
+    "Aerial": PHOTOGRAPHS | ANY_WAY_UP | {"crop_area": (0.2, 1.0), "strength": 0.5, "grey": 0.1},
+    "Microscopy": PHOTOGRAPHS
+    | ANY_WAY_UP
+    | {"crop_area": (0.2, 1.0), "crop_aspect": 1.0, "gamma": 0.5, "strength": 0.3, "grey": 0.0, "blur": 0.2},
     "Crop alone": NOTHING | {"crop_area": (0.08, 1.0), "crop_sampling": "torchvision"},
     "Colour alone": NOTHING | {"jitter": 0.8, "grey": 0.2},
     "None": NOTHING,
@@ -23,7 +45,9 @@ PRESETS = {
 def from_card(card: dict[str, Any]) -> Augmentation | None:
     """The augmentation in an encoder's model card; None if the card has none."""
     augment = ((card.get("training") or {}).get("settings") or {}).get("augment")
-    return {**augment, "crop_area": tuple(augment["crop_area"])} if augment and set(augment) == set(NAMES) else None
+    if not augment or "crop_area" not in augment or not set(augment) <= set(PHOTOGRAPHS):
+        return None
+    return PHOTOGRAPHS | augment | {"crop_area": tuple(augment["crop_area"])}  # an older card lacks some settings
 
 
 def controls() -> tuple[list[gr.Slider], gr.Radio]:
@@ -37,7 +61,12 @@ def controls() -> tuple[list[gr.Slider], gr.Radio]:
     sliders = [
         slider("Smallest crop area", 0.08, "least-crop", 0.01, step=0.01),
         slider("Largest crop area", 1, "greatest-crop", 0.01, step=0.01),
+        slider("Largest crop aspect", 4 / 3, "crop-aspect", 1, most=4, step=0.01),
         slider("Flip probability", 0.5, "flip"),
+        slider("Upside-down flip probability", 0, "vertical-flip"),
+        slider("Quarter turn probability", 0, "quarter-turns"),
+        slider("Largest rotation, degrees", 0, "rotation", most=180, step=5),
+        slider("Gamma", 0, "gamma", most=2),
         slider("Colour probability", 0.8, "jitter"),
         slider("Colour strength", 1, "strength", most=2),
         slider("Grey probability", 0.2, "grey"),
@@ -49,12 +78,11 @@ def controls() -> tuple[list[gr.Slider], gr.Radio]:
 
 def settings(values: Sequence[Any]) -> Augmentation:
     """The augmentation that the controls are set to."""
-    least, greatest, flip, jitter, strength, grey, blur, sampling = values
+    least, greatest, *others = values
     area = (min(least, greatest), max(least, greatest))
-    return dict(zip(NAMES, (area, sampling, flip, jitter, strength, grey, blur), strict=True))
+    return {"crop_area": area} | dict(zip(OTHERS, others, strict=True))
 
 
 def values(settings: Augmentation) -> list[Any]:
     """The values of the controls for this augmentation."""
-    others = ("flip", "jitter", "strength", "grey", "blur", "crop_sampling")
-    return [*settings["crop_area"], *(settings[name] for name in others)]
+    return [*settings["crop_area"], *(settings[name] for name in OTHERS)]

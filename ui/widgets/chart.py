@@ -74,7 +74,12 @@ class Plot:
 
 
 def chart(
-    title: str, lines: Sequence[Line], last: float, say: Callable[[float], str], chance: float | None = None
+    title: str,
+    lines: Sequence[Line],
+    last: float,
+    say: Callable[[float], str],
+    chance: float | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> str:
     """A <figure>.
 
@@ -82,10 +87,14 @@ def chart(
     last    epoch at which the axis ends; it begins with 0
     say     formats a value
     chance  a level that is drawn dashed, if known
+    bounds  the least and the greatest value that are possible: the axis stays within them, and shows at least a fifth
+            of that range, so that noise looks small
     """
     lines = [line for line in lines if line.points]
     values = [value for line in lines for _, value in line.points] + ([] if chance is None else [chance])
-    marks = _marks(min(values), max(values))
+    marks = _marks(*_range(min(values), max(values), bounds))
+    if bounds:
+        marks = [mark for mark in marks if bounds[0] <= mark <= bounds[1]]
     plot = Plot(max(last, 1), min(marks[0], *values), max(marks[-1], *values))
     parts = [plot.level(mark, "rule") + plot.text(plot.left - 8, plot.y(mark) + 4, say(mark), "end") for mark in marks]
     for mark in _marks(0, max(last, 1), 5):
@@ -108,6 +117,16 @@ def chart(
         f'<figure class="chart"><figcaption><b>{escape(title)}</b><span class="reading" aria-live="polite"></span>'
         f"</figcaption>{plot.svg(parts, f'{title} by epoch: {ends}', attributes)}</figure>"
     )
+
+
+def _range(low: float, high: float, bounds: tuple[float, float] | None) -> tuple[float, float]:
+    """Widened to a fifth of the bounds, around its middle, and within them."""
+    if bounds is None:
+        return low, high
+    least, most = bounds
+    missing = max(0.0, (most - least) / 5 - (high - low))
+    low = min(max(low - missing / 2, least), most - (high - low + missing))
+    return low, max(high, low + (most - least) / 5)
 
 
 def _marks(low: float, high: float, most: int = 4) -> list[float]:

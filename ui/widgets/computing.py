@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from serving.client import DerivedResult
+from serving.client import DerivedResult, ServiceError
 from ui.search.picture import counted, notice
 
 POLL_S = 1.0
@@ -49,6 +49,11 @@ def timer(result: DerivedResult) -> gr.Timer:
     if result.state == "computing":
         return gr.Timer(POLL_S)
     return gr.Timer(WAIT_S, active=result.automatic and result.state != "failed" and _is_outdated(result))
+
+
+def retry(error: ServiceError) -> gr.Timer:
+    """A timer that asks again after an error that may pass."""
+    return gr.Timer(WAIT_S, active=error.status in (0, 429) or error.status >= 500)
 
 
 def _is_outdated(result: DerivedResult) -> bool:

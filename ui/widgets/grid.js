@@ -14,6 +14,30 @@ function select(tile, selected) {
   else chosen.set(tile.dataset.id, tile.dataset.similarity ?? null);
 }
 
+const selected = (bar) => (all ? bar.dataset.total - chosen.size : chosen.size);
+
+/** Ask acts.js to do something with the selected pictures. */
+function act(kind, bar) {
+  const { collection, where, encoder } = bar.dataset;
+  const selection = { all, chosen: [...chosen], where: JSON.parse(where), encoder: encoder || null };
+  const detail = { kind, count: selected(bar), collection, chosen: selection };
+  if (kind === "confirm") {
+    const sure = tiles().filter((tile) => isSelected(tile) && tile.dataset.suggested);
+    detail.labels = Object.fromEntries(sure.map(({ dataset }) => [dataset.id, dataset.suggested]));
+    detail.count = sure.length;
+  }
+  document.dispatchEvent(new CustomEvent("act", { detail }));
+}
+
+document.addEventListener("acted", ({ detail: { kind, ids } }) => {
+  if (kind !== "remove" && kind !== "confirm") return;
+  if (all) {
+    all = false;
+    chosen.clear();
+  } else for (const id of ids) chosen.delete(id);
+  paint();
+});
+
 function paint() {
   for (const tile of tiles()) {
     const item = tile.closest("li");
@@ -22,7 +46,7 @@ function paint() {
   }
   const bar = element.querySelector(".selection");
   if (!bar) return;
-  const count = all ? bar.dataset.total - chosen.size : chosen.size;
+  const count = selected(bar);
   bar.classList.toggle("some", count > 0);
   bar.querySelector(".count").textContent = count ? `${count.toLocaleString("en")} selected` : "";
 }
@@ -64,12 +88,17 @@ element.addEventListener("click", (event) => {
   const clicked = (what) => event.target.closest(what);
   const tile = clicked("li")?.querySelector(".tile");
   const format = clicked("[data-export]")?.dataset.export;
+  const bar = clicked(".selection");
   if (clicked("[data-select]")) selectAllOrNone(clicked("[data-select]").dataset.select);
+  else if (clicked("[data-act]")) act(clicked("[data-act]").dataset.act, bar);
+  else if (clicked("[data-add]")) {
+    document.dispatchEvent(new CustomEvent("add", { detail: { collection: bar.dataset.collection } }));
+  } else if (clicked("[data-pick]")) trigger("pick", { show: clicked("[data-pick]").dataset.pick });
   else if (format) trigger("export", { format, all, chosen: [...chosen] });
   else if (tile && clicked(".sign[value=like]")) trigger("like", { ...tile.dataset });
   else if (tile && clicked(".sign")) trigger("unlike", { ...tile.dataset });
   else if (tile && (clicked(".pick") || event.shiftKey)) pick(tile, event.shiftKey);
-  else if (clicked(".tile")) trigger("click", { ...tile.dataset });
+  else if (clicked(".tile") && event.detail < 2) trigger("click", { ...tile.dataset }); // not by a double-click's second
   paint();
 });
 

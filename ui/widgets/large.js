@@ -1,4 +1,5 @@
-// Shows a result large: its thumbnail at once, then the original, unless the service cannot read that.
+// Shows a result large: its thumbnail at once, then the original, unless the service cannot read that. It is opened by
+// the tile's button, by Space or o, and by a double-click.
 
 const dialog = element.querySelector("dialog");
 const $ = (query) => dialog.querySelector(query);
@@ -13,13 +14,18 @@ function resultOf(item) {
   return { id, name, label, collection, score, rank, thumbnail: item.querySelector("img").src };
 }
 
-function open(item) {
-  list = item.closest(".grid, .copies-all");
-  const items = [...list.querySelectorAll("li:has([data-id][data-name])")];
-  results = items.map(resultOf);
+function resultsAround(item) {
+  const from = item.closest(".grid, .copies-all");
+  const items = [...from.querySelectorAll("li:has([data-id][data-name])")];
+  return { from, copies: items.map(resultOf), place: items.indexOf(item) };
+}
+
+function open({ from, copies, place }) {
+  list = from;
+  results = copies;
   dialog.showModal();
   dialog.focus();
-  show(items.indexOf(item));
+  show(place);
 }
 
 function show(place) {
@@ -29,9 +35,10 @@ function show(place) {
   $("img").src = result.thumbnail;
   $("img").alt = result.label ? `${result.name}, ${result.label}` : result.name;
   $(".large-note").textContent = "";
+  $(".large-original").hidden = true;
   $(".large-place").textContent = `${at + 1} of ${results.length}`;
   $("h2").textContent = result.name.split("/").pop();
-  $(".large-score").textContent = result.score && `Similarity ${result.score}`;
+  $(".large-score").textContent = result.score && `${list.dataset.score ?? "Similarity"} ${result.score}`;
   $(".large-rank").textContent = result.rank;
   for (const button of dialog.querySelectorAll("[data-step]")) {
     button.disabled = !results[at + Number(button.dataset.step)];
@@ -51,6 +58,8 @@ async function showOriginal(result, encoder) {
     () => false,
   );
   if (image !== original) return; // another result is shown by now
+  $(".large-original").hidden = !loaded;
+  $(".large-original").href = image.src;
   if (loaded) $("img").src = image.src;
   else $(".large-note").textContent = "The original cannot be read here, so this is its thumbnail.";
 }
@@ -106,12 +115,27 @@ document.addEventListener(
     const button = event.target.closest?.(".open");
     if (!button) return;
     event.stopPropagation();
-    open(button.closest("li"));
+    open(resultsAround(button.closest("li")));
   },
   true,
 );
 
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "o" || event.ctrlKey || event.metaKey || event.altKey || dialog.open) return;
-  if (event.target.matches?.("li [data-id]")) open(event.target.closest("li"));
+  const places = { o: "li [data-id]", " ": "li .tile" }[event.key]; // Space marks a picture in Duplicates
+  if (!places || event.ctrlKey || event.metaKey || event.altKey || dialog.open) return;
+  if (!event.target.matches?.(places)) return;
+  event.preventDefault();
+  open(resultsAround(event.target.closest("li")));
 });
+
+// A double-click opens the picture of its first click, which also searches: the tiles may be others by the second.
+let clicked = null;
+document.addEventListener(
+  "click",
+  (event) => {
+    const tile = event.target.closest?.("li .tile");
+    if (event.detail === 1) clicked = tile && resultsAround(tile.closest("li"));
+  },
+  true,
+);
+document.addEventListener("dblclick", () => clicked && !dialog.open && open(clicked));

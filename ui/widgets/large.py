@@ -1,6 +1,6 @@
 """A result, large: the original where the service can read its file, its facts, and a button to search from it.
 
-large.js opens it by the button that `open_button_html` puts on a tile, and by the key o.
+large.js opens it by the button that `open_button_html` puts on a tile, and by Space or the key o.
 """
 
 from html import escape
@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from serving.client import AsyncClient, Item, ServiceError
-from ui.api import QUIET
+from ui.api import ON_TRAIL
 from ui.assets import raw_html
 from ui.search.picture import clicked
 from ui.search.query import Query, SearchSettings, Trail
@@ -31,6 +31,7 @@ FRAME = """
     <h2 id="large-name" aria-live="polite"></h2>
     <p><span class="score large-score"></span> <span class="large-rank"></span></p>
     <button type="button" class="small strong" data-do="search">Search from this picture</button>
+    <a class="large-original" target="_blank" rel="noopener" hidden>Open the original in a new tab</a>
     <dl></dl>
   </div>
 </dialog>
@@ -47,12 +48,12 @@ def overlay(client: AsyncClient, trail: gr.State, tabs: gr.Tabs) -> None:
         return (*trail, Query((clicked(event),))), to_similar()
 
     frame = raw_html(None, ["widgets/large"], [facts], html_template=FRAME, elem_id="large")
-    frame.search(search, trail, [trail, tabs], **QUIET)
+    frame.search(search, trail, [trail, tabs], **ON_TRAIL)
 
 
 def open_button_html(name: str) -> str:
     """The button on a tile that opens its picture large. name: of the picture, escaped."""
-    return f'<button type="button" class="open" aria-label="Open {name} large" title="Open large (o)"></button>'
+    return f'<button type="button" class="open" aria-label="Open {name} large" title="Open large (Space)"></button>'
 
 
 async def look_up(client: AsyncClient, id: str, collection: str, encoder: str | None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui.api import QUIET
+from ui.api import ON_TRAIL, QUIET
 from ui.assets import raw_html
 from ui.search.crop import Box
 from ui.search.picture import Picture, UploadFailed, uploaded, warn
@@ -26,13 +26,13 @@ def column(trail: gr.State) -> None:
         back = gr.Button("Back", size="sm", min_width=60, elem_id="back", visible=False)
         everything = gr.Button("All pictures", size="sm", min_width=60, elem_id="all", visible=False)
     trail.change(show_trail, trail, [place, chips, steps, back, everything], **QUIET)
-    gr.on([place.upload, lens.upload], upload, trail, trail, **QUIET)
-    place.part(search_part, trail, trail, **QUIET)
-    place.whole(search_whole, trail, trail, **QUIET)
-    chips.choose(remove, trail, trail, **QUIET)
-    steps.choose(return_to, trail, trail, **QUIET)
-    back.click(step_back, trail, trail, **QUIET)
-    everything.click(lambda: (), None, trail, **QUIET)
+    gr.on([place.upload, lens.upload], upload, trail, trail, **ON_TRAIL)
+    place.part(search_part, trail, trail, **ON_TRAIL)
+    place.whole(search_whole, trail, trail, **ON_TRAIL)
+    chips.choose(remove, trail, trail, **ON_TRAIL)
+    steps.choose(return_to, trail, trail, **ON_TRAIL)
+    back.click(step_back, trail, trail, **ON_TRAIL)
+    everything.click(lambda: (), None, trail, **ON_TRAIL)
 
 
 def show_trail(trail: Trail) -> tuple[Any, ...]:
@@ -103,7 +103,7 @@ def steps_html(trail: Trail) -> str:
         return ""
     first = max(0, len(trail) - MOST_STEPS)
     steps = [_step(query, at, at == len(trail) - 1) for at, query in enumerate(trail[first:], first)]
-    return f'<h4>Searches so far</h4><ul class="steps">{"".join(steps)}</ul>'
+    return f'<h4>History</h4><ul class="steps">{"".join(steps)}</ul>'
 
 
 def _step(query: Query, at: int, current: bool) -> str:

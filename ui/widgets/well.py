@@ -15,9 +15,14 @@ def well() -> gr.HTML:
 
 def well_html(picture: Picture | None) -> str:
     file_input = '<input type="file" accept="image/*" multiple aria-label="Choose a picture">'
+    # On a phone the first input offers the camera and the photos; this one opens the camera at once.
+    camera = '<input type="file" accept="image/*" capture="environment" aria-label="Take a photo">'
+    photo = f'<label class="another small photo">Take a photo{camera}</label>'
     if picture is None:
-        invitation = '<span class="invitation"><b>Drop a picture</b>or paste one, or click to choose</span>'
-        return f'<div class="well"><label class="another">{file_input}{invitation}</label></div>'
+        words = '<span class="at-desk"><b>Drop a picture</b>or paste one, or click to choose</span>'
+        words += '<b class="on-phone">Take or choose a photo</b>'
+        label = f'<label class="another">{file_input}<span class="invitation">{words}</span></label>'
+        return f'<div class="well">{label}</div><div class="taking">{photo}</div>'
     alt = f"The current picture: {picture.description}"
     thumbnail = "" if picture.id is None else " data-thumbnail"
     image = (
@@ -28,7 +33,8 @@ def well_html(picture: Picture | None) -> str:
     whole = '<button class="small" data-whole>Whole picture</button>' if picture.box else ""
     hint = '<span class="hint">Drag a box on the picture to search by that part.</span>' if not picture.box else ""
     return (
-        f'<div class="well">{image}{box}</div><div class="facts">{facts_html(picture.name, picture.label)}</div>'
+        f'<div class="current"><div class="well">{image}{box}</div>'
+        f'<div class="facts">{facts_html(picture.name, picture.label)}</div>'
         f'<div class="taking"><span class="hint extent"></span>{hint}{whole}'
-        f'<label class="another small">Choose another{file_input}</label></div>'
+        f'<label class="another small">Choose another{file_input}</label>{photo}</div></div>'
     )
