@@ -3,8 +3,9 @@
     make demo                     the built-in pictures, by SimCLR from random weights
     make demo DATA=~/Pictures     your pictures: searchable at once with lite0, then with the best of several encoders
 
-Each set of pictures has a collection of its own. What an earlier call has made is used again; new pictures are indexed
-with the encoders that are there.
+Each set of pictures has a collection of its own. What an earlier call has made is used again, and new pictures are
+indexed with the encoders that are there. Training begins again with --again, and when there are twice as many pictures
+as then, or half as many.
 """
 
 import contextlib
@@ -21,14 +22,16 @@ import socket
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
-import tyro
 from PIL import Image
 
+from export.artifact import CARD
+from export.paths import local_path, parse_settings
 from serving.client import Client, ServiceError
 from training.data.sources import DataError, open_source
 from training.zoo import LITE0_PACKAGE
@@ -43,6 +46,7 @@ KINDS = {  # of the encoders that a demo compares: prefix of the run's name
     "adapted": "adapted",
     "distilled": "distilled",
 }
+MUCH = 2  # factor by which the number of pictures has changed when the encoders are trained again
 COMPARED, PER_CLASS = 2000, 20  # most pictures by which the encoders are compared, or so many for each class
 
 
@@ -54,6 +58,8 @@ class DemoSettings:
     """A folder of images, a .zip of one, 'shards/*.tar', a torchvision name such as cifar10, or shapes."""
     minutes: float = 2.0
     """Minutes of each training. The default is for a first look; longer training gives better results."""
+    again: bool = False
+    """Train again, on the pictures that are there now; the earlier runs are kept under another name."""
     port: int = 3000
     """Port of the page, which is reachable from this machine only."""
     check: bool = False
@@ -72,11 +78,13 @@ def demo(settings: DemoSettings) -> None:
 
 
 def from_nothing(settings: DemoSettings, collection: str, pictures: int) -> None:
-    say(f"1/4 Pretraining on {pictures:,} pictures of {settings.data}, about {settings.minutes:g} min.")
     encoder = RUNS / f"nothing-{collection}" / "encoder"
-    if not made(encoder):
-        put_aside_if_changed(encoder.parent, pictures)
-        pretrain(settings, encoder)
+    put_aside_if_outdated(encoder.parent, pictures, settings.again)
+    say(f"1/4 Pretraining on {pictures:,} pictures of {settings.data}, about {settings.minutes:g} min.")
+    if made(encoder):
+        print(f"{encoder.parent} has been trained before and is used; --again trains it again")
+    else:
+        pretrain(settings, encoder, pictures)
     say("2/4 Exporting the encoder to ONNX, without the projection head.")
     run("export/to_onnx.py", str(encoder.parent))
     say("3/4 Embedding the pictures and indexing them.")
@@ -88,25 +96,43 @@ def from_nothing(settings: DemoSettings, collection: str, pictures: int) -> None
 
 def with_lite0(settings: DemoSettings, collection: str, pictures: int, classes: int) -> None:
     encoders = {kind: RUNS / f"{prefix}-{collection}" / "encoder" for kind, prefix in KINDS.items() if prefix}
-    say(f"1/5 Indexing {pictures:,} pictures of {settings.data} with lite0, which was trained on ImageNet.")
-    if not made(encoders["as bought"]):
-        out = str(encoders["as bought"])
-        run("export/to_onnx.py", "lite0", "--centre-on", settings.data, "--out", out)
-    index(settings, collection, encoders["as bought"])
-    if not all(made(encoder) for encoder in encoders.values()):
-        say("2/5 Starting the page with lite0, while better encoders are trained.")
-        with service(settings, [encoders["as bought"]], collection):
-            say(f"3/5 Training three encoders on your pictures, about {3 * settings.minutes:g} min.")
-            train(settings, encoders, pictures)
-    say("4/5 Indexing with all encoders, and comparing them on your pictures.")
-    for kind, encoder in encoders.items():
-        if kind != "as bought":
+    for encoder in encoders.values():
+        put_aside_if_outdated(encoder.parent, pictures, settings.again)
+    comparison = RUNS / f"comparison-{collection}.json"
+    if not is_current(comparison, encoders):
+        prepare(settings, collection, encoders, pictures, classes, comparison)
+    else:
+        say(f"4/5 All encoders are there: indexing what is new of {pictures:,} pictures of {settings.data}.")
+        for encoder in encoders.values():
             index(settings, collection, encoder)
-    best = compare(settings, collection, encoders, classes)
+    best = best_of(comparison, encoders)
     others = [encoder for kind, encoder in encoders.items() if kind != best]
     say(f"5/5 Starting the page with the encoder {best}; choose another under Encoder, or compare two side by side.")
     with service(settings, [encoders[best], *others], collection) as wait:
         wait()
+
+
+def prepare(
+    settings: DemoSettings, collection: str, encoders: dict[str, Path], pictures: int, classes: int, comparison: Path
+) -> None:
+    """Make the encoders that are not there yet, and compare all, while the page can be used with lite0."""
+    lite0 = encoders["as bought"]
+    say(f"1/5 Indexing {pictures:,} pictures of {settings.data} with lite0, which was trained on ImageNet.")
+    if not made(lite0):
+        note_pictures(lite0.parent, pictures)
+        run("export/to_onnx.py", "lite0", "--centre-on", settings.data, "--out", str(lite0))
+    index(settings, collection, lite0)
+    say("2/5 Starting the page with lite0, while better encoders are looked for.")
+    with service(settings, [lite0], collection):
+        left = [kind for kind, encoder in encoders.items() if not made(encoder)]
+        minutes = f"about {len(left) * settings.minutes:g} min" if left else "which has been done"
+        say(f"3/5 Training three encoders on your pictures, {minutes}.")
+        train(settings, encoders, pictures)
+        say("4/5 Indexing with all encoders, and comparing them on your pictures.")
+        for encoder in encoders.values():
+            if encoder != lite0:
+                index(settings, collection, encoder)
+        compare(settings, comparison, encoders, classes)
 
 
 def train(settings: DemoSettings, encoders: dict[str, Path], pictures: int) -> None:
@@ -114,8 +140,8 @@ def train(settings: DemoSettings, encoders: dict[str, Path], pictures: int) -> N
     for kind, encoder in encoders.items():
         if made(encoder):
             continue
-        put_aside_if_changed(encoder.parent, pictures)
         if kind == "distilled":
+            note_pictures(encoder.parent, pictures)
             teacher = encoders["adapted"]
             run(
                 *("training/distil.py", "--teacher", str(teacher), "--encoder", "tiny", "--size-px", "64"),
@@ -123,26 +149,35 @@ def train(settings: DemoSettings, encoders: dict[str, Path], pictures: int) -> N
                 "--resume",
             )
         else:
-            pretrain(settings, encoder, *(("--preset", "adapt") if kind == "adapted" else ()))
+            pretrain(settings, encoder, pictures, *(("--preset", "adapt") if kind == "adapted" else ()))
         size = ("--size-px", "224") if kind == "adapted" else ()
         run("export/to_onnx.py", str(encoder.parent), *size)
 
 
-def put_aside_if_changed(run: Path, pictures: int) -> None:
-    """Rename an unfinished run that was begun on another number of pictures, since it cannot be continued on these."""
+def put_aside_if_outdated(run: Path, pictures: int, again: bool) -> None:
+    """Rename a run that was made with other pictures: an unfinished one if their number was another, since it cannot be
+    continued on these; a finished one if the number has changed much, or to train `again`."""
     note = run / "pictures.txt"
-    if note.exists() and (before := note.read_text()) != str(pictures):
+    if not note.exists():
+        return
+    before = int(note.read_text())
+    much = not 1 / MUCH < pictures / before < MUCH
+    if again or much if made(run / "encoder") else pictures != before:
         aside = run.with_name(f"{run.name}-of-{before}-pictures")
         shutil.rmtree(aside, ignore_errors=True)
         run.rename(aside)
         print(
-            f"there are {pictures:,} pictures now, so the training in {run} begins again; {aside} keeps the earlier one"
+            f"{run} was made with {before:,} pictures and begins again with {pictures:,}; {aside} keeps the earlier one"
         )
+
+
+def note_pictures(run: Path, pictures: int) -> None:
     run.mkdir(parents=True, exist_ok=True)
-    note.write_text(str(pictures))
+    (run / "pictures.txt").write_text(str(pictures))
 
 
-def pretrain(settings: DemoSettings, encoder: Path, *options: str) -> None:
+def pretrain(settings: DemoSettings, encoder: Path, pictures: int, *options: str) -> None:
+    note_pictures(encoder.parent, pictures)
     run(
         *("training/pretrain.py", *options, "--data", settings.data, "--name", encoder.parent.name),
         *("--minutes", str(settings.minutes), "--resume"),
@@ -156,28 +191,60 @@ def index(settings: DemoSettings, collection: str, encoder: Path) -> None:
     )
 
 
-def compare(settings: DemoSettings, collection: str, encoders: dict[str, Path], classes: int) -> str:
-    """Print a table of the encoders and return the kind of the best; of equal ones, the one as bought."""
-    out = RUNS / f"comparison-{collection}"
-    names = {"untrained": f"{encoders['from nothing'].parent}:random"}
-    names |= {kind: str(encoder) for kind, encoder in encoders.items()}
+def compare(settings: DemoSettings, comparison: Path, encoders: dict[str, Path], classes: int) -> None:
+    """Measure the encoders into the file `comparison`."""
     run(
-        *("training/evaluate.py", *names.values(), "--data", settings.data, "--linear", "none"),
-        *("--limit", str(max(COMPARED, PER_CLASS * classes)), "--out", str(out)),
+        *("training/evaluate.py", *names_of(encoders).values(), "--data", settings.data, "--linear", "none"),
+        *("--limit", str(max(COMPARED, PER_CLASS * classes)), "--out", str(comparison.with_suffix(""))),
+        quiet=True,
     )
-    rows = {row["encoder"]: row for row in json.loads(out.with_name(f"{out.name}.json").read_text())["rows"]}
-    measure = "knn" if "knn" in rows[names["untrained"]] else "found_again"
-    found = {kind: rows[name][measure] for kind, name in names.items()}
-    best = max(encoders, key=lambda kind: (found[kind], kind == "as bought"))
-    title = "kNN accuracy" if measure == "knn" else "score of finding a picture by a changed view of it"
-    print(f"\n{'encoder':<14}{title}")
+
+
+def names_of(encoders: dict[str, Path]) -> dict[str, str]:
+    """What the comparison calls the encoder of each kind."""
+    untrained = {"untrained": f"{encoders['from nothing'].parent}:random"}
+    return untrained | {kind: str(encoder) for kind, encoder in encoders.items()}
+
+
+def is_current(comparison: Path, encoders: dict[str, Path]) -> bool:
+    """Whether all encoders have been compared as they are. The comparison ends with writing its file."""
+    try:
+        newest = max((encoder / CARD).stat().st_mtime for encoder in encoders.values())
+        return comparison.stat().st_mtime >= newest
+    except OSError:
+        return False
+
+
+def best_of(comparison: Path, encoders: dict[str, Path]) -> str:
+    """Print a table of the encoders and return the kind of the best; of equal ones, the one as bought.
+
+    Without labels only the one as bought and the adapted one compete. Encoders that learnt from these pictures alone
+    find changed views well, since they were trained to, and may still know little about what pictures show.
+    """
+    rows = {row["encoder"]: row for row in json.loads(comparison.read_text())["rows"]}
+    found = {kind: rows[name] for kind, name in names_of(encoders).items()}
+    untrained = found["untrained"]
+    if "knn" in untrained:
+        measure, column = "knn", f"kNN accuracy on {untrained['asked']:,} pictures"
+    else:
+        measure, column = "found_again", f"score of finding {untrained['judged']:,} pictures by a changed view of each"
+        encoders = {kind: encoder for kind, encoder in encoders.items() if kind in ("as bought", "adapted")}
+    best = max(encoders, key=lambda kind: (found[kind][measure], kind == "as bought"))
+    print(f"\n{'encoder':<14}{column}")
     for kind in KINDS:
-        print(f"{kind:<14}{found[kind]:.1%}{'   the best, which is served' if kind == best else ''}")
+        note = "   the best, which is served" if kind == best else ""
+        if kind == "adapted" and not trained_epochs(encoders[kind]):
+            note += "   adapting did not help: the weights as bought, without their crop"
+        print(f"{kind:<14}{found[kind][measure]:.1%}{note}")
     return best
 
 
+def trained_epochs(encoder: Path) -> int:
+    return json.loads((encoder / CARD).read_text())["training"].get("epochs", 0)
+
+
 def made(encoder: Path) -> bool:
-    return (encoder / "model_card.json").exists()
+    return (encoder / CARD).exists()
 
 
 def has_lite0() -> bool:
@@ -191,10 +258,11 @@ def has_lite0() -> bool:
 
 def collection_name(data: str, name: str) -> str:
     """Name of the collection, different for folders of equal names."""
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:48]
-    if not Path(data).expanduser().exists():
+    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()  # u for ü
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", letters)[:48].strip("-") or "pictures"
+    if not local_path(data).exists():
         return plain
-    return f"{plain}-{hashlib.sha256(str(Path(data).expanduser().resolve()).encode()).hexdigest()[:6]}"
+    return f"{plain}-{hashlib.sha256(str(local_path(data).resolve()).encode()).hexdigest()[:6]}"
 
 
 def say(sentence: str) -> None:
@@ -202,9 +270,10 @@ def say(sentence: str) -> None:
     print(f"\n{bold}{sentence}{plain}", flush=True)
 
 
-def run(*command: str) -> None:
+def run(*command: str, quiet: bool = False) -> None:
+    """Run a command of this project, and end with its status if it fails. quiet: show its progress and errors only."""
     print("$ python", shlex.join(command), flush=True)
-    process = subprocess.Popen([sys.executable, *command])
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL if quiet else None)
     while process.poll() is None:
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the command too, and ends it
             process.wait()
@@ -282,7 +351,9 @@ def check(client: Client, page: str, collection: str) -> None:
 
 
 def main() -> None:
-    settings = tyro.cli(DemoSettings)
+    settings = parse_settings(DemoSettings)
+    if (data := local_path(settings.data)).exists():  # named from the current folder, which is left now
+        settings = replace(settings, data=str(data))
     os.chdir(Path(__file__).resolve().parent)
     try:
         demo(settings)

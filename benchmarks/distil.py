@@ -1,5 +1,7 @@
 """How much of the gap between an untrained student and its teacher is closed, in the purity of the ten nearest.
 
+The last rows are the first student and its teacher as they are served: exported, and quantised to int8.
+
 python benchmarks/distil.py --data clothing.zip --minutes 20
 """
 
@@ -9,15 +11,21 @@ if __name__ == "__main__" and not __package__:
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 
 import tyro
 
 from benchmarks.result import publish
-from benchmarks.vectors import averaged, quality, workplace
+from benchmarks.vectors import averaged, found_by, quality, workplace
+from export.compare import images_per_s
+from export.quantize import QuantizeSettings, quantize
+from export.to_onnx import ExportSettings, export
 from training import checkpoint, zoo
 from training.distil import DistilSettings, distil
+from training.evaluation.features import open_encoder
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,24 @@ def main(options: Options) -> None:
             found["untrained"].append(quality("untrained", random, settings.preprocessing, data))
             student = checkpoint.encoder_of(saved)
             found["distilled"].append(quality("distilled", student, settings.preprocessing, data))
-    rows = [{"encoder": name} | averaged(results) for name, results in found.items()]
+        rows = [{"encoder": name} | averaged(results) for name, results in found.items()]
+        rows += [*served("student-0", Path("runs/student-0"), data), *served("teacher", options.teacher, data)]
     low, reached, high = (mean(r["purity"] for r in found[name]) for name in ("untrained", "distilled", "teacher"))
     publish("distil", rows, {"gap_closed": (reached - low) / (high - low)})
+
+
+def served(name: str, source: str | Path, data: str) -> Iterator[dict]:
+    """Size, speed and quality of an encoder's exported graph, in float32 and in int8."""
+    folder = Path(f"{name}-fp32")
+    bundles = [export(ExportSettings(str(source), out=folder))[0], quantize(QuantizeSettings(folder, data=data))]
+    graphs = {bundle.card.precision: bundle.graph.read_bytes() for bundle in bundles}
+    rates = images_per_s(graphs, bundles[0].card.preprocessing.size_px)
+    for bundle in bundles:
+        precision = bundle.card.precision
+        found = found_by(open_encoder(str(bundle.folder)), data)
+        figures = {measure: f"{value:.1%}" for measure, value in found.items()}
+        size = {"MB": len(graphs[precision]) / 1e6, "images/s": round(rates[precision])}
+        yield {"encoder": f"{name}, {precision}"} | figures | size
 
 
 if __name__ == "__main__":

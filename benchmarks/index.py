@@ -1,15 +1,17 @@
 """The index compared with FAISS: recall, latency, filters, writing, opening, memory, and searching during writes.
 
     python benchmarks/index.py [--quick]
-    python benchmarks/index.py --real clothing.zip      pixels of the pictures in a zip instead of generated vectors
+    python benchmarks/index.py --real vectors.npy       vectors that `twinview embed` has written, minus their mean
 
-The vectors are unit vectors around 2,000 centres, and so are the queries. `flat` is FAISS's exact IndexFlatIP with one
-thread or all, whichever is faster; `hnsw` is its IndexHNSWFlat (M 32). Twinview, as collection.index on a folder,
-returns whole items, FAISS row numbers. They alternate query by query in one process. Upserts are durable when they
-return. A filter is measured at its first use, and when used again on the same version of the table.
+The generated vectors are unit vectors around 2,000 centres, and so are the queries. `flat` is FAISS's exact
+IndexFlatIP with one thread or all, whichever is faster; `hnsw` is its IndexHNSWFlat (M 32), for generated vectors.
+Twinview, as collection.index on a folder, returns whole items, FAISS row numbers. They alternate query by query in one
+process. Upserts are durable when they return. A filter is measured at its first use, and when used again on the same
+version of the table.
 
 `reopening` is a fresh process: from the end of its imports to the first answer, and from its start. `memory` is what it
-then uses in addition to the imports, and in total, relative to the size of the vectors. `while loading` is the p99 of
+then uses in addition to the imports, and in total. `fresh` is after the most new rows that are not in the vector index
+yet, and `maintained` after they were added to it. `while loading` is the p99 of
 searches while another process upserts, without a pause, as many rows at once as bulk.py writes at most, relative to
 the p99 on an idle machine.
 """
@@ -20,10 +22,8 @@ if __name__ == "__main__" and not __package__:
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import io
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -35,7 +35,6 @@ import faiss
 import numpy as np
 import psutil
 import tyro
-from PIL import Image
 
 from benchmarks.result import publish
 from serving.collection.index import Index, Item, unit
@@ -47,8 +46,6 @@ CENTRES = 2000
 SPREAD = 0.7  # of vectors around their centre: two vectors of one centre have a cosine of 0.67
 ROWS = 8192  # per upsert
 MANY = 32  # queries per batch
-PIXELS = 16  # side of a square cut from a picture, in pixels
-SQUARES = 24  # per picture
 FILTERS = {"1 %": Filter.parse({"label": "7"}), "50 %": Filter.parse({"even": True})}
 
 
@@ -57,7 +54,7 @@ class Options:
     quick: bool = False
     """20,000 vectors only."""
     real: Path | None = None
-    """A zip of pictures: random squares of them, shrunk to 16 px, are the vectors."""
+    """A .npy file with vectors of pictures (n, d)."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,11 @@ def main(options: Options) -> None:
 
     rows, figures = [], {}
     if options.real:
-        vectors = pixels(options.real)
+        vectors = np.load(options.real).astype(np.float32)
+        vectors = unit(vectors - vectors.mean(axis=0))
         chosen = np.random.default_rng(0).permutation(len(vectors))
         queries, vectors = vectors[chosen[:200]], vectors[chosen[200:]]
-        measured = measure(Case(len(vectors), vectors.shape[1], len(queries)), vectors, queries, rows)
+        measured = measure(Case(len(vectors), vectors.shape[1], len(queries), hnsw=False), vectors, queries, rows)
     else:
         for case in QUICK if options.quick else CASES:
             measured = measure(case, *clustered(case), rows)
@@ -105,8 +103,9 @@ def measure(case: Case, vectors: np.ndarray, queries: np.ndarray, rows: list[dic
         began = time.perf_counter()
         index.maintain()
         figures["maintain_s"] = time.perf_counter() - began
-        figures |= measure_opening(uri, vectors, queries[0])
+        figures |= measure_opening(uri, queries[0])
         figures |= compare_with_faiss(case, index, vectors, queries, rows)
+        figures |= measure_fresh_rows(case, index, vectors, queries)
         figures |= measure_while_loading(case, index, queries)
     rows += [{"vectors": case.name, "what": name, "value": value} for name, value in figures.items()]
     return figures
@@ -122,24 +121,6 @@ def clustered(case: Case) -> tuple[np.ndarray, np.ndarray]:
         return unit(around + centres[rng.integers(0, CENTRES, n)])
 
     return draw(case.n), draw(case.queries)
-
-
-def pixels(path: Path) -> np.ndarray:
-    """Unit vectors of random squares of a zip's pictures, shrunk, minus their mean."""
-    rng, squares = np.random.default_rng(0), []
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if not name.lower().endswith((".jpg", ".jpeg", ".png")):
-                continue
-            with Image.open(io.BytesIO(archive.read(name))) as image:
-                image = image.convert("RGB")
-            for _ in range(SQUARES):
-                side = int(rng.uniform(0.3, 1) * min(image.size))
-                x, y = (int(rng.integers(0, length - side + 1)) for length in image.size)
-                small = image.resize((PIXELS, PIXELS), Image.Resampling.BOX, (x, y, x + side, y + side))
-                squares.append(np.asarray(small, np.uint8).ravel())
-    vectors = np.stack(squares).astype(np.float32)
-    return unit(vectors - vectors.mean(axis=0))
 
 
 def items(numbers: Sequence[int]) -> list[Item]:
@@ -166,14 +147,14 @@ def fill(index: Index, vectors: np.ndarray) -> float:
     return len(vectors) / seconds
 
 
-def measure_opening(uri: str, vectors: np.ndarray, query: np.ndarray) -> dict[str, float]:
+def measure_opening(uri: str, query: np.ndarray) -> dict[str, float]:
     """Time to open the index in a new process, and its memory."""
     began = time.time()
     with get_context("spawn").Pool(1) as pool:
         opened, answered, before, after = pool.apply(_reopen, (uri, query))
     times = {"reopening_s": answered - opened, "reopening_with_start_and_imports_s": answered - began}
-    memory = {"memory_beyond_imports_over_vectors": after - before, "memory_over_vectors": after}
-    return times | {name: value / vectors.nbytes for name, value in memory.items()}
+    memory = {"memory_beyond_imports_mib": after - before, "memory_mib": after}
+    return times | {name: value / 2**20 for name, value in memory.items()}
 
 
 def _reopen(uri: str, query: np.ndarray) -> tuple[float, float, int, int]:
@@ -239,6 +220,21 @@ def compare_with_faiss(case: Case, index: Index, vectors: np.ndarray, queries: n
         }
         rows.append(row | {"first ms": 1e3 * met[0], "recall": recall(found, truth)})
         figures[f"recall_filter_{name.split()[0]}_percent"] = rows[-1]["recall"]
+    return figures
+
+
+def measure_fresh_rows(case: Case, index: Index, vectors: np.ndarray, queries: np.ndarray) -> dict[str, float]:
+    """Searches when a number of new rows are not in the vector index yet, and the first one after maintenance."""
+    new = unit(vectors[: index.rows_per_maintenance] + np.float32(0.01))
+    index.upsert(items(range(case.n, case.n + len(new))), new)
+    figures = {"fresh_first_ms": 1e3 * search_s(index, queries[0])}
+    truth = np.argsort(-(queries @ np.concatenate([vectors, new]).T), axis=1)[:, :K]
+    met = [search_s(index, query) for query in queries]
+    found = [numbers(index.search(query, K)) for query in queries]
+    figures |= {"fresh_p50_ms": 1e3 * float(np.median(met)), "fresh_recall_at_10": recall(found, truth)}
+    index.maintain()
+    figures["maintained_first_ms"] = 1e3 * search_s(index, queries[0])
+    index.delete(f"{i:032x}" for i in range(case.n, case.n + len(new)))
     return figures
 
 

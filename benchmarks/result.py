@@ -8,7 +8,6 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from serving.limits import cores
 from training.evaluation.table import aligned
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +35,7 @@ def hardware() -> str:
         model = names[0] if names else model
     torch = sys.modules.get("torch")
     gpu = f", {torch.cuda.get_device_name()}" if torch and torch.cuda.is_available() else ""
-    return f"{cores()} cores of {model}{gpu}"
+    return f"{len(os.sched_getaffinity(0))} cores of {model}{gpu}"
 
 
 def _text(value: object) -> str:

@@ -31,7 +31,7 @@ from serving.indexing.originals import original
 from serving.inference.encoder import OnnxEncoder
 from training import checkpoint, encoders
 from training.config import PretrainSettings
-from training.data.sources import Picture, open_source
+from training.data.sources import SourcePicture, open_source
 
 K = 5
 QUICK = 400  # pictures of each split
@@ -83,8 +83,8 @@ def untrained(settings: PretrainSettings) -> Callable[[np.ndarray], np.ndarray]:
 def rates(
     encode: Callable[[np.ndarray], np.ndarray],
     preprocessing: Preprocessing,
-    collection: list[Picture],
-    queries: list[Picture],
+    collection: list[SourcePicture],
+    queries: list[SourcePicture],
 ) -> tuple[float, float]:
     """Share of the queries with the label of their nearest picture, and of any of their K nearest."""
     size = preprocessing.size_px

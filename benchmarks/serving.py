@@ -138,8 +138,8 @@ def main(options: Options) -> None:
             for server in itertools.chain(*servers):
                 server.wait()
             rows, figures = [], {}
-            for case, *rest in zip(cases, folders, pictures, servers, strict=True):
-                more_rows, more_figures = compare(case, *rest, clients, worker)
+            for case, folder, own, running in zip(cases, folders, pictures, servers, strict=True):
+                more_rows, more_figures = compare(case, folder, own, running, clients, worker)
                 rows += more_rows
                 figures |= more_figures
         finally:

@@ -19,6 +19,7 @@ if __name__ == "__main__" and not __package__:
     from pathlib import Path
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    import export.silence  # noqa: F401  turns off ONNX Runtime's reports before its import
 
 import base64
 import importlib.util

@@ -37,11 +37,12 @@ from tqdm import tqdm
 from benchmarks.photograph import jpeg
 from benchmarks.result import publish
 from export.artifact import Preprocessing
+from training.batches import Batches
 from training.config import PRESETS
 from training.data import stream
 from training.data.sources import open_source
 from training.device import mixed_precision, prepare, training_device
-from training.pretrain import Batches, SimCLR
+from training.simclr import SimCLR
 
 GPU = torch.cuda.is_available()
 GROWTH = 10
@@ -112,7 +113,7 @@ def measure(data: str, options: Options, cache: Path) -> dict:
     endless = (images for epoch in range(10**6) for images in batches.epoch(epoch))
 
     def step(images: torch.Tensor, number: int) -> None:
-        with mixed_precision(module.device):
+        with mixed_precision(module.device, module):
             loss = module.loss(images.to(module.device, non_blocking=True), number)
         loss.backward()
         optimizer.step()

@@ -24,9 +24,10 @@ import torch
 import tyro
 
 from benchmarks.result import publish
+from training.batches import Batches
 from training.config import PRESETS, PretrainSettings
 from training.device import mixed_precision, prepare, training_device
-from training.pretrain import Batches, SimCLR
+from training.simclr import SimCLR
 
 GPU = torch.cuda.is_available()
 
@@ -96,7 +97,7 @@ def steps(settings: PretrainSettings, resident: bool, inner: int) -> tuple[Calla
     def whole() -> None:
         nonlocal done
         for _ in range(inner):
-            with mixed_precision(device):
+            with mixed_precision(device, module):
                 loss = module.loss(next(endless).to(device, non_blocking=True), done)
             loss.backward()
             optimizer.step()
@@ -105,7 +106,7 @@ def steps(settings: PretrainSettings, resident: bool, inner: int) -> tuple[Calla
 
     def compute() -> None:
         for _ in range(inner):
-            with mixed_precision(device):
+            with mixed_precision(device, module):
                 total = module.project(views).float().sum()
             total.backward()
             module.zero_grad()

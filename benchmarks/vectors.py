@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from export.artifact import Preprocessing
+from export.paths import local_path
 from training.data import shapes
 from training.data.sources import open_source
 from training.data.store import load_splits
@@ -22,13 +23,13 @@ from training.evaluation.features import Extractor, extract_with_torch
 from training.evaluation.knn import knn_predict
 
 K = 20
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # of Student's distribution, two-sided, by the number of values
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 10: 2.26}  # of Student's distribution, two-sided, by the number of values
 
 
 @contextmanager
 def workplace(data: str, quick: bool) -> Iterator[str]:
     """An empty current folder; gives the path of the data, which is a small set of shapes if `quick`."""
-    path, before = Path(data).expanduser(), Path.cwd()
+    path, before = local_path(data), Path.cwd()
     data = str(path.resolve()) if path.exists() else data
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -41,10 +42,14 @@ def workplace(data: str, quick: bool) -> Iterator[str]:
 
 
 def quality(name: str, encoder: nn.Module, preprocessing: Preprocessing, data: str) -> dict:
+    """`found_by` of a network."""
+    return found_by(Extractor(name, preprocessing, extract_with_torch(encoder)), data)
+
+
+def found_by(extractor: Extractor, data: str) -> dict:
     """Of the test pictures among the training pictures, with h centred on these: kNN accuracy, share whose nearest
     picture is of their class, and mean share of their class among the ten nearest."""
-    extractor = Extractor(name, preprocessing, extract_with_torch(encoder))
-    train, test = load_splits(open_source(data), preprocessing)
+    train, test = load_splits(open_source(data), extractor.preprocessing)
     if test is None:
         raise SystemExit(f"error: {data} has no test split")
     bank, asked = (extractor(StreamedRows(part.pixels, np.arange(len(part)))) for part in (train, test))

@@ -2,17 +2,33 @@
 
 import atexit
 import gc
+import logging
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 
+import httpx
 import pytest
 
 PATIENCE_S = 60.0
 
+# Five seconds, the default, are too few for a server on a busy machine.
+for method in ("get", "put", "post", "patch", "delete"):
+    setattr(httpx, method, partial(getattr(httpx, method), timeout=PATIENCE_S))
+
 # A shell makes its background jobs ignore Ctrl-C, and every process started by these tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+class Loggers(dict):
+    """pytest goes through all loggers at each test, while a thread may be making one by an import."""
+
+    def values(self) -> list:
+        return list(super().values())
+
+
+logging.root.manager.loggerDict = Loggers(logging.root.manager.loggerDict)
 
 # What the test modules import is never freed. While they are imported no garbage is collected, and later collections
 # skip them: otherwise collections take a third of the time.
@@ -23,6 +39,13 @@ atexit.register(gc.unfreeze)
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_enabled():
+    """Commands turn other libraries' warnings off for their whole process, which here is that of all tests."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
