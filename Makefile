@@ -1,14 +1,16 @@
-# make demo [DATA=folder|zip|cifar10|...] [PORT=3000] [CHECK=1]
+# make demo [DATA=folder|zip|cifar10|...] [MINUTES=2] [AGAIN=1] [PORT=3000] [CHECK=1]
 # make check (format, lint, types, fast tests)     make test (the same with all tests)     make lock
 PYTHON ?= python3
 DATA ?= shapes
+MINUTES ?= 2
 PORT ?= 3000
+YES = 1 true yes on
 BIN = .venv/bin
 
 .PHONY: demo check test lint lock
 
 demo: .venv/ready
-	@$(BIN)/python demo.py --data "$(DATA)" --port "$(PORT)" $(if $(CHECK),--check)
+	@$(BIN)/python demo.py --data "$(DATA)" --port "$(PORT)" --minutes "$(MINUTES)" $(if $(filter $(YES),$(AGAIN)),--again) $(if $(filter $(YES),$(CHECK)),--check)
 
 check: lint
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not browser"

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from PIL import Image
@@ -46,7 +47,7 @@ class Options:
     """Part of the name of the picture to show. By default the first picture of the collection."""
     only: str = ""
     """Take screenshots of this tab only: similar, map, duplicates, views, invariance or runs."""
-    scheme: str = "light"
+    scheme: Literal["light", "dark"] = "light"
     """Colour scheme, light or dark."""
 
 
