@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from export.silence import SETTINGS
+from tests.conftest import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
-READY_S = 180
 LOOPBACK = re.compile(
     r'inet_addr\("127\.|sin_addr=inet_addr\("0\.0\.0\.0"\)|inet_pton\(AF_INET6, "(::1|::ffff:127\.[\d.]+)"'
 )
@@ -160,7 +160,7 @@ def test_no_command_and_no_service_asks_anyone_else(tmp_path, environment, watch
         with open(tmp_path / f"{i}.log", "wb") as log:
             options = {"cwd": ROOT, "env": environment, "stdout": log, "stderr": log, "start_new_session": True}
             servers.append(subprocess.Popen(watched(*command), **options))
-    with httpx.Client(trust_env=False, timeout=60) as http:
+    with httpx.Client(trust_env=False, timeout=PATIENCE_S) as http:
 
         def answers(url: str) -> bool:
             try:
@@ -170,7 +170,7 @@ def test_no_command_and_no_service_asks_anyone_else(tmp_path, environment, watch
 
         try:
             for url in (f"{service}/readyz", f"{page}/ui/", f"{service}/ui/"):
-                wait_until(lambda url=url: answers(url), f"{url} does not answer; see {tmp_path}", READY_S)
+                wait_until(lambda url=url: answers(url), f"{url} does not answer; see {tmp_path}")
             item = http.get(f"{service}/collections/pictures/items").json()["items"][0]
             assert answers(f"{page}/collections/pictures/items/{item['id']}/original"), "past the proxy, to the service"
             twinview("embed", data, "--service", service, "-o", "vectors.npy")
@@ -178,7 +178,7 @@ def test_no_command_and_no_service_asks_anyone_else(tmp_path, environment, watch
             for server in servers:
                 os.killpg(server.pid, signal.SIGTERM)  # strace passes nothing on
             for server in servers:
-                server.wait(60)
+                server.wait(PATIENCE_S)
     assert outside() == []
     kept = {path.relative_to(tmp_path / "home").as_posix() for path in (tmp_path / "home").rglob("*") if path.is_file()}
     assert {path for path in kept if not path.startswith((".cache/matplotlib/", "bentoml/"))} == set()

@@ -35,6 +35,7 @@ HEARTBEAT_S = 2.0
 SILENT_S = 60.0  # a computation without a heartbeat for this long is considered dead
 READ_TOGETHER = 4096  # rows
 RESULTS_KEPT = 4  # in memory
+RUNNING: set[tuple[str, str]] = set()  # results that a process of this one computes; on a busy machine it is silent
 ENDED: dict[tuple[str, str], float] = {}  # when a process of this one failed to compute a result, Unix seconds
 CHANGES_KEPT = 64  # counts of changes, one for each result and version of its table
 
@@ -88,7 +89,7 @@ class Derived:
     def progress(self) -> Progress:
         data = self.index.store.read(f"{self._path}.json")
         progress = Progress(**json.loads(data)) if data else Progress()
-        if progress.state == "computing" and time.time() - progress.at > SILENT_S:
+        if progress.state == "computing" and self._key not in RUNNING and time.time() - progress.at > SILENT_S:
             return replace(progress, state="failed", problem="its process ended unexpectedly; start it again")
         if progress.state == "computing" and progress.at <= ENDED.get(self._key, 0.0):  # it could not write that
             problem = "its process failed, and the service's log says why; perhaps the disk is full"
@@ -126,11 +127,14 @@ class Derived:
         }
         command = [sys.executable, "-m", "serving.derived.task", json.dumps(task)]
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        RUNNING.add(self._key)
         threading.Thread(target=self._note_failure, args=(process,), daemon=True).start()
         return progress
 
     def _note_failure(self, process: subprocess.Popen) -> None:
-        if process.wait() != 0:
+        failed = process.wait() != 0
+        RUNNING.discard(self._key)
+        if failed:
             ENDED[self._key] = time.time()
 
     def compute(self, **settings: Any) -> Result:

@@ -27,11 +27,9 @@ from serving import bulk
 from serving.access import Access
 from serving.app import create_app
 from serving.client import AsyncClient
+from tests.conftest import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_S = 180
-STOPPED_S = 60
-PATIENCE_MS = 60_000
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -89,7 +87,7 @@ def running(command: list[str], environment: dict[str, str], log: Path):
     finally:
         server.terminate()
         try:
-            server.wait(STOPPED_S)
+            server.wait(PATIENCE_S)
         finally:
             server.kill()
             server.wait()
@@ -104,7 +102,7 @@ def answers(wait_until):
             return httpx.get(url).is_success
         return False
 
-    return lambda url, log: wait_until(lambda: is_ready(url), f"{url} is not ready; see {log}", READY_S)
+    return lambda url, log: wait_until(lambda: is_ready(url), f"{url} is not ready; see {log}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -134,7 +132,7 @@ class Threads:
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(
-            uvicorn.Config(made[0], log_level="warning", loop="asyncio", timeout_graceful_shutdown=STOPPED_S)
+            uvicorn.Config(made[0], log_level="warning", loop="asyncio", timeout_graceful_shutdown=PATIENCE_S)
         )
         running = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         running.start()
@@ -236,7 +234,7 @@ def browser():
     if chromium is None:
         give_up = pytest.fail if "TWINVIEW_REQUIRE_BROWSER" in os.environ else pytest.skip
         give_up(f"no Chromium is installed: none of {', '.join(CHROMIUM)} is on the path")
-    expect.set_options(timeout=PATIENCE_MS)
+    expect.set_options(timeout=1000 * PATIENCE_S)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
@@ -261,7 +259,7 @@ def watched(browser):
         def start(url: str, **context):
             contexts.append(browser.new_context(**context))
             page = contexts[-1].new_page()
-            page.set_default_timeout(PATIENCE_MS)
+            page.set_default_timeout(1000 * PATIENCE_S)
             page.on("request", lambda request: asked.setdefault(request.url, url))
             page.on("pageerror", lambda error: failures.append(str(error)))
             page.goto(f"{url}/ui/")
@@ -368,7 +366,7 @@ def proxy(request, nginx: str, published: str, tmp_path: Path, wait_until) -> It
         yield address
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
 def _is_up(address: str) -> bool:

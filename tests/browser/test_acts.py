@@ -94,7 +94,7 @@ def test_selected_pictures_are_put_into_a_new_collection_that_can_be_chosen(page
 
 def test_pictures_chosen_on_the_map_are_removed_and_come_back(page, servers, wait_until):
     map_of = f"{servers.service}/collections/pictures/map"
-    wait_until(lambda: httpx.get(map_of).json()["state"] == "done", "the map is not made by itself", 300)
+    wait_until(lambda: httpx.get(map_of).json()["state"] == "done", "the map is not made by itself")
     page.get_by_role("tab", name="Map").click()
     page.locator(".map-legend button", has_text="orange").click()
     page.click("[data-do=picked]")
@@ -173,7 +173,7 @@ def test_pictures_are_added_by_a_button_also_by_the_page_alone(servers, open_pag
 
 def test_a_mark_in_duplicates_is_removed_and_comes_back(page, servers, wait_until):
     compared = f"{servers.service}/collections/pictures/duplicates"
-    wait_until(lambda: httpx.get(compared).json()["state"] == "done", "nothing is compared by itself", 300)
+    wait_until(lambda: httpx.get(compared).json()["state"] == "done", "nothing is compared by itself")
     page.get_by_role("tab", name="Duplicates").click()
     page.locator("#duplicates .copy").nth(1).click()
     page.click("#duplicates [data-do=ask]")

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Error, expect
 
+from tests.conftest import PATIENCE_S
+
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +78,7 @@ def fragile(servers, tmp_path, answers):
     yield service, url
     service.kill()
     alone.terminate()
-    alone.wait(30)
+    alone.wait(PATIENCE_S)
 
 
 def shown(page) -> list[str]:

@@ -37,7 +37,7 @@ def test_map_and_duplicates_of_a_new_collection_appear_by_themselves(servers, op
 
 def test_what_is_chosen_on_the_map_is_shown(servers, page, wait_until):
     map_of = f"{servers.service}/collections/pictures/map"
-    wait_until(lambda: httpx.get(map_of).json()["state"] == "done", "the map is not made by itself", 300)
+    wait_until(lambda: httpx.get(map_of).json()["state"] == "done", "the map is not made by itself")
     open_tab(page, "Map")
     expect(page.locator(".map-legend button")).to_have_count(4)
     expect(page.locator("#map-status")).to_contain_text("13 pictures")

@@ -65,7 +65,7 @@ def planted(tmp_path, threads, wait_until):
         client.put_items(list(files.values()), [{"id": name, "name": name} for name in files])
     compared = f"{url}/collections/pictures/duplicates"
     httpx.post(compared).raise_for_status()
-    wait_until(lambda: httpx.get(compared).json()["state"] == "done", "nothing is compared", 120)
+    wait_until(lambda: httpx.get(compared).json()["state"] == "done", "nothing is compared")
     return url
 
 
@@ -88,8 +88,8 @@ def test_only_planted_copies_are_marked(planted, open_page):
 
 def test_groups_on_the_map_are_named_by_a_picture(planted, open_page, wait_until):
     placed = f"{planted}/collections/pictures/map"
-    wait_until(lambda: httpx.post(placed).is_success, "no map is begun", 120)
-    wait_until(lambda: httpx.get(placed).json()["state"] == "done", "no map is made", 120)
+    wait_until(lambda: httpx.post(placed).is_success, "no map is begun")
+    wait_until(lambda: httpx.get(placed).json()["state"] == "done", "no map is made")
     page = open_page(planted)
     page.get_by_role("tab", name="Map").click()
     expect(page.locator(".map-legend button").first).to_contain_text("Group 1")

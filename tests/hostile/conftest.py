@@ -2,9 +2,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.serving import running
 from tests.serving.conftest import _make_bundle
-from tests.serving.running import START_S, Running
+from tests.serving.running import Running
 
 
 @pytest.fixture(scope="package")
@@ -13,8 +14,8 @@ def service(tmp_path_factory, wait_until) -> Iterator[Running]:
     started = running.start(folder, _make_bundle(folder / "encoder").folder)
     try:
         ended = started.process.poll
-        wait_until(lambda: ended() is not None or started.answers("/readyz"), "the service is not ready", START_S)
+        wait_until(lambda: ended() is not None or started.answers("/readyz"), "the service is not ready")
         yield started
     finally:
         started.process.terminate()
-        started.process.wait(60)
+        started.process.wait(PATIENCE_S)

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from tests.conftest import PATIENCE_S
 from tests.hostile.files import encoded
 from tests.serving.running import Load, Running
 
@@ -76,14 +77,14 @@ def post(service: Running, body: bytes, media_type: str = "", path: str = "/embe
     headers = {"Content-Type": media_type or "application/octet-stream"}
     url = f"{service.address}{path}"
     # Loading certificates would stall all clients of this process.
-    with httpx.Client(timeout=300, trust_env=False, verify=False) as http:
+    with httpx.Client(timeout=PATIENCE_S, trust_env=False, verify=False) as http:
         return http.request(method, url, content=body, headers=headers).status_code
 
 
 def statuses(service: Running, *parts: bytes) -> list[int]:
     """Send bytes as they are, and return the status of each answer until the connection is closed."""
     received = b""
-    with socket.create_connection(("127.0.0.1", service.port), timeout=300) as client:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE_S) as client:
         try:
             for part in parts:
                 client.sendall(part)

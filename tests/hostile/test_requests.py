@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from serving.limits import DEFAULT_LIMITS
+from tests.conftest import PATIENCE_S
 from tests.hostile.files import MIB
 from tests.hostile.siege import besieged, post, statuses
 
@@ -89,7 +90,7 @@ def test_a_hostile_body_delays_nobody(service, wait_until, what):
 
 
 def half_a_header(service) -> list[int]:
-    clients = [socket.create_connection(("127.0.0.1", service.port), timeout=120) for _ in range(100)]
+    clients = [socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE_S) for _ in range(100)]
     for client in clients:
         client.sendall(GET)
     got = [client.recv(2**16) for client in clients]
@@ -109,7 +110,7 @@ def test_stalled_uploads_that_fill_the_memory_hold_others_up_for_a_short_time(se
     part = bytes(size - 1)
 
     def stall() -> list[int]:
-        with socket.create_connection(("127.0.0.1", service.port), timeout=120) as client:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE_S) as client:
             client.sendall(EMBED + b"Content-Length: %d\r\n\r\n" % size + part)
             return [int(client.recv(2**16).split()[1])]
 

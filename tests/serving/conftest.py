@@ -47,7 +47,7 @@ from serving.inference.encoder import CPU, OnnxEncoder
 from serving.inference.lane import BatchResult, Part, run_batch
 from serving.limits import DEFAULT_LIMITS, Limits
 from tests.serving import running as running_module
-from tests.serving.running import START_S, Running
+from tests.serving.running import Running
 
 SIZE_PX = 32
 DIMENSION = 48
@@ -336,7 +336,7 @@ def launch(bundle, tmp_path, wait_until):
         running = running_module.start(tmp_path, encoder, *arguments, **options)
         launched.append(running)
         ended = running.process.poll
-        wait_until(lambda: ended() is not None or running.answers(), "the service does not answer", START_S)
+        wait_until(lambda: ended() is not None or running.answers(), "the service does not answer")
         return running
 
     yield start

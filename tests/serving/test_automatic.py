@@ -232,4 +232,4 @@ def test_the_service_makes_both_without_being_asked(serve, fill, monkeypatch, wa
     def counts() -> list[int | None]:
         return [http.get(f"/collections/pictures/{path}").json()["count"] for path in ("map", "duplicates")]
 
-    wait_until(lambda: counts() == [6, 6], "nothing is made", 120)
+    wait_until(lambda: counts() == [6, 6], "nothing is made")

@@ -16,6 +16,7 @@ from serving.client import COLLECTION
 from serving.collection.index import DEFAULT, Index, content_id
 from serving.library import search_direction
 from serving.limits import Limits
+from tests.conftest import PATIENCE_S
 
 ITEMS, SEARCH = "/collections/pictures/items", "/collections/pictures/search"
 
@@ -617,7 +618,7 @@ def test_embedding_works_while_reads_of_the_collection_are_blocked(filled, pictu
     count = Index.count
 
     def slow(*arguments, **options):
-        assert go_on.wait(60)
+        assert go_on.wait(PATIENCE_S)
         return count(*arguments, **options)
 
     monkeypatch.setattr(Index, "count", slow)

@@ -16,6 +16,7 @@ from serving.access import Access
 from serving.api.body_limit import BodyLimit
 from serving.connection import IDLE_S, MOST_WAITING, READ_BYTES, READ_S, Connection
 from serving.limits import Limits
+from tests.conftest import PATIENCE_S
 
 HOST = b"Host: localhost\r\n"
 
@@ -27,7 +28,7 @@ def dial(listen):
     opened = []
 
     def start(*parts: bytes) -> socket.socket:
-        client = socket.create_connection(("127.0.0.1", port), timeout=30)
+        client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
         opened.append(client)
         for part in parts:
             client.sendall(part)
@@ -139,7 +140,7 @@ def test_a_slow_upload_is_read_to_its_end(listen, picture, monkeypatch):
     port, _ = listen()
     body = picture(1)
     head = b"POST /embed HTTP/1.1\r\n" + HOST + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
         client.sendall(head)
         for byte in body:  # takes several periods
             client.sendall(bytes([byte]))
@@ -157,9 +158,9 @@ def test_clients_that_never_read_their_answer_are_ended(listen, monkeypatch):
     monkeypatch.setattr(Connection, "connection_lost", connection_lost)
     port, _ = listen()
     asset = b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\n" + HOST + b"\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
         client.sendall(asset * 20)  # more than the system keeps for a socket
-        assert lost.wait(60)
+        assert lost.wait(PATIENCE_S)
 
 
 class Transport:
@@ -284,7 +285,7 @@ def test_a_refused_request_has_an_id_and_is_counted_once(listen, impatient, wait
         samples = [sample for metric in app.state.metrics.requests.collect() for sample in metric.samples]
         return {tuple(s.labels.values()): s.value for s in samples if s.name.endswith("_total")}
 
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
         for part in parts:
             client.sendall(part)
         got = answer(client)

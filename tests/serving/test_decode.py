@@ -32,6 +32,7 @@ from serving.inference.decode import (
 )
 from serving.inference.process import IDLE_LOOKS, Watch, cpu_s
 from serving.inference.reading import Done, FileProblem
+from tests.conftest import PATIENCE_S
 
 SQUARE = Preprocessing(32)
 JPEG = b"\xff\xd8\xff"
@@ -137,7 +138,7 @@ class Fake:
     def __call__(self, read, files, preprocessing, max_pixels, max_work=None):
         self.asked.append([files, max_work])
         self.has_begun.set()
-        assert self.go_on.wait(60)
+        assert self.go_on.wait(PATIENCE_S)
         return [self.result(data, max_work or self.lane.max_work) for data in files]
 
     def result(self, data: bytes, max_work: int) -> Done | FileProblem:

@@ -1,4 +1,5 @@
 import csv
+import threading
 from itertools import chain
 
 import numpy as np
@@ -11,6 +12,7 @@ from serving.derived import threshold as own
 from serving.derived.duplicates import IdGroup, compute, group, is_too_much, looked_up
 from serving.derived.pairs import TooManyPairs, near_pairs
 from serving.derived.task import Derived, DerivedProblem
+from tests.conftest import PATIENCE_S
 
 D = 32
 
@@ -398,7 +400,7 @@ def test_the_service_compares_in_the_background_and_reports_progress(http, fill,
     def result() -> dict:
         return http.get("/collections/pictures/duplicates", params={"threshold": 0.3}).json()
 
-    wait_until(lambda: result()["state"] != "computing", "the pictures are still compared", 120)
+    wait_until(lambda: result()["state"] != "computing", "the pictures are still compared")
     answer = result()
     assert answer["state"] == "done", answer
     assert (answer["count"], answer["new"], answer["gone"], answer["least"]) == (6, 0, 0, 0.3)
@@ -437,15 +439,22 @@ def test_a_failed_computation_says_why_and_keeps_the_last_result(put, monkeypatc
     assert derived.result().settings == {"threshold": 0.9}
 
 
-def test_a_computation_without_a_heartbeat_has_failed(put, monkeypatch):
-    derived = Derived(put(on_circle(0, 1)), "duplicates")
-    monkeypatch.setattr(
-        "serving.derived.task.subprocess.Popen", lambda *_, **__: type("P", (), {"wait": lambda self: 0})()
-    )
+def test_a_computation_without_a_heartbeat_has_failed_once_its_process_has_ended(put, monkeypatch, wait_until):
+    derived, ending = Derived(put(on_circle(0, 1)), "duplicates"), threading.Event()
+
+    class Process:
+        """Never reports, and ends when `ending` is set."""
+
+        def wait(self) -> int:
+            assert ending.wait(PATIENCE_S)
+            return 0
+
+    monkeypatch.setattr("serving.derived.task.subprocess.Popen", lambda *_, **__: Process())
     derived.start(threshold=0.9)
-    assert derived.progress().state == "computing"
     monkeypatch.setattr("serving.derived.task.SILENT_S", 0.0)
-    assert derived.progress().state == "failed"
+    assert derived.progress().state == "computing"
+    ending.set()
+    wait_until(lambda: derived.progress().state == "failed", "it is computing for ever")
     assert "ended unexpectedly" in derived.progress().problem
 
 
@@ -453,7 +462,7 @@ def test_a_computation_that_could_not_write_its_failure_has_failed(put, monkeypa
     derived = Derived(put(on_circle(0, 1)), "duplicates")
     monkeypatch.setattr("serving.derived.task.sys.executable", "false")  # ends at once, and writes nothing
     assert derived.start(threshold=0.9).state == "computing"
-    wait_until(lambda: derived.progress().state == "failed", "it is computing for ever", 20)
+    wait_until(lambda: derived.progress().state == "failed", "it is computing for ever")
     assert "perhaps the disk is full" in derived.progress().problem
 
 

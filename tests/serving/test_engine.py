@@ -21,6 +21,7 @@ from serving.inference.decode import SMALL_BYTES, Upload
 from serving.limits import DEFAULT_LIMITS, Limits
 from serving.metrics import Metrics
 from serving.protocol.queries import SearchQuery
+from tests.conftest import PATIENCE_S
 
 CPU = "CPUExecutionProvider"
 
@@ -70,7 +71,7 @@ class Held:
 
     def _encode(self, encode, pixels: np.ndarray) -> np.ndarray:
         self.images += len(pixels)
-        assert self.go_on.wait(60)
+        assert self.go_on.wait(PATIENCE_S)
         return encode(pixels)
 
 

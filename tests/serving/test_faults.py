@@ -21,6 +21,7 @@ from PIL import Image
 from export.artifact import read_pixels
 from serving.api.body_limit import BodyLimit
 from serving.limits import Limits
+from tests.conftest import PATIENCE_S
 from tests.serving.running import Answer, Load
 
 NPY = {"Accept": "application/x-npy"}
@@ -242,7 +243,7 @@ def test_a_stop_under_load_answers_the_running_requests_and_then_ends(launch, pi
 
     def ask(i: int) -> None:
         files = [("images", (f"{j}.png", picture(j))) for j in range(20)]
-        answers[i] = httpx.post(f"{running.address}/embed", files=files, headers=NPY, timeout=120).status_code
+        answers[i] = httpx.post(f"{running.address}/embed", files=files, headers=NPY).status_code
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(6)]
     for thread in threads:
@@ -253,7 +254,7 @@ def test_a_stop_under_load_answers_the_running_requests_and_then_ends(launch, pi
     wait_until(lambda: refuses_connections(running.address), "the service does not stop listening")
     assert answers == {}
     go_on.touch()
-    assert running.process.wait(60) == 0
+    assert running.process.wait(PATIENCE_S) == 0
     for thread in threads:
         thread.join()
     assert answers == dict.fromkeys(range(6), 200)
@@ -267,7 +268,7 @@ def test_a_worker_killed_under_load_is_restarted(launch, picture, expected, wait
     with posting(running.address, picture) as load:
         load.wait_for(50, wait_until)
         os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: running.workers() and killed not in running.workers(), "the worker does not come back", 120)
+        wait_until(lambda: running.workers() and killed not in running.workers(), "the worker does not come back")
         load.wait_for(200, wait_until)
     assert running.process.poll() is None
     assert len(load.failures) <= 4 * 5  # the running requests, for a short time
@@ -284,7 +285,7 @@ def test_a_busy_service_refuses_requests_before_their_images_are_sent(listen, pi
         head = (
             f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
             gate.in_flight = 2
             client.sendall(head.encode())
             answer = client.recv(2**16)
@@ -310,7 +311,7 @@ def test_bodies_that_are_too_large_together_are_refused_while_they_arrive(listen
     body = picture(0) + b"x" * 2**20  # alone it is not too large
     facts = f"Host: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(body)}"
     head = f"POST /embed HTTP/1.1\r\n{facts}\r\n\r\n".encode()
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as slow:
         slow.sendall(head + body[:-1])
         wait_until(lambda: body_limit(app).in_flight == len(body) - 1, "the large body does not arrive")
         for _ in range(2):
@@ -345,10 +346,10 @@ def test_uploads_that_fill_the_memory_for_a_minute_give_way_the_oldest_first(lis
     port, app = listen(limits=Limits(bytes_at_once=2**20))
     size = 2**19 - 100
     head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2**20}\r\n\r\n".encode()
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as first:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as first:
         first.sendall(head + bytes(size))
         wait_until(lambda: body_limit(app).in_flight == size, "the first body does not arrive")
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as second:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as second:
             second.sendall(head + bytes(size))
             wait_until(lambda: body_limit(app).in_flight == 2 * size, "the second body does not arrive")
             for limit, left in ((60.0, 2 * size), (0.0, size)):

@@ -15,6 +15,7 @@ from serving.collection import store as store_module
 from serving.collection.index import Index, IndexProblem, Item, WrongEncoder, collections, content_id
 from serving.collection.undo import changes, undo
 from serving.protocol.filters import Filter, parse_shell
+from tests.conftest import PATIENCE_S
 
 D = 8
 
@@ -724,7 +725,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def write(uri: str, numbers, together) -> None:
     index = Index(uri, "enc-1", D)
     for i in numbers:
-        together.wait(60)
+        together.wait(PATIENCE_S)
         index.upsert(*made(range(i, i + 10), **{f"key{i}": int}))
         index.delete(ids([i]))
 
@@ -773,7 +774,7 @@ def test_a_killed_writer_leaves_whole_upserts_and_an_undamaged_collection(index)
     begun = spawn.Event()
     writer = spawn.Process(target=write_on, args=(index.store.uri, begun))
     writer.start()
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE_S)
     time.sleep(0.5)
     writer.kill()
     writer.join()

@@ -9,6 +9,7 @@ import pytest
 from export.artifact import read_pixels, save_bundle
 from serving.client import ServiceError
 from serving.views import analysis
+from tests.conftest import PATIENCE_S
 
 torch = pytest.importorskip("torch")
 sync = pytest.mark.parametrize("connect", ["sync"], indirect=True)
@@ -131,7 +132,7 @@ def test_the_work_is_cancelled_when_the_client_disconnects(http, fill, slow, mon
     def draw(*arguments):
         if slow == "drawing":
             begun.set()
-            assert go_on.wait(60)
+            assert go_on.wait(PATIENCE_S)
         return render(*arguments)
 
     def in_thread(*arguments):
@@ -154,7 +155,7 @@ def test_the_work_is_cancelled_when_the_client_disconnects(http, fill, slow, mon
         slot.encoder = encoder
 
     http.portal.call(go_away)
-    assert ended.wait(60)
+    assert ended.wait(PATIENCE_S)
     assert len(encoded) == 1
     assert engine._gate.in_flight == 0
 

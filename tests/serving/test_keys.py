@@ -15,6 +15,7 @@ from serving.access import Access, AccessProblem
 from serving.app import create_app
 from serving.client import Client, ServiceError
 from serving.keys import ApiKeys, KeyProblem
+from tests.conftest import PATIENCE_S
 
 LOCKED = Access.from_keys("first", "second", "schlüssel")
 
@@ -471,7 +472,7 @@ def test_bentoml_serves_behind_keys_and_logs_json(launch, fill, picture, tmp_pat
 @pytest.mark.slow
 def test_bentoml_does_not_serve_if_the_keys_cannot_be_read(launch, tmp_path):
     running = launch(environment={"TWINVIEW_API_KEYS_FILE": str(tmp_path / "nowhere"), "TWINVIEW_API_KEYS": "s3cr3t"})
-    assert running.process.wait(60) != 0
+    assert running.process.wait(PATIENCE_S) != 0
     text = running.log.read_text()
     assert f"TWINVIEW_API_KEYS_FILE: {tmp_path}/nowhere cannot be read" in text
     assert "s3cr3t" not in text

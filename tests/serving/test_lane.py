@@ -13,6 +13,7 @@ from serving.inference.decode import Upload
 from serving.inference.device import open_lanes
 from serving.inference.health import Health
 from serving.inference.lane import BatchResult, LaneLost, PrivateCopy, Problem, ProcessLane
+from tests.conftest import PATIENCE_S
 
 PIXELS = 2**20
 
@@ -153,7 +154,7 @@ def test_a_lane_that_is_lost_again_and_again_answers_and_the_queue_goes_on(lane,
 @pytest.mark.slow
 def test_a_process_ends_with_the_service(lane):
     lane.process.socket.shutdown(socket.SHUT_RDWR)  # as the system does when a process ends
-    assert lane.process._process.wait(60) == 0
+    assert lane.process._process.wait(PATIENCE_S) == 0
     lane.close()
 
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from serving.limits import Limits
+from tests.conftest import PATIENCE_S
 
 ITEMS, SEARCH = "/collections/pictures/items", "/collections/pictures/search"
 LIGHTLY = "/v1/embed/images/bytes"
@@ -103,7 +104,7 @@ def test_images_waiting_for_a_batch_are_dropped_from_it(listen, picture, wait_un
 
     def held_up(pixels):
         sizes.append(len(pixels))
-        assert go_on.wait(60)
+        assert go_on.wait(PATIENCE_S)
         return encode(pixels)
 
     lane.encode = held_up

@@ -14,6 +14,7 @@ from serving.collection.items import unit
 from serving.collection.random_pairs import LEAST, PAIRS, SAMPLE, LearntPairs, RandomPairs
 from serving.collection.table import LanceTable
 from serving.derived.task import Derived
+from tests.conftest import PATIENCE_S
 
 D = 8
 
@@ -182,12 +183,12 @@ def test_a_search_does_not_wait_until_they_are_learnt(index, monkeypatch, wait_u
 
     def slowly(pairs: LearntPairs) -> RandomPairs | None:
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(PATIENCE_S)
         return learn(pairs)
 
     monkeypatch.setattr(LearntPairs, "_learn", slowly)
     assert index.random_pairs.known() is None
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE_S)
     assert index.random_pairs.known() is None
     assert len(index.search(np.ones(D), 3)) == 3
     go_on.set()

@@ -13,6 +13,7 @@ from serving.collection.index import Index, IndexProblem, Item
 from serving.collection.reembedding import Embedded, Progress, Reembedding, asked_for, is_complete
 from serving.collection.undo import undo
 from serving.protocol.replies import Skipped
+from tests.conftest import PATIENCE_S
 
 D = 8
 
@@ -121,7 +122,7 @@ def test_a_row_that_is_written_in_the_middle_of_another_write_is_not_forgotten(o
         answer = own(*arguments)
         if not settled.is_set():
             settled.set()
-            assert stored.wait(60)
+            assert stored.wait(PATIENCE_S)
         return answer
 
     def write():
@@ -136,7 +137,7 @@ def test_a_row_that_is_written_in_the_middle_of_another_write_is_not_forgotten(o
 
     def begin():
         thread.start()
-        assert settled.wait(60)
+        assert settled.wait(PATIENCE_S)
 
     monkeypatch.setattr(writer._table, what, first)
     monkeypatch.setattr(work, "_settle", after_settling)
@@ -153,7 +154,7 @@ def first_of(call, begun: threading.Event, go_on: threading.Event):
         answer = call(*arguments)
         if not begun.is_set():
             begun.set()
-            assert go_on.wait(60)
+            assert go_on.wait(PATIENCE_S)
         return answer
 
     return wrapped

@@ -17,6 +17,7 @@ import yaml
 
 from serving.client import Client
 from serving.limits import cores
+from tests.conftest import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 STOP_S = 10
@@ -51,7 +52,7 @@ def test_bentoml_serves_until_it_is_stopped(launch, fill, bundle, picture):
 
     host, port = address.removeprefix("http://").split(":")
     with (
-        httpx.stream("GET", f"{address}/ui/gradio_api/heartbeat/test", timeout=30) as page,
+        httpx.stream("GET", f"{address}/ui/gradio_api/heartbeat/test", timeout=PATIENCE_S) as page,
         socket.create_connection((host, int(port))) as upload,
     ):
         beats = page.iter_raw()
@@ -68,7 +69,7 @@ def test_bentoml_serves_until_it_is_stopped(launch, fill, bundle, picture):
         upload.sendall("\r\n".join(head).encode())
         assert upload.recv(100).startswith(b"HTTP/1.1 100 Continue")  # the service is reading the body
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0
     text = log.read_text()
     assert "serving " + bundle.card.id in text
     assert f"listening on {address}" in text
@@ -115,7 +116,7 @@ def test_a_built_bento_serves_where_there_is_no_checkout(launch, bento, fill, bu
         assert client.embed([picture(0), picture(1)]).model == bundle.card.id
         assert client.search(picture(2), k=1).results[0].name == "a/2.png"
     assert "gradio" in httpx.get(f"{running.address}/ui/").text
-    views = httpx.post(f"{running.address}/views", files={"image": ("a.png", picture(0))}, timeout=60)
+    views = httpx.post(f"{running.address}/views", files={"image": ("a.png", picture(0))})
     assert views.json()["error"]["code"] == "not_offered"  # training/ is not part of the bento
 
     folders = {file.relative_to(bento / "src").parts[0] for file in (bento / "src").rglob("*.py")}
@@ -146,7 +147,7 @@ def test_the_image_of_a_bento_has_the_command_twinview(bento, bundle, picture, t
 
 
 # Modules that are imported where they are used, and are not in a bento: what needs them then says so.
-NOT_IN_A_BENTO = {"torch", "torchvision", "pillow_heif", "ray", "scipy", "opentelemetry", "pandas"}
+NOT_IN_A_BENTO = {"torch", "torchvision", "pillow_heif", "ray", "scipy", "opentelemetry", "pandas", "fiftyone"}
 
 
 @pytest.mark.slow

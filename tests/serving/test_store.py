@@ -14,6 +14,7 @@ from serving.collection import store as store_module
 from serving.collection.index import Index, Item
 from serving.collection.problems import IndexProblem
 from serving.collection.store import FileStore
+from tests.conftest import PATIENCE_S
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
@@ -63,7 +64,7 @@ def test_a_lease_of_a_killed_process_is_free(tmp_path):
     held = spawn.Event()
     other = spawn.Process(target=hold, args=(str(tmp_path), held))
     other.start()
-    assert held.wait(30)
+    assert held.wait(PATIENCE_S)
     with FileStore(tmp_path).lease("x") as mine:
         assert not mine
     other.kill()

@@ -9,6 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.conftest import PATIENCE_S
+
 LISTENING = "0A"  # of Linux
 
 
@@ -46,7 +48,7 @@ def test_the_supervisor_listens_at_the_services_port_only(launch, temporary):
     (worker,) = running.workers()
     assert b"MALLOC_MMAP_THRESHOLD_=131072" in Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
     running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(60) == 0
+    assert running.process.wait(PATIENCE_S) == 0
     assert not folder.exists()
 
 

@@ -19,6 +19,7 @@ from serving.collection.problems import NothingToUndo
 from serving.collection.reembedding import Embedded, Reembedding, is_complete
 from serving.collection.table import LanceTable
 from serving.collection.undo import changes, undo
+from tests.conftest import PATIENCE_S
 
 D = 8
 
@@ -298,13 +299,13 @@ def test_only_one_process_undoes_at_a_time(index, monkeypatch):
 
     def waiting(*arguments):
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(PATIENCE_S)
         return steps(*arguments)
 
     monkeypatch.setattr(undo_module, "_steps", waiting)
     thread = threading.Thread(target=undo, args=(index,))
     thread.start()
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE_S)
     with pytest.raises(IndexProblem, match="just being undone"):
         undo(Index(index.store.uri, "enc-1", D))
     go_on.set()

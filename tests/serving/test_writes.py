@@ -11,6 +11,7 @@ from serving.collection import writes
 from serving.collection.index import IndexProblem, Item
 from serving.collection.writes import CommitQueue, Written
 from serving.errors import Busy
+from tests.conftest import PATIENCE_S
 
 
 class Noted:
@@ -46,7 +47,7 @@ class Noted:
 
     def _begin(self, what, ids):
         self.begun.release()
-        assert self.go_on.wait(60)
+        assert self.go_on.wait(PATIENCE_S)
         self.commits.append((what, ids))
         self.last_change = f"change {len(self.commits)}"
         if any(id.startswith("bad") for id in ids):
@@ -74,7 +75,7 @@ async def begin(index, first) -> asyncio.Task:
     """Returns while the commit of the first runs, until `go_on` is set."""
     index.go_on.clear()
     task = asyncio.create_task(first)
-    assert await asyncio.to_thread(index.begun.acquire, timeout=60)
+    assert await asyncio.to_thread(index.begun.acquire, timeout=PATIENCE_S)
     return task
 
 

@@ -258,7 +258,7 @@ def test_a_second_ctrl_c_ends_a_study_at_once(small_shapes, tmp_path, wait_until
         return process.poll() is not None
 
     try:
-        wait_until(lambda: list(tmp_path.glob("runs/studies/*/config.json")), "no run has begun", 120)
+        wait_until(lambda: list(tmp_path.glob("runs/studies/*/config.json")), "no run has begun")
         process.send_signal(signal.SIGINT)
         wait_until(ends, "the study goes on after a second Ctrl-C")
         process.communicate()

@@ -20,6 +20,7 @@ import torch.distributed
 import torch.multiprocessing
 from torch import nn
 
+from tests.conftest import PATIENCE_S
 from training import checkpoint
 from training.budget import Budget
 from training.loss import dcl, gather, nt_xent
@@ -180,7 +181,7 @@ def test_two_processes_whose_clocks_differ_end_their_minutes_together(small_shap
 
 
 def test_processes_whose_clocks_differ_write_the_same_checkpoints(tmp_path):
-    meet, said = threading.Barrier(WORLD, timeout=60), [False] * WORLD
+    meet, said = threading.Barrier(WORLD, timeout=PATIENCE_S), [False] * WORLD
 
     class Strategy:
         def __init__(self, rank: int):

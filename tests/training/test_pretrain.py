@@ -135,7 +135,7 @@ def test_ctrl_c_ends_the_run_after_the_epoch_with_a_checkpoint(small_shapes, tmp
         assert process.poll() is None, "the run ended before it could be stopped"
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    printed, said = process.communicate(timeout=60)
+    printed, said = process.communicate()
     assert process.returncode == 130
     assert "Stopping at the end of this epoch" in said
     assert "Traceback" not in said

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from export.artifact import Preprocessing
+from tests.conftest import PATIENCE_S
 from training.data import store, stream
 from training.data.sources import DataError, open_source
 from training.data.store import map_ahead
 from training.data.stream import Stream, StreamedRows, too_large
 
 EIGHT = Preprocessing(8)
-PATIENCE_S = 60  # how long an event that must come is waited for
 
 
 def jpeg(seed: int) -> bytes:

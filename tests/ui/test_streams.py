@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from gradio.server_messages import ProcessCompletedMessage, ProcessStartsMessage
 
+from tests.conftest import PATIENCE_S
 from ui import streams
 from ui.streams import ADD, STREAM, Streams
 
@@ -88,7 +89,9 @@ def run(monkeypatch):
     def call(check) -> None:
         async def checked() -> None:
             queue = Queue()
-            await asyncio.wait_for(check(Streams(gradio, SimpleNamespace(_queue=queue), asyncio.Event()), queue), 60)
+            await asyncio.wait_for(
+                check(Streams(gradio, SimpleNamespace(_queue=queue), asyncio.Event()), queue), PATIENCE_S
+            )
 
         asyncio.run(checked())
 
