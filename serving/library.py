@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -20,20 +21,22 @@ from serving.collection.names import delete_alias, names_of, refuse_alias
 from serving.collection.problems import IndexProblem
 from serving.collection.reembedding import NO_ORIGINAL, Embedded, Reembedding
 from serving.collection.undo import Listed, changes, undo
+from serving.collection.upgrade import Upgrade
 from serving.collection.writes import CommitQueue
 from serving.curation.items import NoValues
+from serving.curation.odd_items import FINDERS, CannotCompare
 from serving.curation.suggest import TooFewLabels, suggest_labels
 from serving.drift import DriftWatch
 from serving.errors import Busy, Malformed, NotFound, TooLarge, Undecodable, without_place
 from serving.inference.batcher import Encoded
 from serving.inference.decode import Decoder, Upload
 from serving.inference.original import original_file
-from serving.inference.served import ServedEncoder, ServedEncoders
+from serving.inference.served import OPEN_COLLECTIONS, ServedEncoder, ServedEncoders
 from serving.inference.thumbnail import DecodedPicture
 from serving.limits import RETRY_AFTER_S, Gate, Limits, keeps_originals
 from serving.protocol import replies
 from serving.protocol.filters import Filter
-from serving.protocol.queries import ItemChange, ItemFacts, PickQuery, SearchQuery, SuggestQuery, VectorRow
+from serving.protocol.queries import ItemChange, ItemFacts, OddQuery, PickQuery, SearchQuery, SuggestQuery, VectorRow
 
 ROWS_FOUND = 10_000  # by searches that are answered together
 READERS = 8  # each uses further threads of LanceDB
@@ -61,6 +64,8 @@ class Search:
     """A search whose examples have become a direction."""
 
     index: Index
+    upgrade: Upgrade
+    """Searches the index, and what is not embedded again yet."""
     direction: np.ndarray  # (d,)
     scale: float
     """The mean cosine to the positive examples is the cosine to the direction times this."""
@@ -84,6 +89,8 @@ class Found:
     """Items with their cosine and its rank among random pairs, nearest first."""
     threshold: float | None
     """Lowest cosine of a result, None without a limit."""
+    estimated: bool
+    """Whether vectors of another encoder were searched, too."""
 
 
 class Library:
@@ -110,6 +117,7 @@ class Library:
         self._verifying = Gate(1, "check of a collection")
         self._picking = Gate(1, "pick of items")
         self._readers = ThreadPoolExecutor(READERS, "reads")
+        self._upgrade = lru_cache(OPEN_COLLECTIONS)(Upgrade)
 
     def index(self, name: str, model: str | None = None) -> Index:
         """Returns the collection's index for the encoder with id `model`, or for its default. Raises NotFound."""
@@ -354,6 +362,20 @@ class Library:
         ]
         return replies.Suggested(items, found.candidates)
 
+    async def odd(self, name: str, query: OddQuery, where: Filter | None) -> replies.Odd:
+        """Raises Malformed, NotFound, Busy, IndexProblem."""
+        index = self.index(name)
+        await self._refuse_missing(index)
+        with self._picking.admit(1):
+            try:
+                found = await self.read(FINDERS[query.kind], index, query.k, where)
+            except CannotCompare as error:
+                raise Malformed(f"{name} {error}", "name") from error
+        items = []
+        for item, (*reason, value) in found.rows:
+            items.append(replies.OddItem(**vars(item), reason=str(reason[0]) if reason else None, value=float(value)))
+        return replies.Odd(items, found.odd, found.compared, found.left_out)
+
     async def create(self, name: str, model: str | None) -> replies.Collection:
         """Raises NotFound, Busy, IndexProblem."""
         index = self.index(name, model)
@@ -414,7 +436,8 @@ class Library:
         if not (query.positive or images):
             raise Malformed("positive: give at least one image, id or vector to search by", "positive")
         ids = [example for example in (*query.positive, *query.negative) if isinstance(example, str)]
-        known = await self.read(index.get_many, ids) if ids else {}
+        upgrade = self._upgrade(index)
+        known = await self.read(upgrade.get_many, ids) if ids else {}
         if ids and not known:
             await self.describe(index)
 
@@ -443,7 +466,7 @@ class Library:
                 raise Malformed(f"closer_than: {message}", "closer_than")
             await self.describe(index)
             threshold = await self.read(index.random_pairs.cosine, query.closer_than) / scale
-        return Search(index, direction, scale, query.k, where, tuple(ids), threshold, ranked=not negative)
+        return Search(index, upgrade, direction, scale, query.k, where, tuple(ids), threshold, ranked=not negative)
 
     async def find(self, searches: Sequence[Search]) -> list[Found]:
         """Returns the k items nearest to each direction. Those that differ in nothing else are searched together.
@@ -499,7 +522,8 @@ def _find(searches: Sequence[Search]) -> list[Found]:
     rows = searches[0].k + len(set(searches[0].without))
     directions = np.stack([search.direction for search in searches])
     pairs = None
-    for search, results in zip(searches, index.search_many(directions, rows, searches[0].where), strict=True):
+    found, estimated = searches[0].upgrade.search_many(directions, rows, searches[0].where)
+    for search, results in zip(searches, found, strict=True):
         kept = [(item, cosine) for item, cosine in results if item.id not in search.without][: search.k]
         if search.threshold is not None:
             kept = [(item, cosine) for item, cosine in kept if cosine >= search.threshold]
@@ -507,7 +531,7 @@ def _find(searches: Sequence[Search]) -> list[Found]:
             pairs = pairs or index.random_pairs.known()
         ranks = pairs if search.ranked else None
         ranked = [(item, cosine, ranks.closer_than(cosine * search.scale) if ranks else None) for item, cosine in kept]
-        answers.append(Found(index.encoder_id, ranked, search.threshold))
+        answers.append(Found(index.encoder_id, ranked, search.threshold, estimated))
     return answers
 
 

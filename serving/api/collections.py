@@ -459,7 +459,7 @@ async def _prepare(engine: Engine, name: str, query: SearchQuery, images: list[U
 
 def _matches(found: Found) -> Matches:
     results = [match(item, cosine, closer_than) for item, cosine, closer_than in found.results]
-    return Matches(found.model, results, found.threshold)
+    return Matches(found.model, results, found.threshold, found.estimated)
 
 
 def match(item: Item, cosine: float, closer_than: float | None) -> Match:

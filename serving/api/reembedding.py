@@ -35,9 +35,10 @@ async def reembed(
     """Embed the items of a collection again with another encoder, in the background; GET returns the progress.
 
     The pictures are those that were kept when they were uploaded, and files in folders that a command was given. Until
-    every item is embedded, the collection uses the encoder that it has. If some have to be skipped, the state becomes
-    `incomplete`, and the collection keeps its encoder, unless a request says `without_skipped`. A call goes on where
-    an earlier one was stopped.
+    every item is embedded, the collection uses the encoder that it has; if that is not served any more, searches
+    estimate the vectors that are missing. If some items have to be skipped, the state becomes `incomplete`, and the
+    collection keeps its encoder, unless a request says `without_skipped`. A call goes on where an earlier one was
+    stopped.
     """
     work = await engine.library.reembedding(name, requested_encoder(model))
     progress = await engine.library.read(work.start, without_skipped)

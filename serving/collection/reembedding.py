@@ -13,6 +13,7 @@ import json
 import secrets
 import threading
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
@@ -208,14 +209,15 @@ class Reembedding:
         return [table for table in self.index._all_tables() if table.name != self.index._table.name]
 
     def missing(self, apart_from: Collection[str] = ()) -> list[tuple[LanceTable, list[str]]]:
-        """Returns ids of items that only other encoders' tables have, by table, the fullest table first."""
+        """Returns ids of items that only other encoders' tables have, by table, the fullest table first. They are in an
+        order that has nothing to do with the pictures: those that are done first stand for all, for upgrade.py."""
         with self.index._table.explained("read"):
             known = self.index._table.ids() if self.index._table.exists() else set()
             everything: set[str] = set()
             found = []
             for table in sorted(self._sources(), key=lambda table: table.count(), reverse=True):
                 ids = table.ids()
-                found.append((table, sorted(ids - everything - known)))
+                found.append((table, sorted(ids - everything - known, key=_shuffled)))
                 everything |= ids
             left = sum(len(ids) for _, ids in found)
             self.now = replace(self.now, total=len(everything), done=len(everything) - left)
@@ -400,6 +402,10 @@ def asked_for(store: FileStore) -> Iterator[tuple[str, str]]:
         if path.endswith("/order.json"):
             name, _, encoder = path.split("/")[-2].partition(".")
             yield names.shown(name), encoder
+
+
+def _shuffled(id: str) -> tuple[int, str]:
+    return zlib.crc32(id.encode()), id
 
 
 def _apart_from(

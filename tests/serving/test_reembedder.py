@@ -3,14 +3,17 @@
 import asyncio
 import threading
 
+import numpy as np
 import pytest
 
+from export.artifact import read_pixels
 from serving.access import Access
 from serving.api.collections import refusal
 from serving.collection.index import Index, WrongEncoder, content_id
 from serving.collection.items import Item
 from serving.collection.reembedding import NO_ORIGINAL, Reembedding
 from serving.library import Library
+from tests.conftest import PATIENCE_S
 
 PATH, ITEMS = "/collections/pictures/reembedding", "/collections/pictures/items"
 
@@ -167,14 +170,14 @@ def test_work_in_the_middle_ends_when_it_is_stopped_or_the_service_is(
     monkeypatch.setattr("serving.collection.reembedding.FILES_TOGETHER", 2)
     monkeypatch.setattr(Library, "embed_again", held)
     http.put(PATH)
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE_S)
     assert http.get(PATH).json()["state"] == "running"
     if gone:
         closing = threading.Thread(target=http.app.state.reembedder.close)
         closing.start()
         wait_until(http.app.state.reembedder._closing.is_set, "it is not closing")
         go_on.set()
-        closing.join(60)
+        closing.join(PATIENCE_S)
         assert not http.app.state.reembedder._thread.is_alive()
     else:
         assert http.delete(PATH).json()["state"] == "stopped"
@@ -211,6 +214,34 @@ def test_the_clients_start_look_and_stop(both, bundle, new, upload, connect, end
     assert ended(http)["state"] == "done"
     assert (client.reembedding().done, client.stop_reembedding().state) == (2, "done")
     assert client.reembedding(model=bundle.card.id).model == bundle.card.id
+
+
+def test_items_that_only_a_lost_encoder_has_embedded_are_found_by_estimates(
+    serve, bundle, new, picture, means, ended, connect, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("serving.collection.upgrade.LEAST_PAIRS", 60)
+    monkeypatch.setattr("serving.collection.upgrade.CHECK_S", 0)
+    files = {content_id(picture(i)): picture(i) for i in range(120)}
+    pixels = np.stack([read_pixels(data, bundle.card.preprocessing) for data in files.values()])
+    turned = means(pixels) @ np.linalg.qr(np.random.default_rng(0).normal(size=(48, 48)))[0]
+    lost = Index(tmp_path / "index", "lost", 48)
+    items = [Item(id, id, None, None, 40, 30, len(data)) for id, data in files.items()]
+    kept = dict(list(files.items())[:90])  # the others have no original, so the work stays incomplete
+    lost.upsert(items, turned, dict.fromkeys(kept, b"thumbnail"), False, kept)
+    http = serve(new.folder)
+    assert http.put(PATH).status_code == 202
+    assert ended(http)["state"] == "incomplete"
+    client = connect(http)
+    for id in list(files)[88:92]:
+        by_picture, by_id = client.search(files[id], k=3), client.search(positive=[id], k=3)
+        assert (by_picture.model, by_picture.estimated, by_id.estimated) == (new.card.id, True, True)
+        assert by_picture.results[0].id == id
+        assert len(by_id.results) == 3 and id not in {item.id for item in by_id.results}
+    assert [one.estimated for one in client.search_many([{"positive": [id], "k": 2}])] == [True]
+    client.reembed(without_skipped=True)
+    ended(http, "done")
+    found = client.search(files[id], k=3)
+    assert not found.estimated and id not in {item.id for item in found.results}
 
 
 def test_a_key_that_may_read_does_not_start_it(serve, bundle, new):

@@ -34,6 +34,7 @@ class FakeClient:
     result of a search without negative examples, and 0.97 is the cosine of every limit given as a rank."""
 
     rank: float | None = None
+    estimated = False  # of the results of a search
     closed = False
     drifted = Drift("fake", 3, 500, "unknown", None, None, "3 of the 500 pictures have come")
 
@@ -80,7 +81,8 @@ class FakeClient:
         if limit is not None and limit > (self.rank or 1):
             found = []
         facts = [vars(item) | {"similarity": 1 - i / 8, "closer_than": closer_than} for i, item in enumerate(found)]
-        return Matches("fake", [Match(**one) for one in facts], more.get("threshold") if limit is None else 0.97)
+        least = more.get("threshold") if limit is None else 0.97
+        return Matches("fake", [Match(**one) for one in facts], least, self.estimated)
 
     async def embed(self, images, *, model=None) -> Embeddings:
         self._ask("embed", images, model)

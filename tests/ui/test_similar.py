@@ -94,6 +94,13 @@ def test_without_results_the_page_says_what_to_do(fake, upload):
     assert "Remove a condition" in asyncio.run(browse(none, PAGE, narrow))[1]
 
 
+@pytest.mark.parametrize("estimated", [True, False])
+def test_estimated_similarities_are_said_to_be_estimates(fake, estimated):
+    client = fake()
+    client.estimated = estimated
+    assert ("some similarities are estimates" in asyncio.run(neighbours(client, like(0), USUAL))[0]) == estimated
+
+
 def test_neighbours_come_in_the_services_order_with_cosines_of_two_decimals(fake):
     _, grid, _ = asyncio.run(neighbours(fake(), like(0), SearchSettings(k=3)))
     assert re.findall(r'data-id="(\w+)"', grid) == ["id1", "id2", "id3"]

@@ -5,6 +5,7 @@ from dataclasses import replace
 from html import escape
 from types import MappingProxyType
 
+from export.suggest import program
 from serving.client import AsyncClient, ServiceError
 from serving.protocol.filters import parse_conditions
 from ui.search.picture import counted, notice
@@ -14,13 +15,15 @@ from ui.widgets.grid import columns_html, grid_html, selection_html
 
 PAGE = 60  # pictures of the collection, and as many for each click on More
 AT_ONCE = 1000  # most pictures that the service lists in an answer
-EMPTY = "The collection is empty. Fill it with `python serving/bulk.py --data ~/Pictures`, then open this page again."
+FILL = f"{program('serving/bulk.py')} --data ~/Pictures"
+EMPTY = f"The collection is empty. Fill it with `{FILL}`, then open this page again."
 ALONE = "There is no other picture in the collection yet."
 FAR = "No picture has a similarity of {least:.2f} or more. Lower the limit to see the nearest pictures."
 NOT_CLOSER = "No picture is closer than {share} of random pairs are. Lower the limit to see the nearest pictures."
 SCORED = (
     "Best first. The number is a score, no cosine: the cosine to the pictures with + minus the cosine to those with −."
 )
+ESTIMATED = " The collection is being embedded again, so some similarities are estimates and will change."
 LABELLED = "Every picture of the collection has a label."
 FILTERED_LABELLED = "No picture that matches the filter is without a label."
 PICKED = "each from the middle of a group of similar ones. Select those of a kind and label them; then others come."
@@ -130,6 +133,7 @@ async def neighbours(
         rank = " and its rank among random pairs of pictures" if ranked else ""
         words = SCORED if query.negative else f"Nearest first, with the cosine of the embeddings{rank}."
         words += " Choose one to search from it."
+        words += ESTIMATED if found.estimated else ""
         if by_rank and found.threshold is not None:
             words += f" Only those {in_words(settings.closer_than)}: with a cosine from {found.threshold:.2f} up."
     else:
