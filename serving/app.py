@@ -36,6 +36,7 @@ from serving.api import (
     reembedding,
     runs,
     status,
+    tools,
     views,
 )
 from serving.api.body_limit import BodyLimit
@@ -110,6 +111,8 @@ def create_app(
 
     # with include_router every request would search the routes twice
     app.router.routes[:0] = [route for router in ROUTERS for route in router.routes]
+    app.state.tools = tools.Tools(app)
+    app.router.routes.append(app.state.tools.route)
     app.mount(status.DOCS_ASSETS, status.docs_assets())
     app.openapi = lambda: openapi.document(app, access)
 
@@ -146,7 +149,8 @@ async def _lifespan(app: FastAPI, encoder: str | None, index: str | Path, access
     automatic.start()
     reembedder = app.state.reembedder = Reembedder(index, lambda: app.state.engine and app.state.engine.library)
     reembedder.start()
-    yield
+    async with app.state.tools.run():
+        yield
     automatic.close()
     await run_in_threadpool(reembedder.close)
     background.cancel()

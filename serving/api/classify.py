@@ -6,6 +6,7 @@ import numpy as np
 from fastapi import Query, Request
 from fastapi.responses import Response
 
+from export.suggest import program
 from serving.api.embed import embed_uploads
 from serving.api.openapi import images_body, new_router
 from serving.api.request import Ready, requested_encoder
@@ -48,8 +49,8 @@ def _check_classes(id: str, classes: list[str]) -> None:
     """Raises NotFound."""
     if not classes:
         raise NotFound(
-            f"{id} is an encoder and has no classes; fine-tune one: `python training/finetune.py --init RUN --data "
-            "LABELLED_PICTURES`, then `python export/to_onnx.py` of the new run",
+            f"{id} is an encoder and has no classes; fine-tune one: `{program('training/finetune.py')} --init RUN "
+            f"--data LABELLED_PICTURES`, then `{program('export/to_onnx.py')}` of the new run",
             "model",
         )
 

@@ -6,6 +6,7 @@ GROUPS: dict[str, dict[str, str]] = {  # by the names of the routes' functions
         "search_many": "Answer several searches at once",
         "pick": "Pick the items to label first",
         "suggest": "Suggest labels",
+        "odd": "List the odd items",
     },
     "Items": {
         "put_items": "Add images, or vectors of images",

@@ -1,4 +1,4 @@
-"""The routes that pick items to be labelled first, and suggest labels."""
+"""The routes that pick items to be labelled first, suggest labels, and list odd items."""
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -8,8 +8,8 @@ from serving.api.openapi import inline_schema, new_router
 from serving.api.request import JSON, CancelOnDisconnect, Ready, validated
 from serving.api.response import json_response
 from serving.errors import documented
-from serving.protocol.queries import PickQuery, SuggestQuery
-from serving.protocol.replies import Picked, Suggested
+from serving.protocol.queries import OddQuery, PickQuery, SuggestQuery
+from serving.protocol.replies import Odd, Picked, Suggested
 
 router = new_router("/collections")
 
@@ -42,3 +42,18 @@ async def suggest(request: Request, name: Name, engine: Ready) -> Response:
     query = validated(SuggestQuery, body or b"{}")
     async with CancelOnDisconnect(request):
         return json_response(await engine.library.suggest(name, query, parse_filter(query.filter)))
+
+
+@router.post(
+    "/{name}/odd",
+    openapi_extra={"requestBody": {"content": {JSON: {"schema": inline_schema(OddQuery)}}}},
+    response_model=Odd,
+    responses=documented(400, 404, 409, 413, 415, 429, 503),
+)
+async def odd(request: Request, name: Name, engine: Ready) -> Response:
+    """List the odd items: outliers, labels that may be wrong, or broken pictures, the most odd first. Nothing is
+    changed. One request is answered at a time; 100,000 items take some seconds."""
+    body = await only_json(request)
+    query = validated(OddQuery, body or b"{}")
+    async with CancelOnDisconnect(request):
+        return json_response(await engine.library.odd(name, query, parse_filter(query.filter)))

@@ -1,23 +1,21 @@
 """`twinview odd`: lists the odd pictures of a collection in a CSV file."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from serving.cli.options import TableOptions
 from serving.cli.table import counted, refuse_existing, write_table
-from serving.collection.index import Index
 from serving.collection.problems import IndexProblem
-from serving.curation.odd_items import CannotCompare, OddItems, broken, doubtful_labels, outliers
-from serving.protocol.filters import Filter, parse_shell
+from serving.curation.odd_items import FINDERS, CannotCompare
+from serving.protocol.filters import parse_shell
+from serving.protocol.queries import OddKind
 
 COLUMNS = ("id", "name", "path", "label")
 
 
 class Kind(NamedTuple):
-    find: Callable[[Index, int, Filter | None], OddItems]
     columns: tuple[str, ...]
     """What is odd, after COLUMNS."""
     odd: str
@@ -26,10 +24,10 @@ class Kind(NamedTuple):
     """What pictures lack that could not be looked at."""
 
 
-KINDS = {
-    "outliers": Kind(outliers, ("outlier_factor",), "are ranked by how unlike the others they are", ""),
-    "labels": Kind(doubtful_labels, ("suggested_label", "score"), "have neighbours of another label", "label"),
-    "broken": Kind(broken, ("problem", "value"), "are dark, over-exposed, empty or blurred", "readable thumbnail"),
+KINDS: dict[OddKind, Kind] = {
+    "outliers": Kind(("outlier_factor",), "are ranked by how unlike the others they are", ""),
+    "labels": Kind(("suggested_label", "score"), "have neighbours of another label", "label"),
+    "broken": Kind(("problem", "value"), "are dark, over-exposed, empty or blurred", "readable thumbnail"),
 }
 
 
@@ -37,7 +35,7 @@ KINDS = {
 class OddSettings(TableOptions):
     """List the odd pictures of a collection in a CSV file."""
 
-    kind: Literal["outliers", "labels", "broken"] = "outliers"
+    kind: OddKind = "outliers"
     """outliers: pictures unlike all others. outlier_factor is 1 for ordinary ones, and grows with the distance to the
     100 nearest, compared with what is usual in the collection, and around these 100. It is for sorting: from which
     factor on pictures do not belong, only looking shows. labels: pictures whose nearest ones have another label. That
@@ -65,7 +63,7 @@ def run(settings: OddSettings) -> int:
         raise IndexProblem(f"{asked} has no pictures")
     print(f"looking at {counted(count)} of {asked}", file=sys.stderr)
     try:
-        found = kind.find(index, settings.k, where)
+        found = FINDERS[settings.kind](index, settings.k, where)
     except CannotCompare as problem:
         raise IndexProblem(f"{asked} {problem}") from problem
     rows = [(item.id, item.name, item.path, item.label, *facts) for item, facts in found.rows]

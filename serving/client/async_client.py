@@ -25,7 +25,7 @@ from serving.client.messages import (
 )
 from serving.protocol import replies
 from serving.protocol.hosts import is_loopback
-from serving.protocol.queries import PickMethod
+from serving.protocol.queries import OddKind, PickMethod
 from serving.protocol.replies import (
     Alias,
     Change,
@@ -46,6 +46,8 @@ from serving.protocol.replies import (
     Map,
     Matches,
     Matrix,
+    Odd,
+    OddItem,
     Pair,
     Picked,
     Put,
@@ -322,6 +324,14 @@ class AsyncClient:
         answer = await self._json("POST", collection_path(collection, "suggest"), json={"k": k, "filter": filter})
         items = [replies.parse(SuggestedItem, item) for item in answer["items"]]
         return Suggested(items, answer["candidates"])
+
+    async def odd(
+        self, kind: OddKind = "outliers", k: int = 30, filter: Filter | None = None, *, collection: str = COLLECTION
+    ) -> Odd:
+        """At most k odd items, the most odd first: "outliers", "labels" that may be wrong, or "broken" pictures."""
+        body = {"kind": kind, "k": k, "filter": filter}
+        answer = await self._json("POST", collection_path(collection, "odd"), json=body)
+        return replies.parse(Odd, answer | {"items": [replies.parse(OddItem, item) for item in answer["items"]]})
 
     async def items(
         self,

@@ -1,6 +1,6 @@
 """Which items of a collection are odd: `odd.py` and `broken.py` with what a collection knows of its pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from serving.curation.items import read_items
 from serving.curation.odd import LEAST, label_doubts, outlier_factors
 from serving.limits import cores
 from serving.protocol.filters import Filter
+from serving.protocol.queries import OddKind
 
 
 class CannotCompare(Exception):
@@ -91,3 +92,10 @@ def _look(index: Index, item: Item) -> tuple[bool, Defect | None]:
 
 def _rounded(value: float) -> float:
     return round(float(value), 4)
+
+
+FINDERS: dict[OddKind, Callable[[Index, int, Filter | None], OddItems]] = {
+    "outliers": outliers,
+    "labels": doubtful_labels,
+    "broken": broken,
+}

@@ -77,6 +77,7 @@ Example = Annotated[
 Examples = Annotated[list[Example], Field(max_length=MAX_EXAMPLES, fail_fast=True)]
 Condition = dict[str, object]
 PickMethod = Literal["central", "typical", "covering", "diverse"]
+OddKind = Literal["outliers", "labels", "broken"]
 ANNOTATIONS = ("default", "description", "title")  # the parts of a field's JSON schema that do not say what it accepts
 
 
@@ -201,10 +202,20 @@ class SuggestQuery(Strict):
     filter: Condition | None = Field(None, description="Only for these, written like the `filter` of a search.")
 
 
-class SearchQuery(Strict):
-    positive: Examples = Field(
-        [], description="Examples that results should resemble. In a form, the files in `image` are such examples too."
+class OddQuery(Strict):
+    kind: OddKind = Field(
+        "outliers",
+        description="`outliers`: the pictures that are most unlike all others. `labels`: those whose nearest pictures "
+        "have another label. `broken`: dark, over-exposed, empty or blurred ones.",
     )
+    k: Whole = Field(30, ge=1, le=1000, description="Most items to list.")
+    filter: Condition | None = Field(
+        None, description="Only these, compared with each other; written like the `filter` of a search."
+    )
+
+
+class SearchQuery(Strict):
+    positive: Examples = Field([], description="Examples that results should resemble.")
     negative: Examples = Field([], description="Examples that results should not resemble.")
     k: Whole = Field(12, ge=1, le=1000, description="Number of results.")
     filter: Condition | None = Field(
@@ -238,6 +249,8 @@ class Searches(Strict):
 class SearchForm(SearchQuery):
     """A search sent as a form; its lists and objects are JSON texts."""
 
-    positive: Json[Examples] = []
+    positive: Json[Examples] = Field(
+        [], description="Examples that results should resemble, besides the files in `image`."
+    )
     negative: Json[Examples] = []
     filter: Json[Condition] | None = None

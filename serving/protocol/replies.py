@@ -270,6 +270,29 @@ class Suggested(Reply):
 
 
 @dataclass(frozen=True)
+class OddItem(Item):
+    reason: str | None = field(kw_only=True)
+    """Of `labels` the label that the nearest pictures speak for, of `broken` what is wrong: dark, over-exposed, empty
+    or blurred. Null for outliers."""
+    value: float = field(kw_only=True)
+    """How odd it is. Of outliers the outlier factor, about 1 for ordinary pictures; of `labels` how many times as much
+    the nearest pictures speak for the other label; of `broken` the measured value."""
+
+
+@dataclass(frozen=True)
+class Odd(Reply):
+    items: list[OddItem]
+    """The most odd first."""
+    odd: int
+    """Number of odd items. Outliers are only sorted, so all items count."""
+    compared: int
+    """Number of items that were looked at."""
+    left_out: int
+    """Number of items that could not be looked at: for `labels` those without a label, for `broken` those without a
+    thumbnail that can be read."""
+
+
+@dataclass(frozen=True)
 class ItemWithVector(Item):
     vector: Annotated[np.ndarray | None, Wire(list[float]), Field(exclude_if=lambda vector: vector is None)] = field(
         default=None, compare=False, repr=False
@@ -304,6 +327,9 @@ class Matches(Reply):
     """Most similar first."""
     threshold: float | None = None
     """Lowest cosine similarity of a result, also if the request gave `closer_than`; null if it gave no limit."""
+    estimated: bool = False
+    """Whether the collection is being embedded again, and vectors of items that only the old encoder has embedded were
+    estimated: some results will differ at the end."""
 
 
 @dataclass(frozen=True)

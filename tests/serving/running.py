@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import httpx
 
+from tests.conftest import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
-START_S = 180  # bentoml serve on a busy machine
 
 
 @dataclass
@@ -89,7 +90,12 @@ def _command(id: int) -> bytes:
 
 
 def start(
-    folder: Path, encoder: Path | str, bento: Path | str = "", cwd: Path = ROOT, environment: dict | None = None
+    folder: Path,
+    encoder: Path | str,
+    bento: Path | str = "",
+    cwd: Path = ROOT,
+    environment: dict | None = None,
+    program: Sequence[str | Path] = (sys.executable, "-m", "bentoml", "serve"),
 ) -> Running:
     """Start a service whose files are in a folder; return before it answers."""
     with socket.socket() as free:
@@ -104,7 +110,7 @@ def start(
         "TWINVIEW_INDEX": str(folder / "index"),
         **(environment or {}),
     }
-    command = [sys.executable, "-m", "bentoml", "serve", *filter(None, [str(bento)]), "--port", str(port)]
+    command = [*program, *filter(None, [str(bento)]), "--port", str(port)]
     log = folder / f"log-{port}"
     with open(log, "wb") as file:
         process = subprocess.Popen(command, cwd=cwd, env=variables, stdout=file, stderr=file)
@@ -141,14 +147,14 @@ class Load:
     def wait_for(self, count: int, wait_until: Callable) -> None:
         """Wait for this many more answers."""
         wanted = len(self.answers) + count
-        wait_until(lambda: len(self.answers) >= wanted, f"fewer than {count} more requests were answered", 120)
+        wait_until(lambda: len(self.answers) >= wanted, f"fewer than {count} more requests were answered")
 
     def slowest(self, client: int) -> float:
         return max(answer.seconds for answer in self.answers if answer.client == client)
 
     def _run(self, client: int, ask: Callable[[httpx.Client, int], httpx.Response]) -> None:
         call = 0
-        with httpx.Client(base_url=self._address, timeout=120, trust_env=False) as http:
+        with httpx.Client(base_url=self._address, timeout=PATIENCE_S, trust_env=False) as http:
             while call == 0 or not self._stop.is_set():
                 started = time.monotonic()
                 try:

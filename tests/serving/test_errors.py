@@ -196,6 +196,7 @@ ROUTES = (
     ("GET", "/collections/pictures/drift"),
     ("POST", "/collections/pictures/pick"),
     ("POST", "/collections/pictures/suggest"),
+    ("POST", "/collections/pictures/odd"),
     ("POST", "/collections/pictures/searches"),
     ("PATCH", "/collections/pictures"),
     ("GET", "/collections/pictures/reembedding"),

@@ -17,6 +17,7 @@ from serving.limits import Limits
 
 DESCRIBE, EMBED = "/v1/describe", "/v1/embed/images/bytes"
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text().partition("## LightlyStudio")[2]
+DOCUMENT = DOCUMENT.partition("\n## ")[0]
 BLOCKS = re.findall(r"^```(?:python)?\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
 
 

@@ -12,6 +12,8 @@ from serving.curation import odd
 from serving.curation.broken import blur, brightest, contrast, defect, white_share
 from serving.curation.neighbours import neighbours
 from serving.curation.odd import LEAST, label_doubts, outlier_factors
+from serving.curation.odd_items import FINDERS
+from serving.protocol.filters import Filter
 
 D = 16
 
@@ -344,3 +346,38 @@ def test_an_empty_collection_is_named(collection, twinview):
     collection.delete(sorted(collection.ids()))
     with pytest.raises(SystemExit, match="error: pictures has no pictures"):
         twinview("odd")
+
+
+# Over HTTP ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["outliers", "labels", "broken"])
+def test_the_route_lists_what_the_command_lists(connect, http, fill, bundle, tmp_path, kind):
+    items = fill(25)
+    index = Index(tmp_path / "index", bundle.card.id, bundle.card.dimension)
+    index.change({items[i].id: {"label": None} for i in range(5)})
+    dark = jpeg(BROKEN["dark"])
+    index.upsert([items[3]], index.get(items[3].id)[1][None], {items[3].id: dark})
+    where = {"name": {"contains": "."}}
+    expected = FINDERS[kind](index, 3, Filter.parse(where))
+    found = connect(http).odd(kind, 3, where)
+    assert [(item.id, *filter(None, [item.reason]), item.value) for item in found.items] == [
+        (item.id, *facts) for item, facts in expected.rows
+    ]
+    assert (found.odd, found.compared, found.left_out) == (expected.odd, expected.compared, expected.left_out)
+    assert len(found.items) == min(3, found.odd) > 0
+
+
+def test_a_wrong_request_for_odd_items_is_refused_in_a_sentence(http, fill):
+    fill(3)
+    for body, status, message in (
+        ({}, 400, "pictures has 3 of the 20 pictures that are needed to find outliers"),
+        ({"kind": "strange"}, 400, "kind: "),
+        ({"k": 0}, 400, "k: 0 is given, at least 1 is needed"),
+        ({"filter": {"yaer": 2020}}, 400, "filter: "),
+    ):
+        answer = http.post("/collections/pictures/odd", json=body)
+        assert (answer.status_code, answer.json()["error"]["message"].startswith(message)) == (status, True), body
+    assert http.post("/collections/none/odd").status_code == 404
+    with http.app.state.engine.library._picking.admit(1):
+        assert http.post("/collections/pictures/odd").status_code == 429

@@ -1,5 +1,6 @@
 """Parquet and back; from a folder to an object store and back."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -252,6 +253,33 @@ def test_an_export_that_pandas_has_read_and_written_is_imported(index, other, tm
     assert item.metadata.keys() - {"taken_at"} == before[0].metadata.keys()
     np.testing.assert_allclose(vector, before[1], atol=1e-6)
     assert other.count() == len(frame)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_the_documents_lines_give_the_vectors_and_a_changed_table_is_imported(
+    index, other, tmp_path, monkeypatch, library
+):
+    monkeypatch.chdir(tmp_path)
+    transfer.export(index, Path("vectors.parquet"))
+    document = (ROOT / "docs" / "integrations.md").read_text().partition("## pandas and Polars")[2]
+    programs = re.findall(r"^```python\n(.*?)^```$", document.partition("\n## ")[0], re.DOTALL | re.MULTILINE)
+    (program,) = [program for program in programs if f"import {library}" in program]
+    names: dict = {}
+    exec(program, names)
+    table, vectors = names["table"], names["vectors"]
+    held_there = {item.id: vector for items, part in index.scan() for item, vector in zip(items, part, strict=True)}
+    assert (type(vectors), vectors.shape, vectors.dtype) == (np.ndarray, (50, 8), np.float32)
+    np.testing.assert_allclose(vectors, [held_there[id] for id in table["id"]], atol=1e-6)
+    assert {"name", "label", "path", "width", "height", "bytes", "colour", "price"} < set(table.columns)
+    if library == "pandas":
+        table.assign(label="new").to_parquet("changed.parquet")
+    else:
+        table.with_columns(label=names["pl"].lit("new")).write_parquet("changed.parquet")
+    contents = exchange.contents(Path("changed.parquet"))
+    assert contents.encoder is None
+    transfer.import_(contents, other)
+    assert other.count(Filter.parse({"label": "new"})) == 50
+    np.testing.assert_allclose(other.get(table["id"][0])[1], held_there[table["id"][0]], atol=1e-6)
 
 
 def test_missing_values_and_any_column_names_are_imported(other, tmp_path):
