@@ -6,6 +6,8 @@ A bundle is a folder of two files:
                       if the card names C classes also `logits` float32 (N, C), whose softmax gives probabilities
     model_card.json   the ModelCard below
 
+A third, encoder.safetensors, contains the weights for use in torch (export/weights.py). The service does not need it.
+
 Training's evaluation and the service both read pictures with `read_pixels`, so the service gives the vectors that were
 evaluated. Only numpy, Pillow and the standard library are imported: serving needs no torch.
 """
@@ -26,9 +28,11 @@ from PIL import Image
 
 from export import formats
 from export.rgb import in_srgb, to_rgb
+from export.suggest import program
 
 GRAPH = "encoder.onnx"
 CARD = "model_card.json"
+WEIGHTS = "encoder.safetensors"
 PRECISIONS = ("fp32", "fp16", "int8")
 
 MAX_PIXELS = 2**27  # 134 megapixels, 0.4 GB as RGB
@@ -273,15 +277,16 @@ def encoder_id(architecture: str, graph_sha256: str, preprocessing: Preprocessin
     return f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
-def save_bundle(folder: Path, graph: bytes, card: ModelCard) -> Bundle:
-    """Write both files into a temporary folder, then rename it to `folder`: readers see the old bundle or the new."""
+def save_bundle(folder: Path, graph: bytes, card: ModelCard, weights: bytes | None = None) -> Bundle:
+    """Write the files into a temporary folder, then rename it to `folder`: readers see the old bundle or the new."""
     folder = Path(folder)
     fresh, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
-    for name, content in ((GRAPH, graph), (CARD, json.dumps(card.to_dict(), indent=2).encode())):
-        _write(fresh / name, content)
+    for name, content in ((GRAPH, graph), (CARD, json.dumps(card.to_dict(), indent=2).encode()), (WEIGHTS, weights)):
+        if content is not None:
+            _write(fresh / name, content)
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
@@ -314,7 +319,8 @@ def load_bundle(folder: Path) -> Bundle:
     for name in (CARD, GRAPH):
         if not (folder / name).is_file():
             raise BundleError(
-                f"{folder} is not an encoder bundle: it has no {name}. Make one with `python export/to_onnx.py RUN`."
+                f"{folder} is not an encoder bundle: it has no {name}. Make one with "
+                f"`{program('export/to_onnx.py')} RUN`."
             )
     try:
         facts = json.loads((folder / CARD).read_text())

@@ -6,11 +6,13 @@ units. A relative path starts at the current folder.
 
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args
 
+from export.suggest import installed_program
 from export.terminal import prepare_output
 
 S = TypeVar("S")
@@ -26,12 +28,13 @@ def at_home(given: str) -> str:
 
 
 def parse_settings(kind: type[S], arguments: Sequence[str] | None = None, **options: Any) -> S:
-    """The settings of a command line, a dataclass. options: of tyro.cli"""
+    """The settings of a command line, a dataclass. options: of tyro.cli, such as prog, the name in its help"""
     import tyro  # takes a quarter of a second
 
     prepare_output()
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_optional)
+    options.setdefault("prog", installed_program(sys.argv[0]))
     return with_local_paths(tyro.cli(kind, args=arguments, registry=registry, **options))
 
 

@@ -40,6 +40,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from export.artifact import Bundle, BundleError, encoder_id, load_bundle, save_bundle
 from export.compare import BATCH, NEIGHBOURS, GraphComparison, images_per_s
 from export.paths import parse_settings
+from export.suggest import SERVE
 from export.to_onnx import probe_of, serialised
 from training.data import store
 from training.data.sources import DataError, open_source
@@ -240,7 +241,7 @@ def main() -> None:
         print(f"{figures['same_class']:.1%} of the pictures get the same class")
     print(
         f"wrote {bundle.folder}\nnext: index your pictures with it, then "
-        f"TWINVIEW_ENCODER={shlex.quote(str(bundle.folder.absolute()))} bentoml serve"
+        f"TWINVIEW_ENCODER={shlex.quote(str(bundle.folder.absolute()))} {SERVE}"
     )
 
 

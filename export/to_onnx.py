@@ -8,7 +8,7 @@
 The graph maps uint8 pixels [N, S, S, 3] to float32 h [N, d], for any N, with the normalisation inside; how a picture
 becomes such a square stands in the card. For a fine-tuned run it also returns the logits [N, C], before any softmax, so
 that a temperature can still be chosen. The bundle is saved only if ONNX Runtime agrees with torch, or with the graph of
-others, at several batch sizes.
+others, at several batch sizes. Unless the graph is of others, it contains the weights of f for torch too.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -33,6 +33,7 @@ import tyro
 from torch import Tensor, nn
 
 from export.artifact import (
+    WEIGHTS,
     Bundle,
     BundleError,
     ModelCard,
@@ -46,7 +47,8 @@ from export.artifact import (
 from export.graph import Pooling, foreign_embedding, open_session, read_graph, wrap
 from export.paths import at_home, parse_settings
 from export.sample import sample
-from export.suggest import command
+from export.suggest import SERVE, command
+from export.weights import weights_file
 from training import checkpoint, classifier, zoo
 from training.checkpoint import CheckpointError
 from training.config import RUNS, PretrainSettings
@@ -160,7 +162,7 @@ def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
         card = existing.card
         same = card.training["checkpoint_sha256"] == digest and card.classes == classes and card.precision == "fp32"
         same = same and card.preprocessing == trained.preprocessing and not (settings.centre_on or settings.force)
-        if same and card.licence == licence and card.probe:
+        if same and card.licence == licence and card.probe and (out / WEIGHTS).is_file():
             return existing, False
     except (BundleError, KeyError):
         pass  # no bundle, or an older format: export
@@ -185,7 +187,8 @@ def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
     error = parity_error(graph, encoder, trained.size_px, head)
     check_parity(path, error)
     card = make_card(graph, trained, encoder.dimension, facts, digest, error, licence, about)
-    return save_bundle(out, graph, with_measured(card, measured)), True
+    weights = weights_file(encoder, trained.architecture)
+    return save_bundle(out, graph, with_measured(card, measured), weights), True
 
 
 def export_zoo(settings: ExportSettings) -> Bundle:
@@ -202,7 +205,7 @@ def export_zoo(settings: ExportSettings) -> Bundle:
     licence = settings.licence or model.licence
     card = card_of_others(graph, model.architecture, encoder.dimension, model.preprocessing, training, error, licence)
     out = settings.out or RUNS / zoo.short_name(settings.source) / "encoder"
-    return save_bundle(out, graph, with_measured(card, measured))
+    return save_bundle(out, graph, with_measured(card, measured), weights_file(encoder, model.architecture))
 
 
 def export_graph(file: Path, settings: ExportSettings) -> Bundle:
@@ -400,7 +403,7 @@ def main() -> None:
     if card.licence == zoo.UNKNOWN:
         print("note: the licence of these weights is not known; find it out before you share them (--licence)")
     print(f"{'wrote' if exported else 'already exported:'} {bundle.folder}")
-    print(f"next: {command('serving/bulk.py', '--data', 'YOUR_IMAGES')}, then bentoml serve")
+    print(f"next: {command('serving/bulk.py', '--data', 'YOUR_IMAGES')}, then {SERVE}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from export.suggest import program
 from training.config import PretrainSettings
 from training.encoders import Encoder
 from training.zoo import build
@@ -133,7 +134,7 @@ def find(run: Path) -> Path:
     run = Path(run)
     path = run / "checkpoints" / NAME if run.is_dir() else run
     if not path.is_file():
-        raise CheckpointError(f"{run} contains no checkpoint; train one with `python training/pretrain.py`")
+        raise CheckpointError(f"{run} contains no checkpoint; train one with `{program('training/pretrain.py')}`")
     if path.name == HALFWAY:
         raise CheckpointError(f"{path} is from an unfinished run: finish it with --resume, then give its folder")
     return path

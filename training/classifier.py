@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from export.suggest import program
 from training import checkpoint
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
 from training.config import PretrainSettings
@@ -58,7 +59,7 @@ def load(path: Path) -> tuple[Classifier, dict]:
     """The network, on the CPU in evaluation mode, and the whole checkpoint. raises CheckpointError."""
     saved = checkpoint.load(path)
     if "classifier" not in saved:
-        raise CheckpointError(f"{path} contains no classifier: make one with `python training/finetune.py`")
+        raise CheckpointError(f"{path} contains no classifier: make one with `{program('training/finetune.py')}`")
     settings, about = checkpoint.settings_of(saved), saved["classifier"]
     encoder = build(settings.encoder, settings.width, settings.size_px)
     hidden = first_layer(projection_head(encoder.dimension, 2, 1)) if about["hidden"] else None

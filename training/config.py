@@ -5,13 +5,14 @@ import json
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, get_args
 
 from export.artifact import Preprocessing
 from export.paths import local_path, parse_settings
 from training.augment import AugmentSettings
 from training.loss import LOSSES, LossName
 from training.optimizers import OPTIMIZERS, OptimizerName
+from training.trackers import TrackerName
 
 RUNS = Path("runs")
 SEEDS = 2**32  # a CPU's generator, which draws the initial weights, keeps 32 bits of a seed
@@ -25,8 +26,9 @@ class PretrainSettings:
     preset: Literal["tiny", "cifar", "cifar-fast", "photos", "aerial", "microscopy", "imagenet", "adapt"] = "tiny"
     """The recipe that sets the defaults of the other options; see the list above."""
     data: str = "shapes"
-    """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), the name of a torchvision data set
-    (cifar10, cifar100, stl10, ...), or shapes, the built-in set. Labels are optional, to measure kNN accuracy."""
+    """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), Parquet files with images, hf:NAME for a
+    data set of Hugging Face, the name of a torchvision data set (cifar10, cifar100, stl10, ...), or shapes, the
+    built-in set. Labels are optional, to measure kNN accuracy."""
     also: tuple[str, ...] = ()
     """More sources to train on, each as DATA or DATA=WEIGHT: their pictures are taken WEIGHT times in an epoch, so 0.5
     takes another half of them in each."""
@@ -115,6 +117,9 @@ class PretrainSettings:
     """Keep a checkpoint of every so many epochs, as checkpoints/epoch-0010.ckpt. 0: only the last and the best."""
     compile: bool | None = None
     """Use torch.compile, which needs a C++ compiler. By default on a GPU, and for long runs on a CPU."""
+    logger: TrackerName = "tensorboard"
+    """Where the figures of metrics.csv go too: tensorboard alone, or also wandb or mlflow. All write below runs/ and
+    send nothing, unless the variables WANDB_MODE or MLFLOW_TRACKING_URI say otherwise."""
     devices: int = 0
     """Number of processes on this machine, one per GPU. 0: one for each GPU, or one without a GPU."""
 
@@ -137,7 +142,7 @@ class PretrainSettings:
             ("weight_decay", "chunk_size", "devices", "head_first", "patience", "keep_every"),
             ("warmup", "momentum", "ema"),
         )
-        for name, choices in (("loss", LOSSES), ("optimizer", OPTIMIZERS)):
+        for name, choices in (("loss", LOSSES), ("optimizer", OPTIMIZERS), ("logger", get_args(TrackerName))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
         if self.crop is not None and not 0 < self.crop <= 1:

@@ -78,7 +78,7 @@ class EvaluateSettings:
     .onnx file, an encoder that others trained (lite0, timm:NAME, torchvision:NAME, also with :FILE or :random), or
     pixels for the pictures themselves as a baseline."""
     data: str = "shapes"
-    """Pictures, as in pretrain.py: a folder, a .zip, shards, a torchvision name, or shapes."""
+    """Pictures, as in pretrain.py: a folder, a .zip, shards, hf:NAME, a torchvision name, or shapes."""
     k: int | None = None
     """Number of neighbours in kNN. By default 200, or a fiftieth of the labelled pictures if these are below 10,000."""
     temperature: float = 0.1

@@ -4,7 +4,7 @@
 
 The step itself is in training/simclr.py. This file opens the pictures, prepares or resumes the run, and trains.
 
-    runs/NAME/  config.json  metrics.csv  report.png  skipped.csv  checkpoints/last.ckpt  and TensorBoard's events
+    runs/NAME/  config.json  metrics.csv  report.png  skipped.csv  checkpoints/last.ckpt  and what --logger writes
 """
 
 if __name__ == "__main__" and not __package__:
@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from export.suggest import command
 from training import budget, checkpoint, memory, report, zoo
@@ -49,6 +48,7 @@ from training.initial import InitialWeights, load_initial
 from training.progress import RunBar
 from training.run_folder import CONFIG, write_folder
 from training.simclr import SimCLR
+from training.trackers import check_tracker, trackers
 from training.watch import RunProblem, Watch
 from training.zoo import check_architecture
 
@@ -71,10 +71,11 @@ def pretrain(settings: PretrainSettings, began: float | None = None) -> Path:
     loading_s = 0.0 if began is None else budget.clock() - began
     began = budget.clock() if began is None else began
     prepare()
+    check_tracker(settings.logger)
     devices, nodes = processes(settings)
     source, mixture = open_mixture(settings.data, settings.also)
     if source.layout:
-        print(f"folders of {settings.data}: {source.layout}")
+        print(f"{settings.data}: {source.layout}")
     settings = dataclasses.replace(settings, name=settings.name or f"{source.name}-{settings.preset}")
     run = RUNS / settings.name
     settings, saved, start = resolve_settings(settings, run, source, devices * nodes)
@@ -310,7 +311,7 @@ def fit(module: SimCLR, run: Path, resume: bool, devices: int, nodes: int) -> No
         precision="bf16-mixed" if bfloat16_pays(training_device(), module) else "32-true",
         max_epochs=-1 if settings.minutes else settings.epochs,
         max_steps=settings.max_steps or -1,
-        logger=TensorBoardLogger(run, name="", version=""),
+        logger=trackers(settings.logger, run, settings.to_dict()),
         log_every_n_steps=50,  # writing the loss waits for the device
         callbacks=[
             RunBar(total_steps, settings.batch_size),

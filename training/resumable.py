@@ -34,7 +34,8 @@ class ResumableSettings:
     """Settings that fine-tuning and distillation share."""
 
     data: str = "shapes"
-    """Pictures to train on (with labels for fine-tuning): a folder, a .zip, shards, a torchvision name, or shapes."""
+    """Pictures to train on (with labels for fine-tuning): a folder, a .zip, shards, hf:NAME,
+    a torchvision name, or shapes."""
     name: str = ""
     """Name of the run, which is written to runs/NAME. By default made from the names of the data and the encoders."""
     resume: bool = False

@@ -99,7 +99,7 @@ class SimCLR(pl.LightningModule):
         loss = self.loss(images, self.global_step)
         self.loss_value = loss.detach()  # for Watch; a tensor, since reading its value would wait for the device
         self.loss_sum += self.loss_value
-        self.log("loss", self.loss_value)
+        self.log("loss_step", self.loss_value)
         return loss * self.settings.loss_scale
 
     def loss(self, images: Tensor, step: int) -> Tensor:
@@ -250,7 +250,10 @@ class SimCLR(pl.LightningModule):
         if ends or is_trial:
             row |= self.finish(epoch, ends)
         self.history.append(row)
-        self.log_dict({key: float(row[key]) for key in ("knn", "views_matched", "images_per_s") if key in row})
+        for logger in self.loggers:
+            logger.log_metrics(
+                {name: float(row[name]) for name in row if name not in ("epoch", "step")}, self.global_step
+            )
         if self.trainer.is_global_zero:
             write_config(Path(self.trainer.default_root_dir), self.settings)
             write_metrics(Path(self.trainer.default_root_dir) / "metrics.csv", self.history)

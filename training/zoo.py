@@ -30,6 +30,7 @@ from torchvision.models import WeightsEnum
 
 from export.artifact import Preprocessing
 from export.paths import at_home
+from training.data.tables import reach_hub
 from training.encoders import ARCHITECTURES, Encoder, ForeignEncoder, ResNetEncoder
 
 RANDOM = "random"
@@ -281,17 +282,13 @@ def _timm_download(name: str, parts: Name, config: Any, create: Callable[..., nn
 
 def _reach(config: Any) -> None:
     """raises OSError at once when the hub cannot be reached, instead of after a minute of retries."""
-    import httpx
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     if config.hf_hub_id and not any(
         isinstance(try_to_load_from_cache(config.hf_hub_id, file), str)
         for file in ("model.safetensors", "pytorch_model.bin")
     ):
-        try:
-            httpx.head(constants.ENDPOINT, timeout=10)
-        except httpx.HTTPError as error:
-            raise OSError(f"{constants.ENDPOINT}: {error}") from error
+        reach_hub()
 
 
 def _lite0_weights() -> dict[str, torch.Tensor]:

@@ -427,7 +427,7 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path, damage):
         ("cifar-01", "no data set of that name (nearest: cifar10"),
         ("empty", "empty holds no files"),
         ("hidden", "hidden holds no files"),
-        ("note.txt", "note.txt is a file, but not a .zip or .tar"),
+        ("note.txt", "note.txt is a file, but not a .zip, .tar or .parquet"),
         ("broken.zip", "broken.zip cannot be read as a .zip"),
         ("cut.zip", "cut.zip cannot be read as a .zip"),
         ("hollow.zip", "hollow.zip holds no files"),

@@ -1,14 +1,18 @@
-"""Sources of pictures: one argument, five kinds.
+"""Sources of pictures: one argument, seven kinds.
 
     a folder          nested or flat
     a .zip            of such a folder; read without unpacking
     .tar shards       one .tar, a folder of them, 'shards/*.tar' or 'shards/{000..119}.tar', in the layout of
                       WebDataset; read without unpacking
+    .parquet files    as .tar shards; a row per picture (training/data/tables.py)
+    hf:NAME           a data set of Hugging Face's hub; hf:NAME:SPLIT takes one of its splits, hf:NAME:SPLIT:COLUMN or
+                      hf:NAME::COLUMN one of several columns of pictures. NAME may be any folder that `datasets` reads,
+                      or Parquet files; a folder written by save_to_disk needs no hf:
     cifar10, ...      a name in TORCHVISION: downloaded once, and kept as a folder of PNG files
     shapes            the built-in set of training/data/shapes.py: drawn once, and kept as a folder
 
 Labels and splits are optional and follow from the folders: see training/data/layout.py. In shards the label is the
-content of a sample's .cls file.
+content of a sample's .cls file, and in tables it is in the column of labels.
 
 Files are not filtered by suffix: decoding shows whether a file is a picture. Hidden files and __MACOSX are left out.
 """
@@ -24,6 +28,7 @@ import socket
 import tarfile
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,9 +41,10 @@ from tqdm import tqdm
 
 from export.artifact import UnreadableImage, read_regular_file
 from export.paths import at_home
-from training.data import shapes
+from training.data import shapes, tables
 from training.data.folder import FolderListing, is_hidden
 from training.data.layout import layout
+from training.data.tables import TableFile, TableProblem
 
 # name: class in torchvision.datasets, its arguments for the split "train", and those for "test"
 TORCHVISION = {
@@ -55,6 +61,7 @@ TORCHVISION = {
 NAMES = ("shapes", *TORCHVISION)
 
 SIDECARS = (".cls", ".json", ".txt")  # metadata of a WebDataset sample
+NOTES = (*SIDECARS, ".md")  # beside shards and Parquet files
 LEAST_TEST = 10  # smallest test split that is made from a source without one
 TAR_BLOCK = 512
 MOST_SHARDS = 1_000_000  # in one pair of braces
@@ -111,7 +118,7 @@ def with_test_split(source: Source, most: int, seed: int) -> Source:
 def open_source(data: str, cache: Path = Path("data")) -> Source:
     """List the pictures of a source without decoding them. An existing path is preferred to the name of a set.
 
-    data   path of a folder, .zip or .tar, a pattern of .tar files, or one of NAMES
+    data   path of a folder, .zip, .tar or .parquet, a pattern of .tar or .parquet files, hf:NAME, or one of NAMES
     cache  folder in which named sets are kept
     raises DataError
     """
@@ -120,22 +127,30 @@ def open_source(data: str, cache: Path = Path("data")) -> Source:
     if not data.strip():
         raise DataError("no data was given: name a folder, a .zip, .tar files, or one of " + ", ".join(NAMES))
     if os.path.isdir(path):
-        pictures, said = _list_folder(FolderListing(path))
+        pictures, said = _list_saved(path) or _list_folder(FolderListing(path))
     elif os.path.exists(path):
         if zipfile.is_zipfile(path) or path.lower().endswith(".zip"):
             pictures, said = _arrange(_list_zip(Path(path)))
         elif path.lower().endswith(".tar"):
             pictures, said = _list_shards([Path(path)])
+        elif tables.is_parquet(path):
+            pictures, said = _list_parquet([Path(path)], data)
         else:
-            raise DataError(f"{data} is a file, but not a .zip or .tar; give the folder that holds the pictures")
+            raise DataError(
+                f"{data} is a file, but not a .zip, .tar or .parquet; give the folder that holds the pictures"
+            )
+    elif given := tables.parse(data):
+        pictures, said = _list_given(given, data)
+        path = given.name
     elif glob.has_magic(path) or len(_braces(path)) > 1:
         shards = _matches(path, data)
-        others = [shard for shard in shards if not (shard.is_file() and shard.name.lower().endswith(".tar"))]
+        kind = ".parquet" if tables.is_parquet(shards[0]) else ".tar"
+        others = [shard for shard in shards if not (shard.is_file() and shard.name.lower().endswith(kind))]
         if others:
             raise DataError(
-                f"{data} matches {others[0]}, which is not a .tar file; for a folder of pictures give the folder"
+                f"{data} matches {others[0]}, which is not a {kind} file; for a folder of pictures give the folder"
             )
-        pictures, said = _list_shards(shards)
+        pictures, said = _list_parquet(shards, data) if kind == ".parquet" else _list_shards(shards)
     elif known in NAMES:
         folder = Path(cache) / known
         make_once(folder, shapes.make if known == "shapes" else partial(_download, known))
@@ -188,7 +203,7 @@ def _matches(pattern: str, data: str) -> list[Path]:
 def _short_name(path: str) -> str:
     """A folder name made from the last part of a path or glob that contains a name."""
     for part in reversed(Path(os.path.abspath(path)).parts):
-        stem = re.sub(r"\.(zip|tar)$", "", part, flags=re.IGNORECASE)
+        stem = re.sub(r"\.(zip|tar|parquet)$", "", part, flags=re.IGNORECASE)
         stem = stem if os.path.exists(path) else re.sub(r"\{[^{}]*\}", "", stem)
         if name := re.sub(r"[^\w.]+", "-", stem)[:40].strip("-."):
             return name
@@ -239,10 +254,10 @@ def _arrange(files: dict[str, _SourceFile]) -> tuple[list[SourcePicture], str]:
     return pictures, said
 
 
-def _only_shards(files: dict[str, _SourceFile]) -> list[Path]:
-    """The .tar files of a folder with nothing else, apart from notes about them; otherwise none."""
-    others = [name for name in files if not name.lower().endswith((".tar", *SIDECARS))]
-    return [] if others else [file.path for name, file in files.items() if file.path and name.lower().endswith(".tar")]
+def _only(kind: str, files: dict[str, _SourceFile]) -> list[Path]:
+    """The .tar or .parquet files of a folder with nothing else, apart from notes about them; otherwise none."""
+    others = [name for name in files if not name.lower().endswith((kind, *NOTES))]
+    return [] if others else [file.path for name, file in files.items() if file.path and name.lower().endswith(kind)]
 
 
 def list_again(listing: FolderListing, changed: Iterable[str] | None = None) -> Sequence[SourcePicture]:
@@ -266,8 +281,11 @@ def _list_folder(listing: FolderListing, changed: Iterable[str] | None = None) -
         "/".join(inside): _SourceFile(inside, stamp, partial(read_file, path), path)
         for inside, stamp, path in listing.files()
     }
-    shards = _only_shards(files)
-    return _list_shards(shards) if shards else _arrange(files)
+    if shards := _only(".tar", files):
+        return _list_shards(shards)
+    if parquet := _only(".parquet", files):
+        return _list_parquet(parquet, str(listing.root))
+    return _arrange(files)
 
 
 def _list_zip(path: Path) -> dict[str, _SourceFile]:
@@ -368,6 +386,109 @@ def _list_shards(shards: list[Path]) -> tuple[ShardPictures, str]:
     return ShardPictures(rows, names, facts, labelled), said
 
 
+class TablePictures(Sequence[SourcePicture]):
+    """The pictures of tables, created on access."""
+
+    ROW = np.dtype([("table", "i4"), ("kind", "i4"), ("row", "i8"), ("number", "i8")])
+
+    def __init__(
+        self, rows: np.ndarray, listed: list[tables.Table], kinds: list[tuple[str | None, str]], digits: dict[str, int]
+    ) -> None:
+        """
+        rows    (N,) ROW: indices into `listed` and `kinds`, the row in its table, and its number among those of all
+                tables with the same prefix
+        kinds   pairs of label and split
+        digits  of the numbers, by prefix
+        """
+        self._rows, self._listed, self._kinds, self._digits = rows, listed, kinds, digits
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> SourcePicture: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SourcePicture]: ...
+    def __getitem__(self, index: int | slice) -> SourcePicture | list[SourcePicture]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        place, kind, row, number = self._rows[index].item()
+        table, (label, split) = self._listed[place], self._kinds[kind]
+        prefix, column = table.file.prefix, table.columns.image
+        path = table.paths[row].as_py() if table.paths is not None else None
+        name = f"{prefix}{number:0{self._digits[prefix]}d}{f'-{os.path.basename(path)}' if path else ''}"
+        read = partial(_read_row, str(table.file.path), table.stamp, column, row)
+        return SourcePicture(name, label, split, None, f"{column} {row} {table.stamp}", read)
+
+
+def _list_given(given: tables.Given, data: str) -> tuple[TablePictures, str]:
+    """What hf:NAME:SPLIT:COLUMN names."""
+    if not given.name:
+        raise DataError(f"{data} names no data set: give hf:NAME, hf:NAME:SPLIT or hf:NAME:SPLIT:COLUMN")
+    if tables.is_parquet(given.name):
+        paths = [Path(given.name)] if os.path.exists(given.name) else _matches(given.name, data)
+        return _list_parquet(paths, data, given)
+    if os.path.isdir(given.name) and (found := _list_saved(given.name, given)):
+        return found
+    try:
+        return _list_tables(tables.hub_files(given), data, given)
+    except TableProblem as problem:
+        raise DataError(str(problem)) from problem
+
+
+def _list_saved(folder: str, given: tables.Given | None = None) -> tuple[TablePictures, str] | None:
+    """None unless it was written by save_to_disk."""
+    try:
+        files = tables.saved_files(Path(folder))
+    except TableProblem as problem:
+        raise DataError(str(problem)) from problem
+    return _list_tables(files, folder, given) if files else None
+
+
+def _list_parquet(paths: list[Path], data: str, given: tables.Given | None = None) -> tuple[TablePictures, str]:
+    above = Path(os.path.commonpath([path.parent for path in paths]))
+    return _list_tables(tables.parquet_files(paths, above), data, given)
+
+
+def _list_tables(files: list[TableFile], data: str, given: tables.Given | None = None) -> tuple[TablePictures, str]:
+    """The rows of tables, and what was taken for labels and splits. Names are those of a split or file, with the number
+    of the row, and the name of the file that the row names."""
+    listed, rows, kinds, counts = [], [], {}, Counter()
+    try:
+        for place, file in enumerate(tqdm(files, desc="listing tables", unit="file", disable=len(files) < 2)):
+            table = tables.open_table(file, given.column if given else "", data)
+            splits = table.splits or [None] * len(table)
+            found = np.empty(len(table), TablePictures.ROW)
+            found["table"], found["row"] = place, np.arange(len(table))
+            found["number"] = found["row"] + counts[file.prefix]
+            counts[file.prefix] += len(table)
+            found["kind"] = [
+                kinds.setdefault(((split,) if split else file.folder, label), len(kinds))
+                for label, split in zip(table.labels, splits, strict=True)
+            ]
+            listed.append(table)
+            rows.append(found)
+        if given:
+            tables.check_split(given, [folder[-1] if folder else None for folder, _ in kinds])
+    except TableProblem as problem:
+        raise DataError(str(problem)) from problem
+    if given and given.split:
+        places, said = {folder: (None, "train") for folder, _ in kinds if folder[-1:] == (given.split,)}, ""
+    else:
+        places, said = layout({folder for folder, _ in kinds})
+    is_used = np.array([folder in places for folder, _ in kinds], bool)
+    rows = np.concatenate(rows)
+    rows = rows[is_used[rows["kind"]]]
+    labelled = [(label, places.get(folder, (None, ""))[1]) for folder, label in kinds]
+    columns = listed[0].columns
+    labels = f"labels from the column {columns.label}" if columns.label else "no column of labels"
+    if columns.other_labels:
+        labels += f", not from {', '.join(columns.other_labels)}"
+    said = "; ".join(filter(None, [f"pictures from the column {columns.image}", labels, said]))
+    digits = {prefix: len(str(count)) for prefix, count in counts.items()}
+    return TablePictures(rows, listed, labelled, digits), said
+
+
 def _members(shard: Path) -> dict[str, tuple[int, int]]:
     """Offset and size of every file in a .tar, by its path; in all of several that were joined by `cat`.
 
@@ -451,6 +572,14 @@ def _read_range(path: Path, offset: int, size: int) -> bytes:
             return file.read(size)
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {_reason(error)}") from error
+
+
+def _read_row(table: str, stamp: str, column: str, row: int) -> bytes:
+    cell = tables.read_cell(table, stamp, column, row)
+    if isinstance(cell, str):
+        return read_file(Path(cell))
+    _check_size(len(cell))
+    return cell
 
 
 def _reason(error: Exception) -> str:

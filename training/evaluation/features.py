@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from export.artifact import CARD, GRAPH, BundleError, Preprocessing, load_bundle
 from export.paths import at_home
+from export.suggest import program
 from training import checkpoint, zoo
 from training.checkpoint import CheckpointError
 from training.data.sources import SourcePicture
@@ -147,8 +148,8 @@ def _from_onnx(name: str, path: Path) -> Extractor:
     shape = pixels.shape
     if more or pixels.type != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3 or not isinstance(shape[1], int):
         raise BundleError(
-            f"{path} does not take uint8 pixels (N, S, S, 3) alone: make a bundle of it with python export/to_onnx.py "
-            f"{path}, and give that"
+            f"{path} does not take uint8 pixels (N, S, S, 3) alone: make a bundle of it with "
+            f"`{program('export/to_onnx.py')} {path}`, and give that"
         )
     preprocessing = card.preprocessing if card else Preprocessing(shape[1])
     if preprocessing.size_px != shape[1]:
