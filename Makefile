@@ -37,4 +37,4 @@ lint: .venv/ready
 
 lock:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
-	  --group dev pyproject.toml -o requirements.lock
+	  --extra gpu --extra page --extra train --group dev pyproject.toml -o requirements.lock

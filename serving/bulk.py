@@ -44,8 +44,9 @@ from training.data.sources import DataError
 @dataclass(frozen=True, kw_only=True)
 class BulkSettings(CollectionOptions):
     data: str | None = None
-    """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), a torchvision name (cifar10, cifar100,
-    stl10, ...), a .parquet with a column path or image, or shapes: the built-in set of images."""
+    """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), hf:NAME for a data set of Hugging
+    Face, a torchvision name (cifar10, cifar100, stl10, ...), a .parquet with a column path or image, or shapes: the
+    built-in set of images."""
     encoder: str | None = DEFAULT_ENCODER
     """An encoder bundle's folder, or a tag of BentoML's model store. Default: the first in TWINVIEW_ENCODER, or under
     runs/ the newest one that has embedded the collection; of a new collection, and to re-embed, the newest of all."""

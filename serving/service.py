@@ -95,7 +95,7 @@ class Twinview:
         logging.getLogger("twinview").setLevel(logging.INFO)
         if workers() > 1:
             logging.getLogger("twinview").warning("the page is left out, because it works with one worker only")
-        elif importlib.util.find_spec("ui"):  # a bento may be built without it
+        elif importlib.util.find_spec("ui") and importlib.util.find_spec("gradio"):  # an installation may lack them
             from ui.app import mount
 
             mount(app)

@@ -34,6 +34,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
 from starlette.middleware import Middleware
 
+from export.paths import parse_settings
 from serving.access import Access, AccessProblem, internal
 from serving.client import COLLECTION, AsyncClient, ServiceError
 from serving.connection import Connection
@@ -192,7 +193,7 @@ def _stop_cleanly(app: FastAPI, stop: asyncio.Event, uploads: Path, client: Asyn
     app.router.lifespan_context = stopping
 
 
-def main(options: PageOptions) -> None:
+def serve(options: PageOptions) -> None:
     import uvicorn
 
     try:
@@ -212,7 +213,9 @@ def main(options: PageOptions) -> None:
             uvicorn.Server(uvicorn.Config(app, log_level="warning", http=Connection)).run(sockets=[listener])
 
 
-if __name__ == "__main__":
-    import tyro
+def main() -> None:
+    serve(parse_settings(PageOptions, description=__doc__))
 
-    main(tyro.cli(PageOptions, description=__doc__))
+
+if __name__ == "__main__":
+    main()

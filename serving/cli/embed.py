@@ -44,8 +44,8 @@ class EmbedSettings:
     """Embed pictures with a running service; write vectors and names to files."""
 
     data: tyro.conf.Positional[str]
-    """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), a torchvision name (cifar10, cifar100,
-    stl10, ...), or shapes: the built-in set of images."""
+    """A folder of images, a .zip of one, WebDataset shards ('shards/*.tar'), hf:NAME for a data set of Hugging
+    Face, a torchvision name (cifar10, cifar100, stl10, ...), or shapes: the built-in set of images."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("vectors.npy")
     """A .npy file, with a .csv file of the names next to it; or one .parquet file with both."""
     service: str = "http://127.0.0.1:3000"

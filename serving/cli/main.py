@@ -1,8 +1,10 @@
 """The command `twinview`: `twinview --help` lists its commands.
 
-Each command's module is imported only when it is used, so that help is printed at once.
+Each command's module is imported only when it is used, so that help is printed at once. The programs are those that a
+checkout runs as files: `twinview pretrain` is `python training/pretrain.py`.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, get_type_hints
 
-from export.suggest import did_you_mean
+from export.suggest import PROGRAMS, did_you_mean
 from export.terminal import prepare_output
 
 # command: module:function, help, options that are always set. The function's only argument is a dataclass, `settings`.
@@ -36,6 +38,19 @@ COMMANDS = {
     "index copy": ("serving.cli.index:copy", "Copy collections to another index: a folder or s3://bucket/prefix."),
     "index reembed": ("serving.bulk:command", "Embed a collection's pictures again with another encoder.", "--reembed"),
 }
+SERVE = (sys.executable, "-m", "bentoml", "serve", "serving.service:Twinview")
+PROGRAM_HELP = {
+    "serve": "Serve encoders, collections and the page; takes the options of `bentoml serve`.",
+    "pretrain": "Pretrain an encoder on unlabelled images, or adapt one.",
+    "distil": "Train a small encoder to give the neighbours that a larger one gives.",
+    "finetune": "Train a classifier on few labels.",
+    "evaluate": "Measure how good an encoder's vectors are on your images.",
+    "ablate": "Repeat a published experiment on your images.",
+    "export": "Write a trained or foreign encoder as ONNX, to be served.",
+    "quantize": "Make a smaller and faster encoder of an exported one.",
+    "ui": "Serve only the page, for a service that runs elsewhere.",
+}
+FILES = {name: file for file, name in PROGRAMS.items()}
 
 
 def main() -> None:
@@ -44,6 +59,8 @@ def main() -> None:
     words = sys.argv[1:]
     if words == ["--version"]:
         return print(f"twinview {version('twinview')}")
+    if words and words[0] in PROGRAM_HELP:
+        return _run_program(words[0], words[1:])
     name = next((name for name in COMMANDS if words[: name.count(" ") + 1] == name.split()), None)
     try:
         if name is None:
@@ -57,6 +74,22 @@ def main() -> None:
         if not isinstance(error, _user_errors()):
             raise
         sys.exit(f"error: {error}")
+
+
+def _run_program(name: str, arguments: Sequence[str]) -> None:
+    if name == "serve":
+        os.execv(SERVE[0], [*SERVE, *arguments])
+    module_name = FILES[name].removesuffix(".py").replace("/", ".")
+    try:
+        module: Any = import_module(module_name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("export", "serving", "training", "ui"):
+            raise
+        extra = "page" if name == "ui" else "train"
+        sys.exit(f"error: twinview {name} needs the package {package}: pip install 'twinview[{extra}]'")
+    sys.argv = [module.__file__, *arguments]  # of training on several devices, each process starts this file
+    module.main()
 
 
 def parse_command(name: str, arguments: Sequence[str]) -> tuple[Callable[[Any], object], Any]:
@@ -81,12 +114,15 @@ def parse_command(name: str, arguments: Sequence[str]) -> tuple[Callable[[Any], 
 def _explain(words: Sequence[str]) -> None:
     """Print the commands that start with these words."""
     words = [word for word in words if word not in ("-h", "--help")]
-    names = [name for name in COMMANDS if name.split()[: len(words)] == words]
+    descriptions = PROGRAM_HELP | {name: description for name, (_, description, *_) in COMMANDS.items()}
+    names = [name for name in descriptions if name.split()[: len(words)] == words]
     if not names:
         command = " ".join(words[:2])
         inside = [name.split()[1] for name in COMMANDS if name.split()[:1] == words[:1] and " " in name]
         near = (
-            did_you_mean(words[1], inside) if inside else did_you_mean(words[0], {name.split()[0] for name in COMMANDS})
+            did_you_mean(words[1], inside)
+            if inside
+            else did_you_mean(words[0], {name.split()[0] for name in descriptions})
         )
         print(
             f"error: there is no command twinview {command}{near or ';'} `twinview --help` lists all", file=sys.stderr
@@ -94,7 +130,7 @@ def _explain(words: Sequence[str]) -> None:
         sys.exit(2)
     print(f"usage: {' '.join(['twinview', *words])} COMMAND ...     (COMMAND --help explains its options)\n")
     for name in names:
-        print(f"  {name:15} {COMMANDS[name][1]}")
+        print(f"  {name:15} {descriptions[name]}")
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

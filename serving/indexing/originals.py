@@ -1,6 +1,6 @@
 """The files that a collection is filled from.
 
-    a folder, a .zip, .tar shards, a torchvision name    as training/data/sources.py lists them
+    a folder, a .zip, .tar shards, hf:NAME, ...          as training/data/sources.py lists them
     a .parquet, or a glob of them                        one row per picture; see below
     the collection itself                                to re-embed it with another encoder
 

@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from export.artifact import Bundle, BundleError, load_bundle, probe_pixels, probe_values
 from export.paths import local_path
-from export.suggest import did_you_mean
+from export.suggest import did_you_mean, program
 from serving.limits import cores
 
 log = logging.getLogger("twinview")
@@ -23,7 +23,7 @@ STORED = "twinview-encoder"  # the encoder's name in BentoML's model store
 MAX_BATCH = 32
 # Largest difference over the largest value, by the card's precision. Rounding differs far less between processors.
 PROBE_LIMITS = {"fp32": 1e-3, "fp16": 5e-3, "int8": 2e-2}
-HOW_TO = "Make one with `python training/pretrain.py` and then `python export/to_onnx.py`"
+HOW_TO = f"Make one with `{program('training/pretrain.py')}` and then `{program('export/to_onnx.py')}`"
 TENSORRT = "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10"
 CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
@@ -59,12 +59,12 @@ def locate(name: str | None = None, runs: Path = Path("runs")) -> Path:
             if (folder / "encoder").exists():
                 return folder / "encoder"
             if (folder / "checkpoints").exists():
-                raise NoEncoder(f"{folder} is not exported yet. Export it: `python export/to_onnx.py {folder}`.")
+                raise NoEncoder(f"{folder} is not exported yet. Export it: `{program('export/to_onnx.py')} {folder}`.")
             if folder.exists():
                 return folder
         stored = _in_store(name)
         if stored is None:
-            how = f"Export it: `python export/to_onnx.py {name}`" if _of_others(name) else HOW_TO
+            how = f"Export it: `{program('export/to_onnx.py')} {name}`" if _of_others(name) else HOW_TO
             near = did_you_mean(name, [folder.parent.name for folder in exports(runs)])
             raise NoEncoder(
                 f"{name} is neither an exported encoder's folder, nor a run in {runs}/, nor a tag of BentoML's model "

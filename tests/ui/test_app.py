@@ -22,7 +22,7 @@ from serving.access import Access, RequireAccess
 from serving.client import AsyncClient, Collection, ServiceError
 from serving.connection import Connection
 from ui import app, streams
-from ui.app import PageOptions, build, main, mount, standalone
+from ui.app import PageOptions, build, mount, serve, standalone
 from ui.search.picture import Picture
 from ui.search.query import Query
 
@@ -427,9 +427,9 @@ def test_a_port_in_use_is_reported_in_one_sentence():
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(SystemExit, match=f"^Port {port} cannot be used .*; choose another with --port.$"):
-            main(PageOptions(port=port))
+            serve(PageOptions(port=port))
     with pytest.raises(SystemExit, match=r"^Port 99999 cannot be used"):
-        main(PageOptions(port=99999))
+        serve(PageOptions(port=99999))
 
 
 @pytest.mark.slow
@@ -441,9 +441,9 @@ def test_alone_the_page_is_locked_as_a_service_is(in_loop, monkeypatch):
     monkeypatch.setattr("uvicorn.Server.__init__", lambda *_: None)
     monkeypatch.setattr(app, "standalone", lambda client: clients.append(client) or in_loop(standalone, client))
     monkeypatch.setenv("TWINVIEW_API_KEY", "the service's")
-    main(PageOptions(port=0))
+    serve(PageOptions(port=0))
     monkeypatch.setenv("TWINVIEW_API_KEYS", "the-page's")
-    main(PageOptions(port=0))
+    serve(PageOptions(port=0))
     assert connections == {Connection}
     assert clients[0]._http.headers["Authorization"] == "Bearer the service's"
     assert TestClient(made[0], "http://127.0.0.1").get("/ui/").status_code == 200
@@ -452,7 +452,7 @@ def test_alone_the_page_is_locked_as_a_service_is(in_loop, monkeypatch):
     assert TestClient(made[1]).get("/ui/", auth=("", "the-page's")).status_code == 200
     monkeypatch.setenv("TWINVIEW_API_KEYS_FILE", "/nowhere/keys")
     with pytest.raises(SystemExit, match=r"^error: TWINVIEW_API_KEYS_FILE: /nowhere/keys cannot be read$"):
-        main(PageOptions(port=0))
+        serve(PageOptions(port=0))
 
 
 @pytest.mark.slow

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from export.suggest import program
 from ui.search.picture import counted, with_code
 
 UNKNOWN = (
-    "nothing is known yet about how good these vectors are; `python training/evaluate.py runs/NAME/encoder --data "
-    "~/Pictures` measures it"
+    f"nothing is known yet about how good these vectors are; `{program('training/evaluate.py')} runs/NAME/encoder "
+    "--data ~/Pictures` measures it"
 )
 HARDLY = 0.1  # of the way from chance to no error at all
 MARGIN = 0.01  # a smaller difference of two shares is none

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from export.suggest import program
 from serving.client import AsyncClient, Run, RunDetails, ServiceError
 from ui.api import EACH, PRIVATE, QUIET, publish
 from ui.assets import raw_html
@@ -23,8 +24,8 @@ MOST = MOST_COLOURS  # runs that are compared
 MOST_POINTS = 300  # of a line; the chart has no more pixels
 PAIRS = 3
 EMPTY = (
-    "No run has been trained here yet. `python training/pretrain.py --data ~/Pictures` starts one, and its curves grow "
-    "here."
+    f"No run has been trained here yet. `{program('training/pretrain.py')} --data ~/Pictures` starts one, and its "
+    "curves grow here."
 )
 FULL = f"{MOST} runs can be compared at a time; remove one first."
 NO_PICTURE = "The collection is empty; drop a picture to draw views of it."
