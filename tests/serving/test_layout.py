@@ -143,7 +143,7 @@ def test_the_service_computes_a_map_and_returns_it_in_columns(http, fill, wait_u
     assert (nothing["state"], nothing["ids"], nothing["x"]) == ("none", [], "")
     assert http.post("/collections/pictures/map").status_code == 202
     wait_until(
-        lambda: http.get("/collections/pictures/map").json()["state"] != "computing", "the map is still computed", 120
+        lambda: http.get("/collections/pictures/map").json()["state"] != "computing", "the map is still computed"
     )
     answer = http.get("/collections/pictures/map").json()
     assert (answer["state"], answer["count"], len(answer["ids"])) == ("done", 12, 12)

@@ -147,7 +147,17 @@ def test_the_image_of_a_bento_has_the_command_twinview(bento, bundle, picture, t
 
 
 # Modules that are imported where they are used, and are not in a bento: what needs them then says so.
-NOT_IN_A_BENTO = {"torch", "torchvision", "pillow_heif", "ray", "scipy", "opentelemetry", "pandas", "fiftyone"}
+NOT_IN_A_BENTO = {
+    "torch",
+    "torchvision",
+    "pillow_heif",
+    "ray",
+    "scipy",
+    "opentelemetry",
+    "pandas",
+    "fiftyone",
+    "datasets",
+}
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from training.data.sources import DataError, open_source
@@ -85,13 +87,49 @@ def a_missing_shard(tmp: Path) -> None:
         open_source(str(tmp / "{000..002}.tar"))
 
 
+def table(*files: str) -> pa.Table:
+    return pa.table({"image": [{"bytes": file.encode(), "path": file} for file in files]})
+
+
+def contents(given: Path | str) -> dict[str, bytes]:
+    return {picture.name: picture.read() for picture in open_source(str(given)).pictures}
+
+
+def a_saved_data_set(tmp: Path) -> None:
+    import datasets  # takes a second
+
+    splits = {name: datasets.Dataset(table(f"{name}.jpg")) for name in ("train", "test")}
+    datasets.DatasetDict(splits).save_to_disk(tmp / "saved")
+    assert contents(tmp / "saved") == {"train/0-train.jpg": b"train.jpg", "test/0-test.jpg": b"test.jpg"}
+    assert {picture.split for picture in open_source(str(tmp / "saved")).pictures} == {"train", "test"}
+
+
+def parquet_files(tmp: Path) -> None:
+    (tmp / "data").mkdir()
+    for i in range(2):
+        pyarrow.parquet.write_table(table(f"{i}.jpg"), tmp / "data" / f"{i}.parquet")
+    assert contents(tmp / "data" / "1.parquet") == {"0-1.jpg": b"1.jpg"}
+    for given in ("*.parquet", ""):
+        assert contents(tmp / "data" / given) == {"0.parquet/0-0.jpg": b"0.jpg", "1.parquet/0-1.jpg": b"1.jpg"}
+
+
+def a_data_set_of_hugging_face(tmp: Path) -> None:
+    a_saved_data_set(tmp)
+    given = f"hf:{tmp / 'saved'}"
+    assert contents(f"{given}:test") == contents(f"{given}:test:image") == {"test/0-test.jpg": b"test.jpg"}
+    assert contents(given) == contents(f"{given}::image") == contents(tmp / "saved")
+
+
 CHECKS: dict[str, Callable[[Path], None]] = {
     "a folder": a_folder,
     "a `.zip`": a_zip,
     "a `.tar`, `'shards/*.tar'`, `'shards/{000..119}.tar'`, or a folder of `.tar` files only": tars,
     "a folder called `x [1]` or `a{1,2}`": names_like_patterns,
+    "a folder that `datasets` wrote with `save_to_disk`": a_saved_data_set,
+    "a `.parquet`, `'data/*.parquet'`, or a folder of `.parquet` files only": parquet_files,
+    "`hf:NAME`, `hf:NAME:SPLIT`, `hf:NAME:SPLIT:COLUMN`, `hf:NAME::COLUMN`": a_data_set_of_hugging_face,
     "several `.tar` files joined by `cat`": joined_tars,
-    "a shard that braces name and that is not there": a_missing_shard,
+    "a shard that is named by braces and is not there": a_missing_shard,
 }
 
 
