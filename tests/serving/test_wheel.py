@@ -94,17 +94,12 @@ def test_a_program_without_its_packages_names_the_extra_that_brings_them(service
     assert "Traceback" not in done.stderr
 
 
-def test_the_programs_of_a_checkout_are_commands_of_the_wheel(everything, picture, tmp_path):
-    for i in range(64):
-        (tmp_path / f"{i}.png").write_bytes(picture(i))
-    training = ("--data", str(tmp_path), "--size-px", "16", "--batch-size", "32", "--max-steps", "2", "--name", "small")
-    done = everything("pretrain", *training)
-    assert done.returncode == 0, done.stderr
-    assert "train one with `twinview pretrain`" in everything("export", str(tmp_path)).stderr
-    done = everything("export", "runs/small")
+def test_the_programs_of_a_checkout_are_commands_of_the_wheel(everything):
+    done = everything("export", "lite0")
     assert done.returncode == 0, done.stderr
     assert "next: twinview index add --data YOUR_IMAGES, then twinview serve" in done.stdout
-    assert "usage: twinview quantize" in everything("quantize", "--help").stdout
+    assert "train one with `twinview pretrain`" in everything("export", ".").stderr
+    assert "usage: twinview pretrain" in everything("pretrain", "--help").stdout
 
 
 def test_help_lists_the_programs(everything):
