@@ -159,7 +159,7 @@ def test_if_no_file_is_a_picture_the_source_and_one_reason_are_named(tmp_path):
 
 def test_a_split_without_pictures_is_named(tmp_path):
     source = open_source(write(tmp_path / "flat", {"1.png": png(1)}))
-    with pytest.raises(DataError, match="flat has no pictures in its split test"):
+    with pytest.raises(DataError, match="flat has no pictures in its split test; there are 1 in train"):
         store.load(source, EIGHT, "test", tmp_path)
 
 

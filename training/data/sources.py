@@ -302,8 +302,29 @@ def _list_zip(path: Path) -> dict[str, _SourceFile]:
     return files
 
 
-class ShardPictures(Sequence[SourcePicture]):
-    """The pictures of .tar shards, created on access so that a million take about 70 MB."""
+class PicturesOnAccess(Sequence[SourcePicture]):
+    """Pictures that are created on access, from rows of numbers."""
+
+    _rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> SourcePicture: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SourcePicture]: ...
+    def __getitem__(self, index: int | slice) -> SourcePicture | list[SourcePicture]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        return self._picture(self._rows[index].item())
+
+    def _picture(self, row: tuple[int, ...]) -> SourcePicture:
+        raise NotImplementedError
+
+
+class ShardPictures(PicturesOnAccess):
+    """The pictures of .tar shards. A million take about 70 MB."""
 
     ROW = np.dtype(
         [("shard", "i4"), ("kind", "i4"), ("name", "i8"), ("length", "i4"), ("offset", "i8"), ("size", "i8")]
@@ -324,17 +345,8 @@ class ShardPictures(Sequence[SourcePicture]):
         """
         self._rows, self._names, self._shards, self._kinds = rows, names, shards, kinds
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> SourcePicture: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[SourcePicture]: ...
-    def __getitem__(self, index: int | slice) -> SourcePicture | list[SourcePicture]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        shard, kind, start, length, offset, size = self._rows[index].item()
+    def _picture(self, row: tuple[int, ...]) -> SourcePicture:
+        shard, kind, start, length, offset, size = row
         path, prefix, stamp = self._shards[shard]
         label, split = self._kinds[kind]
         name = prefix + self._names[start : start + length].decode("utf-8", "surrogateescape")
@@ -386,8 +398,8 @@ def _list_shards(shards: list[Path]) -> tuple[ShardPictures, str]:
     return ShardPictures(rows, names, facts, labelled), said
 
 
-class TablePictures(Sequence[SourcePicture]):
-    """The pictures of tables, created on access."""
+class TablePictures(PicturesOnAccess):
+    """The pictures of tables."""
 
     ROW = np.dtype([("table", "i4"), ("kind", "i4"), ("row", "i8"), ("number", "i8")])
 
@@ -402,23 +414,14 @@ class TablePictures(Sequence[SourcePicture]):
         """
         self._rows, self._listed, self._kinds, self._digits = rows, listed, kinds, digits
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> SourcePicture: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[SourcePicture]: ...
-    def __getitem__(self, index: int | slice) -> SourcePicture | list[SourcePicture]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        place, kind, row, number = self._rows[index].item()
+    def _picture(self, row: tuple[int, ...]) -> SourcePicture:
+        place, kind, place_in_table, number = row
         table, (label, split) = self._listed[place], self._kinds[kind]
         prefix, column = table.file.prefix, table.columns.image
-        path = table.paths[row].as_py() if table.paths is not None else None
+        path = table.paths[place_in_table].as_py() if table.paths is not None else None
         name = f"{prefix}{number:0{self._digits[prefix]}d}{f'-{os.path.basename(path)}' if path else ''}"
-        read = partial(_read_row, str(table.file.path), table.stamp, column, row)
-        return SourcePicture(name, label, split, None, f"{column} {row} {table.stamp}", read)
+        read = partial(_read_row, str(table.file.path), table.stamp, column, place_in_table)
+        return SourcePicture(name, label, split, None, f"{column} {place_in_table} {table.stamp}", read)
 
 
 def _list_given(given: tables.Given, data: str) -> tuple[TablePictures, str]:

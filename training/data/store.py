@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -68,7 +68,8 @@ def load(source: Source, preprocessing: Preprocessing, split: str, cache: Path =
     """
     pictures = [picture for picture in source.pictures if picture.split == split]
     if not pictures:
-        raise DataError(f"{source.name} has no pictures in its split {split}")
+        others = ", ".join(f"{count:,} in {name}" for name, count in Counter(p.split for p in source.pictures).items())
+        raise DataError(f"{source.name} has no pictures in its split {split}; there are {others}")
     folder = store_folder(source, pictures, preprocessing, split, cache)
     make_once(folder, partial(_write, source, pictures, preprocessing, split))
     try:
