@@ -46,19 +46,15 @@ def wheel(tmp_path_factory) -> Path:
 def service_alone(wheel, tmp_path_factory) -> Path:
     """An environment with the wheel and what the service needs, of the versions in requirements.lock."""
     environment = tmp_path_factory.mktemp("environment")
-    install = [
-        UV,
-        "pip",
-        "install",
-        "--python",
-        environment / "bin" / "python",
-        "-c",
-        ROOT / "requirements.lock",
-        wheel,
-    ]
-    for command in ([UV, "venv", "--clear", "--python", sys.executable, environment], install):
-        done = run(*command, cwd=environment)
-        assert done.returncode == 0, done.stderr
+    python = environment / "bin" / "python"
+    done = run(UV, "venv", "--clear", "--python", sys.executable, environment, cwd=environment)
+    assert done.returncode == 0, done.stderr
+    install = (UV, "pip", "install", "--python", python, "-c", ROOT / "requirements.lock", wheel)
+    for options in (("--offline",), ()):  # `make` has filled uv's cache, unless it was emptied since
+        done = run(*install, *options, cwd=environment)
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stderr
     return environment
 
 
