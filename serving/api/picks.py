@@ -52,7 +52,7 @@ async def suggest(request: Request, name: Name, engine: Ready) -> Response:
 )
 async def odd(request: Request, name: Name, engine: Ready) -> Response:
     """List the odd items: outliers, labels that may be wrong, or broken pictures, the most odd first. Nothing is
-    changed. One request is answered at a time; 100,000 items take some seconds."""
+    changed. One request is answered at a time. Comparing 100,000 items takes about two minutes on two cores."""
     body = await only_json(request)
     query = validated(OddQuery, body or b"{}")
     async with CancelOnDisconnect(request):
