@@ -1,8 +1,15 @@
 """The map and the near-duplicates, in a browser. Each test continues from the state that the previous one left."""
 
+import json
+import time
+from dataclasses import asdict
+
 import httpx
 import pytest
 from playwright.sync_api import expect
+
+from serving.derived.task import Progress
+from tests.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.browser
 
@@ -33,6 +40,22 @@ def test_map_and_duplicates_of_a_new_collection_appear_by_themselves(servers, op
         open_tab(page, name)
         expect(page.locator(result)).to_have_count(2)
         expect(page.locator("#make-map, #compare")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("tab", "kind", "result"), [("Map", "map", ".map-legend button"), ("Duplicates", "duplicates", "#duplicates .copies")]
+)
+def test_a_tab_opened_while_its_result_is_computed_shows_it_when_it_is_there(servers, open_page, tab, kind, result):
+    (table,) = (servers.folder / "index" / "derived").glob(f"new.*/{kind}.json")
+    done = table.read_text()
+    table.write_text(json.dumps(asdict(Progress("computing", "reading", 0.5, at=time.time() + PATIENCE_S))))
+    page = open_page(servers.service)
+    page.goto(f"{servers.service}/ui/?in=new")
+    expect(page.locator("#grid .tile")).to_have_count(4)
+    open_tab(page, tab)
+    expect(page.locator(f"#{kind}-status")).to_have_text("Reading, 50%")
+    table.write_text(done)
+    expect(page.locator(result)).to_have_count(2)
 
 
 def test_what_is_chosen_on_the_map_is_shown(servers, page, wait_until):

@@ -47,7 +47,7 @@ def start_button(result: DerivedResult, first: str, again: str) -> dict[str, Any
 def timer(result: DerivedResult) -> gr.Timer:
     """A timer that triggers while the computation is running, to update the progress, or until it starts by itself."""
     if result.state == "computing":
-        return gr.Timer(POLL_S)
+        return gr.Timer(POLL_S, active=True)  # an update sets only what is named
     return gr.Timer(WAIT_S, active=result.automatic and result.state != "failed" and _is_outdated(result))
 
 
