@@ -1,7 +1,8 @@
 """The time of a run that was given --minutes: its command ends when they are over, by the clock.
 
 Reading and decoding the pictures, compiling, measuring and saving are counted in; training takes what they leave. The
-time kept free for what follows the last step is what the same work took before, and it grows as steps become slower.
+time kept free for what follows the last step is what the same work took before. It grows as steps become slower, as far
+as that work has become slower with them: steps on all cores suffer more from other programs than measuring and saving.
 The learning rate follows `share`, so that it reaches 0 at the end also on a machine that slows down.
 """
 
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -44,7 +46,9 @@ class Budget:
         self.began = (clock() if began is None else began) - saved.get("used_s", 0.0)
         self.share, self.is_over = saved.get("share", 0.0), False
         self.ending_s: dict[str, float] = saved.get("ending_s", {"exit": EXIT_S})
-        """What is to be done after the last step, and the seconds that it takes."""
+        """What is to be done after the last step, and the least seconds that it took."""
+        self._repeated: dict[str, tuple[float, float]] = {}
+        """Of work that was done again: the seconds that it took, and would have taken if it slowed down as steps do."""
         self._steps_s: deque[float] = deque(maxlen=RECENT)
         self._fastest_s = math.inf
         self._every = self._until = 1  # steps from one check to the next, and to the next one
@@ -61,19 +65,31 @@ class Budget:
         """Seconds that are left for training."""
         if self.minutes is None:
             return math.inf
-        return 60 * self.minutes - self.used_s - sum(self.ending_s.values()) * self._slower
+        return 60 * self.minutes - self.used_s - sum(self.ending_s.values()) * max(1.0, self._slower * self._suffers)
 
     @property
     def _slower(self) -> float:
         """How many times as long a step takes as at its fastest."""
         return max(1.0, median(self._steps_s) / self._fastest_s) if len(self._steps_s) == RECENT else 1.0
 
+    @property
+    def _suffers(self) -> float:
+        """How many times as much the work after the last step is slowed down as a step."""
+        if not self._repeated:
+            return 1.0
+        took, expected = np.sum(list(self._repeated.values()), axis=0)
+        return float(took / max(expected, 1e-9))
+
     @contextmanager
     def ending(self, work: str, times: float = 1.0) -> Iterator[None]:
         """Work that will be done again after the last step, and then takes so many times as long."""
         began = clock()
         yield
-        self.ending_s[work] = times * (clock() - began)
+        took = times * (clock() - began)
+        least = min(took, self.ending_s.get(work, took))
+        if work in self.ending_s:
+            self._repeated[work] = took, least * self._slower
+        self.ending_s[work] = least
 
     def start(self) -> None:
         """Training begins."""

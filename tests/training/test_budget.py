@@ -77,6 +77,21 @@ def test_a_run_ends_in_time_and_its_share_reaches_1(clock, name, costs):
     assert limited.outcome() == f"done in {limited.used_s / 60:.1f} min"
 
 
+def test_other_programs_that_slow_steps_down_more_than_measuring_cost_a_run_no_time(clock):
+    """Steps use all cores, and wait for the slowest one; what is measured is less sensitive."""
+    limited = Budget(2.0)
+    with limited.ending("measuring"):
+        clock.now += 10
+    steps_of(clock, limited, [1.0] * 40)
+    steps_of(clock, limited, [4.0] * 3)
+    with limited.ending("measuring"):
+        clock.now += 20
+    shares = steps_of(clock, limited, itertools.repeat(4.0))
+    clock.now += 20 + budget.EXIT_S
+    assert shares[-1] > 0.9
+    assert 0.9 * 120 <= limited.used_s <= 120
+
+
 def test_the_share_of_an_even_run_is_that_of_the_time(clock):
     limited = Budget(1.0)
     shares = steps_of(clock, limited, itertools.repeat(1.0))
