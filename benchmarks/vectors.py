@@ -41,18 +41,21 @@ def workplace(data: str, quick: bool) -> Iterator[str]:
             os.chdir(before)
 
 
-def quality(name: str, encoder: nn.Module, preprocessing: Preprocessing, data: str) -> dict:
+def quality(name: str, encoder: nn.Module, preprocessing: Preprocessing, data: str, length: int | None = None) -> dict:
     """`found_by` of a network."""
-    return found_by(Extractor(name, preprocessing, extract_with_torch(encoder)), data)
+    return found_by(Extractor(name, preprocessing, extract_with_torch(encoder)), data, length)
 
 
-def found_by(extractor: Extractor, data: str) -> dict:
+def found_by(extractor: Extractor, data: str, length: int | None = None) -> dict:
     """Of the test pictures among the training pictures, with h centred on these: kNN accuracy, share whose nearest
-    picture is of their class, and mean share of their class among the ten nearest."""
+    picture is of their class, and mean share of their class among the ten nearest.
+
+    length  how many of the first numbers of h are used; by default all
+    """
     train, test = load_splits(open_source(data), extractor.preprocessing)
     if test is None:
         raise SystemExit(f"error: {data} has no test split")
-    bank, asked = (extractor(StreamedRows(part.pixels, np.arange(len(part)))) for part in (train, test))
+    bank, asked = (extractor(StreamedRows(part.pixels, np.arange(len(part))))[:, :length] for part in (train, test))
     centre = bank.mean(dim=0)
     labels, expected = (torch.from_numpy(np.array(part.labels)) for part in (train, test))
     _, places = retrieval.nearest(asked - centre, bank - centre, 10)

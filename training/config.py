@@ -56,6 +56,9 @@ class PretrainSettings:
     """Layers of the projection head g: 2 in SimCLR v1, 3 in v2, 1 for a linear head, 0 for none."""
     head_dimension: int = 128
     """Length of the projection z = g(h)."""
+    matryoshka: bool = False
+    """Train the first half, quarter and eighth of h too, so that vectors can be shortened to them: the loss is the mean
+    over the four lengths."""
     views: int = 2
     """Views of each picture in a step. With more than 2, the loss is the mean over all pairs of views."""
     loss: LossName = "nt_xent"

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 SMALL_IMAGE_PX = 32
@@ -170,6 +172,25 @@ def projection_head(dimension: int, layers: int, output: int) -> nn.Module:
     last = nn.BatchNorm1d(output)
     last.bias.requires_grad_(False)  # stays 0
     return nn.Sequential(*modules, _linear(dimension, output), last)
+
+
+def shortened(dimension: int) -> list[int]:
+    """The lengths of h, besides the whole, that a run with --matryoshka trains: d / 2, d / 4 and d / 8."""
+    return [dimension // part for part in (2, 4, 8)]
+
+
+def project_beginnings(projector: nn.Module, h: Tensor) -> Tensor:
+    """z of each beginning of h that `shortened` names, with the rest of h at zero: (N, d) -> (3 N, d of z).
+
+    Matryoshka representation learning (Kusupati et al. 2022, arXiv:2205.13147, its efficient form: one g, of which a
+    beginning meets the first columns). g's running statistics stay those of whole h.
+    """
+    buffers = dict(projector.named_buffers())
+    z = []
+    for length in shortened(h.shape[1]):
+        beginning = F.pad(h[:, :length], (0, h.shape[1] - length))
+        z.append(functional_call(projector, {name: b.clone() for name, b in buffers.items()}, (beginning,)))
+    return torch.cat(z)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

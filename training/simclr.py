@@ -32,7 +32,7 @@ from training.data.mixture import ALL_ONCE, Mixture
 from training.data.store import PixelStore
 from training.data.stream import Stream
 from training.device import mixed_precision
-from training.encoders import embed, projection_head
+from training.encoders import embed, project_beginnings, projection_head
 from training.evaluation import judge, knn
 from training.evaluation.judge import verdict
 from training.evaluation.retrieval import neighbours_shared
@@ -69,7 +69,7 @@ class SimCLR(pl.LightningModule):
         self.projector = projection_head(self.encoder.dimension, settings.head_layers, settings.head_dimension)
         origin = apply_initial(start, self.encoder, self.projector, train.pixels) if start else ""
         self.to(memory_format=torch.channels_last)
-        self.render, self.project = render, lambda views: self.projector(self.encoder(views))
+        self.render, self.project = render, self.z_of
         self.history: list[dict] = []
         self.judged = bool(settings.init)  # whether the result is compared with the weights that it started from
         self.start: dict[str, Tensor] = {}  # these weights, if it is
@@ -107,7 +107,7 @@ class SimCLR(pl.LightningModule):
         n, size = len(images), self.settings.chunk_size or len(images)
         draws = self.draws(images, step)
         if size >= n:
-            z = self.project_views(images, draws)  # V times (N, d)
+            z = self.project_views(images, draws)  # V times (N, d), or 4 V times
         else:
             parts = [slice(start, start + size) for start in range(0, n, size)]
             chunk_draws = [draws.map(lambda d, part=part: rows_of_views(d, n, part)) for part in parts]
@@ -119,7 +119,9 @@ class SimCLR(pl.LightningModule):
         # For Watch: about 1 if projections have independent directions, 0 if they are equal.
         self.spread = F.normalize(z[0].detach().float(), dim=1).std(dim=0).norm()
         loss, all_z = LOSSES[self.settings.loss].function, [gather(view.float()) for view in z]  # (N of all, d) each
-        losses = [loss(z_a, z_b, self.settings.temperature) for z_a, z_b in combinations(all_z, 2)]
+        count = self.settings.views
+        pairs = [pair for i in range(0, len(all_z), count) for pair in combinations(all_z[i : i + count], 2)]
+        losses = [loss(z_a, z_b, self.settings.temperature) for z_a, z_b in pairs]
         return torch.stack(losses).mean()
 
     def draws(self, images: Tensor, step: int) -> Draws:
@@ -129,10 +131,16 @@ class SimCLR(pl.LightningModule):
         return draw(self.settings.views * n, height, width, self.settings.augment, generator)
 
     def project_views(self, images: Tensor, draws: Draws) -> tuple[Tensor, ...]:
-        """z of the V views, which share their batch norm statistics: V times (N, d)."""
-        count = self.settings.views
-        views = self.render(images.repeat(count, 1, 1, 1), draws, self.settings.size_px)  # (VN, 3, S, S)
-        return self.project(views.contiguous(memory_format=torch.channels_last)).chunk(count)
+        """z of the V views, which share their batch norm statistics: V times (N, d). With --matryoshka 4 V times: those
+        of whole h, then those of each of its beginnings."""
+        views = self.render(images.repeat(self.settings.views, 1, 1, 1), draws, self.settings.size_px)  # (VN, 3, S, S)
+        return self.project(views.contiguous(memory_format=torch.channels_last)).split(len(images))
+
+    def z_of(self, views: Tensor) -> Tensor:
+        """(VN, 3, S, S) -> (VN, d), with --matryoshka (4 VN, d)."""
+        h = self.encoder(views)
+        z = self.projector(h)
+        return torch.cat([z, project_beginnings(self.projector, h)]) if self.settings.matryoshka else z
 
     def compile_parts(self, images: Tensor, world: int = 1) -> None:
         """Compile the augmentation, and on a GPU f and g. If a step then fails, print why and train uncompiled.

@@ -1,9 +1,20 @@
 """A small picture set and a way to train on it in seconds."""
 
+import numpy as np
 import pytest
 
 from training.config import PretrainSettings
 from training.data import shapes
+
+
+class RandomPictures:
+    """In place of a PixelStore."""
+
+    source = "pixels"
+
+    def __init__(self, n: int):
+        self.pixels = np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
+        self.labels = np.full(n, -1)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -24,6 +23,7 @@ from PIL import Image
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from tests.training.conftest import RandomPictures
 from training import checkpoint, report
 from training.augment import AugmentSettings, render
 from training.average import Average
@@ -294,14 +294,6 @@ def test_a_file_that_is_not_a_checkpoint_is_named(small_settings, tmp_path):
         checkpoint.load(tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match="nowhere contains no checkpoint"):
         checkpoint.find(Path("nowhere"))
-
-
-class RandomPictures:
-    source = "pixels"
-
-    def __init__(self, n: int):
-        self.pixels = np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
-        self.labels = np.full(n, -1)
 
 
 @pytest.mark.slow
