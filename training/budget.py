@@ -46,11 +46,13 @@ class Budget:
         self.began = (clock() if began is None else began) - saved.get("used_s", 0.0)
         self.share, self.is_over = saved.get("share", 0.0), False
         self.ending_s: dict[str, float] = saved.get("ending_s", {"exit": EXIT_S})
-        """What is to be done after the last step, and the least seconds that it took."""
+        """What is to be done after the last step, and the seconds that it took when it was done last."""
+        self._pace_s: dict[str, float] = {}
+        """How long steps took then."""
         self._repeated: dict[str, tuple[float, float]] = {}
         """Of work that was done again: the seconds that it took, and would have taken if it slowed down as steps do."""
         self._steps_s: deque[float] = deque(maxlen=RECENT)
-        self._fastest_s = math.inf
+        self._first_s = math.nan  # a step at the beginning
         self._every = self._until = 1  # steps from one check to the next, and to the next one
 
     def state(self) -> dict[str, Any]:
@@ -65,12 +67,14 @@ class Budget:
         """Seconds that are left for training."""
         if self.minutes is None:
             return math.inf
-        return 60 * self.minutes - self.used_s - sum(self.ending_s.values()) * max(1.0, self._slower * self._suffers)
+        ending = sum(took * max(1.0, self._slower(work) * self._suffers) for work, took in self.ending_s.items())
+        return 60 * self.minutes - self.used_s - ending
 
-    @property
-    def _slower(self) -> float:
-        """How many times as long a step takes as at its fastest."""
-        return max(1.0, median(self._steps_s) / self._fastest_s) if len(self._steps_s) == RECENT else 1.0
+    def _slower(self, work: str) -> float:
+        """How many times as long a step takes as when the work was done last, or as at the beginning."""
+        if len(self._steps_s) < RECENT:
+            return 1.0
+        return median(self._steps_s) / self._pace_s.get(work, self._first_s)
 
     @property
     def _suffers(self) -> float:
@@ -86,10 +90,11 @@ class Budget:
         began = clock()
         yield
         took = times * (clock() - began)
-        least = min(took, self.ending_s.get(work, took))
         if work in self.ending_s:
-            self._repeated[work] = took, least * self._slower
-        self.ending_s[work] = least
+            self._repeated[work] = took, self.ending_s[work] * self._slower(work)
+        self.ending_s[work] = took
+        if len(self._steps_s) == RECENT:
+            self._pace_s[work] = median(self._steps_s)
 
     def start(self) -> None:
         """Training begins."""
@@ -104,8 +109,8 @@ class Budget:
         spent, self._checked = now - self._checked, now
         self._steps_s.append(spent / self._every)
         step_s = median(self._steps_s)
-        if len(self._steps_s) == RECENT:
-            self._fastest_s = min(self._fastest_s, step_s)
+        if len(self._steps_s) == RECENT and math.isnan(self._first_s):
+            self._first_s = step_s
         left = max(0.0, self.left_s)
         share = self.share + (1 - self.share) * (spent / (spent + left) if left else 1.0)
         every = min(max(1, int(CHECK_S / max(step_s, 1e-6))), MOST_STEPS) if _is_shared() else 1

@@ -92,6 +92,16 @@ def test_other_programs_that_slow_steps_down_more_than_measuring_cost_a_run_no_t
     assert 0.9 * 120 <= limited.used_s <= 120
 
 
+def test_a_few_quick_steps_do_not_make_the_end_seem_longer(clock):
+    """On a machine whose other programs pause for a moment."""
+    limited = Budget(2.0)
+    with limited.ending("measuring"):
+        clock.now += 20
+    steps_of(clock, limited, itertools.chain([2.0] * 10, [0.5] * 5, itertools.repeat(2.0)))
+    clock.now += 20 + budget.EXIT_S
+    assert 0.95 * 120 <= limited.used_s <= 120
+
+
 def test_the_share_of_an_even_run_is_that_of_the_time(clock):
     limited = Budget(1.0)
     shares = steps_of(clock, limited, itertools.repeat(1.0))
