@@ -1,13 +1,14 @@
 # make demo [DATA=folder|zip|cifar10|...] [MINUTES=2] [AGAIN=1] [PORT=3000] [CHECK=1]
-# make check (format, lint, types, fast tests)     make test (the same with all tests)     make lock
+# make check (format, lint, types, site, fast tests)     make test (the same with all tests)     make docs     make lock
 PYTHON ?= python3
 DATA ?= shapes
 MINUTES ?= 2
 PORT ?= 3000
 YES = 1 true yes on
 BIN = .venv/bin
+SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-.PHONY: demo check test lint lock
+.PHONY: demo check test lint docs lock
 
 demo: .venv/ready
 	@$(BIN)/python demo.py --data "$(DATA)" --port "$(PORT)" --minutes "$(MINUTES)" $(if $(filter $(YES),$(AGAIN)),--again) $(if $(filter $(YES),$(CHECK)),--check)
@@ -23,6 +24,11 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
 	$(BIN)/biome check ui
+	$(SITE)
+
+docs: .venv/ready
+	$(SITE)
+	@echo "The site is in site/index.html; with its search at http://127.0.0.1:8000 after python -m http.server -d site"
 
 .venv/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
