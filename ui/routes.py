@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 OURS = tuple(str(Path(__file__).parents[1] / package) + "/" for package in ("ui", "serving"))
 NEEDED = re.compile(
     r"""(?x)
-    /? | /config/? | /theme\.css | /manifest\.json
+    /? | /config/? | /theme\.css
     | /(assets|static)/.{1,200}
     | /gradio_api/(info|startup-events|upload|upload_progress|component_server|queue/join|queue/data|cancel|reset)/?
     | /gradio_api/heartbeat/\w{1,64}
@@ -26,9 +26,11 @@ NEEDED = re.compile(
     """
 )
 
+MANIFEST = b'<link rel="manifest" href="/manifest.json" />'  # of a site as a whole; the page has none
+
 
 class NeededRoutes:
-    """ASGI app: the page, without the routes that it does not need."""
+    """ASGI app: the page, without the routes that it does not need, and without a link to a file outside of it."""
 
     def __init__(self, app: ASGIApp, page: gr.Blocks):
         self.app = app
@@ -47,6 +49,8 @@ class NeededRoutes:
             if held or (message["type"] == "http.response.start" and message["status"] == 500):
                 held.append(message)
             else:
+                if MANIFEST in message.get("body", b""):
+                    message["body"] = message["body"].replace(MANIFEST, b" " * len(MANIFEST))
                 await send(message)
 
         try:

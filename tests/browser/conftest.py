@@ -226,19 +226,38 @@ def servers(request, tmp_path_factory, browser, answers, threads):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def playwright():
     """Of a module, not the session: while it lives its thread has a running loop, and asyncio.run would refuse."""
     from playwright.sync_api import expect, sync_playwright
 
-    chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if chromium is None:
-        give_up = pytest.fail if "TWINVIEW_REQUIRE_BROWSER" in os.environ else pytest.skip
-        give_up(f"no Chromium is installed: none of {', '.join(CHROMIUM)} is on the path")
     expect.set_options(timeout=1000 * PATIENCE_S)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def chromium() -> dict[str, object]:
+    """How Playwright starts it."""
+    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if path is None:
+        give_up = pytest.fail if "TWINVIEW_REQUIRE_BROWSER" in os.environ else pytest.skip
+        give_up(f"no Chromium is installed: none of {', '.join(CHROMIUM)} is on the path")
+    return {"executable_path": path, "args": FLAGS}
+
+
+@pytest.fixture(scope="module")
+def browser(playwright, chromium):
+    with contextlib.closing(playwright.chromium.launch(**chromium)) as browser:
         yield browser
-        browser.close()
+
+
+@pytest.fixture(scope="module")
+def context(playwright, chromium, tmp_path_factory):
+    """Of all pages of a module: it keeps compiled scripts on the disk, which halves the time to open a page."""
+    profile = tmp_path_factory.mktemp("profile")
+    with contextlib.closing(playwright.chromium.launch_persistent_context(profile, **chromium)) as context:
+        context.set_default_timeout(1000 * PATIENCE_S)
+        yield context
 
 
 @pytest.fixture
@@ -248,18 +267,24 @@ def locked(servers, threads):
 
 
 @pytest.fixture
-def watched(browser):
-    """A block in which start(url, **context) -> the page, ready. At its end it must have asked nobody but `url`, and
-    have met no error."""
+def watched(request, context):
+    """A block in which start(url, viewport, **settings) -> the page, ready. At its end it must have asked nobody but
+    `url`, and have met no error. settings: of a context of its own"""
 
     @contextlib.contextmanager
     def watch():
-        contexts, asked, failures = [], {}, []
+        opened, asked, failures = [], {}, []
 
-        def start(url: str, **context):
-            contexts.append(browser.new_context(**context))
-            page = contexts[-1].new_page()
-            page.set_default_timeout(1000 * PATIENCE_S)
+        def start(url: str, viewport: dict[str, int] | None = None, **settings):
+            viewport = viewport or {"width": 1280, "height": 720}
+            if settings:
+                own = request.getfixturevalue("browser").new_context(viewport=viewport, **settings)
+                own.set_default_timeout(1000 * PATIENCE_S)
+                opened.append(own)
+                page = own.new_page()
+            else:
+                opened.append(page := context.new_page())
+                page.set_viewport_size(viewport)
             page.on("request", lambda request: asked.setdefault(request.url, url))
             page.on("pageerror", lambda error: failures.append(str(error)))
             page.goto(f"{url}/ui/")
@@ -269,8 +294,8 @@ def watched(browser):
         try:
             yield start
         finally:
-            for context in contexts:
-                context.close()
+            for one in opened:
+                one.close()
         foreign = [what for what, url in asked.items() if not what.startswith((f"{url}/", "data:", "blob:"))]
         assert foreign == []
         assert failures == []

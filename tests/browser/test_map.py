@@ -43,7 +43,8 @@ def test_map_and_duplicates_of_a_new_collection_appear_by_themselves(servers, op
 
 
 @pytest.mark.parametrize(
-    ("tab", "kind", "result"), [("Map", "map", ".map-legend button"), ("Duplicates", "duplicates", "#duplicates .copies")]
+    ("tab", "kind", "result"),
+    [("Map", "map", ".map-legend button"), ("Duplicates", "duplicates", "#duplicates .copies")],
 )
 def test_a_tab_opened_while_its_result_is_computed_shows_it_when_it_is_there(servers, open_page, tab, kind, result):
     (table,) = (servers.folder / "index" / "derived").glob(f"new.*/{kind}.json")

@@ -312,3 +312,13 @@ def test_a_link_with_a_collection_and_a_condition_never_shows_another_collection
     expect(page.locator('#grid .tile[data-collection="two"]')).to_have_count(1)
     expect(page.locator("#where .token")).to_have_count(1)
     assert page.locator(".toast-body").count() == 0
+
+
+def test_a_file_that_is_chosen_while_the_page_shows_another_search_is_searched_by(page, reddish):
+    with page.expect_file_chooser() as opened:
+        page.locator("#well label").first.click()
+    page.locator("#grid .tile", has_text="blue").first.click()
+    expect(page.locator("#well img")).to_have_attribute("alt", re.compile("blue"))  # the well is another element now
+    opened.value.set_files(reddish)
+    expect(page.locator("#well .name")).to_have_text("mine.png")
+    expect(page.locator("#grid .label").first).to_have_text("red")

@@ -1,10 +1,17 @@
-// Dropping and pasting work anywhere on the page. The listeners sit on elements whose contents may be replaced.
+// Dropping and pasting work anywhere on the page.
 // One picture is searched by; for a folder or several pictures, acts.js asks whether to add them to the collection.
 
-element.addEventListener("change", (event) => {
-  send([...event.target.files]);
-  event.target.value = "";
-});
+/** The element's content may be replaced while a file is being chosen: only the input itself then has the file. */
+function listen() {
+  for (const input of element.querySelectorAll("input[type=file]")) {
+    input.onchange = () => {
+      send([...input.files]);
+      input.value = "";
+    };
+  }
+}
+new MutationObserver(listen).observe(element, { childList: true, subtree: true });
+listen();
 document.addEventListener("paste", (event) => send(event.clipboardData.files));
 document.addEventListener("searchby", (event) => send(event.detail));
 document.addEventListener("dragover", (event) => {
