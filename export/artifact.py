@@ -7,6 +7,11 @@ A bundle is a folder of two files:
     model_card.json   the ModelCard below
 
 A third, encoder.safetensors, contains the weights for use in torch (export/weights.py). The service does not need it.
+An encoder that reads text too has two more files, which the card's section `text` describes (export/tokens.py):
+
+    text.onnx         inputs `ids` and `mask` int64 (N, L), output `embedding` float32 (N, d), not normalised, to be
+                      compared with the embeddings of pictures by the cosine
+    tokenizer.json    makes ids of text, with the package tokenizers
 
 Training's evaluation and the service both read pictures with `read_pixels`, so the service gives the vectors that were
 evaluated. Only numpy, Pillow and the standard library are imported: serving needs no torch.
@@ -29,10 +34,13 @@ from PIL import Image
 from export import formats
 from export.rgb import in_srgb, to_rgb
 from export.suggest import program
+from export.tokens import TextTower
 
 GRAPH = "encoder.onnx"
 CARD = "model_card.json"
 WEIGHTS = "encoder.safetensors"
+TEXT_GRAPH = "text.onnx"
+TOKENIZER = "tokenizer.json"
 PRECISIONS = ("fp32", "fp16", "int8")
 
 MAX_PIXELS = 2**27  # 134 megapixels, 0.4 GB as RGB
@@ -213,7 +221,8 @@ def _work(image: Image.Image, data: bytes) -> int:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Describes an encoder. `id` identifies the function: the same graph and preprocessing have the same id."""
+    """Describes an encoder. `id` identifies what it makes of pictures: the same graph and preprocessing have the same
+    id, with and without a text tower."""
 
     id: str
     """Architecture and a hash of graph and preprocessing; stored with every vector."""
@@ -234,8 +243,12 @@ class ModelCard:
     """probe_values of the output for probe_pixels, to check the loaded graph. Empty: unknown."""
     classes: list[str] = field(default_factory=list)
     """Names of the classes in the order of the logits; empty for an encoder without a classifier."""
+    shortened: list[int] = field(default_factory=list)
+    """Lengths below `dimension` to which embeddings may be cut, since their beginnings were trained too."""
     precision: str = "fp32"
     """Arithmetic of the graph, one of PRECISIONS. The results of fp16 and int8 depend more on the processor."""
+    text: TextTower | None = None
+    """How it reads text; None for an encoder that reads none."""
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
@@ -249,6 +262,13 @@ class ModelCard:
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_dict(cls, facts: dict) -> "ModelCard":
+        """The card that `to_dict` gave. raises ValueError, TypeError, KeyError"""
+        preprocessing = Preprocessing(**facts["preprocessing"])
+        text = TextTower(**facts["text"]) if facts.get("text") is not None else None
+        return cls(**facts | {"preprocessing": preprocessing, "text": text})
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -258,6 +278,22 @@ class Bundle:
     @property
     def graph(self) -> Path:
         return self.folder / GRAPH
+
+    def read_text_files(self) -> "TextFiles | None":
+        """None for an encoder that reads no text. raises BundleError: missing, or not the files of the card"""
+        text = self.card.text
+        if text is None:
+            return None
+        digests = {TEXT_GRAPH: text.sha256, TOKENIZER: text.tokenizer_sha256}
+        return TextFiles(*(_read_checked(self.folder / name, digest) for name, digest in digests.items()))
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """Contents of the files of a text tower."""
+
+    graph: bytes
+    tokenizer: bytes
 
 
 def probe_pixels(size_px: int) -> np.ndarray:
@@ -277,14 +313,19 @@ def encoder_id(architecture: str, graph_sha256: str, preprocessing: Preprocessin
     return f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
-def save_bundle(folder: Path, graph: bytes, card: ModelCard, weights: bytes | None = None) -> Bundle:
+def save_bundle(
+    folder: Path, graph: bytes, card: ModelCard, weights: bytes | None = None, text: TextFiles | None = None
+) -> Bundle:
     """Write the files into a temporary folder, then rename it to `folder`: readers see the old bundle or the new."""
     folder = Path(folder)
     fresh, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
-    for name, content in ((GRAPH, graph), (CARD, json.dumps(card.to_dict(), indent=2).encode()), (WEIGHTS, weights)):
+    contents = {GRAPH: graph, CARD: json.dumps(card.to_dict(), indent=2).encode(), WEIGHTS: weights}
+    if text is not None:
+        contents |= {TEXT_GRAPH: text.graph, TOKENIZER: text.tokenizer}
+    for name, content in contents.items():
         if content is not None:
             _write(fresh / name, content)
     if folder.exists():
@@ -323,12 +364,23 @@ def load_bundle(folder: Path) -> Bundle:
                 f"`{program('export/to_onnx.py')} RUN`."
             )
     try:
-        facts = json.loads((folder / CARD).read_text())
-        facts["preprocessing"] = Preprocessing(**facts["preprocessing"])
-        card = ModelCard(**facts)
+        card = ModelCard.from_dict(json.loads((folder / CARD).read_text()))
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{folder / CARD} cannot be read as a model card: {error}") from error
-    digest = hashlib.sha256((folder / GRAPH).read_bytes()).hexdigest()
-    if digest != card.sha256:
-        raise BundleError(f"{folder / GRAPH} is not the file its card describes (sha256 {digest[:12]}…); export again.")
+    for name in (TEXT_GRAPH, TOKENIZER) if card.text else ():
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder} has no {name}, which its card describes; export again.")
+    _read_checked(folder / GRAPH, card.sha256)
     return Bundle(folder, card)
+
+
+def _read_checked(file: Path, sha256: str) -> bytes:
+    """raises BundleError: it cannot be read, or is another file"""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {error.strerror}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise BundleError(f"{file} is not the file its card describes (sha256 {digest[:12]}…); export again.")
+    return content

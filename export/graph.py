@@ -4,7 +4,8 @@ The graph gets the scaling to [0, 1], the normalisation and, if needed, a poolin
 picture becomes a square of pixels. Needs no torch.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +44,7 @@ class ForeignGraph:
 
     @property
     def input(self) -> onnx.ValueInfoProto:
-        return _inputs(self.model)[0]
+        return inputs_of(self.model)[0]
 
 
 def read_graph(file: Path, size_px: int | None, output: str) -> ForeignGraph:
@@ -55,12 +56,13 @@ def read_graph(file: Path, size_px: int | None, output: str) -> ForeignGraph:
     """
     if not file.is_file():
         raise BundleError(f"{file}: there is no such file")
-    model = _read(file)
-    inputs = _inputs(model)
+    model = read_model(file)
+    chosen = chosen_output(file, model, output, "--output")
+    keep_needed(model, chosen)
+    inputs = inputs_of(model)
     if len(inputs) != 1:
-        raise BundleError(f"{file} has {len(inputs)} inputs, and an encoder has one, the pictures: {_names(inputs)}")
+        raise BundleError(f"{file} has {len(inputs)} inputs, and an encoder has one, the pictures: {names_of(inputs)}")
     channels_first, side = _input_layout(file, inputs[0], size_px)
-    chosen = _chosen_output(file, model, output)
     inputs[0].type.tensor_type.shape.dim[0].dim_param = "N"
     if chosen not in {value.name for value in model.graph.output}:
         model.graph.output.append(helper.make_empty_tensor_value_info(chosen))
@@ -83,9 +85,9 @@ def wrap(
     raises     BundleError
     """
     model = onnx.ModelProto()
-    model.CopyFrom(_recent(graph))
-    _rename(model.graph)
-    taken = _inputs(model)[0]
+    model.CopyFrom(recent(graph.name, graph.model))
+    rename(model.graph)
+    taken = inputs_of(model)[0]
     if graph.takes_pixels and (any(mean) or any(value != 1 for value in std)):
         raise BundleError(f"{graph.name} takes uint8 pixels and normalises them itself: leave out --mean and --std")
     constants = {
@@ -113,13 +115,27 @@ def wrap(
         after.append(helper.make_node("Sub", ["vector", "centre"], ["embedding"]))
     dimension = graph.output_shape[1 if len(graph.output_shape) == 4 and graph.channels_first else -1]
     size = graph.size_px
-    nodes = _needed([*before, *model.graph.node, *after], "embedding")
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", size, size, 3])
+    return assembled(graph.name, model, [*before, *model.graph.node, *after], constants, [pixels], dimension)
+
+
+def assembled(
+    name: str,
+    model: onnx.ModelProto,
+    nodes: Sequence[onnx.NodeProto],
+    constants: Mapping[str, np.ndarray],
+    inputs: Sequence[onnx.ValueInfoProto],
+    dimension: int,
+) -> bytes:
+    """Those of the nodes that `embedding` float32 (N, d) depends on, as a graph with the weights of `model` and with
+    these further constants, serialised. raises BundleError, which begins with `name`"""
+    nodes = _needed(nodes, "embedding")
     used = {name for node in nodes for name in _taken(node)}
     weights = [*model.graph.initializer, *(numpy_helper.from_array(value, name) for name, value in constants.items())]
     whole = helper.make_graph(
         nodes,
         "encoder",
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", size, size, 3])],
+        inputs,
         [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", dimension])],
         [weight for weight in weights if weight.name in used],
         sparse_initializer=model.graph.sparse_initializer,
@@ -130,20 +146,40 @@ def wrap(
     try:
         return wrapped.SerializeToString(deterministic=True)
     except Exception as error:  # protobuf's limit of 2 GiB
-        raise BundleError(f"{graph.name} is too large for one file: {_one_line(error)}") from error
+        raise BundleError(f"{name} is too large for one file: {one_line(error)}") from error
 
 
-def _needed(nodes: list[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
+def keep_needed(model: onnx.ModelProto, output: str) -> None:
+    """Leave out of a model with several inputs what this output does not depend on: of CLIP in one file, the other
+    tower."""
+    if len(inputs_of(model)) < 2:
+        return
+    nodes = _needed(model.graph.node, output)
+    used = {name for node in nodes for name in _taken(node)}
+    _replace(model.graph.node, nodes)
+    _replace(model.graph.output, [value for value in model.graph.output if value.name == output])
+    for part in (model.graph.input, model.graph.initializer):
+        _replace(part, [value for value in part if value.name in used])
+
+
+def _replace(part: Any, kept: Sequence[Any]) -> None:
+    """part: a list inside a graph. kept: some of its elements"""
+    kept = copy.deepcopy(kept)
+    del part[:]
+    part.extend(kept)
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
     """The nodes that `output` depends on. A graph lists its nodes in the order in which they can be computed."""
     names, kept = {output}, []
     for node in reversed(nodes):
         if names.intersection(node.output):
-            names |= _taken(node)
+            names |= _taken(node) - {""}  # "": an optional one, left out
             kept.append(node)
     return kept[::-1]
 
 
-def _rename(graph: onnx.GraphProto) -> None:
+def rename(graph: onnx.GraphProto) -> None:
     """Put PREFIX before the names of all tensors, in graphs inside nodes too: onnx.compose.add_prefix misses some."""
     for value in (*graph.input, *graph.output, *graph.initializer):
         value.name = PREFIX + value.name
@@ -154,7 +190,7 @@ def _rename(graph: onnx.GraphProto) -> None:
             names[:] = [PREFIX + name if name else "" for name in names]  # "": an optional one, left out
         for attribute in node.attribute:
             for inner in _graphs(attribute):
-                _rename(inner)
+                rename(inner)
 
 
 def _graphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
@@ -169,15 +205,15 @@ def _taken(node: onnx.NodeProto) -> set[str]:
     )
 
 
-def _recent(graph: ForeignGraph) -> onnx.ModelProto:
+def recent(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
     """The model, of LEAST_OPSET or later. raises BundleError"""
-    if _opset(graph.model) >= LEAST_OPSET:
-        return graph.model
+    if _opset(model) >= LEAST_OPSET:
+        return model
     try:
-        return version_converter.convert_version(graph.model, LEAST_OPSET)
+        return version_converter.convert_version(model, LEAST_OPSET)
     except Exception as error:  # its own, for nodes that it does not know
         raise BundleError(
-            f"{graph.name} has opset {_opset(graph.model)} and cannot be converted to {LEAST_OPSET}: {_one_line(error)}"
+            f"{name} has opset {_opset(model)} and cannot be converted to {LEAST_OPSET}: {one_line(error)}"
         ) from error
 
 
@@ -188,7 +224,7 @@ def foreign_embedding(
     x = pixels if graph.takes_pixels else (pixels / 255 - np.asarray(mean)) / np.asarray(std)
     x = x.transpose(0, 3, 1, 2) if graph.channels_first else x
     kind = helper.tensor_dtype_to_np_dtype(graph.input.type.tensor_type.elem_type)
-    session = _session(graph.name, graph.model)
+    session = session_of(graph.name, graph.model)
     h = np.asarray(session.run([graph.output], {graph.input.name: x.astype(kind)})[0])
     if pooling == "first":
         h = h[:, 0]
@@ -198,7 +234,7 @@ def foreign_embedding(
     return h.astype(np.float32)
 
 
-def _read(file: Path) -> onnx.ModelProto:
+def read_model(file: Path) -> onnx.ModelProto:
     """raises BundleError"""
     try:
         model = onnx.load(file, load_external_data=False)
@@ -217,12 +253,12 @@ def _read(file: Path) -> onnx.ModelProto:
     except BundleError:
         raise
     except Exception as error:  # protobuf and the checker each have their own
-        raise BundleError(f"{file} is not an ONNX graph that can be read: {_one_line(error)}") from error
+        raise BundleError(f"{file} is not an ONNX graph that can be read: {one_line(error)}") from error
     del model.graph.value_info[:]  # shapes for the batch size that it was exported with
     return model
 
 
-def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """Without the initialisers, which are among the inputs of older graphs."""
     initialisers = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in initialisers]
@@ -245,7 +281,7 @@ def _input_layout(file: Path, value: onnx.ValueInfoProto, size_px: int | None) -
         sides[1] = kind.shape.dim[1].dim_value = 3  # any number of channels: (N, C, H, W)
     if kind.elem_type not in TYPES or len(sides) != 4 or 3 not in (sides[1], sides[3]):
         raise BundleError(
-            f"{file}: its input {value.name} is {_type(kind.elem_type)} {_shape(sides)}, and an encoder takes "
+            f"{file}: its input {value.name} is {_type(kind.elem_type)} {shape_in_words(sides)}, and an encoder takes "
             "pictures: numbers (N, 3, H, W) or (N, H, W, 3)"
         )
     channels_first = sides[1] == 3
@@ -263,11 +299,12 @@ def _input_layout(file: Path, value: onnx.ValueInfoProto, size_px: int | None) -
     return channels_first, side
 
 
-def _chosen_output(file: Path, model: onnx.ModelProto, output: str) -> str:
+def chosen_output(file: Path, model: onnx.ModelProto, output: str, option: str) -> str:
+    """The name of the output: `output`, which the option gives, or the only one. raises BundleError"""
     own = [value.name for value in model.graph.output]
     if not output:
         if len(own) > 1:
-            raise BundleError(f"{file} has several outputs: give --output, one of {', '.join(own)}")
+            raise BundleError(f"{file} has several outputs: give {option}, one of {', '.join(own)}")
         return own[0]
     if output not in own and not any(output in node.output for node in model.graph.node):
         raise BundleError(f"{file} has no output {output}; it has {', '.join(own)}")
@@ -276,7 +313,7 @@ def _chosen_output(file: Path, model: onnx.ModelProto, output: str) -> str:
 
 def _tried(file: Path, model: onnx.ModelProto, output: str, channels_first: bool, side: int) -> tuple[int, ...]:
     """Shape of the output for two pictures, which must not depend on each other."""
-    session, taken = _session(str(file), model), _inputs(model)[0]
+    session, taken = session_of(str(file), model), inputs_of(model)[0]
     kind = taken.type.tensor_type.elem_type
     shape = (2, 3, side, side) if channels_first else (2, side, side, 3)
     largest = 255 if kind == TensorProto.UINT8 else 1
@@ -286,7 +323,7 @@ def _tried(file: Path, model: onnx.ModelProto, output: str, channels_first: bool
         alone = np.asarray(session.run([output], {taken.name: pictures[:1]})[0])
     except Exception as error:  # ONNX Runtime has an exception class for each of its states
         raise BundleError(
-            f"{file} does not run on two pictures of {side} px at once: {_one_line(error)}. Was it exported for a "
+            f"{file} does not run on two pictures of {side} px at once: {one_line(error)}. Was it exported for a "
             "batch of one? Then export it with a variable batch size"
         ) from error
     if not (np.isfinite(both).all() and np.isfinite(alone).all()):
@@ -299,7 +336,7 @@ def _tried(file: Path, model: onnx.ModelProto, output: str, channels_first: bool
 def _pooled(graph: ForeignGraph, output: str, pooling: Pooling) -> list[onnx.NodeProto]:
     """Nodes from the output to float32 `vector` (N, d). raises BundleError: the output needs another pooling."""
     shape = graph.output_shape
-    shown = _shape(["N", *shape[1:]])
+    shown = shape_in_words(["N", *shape[1:]])
     nodes: list[onnx.NodeProto] = []
     if len(shape) == 2:
         if pooling != "none":
@@ -345,11 +382,11 @@ def open_session(name: str, graph: bytes) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has an exception class for each of its states
         raise BundleError(
-            f"{name} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {_one_line(error)}"
+            f"{name} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {one_line(error)}"
         ) from error
 
 
-def _session(name: str, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def session_of(name: str, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return open_session(f"{name} (opset {_opset(model)})", model.SerializeToString())
 
 
@@ -357,13 +394,13 @@ def _type(kind: int) -> str:
     return TensorProto.DataType.Name(kind).lower()
 
 
-def _shape(sides: Sequence[Any]) -> str:
+def shape_in_words(sides: Sequence[Any]) -> str:
     return f"({', '.join(map(str, sides))})"
 
 
-def _names(values: Sequence[onnx.ValueInfoProto]) -> str:
+def names_of(values: Sequence[onnx.ValueInfoProto]) -> str:
     return ", ".join(value.name for value in values)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]

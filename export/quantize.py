@@ -115,7 +115,8 @@ def quantize(settings: QuantizeSettings) -> Bundle:
         precision=settings.to,
     )
     folder = settings.bundle.resolve()
-    return save_bundle(settings.out or folder.with_name(f"{folder.name}-{settings.to}"), made, new)
+    out = settings.out or folder.with_name(f"{folder.name}-{settings.to}")
+    return save_bundle(out, made, new, text=bundle.read_text_files())  # the text tower stays as it is
 
 
 def to_fp16(graph: bytes) -> bytes:

@@ -4,6 +4,7 @@
     python export/to_onnx.py lite0                              an encoder that others trained (training/zoo.py)
     python export/to_onnx.py timm:vit_small_patch14_dinov2
     python export/to_onnx.py FILE.onnx --size-px 224            a graph that others made (export/graph.py)
+    python export/to_onnx.py FILE.onnx --text TEXT.onnx --tokenizer tokenizer.json  with its text tower (export/text.py)
 
 The graph maps uint8 pixels [N, S, S, 3] to float32 h [N, d], for any N, with the normalisation inside; how a picture
 becomes such a square stands in the card. For a fine-tuned run it also returns the logits [N, C], before any softmax, so
@@ -48,12 +49,13 @@ from export.graph import Pooling, foreign_embedding, open_session, read_graph, w
 from export.paths import at_home, parse_settings
 from export.sample import sample
 from export.suggest import SERVE, command
+from export.text import ForeignText, read_text_tower
 from export.weights import weights_file
 from training import checkpoint, classifier, zoo
 from training.checkpoint import CheckpointError
 from training.config import RUNS, PretrainSettings
 from training.data.sources import DataError, open_source
-from training.encoders import Encoder, embed, to_input
+from training.encoders import Encoder, embed, shortened, to_input
 from training.evaluation import words
 from training.zoo import ZooError
 
@@ -99,6 +101,20 @@ class ExportSettings:
     pooling: Pooling = "none"
     """For an ONNX file whose output is not one vector: mean over its places, or the first token."""
 
+    text: Path | None = None
+    """For an ONNX file that is the picture tower of a model such as CLIP: the ONNX file with its text tower, which may
+    be the same one. Pictures can then be searched by words."""
+    tokenizer: Path | None = None
+    """For --text: the model's tokenizer.json."""
+    text_output: str = ""
+    """For a text tower with several outputs: the name of the embedding."""
+    context_length: int | None = None
+    """For --text: most tokens of a text, if neither the graph nor the tokenizer says it. 77 for CLIP, 64 for SigLIP."""
+    pad_token: str = ""
+    """For --text: the token that fills up a text, if the tokenizer does not say it."""
+    lower_case: bool = False
+    """For --text: lower-case every text, if the tokenizer does not do it."""
+
     def __post_init__(self) -> None:
         if self.size_px is not None and not self.size_px >= 1:
             raise ValueError(f"--size-px must be at least 1, not {self.size_px}")
@@ -106,9 +122,26 @@ class ExportSettings:
             raise ValueError(f"--std must be above 0, not {self.std}")
         if self.crop is not None and not 0 < self.crop <= 1:
             raise ValueError(f"--crop must be in (0, 1] or None, not {self.crop:g}")
+        if self.context_length is not None and not self.context_length >= 1:
+            raise ValueError(f"--context-length must be at least 1, not {self.context_length}")
+        for name in FOR_TEXT:
+            if self.text is None and getattr(self, name) != getattr(ExportSettings, name):
+                raise ValueError(f"{option(name)} is for a text tower: give its ONNX file with --text")
+        if self.text and not self.tokenizer:
+            raise ValueError(f"--text {self.text} needs --tokenizer, the tokenizer.json of the model")
+        if self.text and self.centre_on:
+            raise ValueError(
+                "--centre-on cannot be used with --text: without the mean, pictures are not comparable to texts"
+            )
 
 
-FOR_GRAPHS = ("mean", "std", "crop", "interpolation", "output", "pooling")
+FOR_TEXT = ("tokenizer", "text_output", "context_length", "pad_token", "lower_case")
+FOR_GRAPHS = ("mean", "std", "crop", "interpolation", "output", "pooling", "text")
+
+
+def option(name: str) -> str:
+    """As it is written in the shell."""
+    return f"--{name.replace('_', '-')}"
 
 
 class ExportedModel(nn.Module):
@@ -134,7 +167,8 @@ def export(settings: ExportSettings) -> tuple[Bundle, bool]:
         return export_graph(path, settings), True
     for name in FOR_GRAPHS:
         if getattr(settings, name) != getattr(ExportSettings, name):
-            raise BundleError(f"--{name} is for ONNX files; {settings.source} says itself how it takes pictures")
+            how = "has no text tower here" if name == "text" else "says itself how it takes pictures"
+            raise BundleError(f"--{name} is for ONNX files; {settings.source} {how}")
     if path.exists():
         return export_run(path, settings)
     if zoo.parse(settings.source):
@@ -167,13 +201,14 @@ def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
     except (BundleError, KeyError):
         pass  # no bundle, or an older format: export
     encoder, head = checkpoint.encoder_of(saved), None
+    lengths = shortened(encoder.dimension) if trained.matryoshka and not about else []
     facts, verdict = saved["facts"], saved["facts"].get("verdict")
     if verdict and saved.get("start"):
         print(f"this run is {verdict['sentence']}")
         if not verdict["better"] and not settings.force:
             print(f"exporting {facts['origin']} as it was; --force exports the result of the run")
             encoder.load_state_dict(saved["start"])
-            facts = facts | {"after": facts["before"], "epochs": 0}
+            facts, lengths = facts | {"after": facts["before"], "epochs": 0}, []
     if classes:
         if settings.centre_on:
             raise BundleError(f"{run} is a classifier, whose logits need h as it is: leave --centre-on out")
@@ -187,6 +222,7 @@ def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
     error = parity_error(graph, encoder, trained.size_px, head)
     check_parity(path, error)
     card = make_card(graph, trained, encoder.dimension, facts, digest, error, licence, about)
+    card = replace(card, shortened=lengths)
     weights = weights_file(encoder, trained.architecture)
     return save_bundle(out, graph, with_measured(card, measured), weights), True
 
@@ -235,7 +271,20 @@ def export_graph(file: Path, settings: ExportSettings) -> Bundle:
     dimension = onnx.load_from_string(graph).graph.output[0].type.tensor_type.shape.dim[1].dim_value
     licence = settings.licence or zoo.UNKNOWN
     card = card_of_others(graph, f"onnx:{file.stem}", dimension, preprocessing, training, error, licence)
-    return save_bundle(settings.out or RUNS / file.stem / "encoder", graph, with_measured(card, measured))
+    files = None
+    if settings.text and settings.tokenizer:
+        given = ForeignText(
+            settings.text,
+            settings.tokenizer,
+            settings.text_output,
+            settings.context_length,
+            settings.pad_token,
+            settings.lower_case,
+        )
+        files, tower = read_text_tower(given, str(file), dimension)
+        card = replace(card, text=tower)
+    out = settings.out or RUNS / file.stem / "encoder"
+    return save_bundle(out, graph, with_measured(card, measured), text=files)
 
 
 def check_parity(source: str | Path, error: float) -> None:
@@ -398,6 +447,7 @@ def main() -> None:
         print(
             f"exported {card.id}: {bundle.graph.stat().st_size / 1e6:.1f} MB, {card.dimension} dimensions, "
             + (f"{len(card.classes)} classes, " if card.classes else "")
+            + (f"texts of up to {card.text.length} tokens, " if card.text else "")
             + f"parity error {card.figures['parity_error']:.1e}"
         )
     if card.licence == zoo.UNKNOWN:

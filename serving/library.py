@@ -18,16 +18,19 @@ import numpy as np
 from export.artifact import UnreadableImage
 from serving.collection.index import DEFAULT, Index, Item, collections, content_id, others_in_words, unit
 from serving.collection.names import delete_alias, names_of, refuse_alias
-from serving.collection.problems import IndexProblem
+from serving.collection.problems import IndexProblem, UnknownKey, WrongEncoder
 from serving.collection.reembedding import NO_ORIGINAL, Embedded, Reembedding
 from serving.collection.undo import Listed, changes, undo
 from serving.collection.upgrade import Upgrade
 from serving.collection.writes import CommitQueue
+from serving.curation.coverage_items import NoneToCover, TooFewToCover, uncovered_items
 from serving.curation.items import NoValues
 from serving.curation.odd_items import FINDERS, CannotCompare
+from serving.curation.split import WrongShares, as_one
+from serving.curation.split_items import TooFewToDivide, split_items
 from serving.curation.suggest import TooFewLabels, suggest_labels
 from serving.drift import DriftWatch
-from serving.errors import Busy, Malformed, NotFound, TooLarge, Undecodable, without_place
+from serving.errors import Busy, Conflict, Malformed, NotFound, TooLarge, Undecodable, without_place
 from serving.inference.batcher import Encoded
 from serving.inference.decode import Decoder, Upload
 from serving.inference.original import original_file
@@ -36,7 +39,18 @@ from serving.inference.thumbnail import DecodedPicture
 from serving.limits import RETRY_AFTER_S, Gate, Limits, keeps_originals
 from serving.protocol import replies
 from serving.protocol.filters import Filter
-from serving.protocol.queries import ItemChange, ItemFacts, OddQuery, PickQuery, SearchQuery, SuggestQuery, VectorRow
+from serving.protocol.queries import (
+    CoverageQuery,
+    ItemChange,
+    ItemFacts,
+    OddQuery,
+    PickQuery,
+    SearchQuery,
+    SplitQuery,
+    SuggestQuery,
+    VectorRow,
+)
+from serving.protocol.shown import counted
 
 ROWS_FOUND = 10_000  # by searches that are answered together
 READERS = 8  # each uses further threads of LanceDB
@@ -76,7 +90,7 @@ class Search:
     threshold: float | None
     """Lowest cosine of a result."""
     ranked: bool
-    """Whether its cosines can be ranked among random pairs: not with negative examples."""
+    """Whether its cosines can be ranked among random pairs of pictures: not with negative examples or text."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,7 @@ class Library:
         self._writer = CommitQueue(limits.rows_at_once)
         self._reading = Gate(limits.reads_at_once, "reads of collections")
         self._verifying = Gate(1, "check of a collection")
-        self._picking = Gate(1, "pick of items")
+        self._picking = Gate(1, "comparison of items")
         self._readers = ThreadPoolExecutor(READERS, "reads")
         self._upgrade = lru_cache(OPEN_COLLECTIONS)(Upgrade)
 
@@ -337,26 +351,19 @@ class Library:
         """Raises Malformed, NotFound, Busy, IndexProblem."""
         from serving.curation.pick_items import pick_items  # scikit-learn takes a second to load
 
-        index = self.index(name)
-        await self._refuse_missing(index)
         options = (query.k, query.method, where, query.balanced_by, query.labelled_too, query.seed)
-        with self._picking.admit(1):
-            try:
-                picked = await self.read(pick_items, index, *options)
-            except NoValues as error:
-                message = f"balanced_by: no item of {name} has a value of {query.balanced_by}"
-                raise Malformed(message, "balanced_by") from error
+        try:
+            picked = await self._compare(name, pick_items, *options)
+        except NoValues as error:
+            raise _no_values("balanced_by", name, query.balanced_by) from error
         return replies.Picked(picked.items, picked.candidates)
 
     async def suggest(self, name: str, query: SuggestQuery, where: Filter | None) -> replies.Suggested:
         """Raises Malformed, NotFound, Busy, IndexProblem."""
-        index = self.index(name)
-        await self._refuse_missing(index)
-        with self._picking.admit(1):
-            try:
-                found = await self.read(suggest_labels, index, query.k, where)
-            except TooFewLabels as error:
-                raise Malformed(f"{name} {error}", "name") from error
+        try:
+            found = await self._compare(name, suggest_labels, query.k, where)
+        except TooFewLabels as error:
+            raise Malformed(f"{name} {error}", "name") from error
         items = [
             replies.SuggestedItem(**vars(item), suggested=label, share=share) for item, label, share in found.items
         ]
@@ -364,17 +371,72 @@ class Library:
 
     async def odd(self, name: str, query: OddQuery, where: Filter | None) -> replies.Odd:
         """Raises Malformed, NotFound, Busy, IndexProblem."""
-        index = self.index(name)
-        await self._refuse_missing(index)
-        with self._picking.admit(1):
-            try:
-                found = await self.read(FINDERS[query.kind], index, query.k, where)
-            except CannotCompare as error:
-                raise Malformed(f"{name} {error}", "name") from error
+        try:
+            found = await self._compare(name, FINDERS[query.kind], query.k, where)
+        except CannotCompare as error:
+            raise Malformed(f"{name} {error}", "name") from error
         items = []
         for item, (*reason, value) in found.rows:
             items.append(replies.OddItem(**vars(item), reason=str(reason[0]) if reason else None, value=float(value)))
         return replies.Odd(items, found.odd, found.compared, found.left_out)
+
+    async def coverage(
+        self, name: str, query: CoverageQuery, where: Filter | None, by_where: Filter | None
+    ) -> replies.Coverage:
+        """Raises Malformed, NotFound, Busy, IndexProblem."""
+        index, by = self.index(name), query.by or name
+        await self._refuse_missing(index)
+        other = self.index(by, index.encoder_id)
+        if not await self.read(other.exists):
+            raise NotFound(f"by: there is no collection {by}; {others_in_words(await self.describe_all())}", "by")
+        if other.stored == index.stored and query.filter == query.by_filter:
+            message = f"{name} is compared with itself; name another collection, or give filter and by_filter"
+            raise Malformed(f"by: {message}", "by")
+        try:
+            await self.read(other.count, by_where)
+        except WrongEncoder as error:
+            raise Conflict(f"by: {error}", "by") from error
+        except UnknownKey as error:
+            raise Malformed(f"by_filter: {error}", "by_filter") from error
+        try:
+            found = await self._compare(name, uncovered_items, other, where, by_where)
+        except NoneToCover as error:
+            raise Malformed(f"filter: no item of {name} matches", "filter") from error
+        except TooFewToCover as error:
+            raise Malformed(f"by: {by}{' with by_filter' if by_where else ''} {error}", "by") from error
+        items = [
+            replies.UncoveredItem(**vars(item), similarity=cosine, nearest=near)
+            for item, cosine, near in found.rows[: query.k]
+        ]
+        return replies.Coverage(items, len(found.rows), found.compared, found.by, found.both, found.share, found.usual)
+
+    async def split(self, name: str, query: SplitQuery, where: Filter | None) -> replies.Split:
+        """Raises Malformed, NotFound, Busy, IndexProblem."""
+        shares = query.parts
+        try:
+            shares = as_one(shares)
+            found = await self._compare(name, split_items, shares, where, query.group_by, query.threshold, query.seed)
+        except WrongShares as error:
+            raise Malformed(f"parts: {error}", "parts") from error
+        except TooFewToDivide as error:
+            count = counted(error.args[0], "item")
+            with_ = " with this filter" if where else ""
+            raise Malformed(f"parts: {name} has {count}{with_}, fewer than the {len(shares)} parts", "parts") from error
+        except NoValues as error:
+            raise _no_values("group_by", name, query.group_by) from error
+        parts: dict[str, list[str]] = {part: [] for part in shares}
+        for item, part in zip(found.items, found.parts, strict=True):
+            parts[part].append(item.id)
+        together = [[item.id for item in group] for group in found.copies]
+        return replies.Split(parts, together, found.threshold, found.notes)
+
+    async def _compare(self, name: str, compare: Callable[..., T], *options: object) -> T:
+        """Returns compare(index of the collection, *options), for one request at a time. Raises NotFound, Busy, and
+        what `compare` raises."""
+        index = self.index(name)
+        await self._refuse_missing(index)
+        with self._picking.admit(1):
+            return await self.read(compare, index, *options)
 
     async def create(self, name: str, model: str | None) -> replies.Collection:
         """Raises NotFound, Busy, IndexProblem."""
@@ -433,8 +495,8 @@ class Library:
         vectors = any(not isinstance(example, str) for example in (*query.positive, *query.negative))
         encoder = self._encoders.get(model, "" if vectors else name)
         index = encoder.index(name)
-        if not (query.positive or images):
-            raise Malformed("positive: give at least one image, id or vector to search by", "positive")
+        if not (query.positive or images or query.text is not None):
+            raise Malformed("positive: give at least one image, id, vector or text to search by", "positive")
         ids = [example for example in (*query.positive, *query.negative) if isinstance(example, str)]
         upgrade = self._upgrade(index)
         known = await self.read(upgrade.get_many, ids) if ids else {}
@@ -454,19 +516,32 @@ class Library:
             embedded = (await self._embed(images, encoder)).vectors
             self.note_pictures(encoder, embedded, name)
             positive += list(embedded)
+        if query.text is not None:
+            positive.append(await self._read_text(query.text, encoder))
         direction = search_direction(positive, negative)
         if not np.linalg.norm(direction) > 1e-6:
             field = "negative" if negative else "positive"
             raise Malformed("the examples cancel out, so there is no direction to search in", field)
         scale = float(np.linalg.norm(unit(np.stack(positive)).mean(axis=0)))
         threshold = query.threshold
+        ranked = not negative and query.text is None
         if query.closer_than is not None:
-            if negative:
-                message = "the scores of a search with negative examples have no rank; give a threshold"
-                raise Malformed(f"closer_than: {message}", "closer_than")
+            if not ranked:
+                what = "scores of a search with negative examples" if negative else "cosines of pictures and text"
+                raise Malformed(f"closer_than: the {what} have no rank; give a threshold", "closer_than")
             await self.describe(index)
             threshold = await self.read(index.random_pairs.cosine, query.closer_than) / scale
-        return Search(index, upgrade, direction, scale, query.k, where, tuple(ids), threshold, ranked=not negative)
+        return Search(index, upgrade, direction, scale, query.k, where, tuple(ids), threshold, ranked)
+
+    async def _read_text(self, text: str, encoder: ServedEncoder) -> np.ndarray:
+        """Returns the vector (d,) of a text. Raises Malformed, Busy, NotOffered, NotReady."""
+        if encoder.text is None:
+            id = encoder.card.id
+            raise Malformed(f"text: the encoder {id} reads no text; export one with a text tower (--text)", "text")
+        if not text.strip():
+            raise Malformed("text: is empty", "text")
+        with self._gate.admit(1):
+            return await encoder.text(text)
 
     async def find(self, searches: Sequence[Search]) -> list[Found]:
         """Returns the k items nearest to each direction. Those that differ in nothing else are searched together.
@@ -503,6 +578,10 @@ def _change(listed: Listed) -> replies.Change:
 
 def _no_collection(name: str) -> NotFound:
     return NotFound(f"there is no collection {name}; adding the first items creates it", "name")
+
+
+def _no_values(field: str, name: str, key: str | None) -> Malformed:
+    return Malformed(f"{field}: no item of {name} has a value of {key}", field)
 
 
 def _alike(searches: Sequence[Search]) -> Iterator[list[int]]:

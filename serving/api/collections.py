@@ -381,14 +381,14 @@ def _jpeg(request: Request, id: str, jpeg: bytes) -> Response:
         }
     },
     response_model=Matches,
-    responses=documented(400, 404, 409, 413, 415, 422, 429, 503),
+    responses=documented(400, 404, 409, 413, 415, 422, 429, 501, 503),
 )
 async def search(request: Request, name: Name, engine: Ready) -> Response:
     """Find the k items most similar to the positive examples and least similar to the negative ones, nearest first.
 
     An example is an image (in a form, a file in `image`), a vector, or the id of an item; items used as examples are
-    not returned. The search vector is the mean direction of the positive examples minus that of the negative ones
-    (Rocchio).
+    not returned. With an encoder that reads text, `text` is a positive example too, or the only one. The search vector
+    is the mean direction of the positive examples minus that of the negative ones (Rocchio).
     """
     kind, images = media_type(request), []
     if kind == JSON:
@@ -416,11 +416,11 @@ async def search(request: Request, name: Name, engine: Ready) -> Response:
     "/{name}/searches",
     openapi_extra={"requestBody": {"required": True, "content": {JSON: {"schema": inline_schema(Searches)}}}},
     response_model=ManyMatches,
-    responses=documented(400, 404, 409, 413, 415, 422, 429, 503),
+    responses=documented(400, 404, 409, 413, 415, 422, 429, 501, 503),
 )
 async def search_many(request: Request, name: Name, engine: Ready) -> Response:
-    """Answer several searches by ids and vectors in one request. Those with the same filter and k are made together,
-    which is faster than one request for each."""
+    """Answer several searches by ids, vectors and text in one request. Those with the same filter and k are made
+    together, which is faster than one request for each."""
     searches = validated(Searches, await only_json(request)).searches
     async with CancelOnDisconnect(request):
         prepared = []
@@ -477,13 +477,14 @@ def _filter_in(text: str | None) -> Filter | None:
     return parse_filter(validated(FilterText, {} if text is None else {"filter": text}).filter)
 
 
-def parse_filter(condition: dict[str, object] | None) -> Filter | None:
+def parse_filter(condition: dict[str, object] | None, field: str = "filter") -> Filter | None:
+    """field  of the request, for messages. Raises Malformed."""
     if condition is None:
         return None
     try:
         return Filter.parse(condition)
     except FilterProblem as error:
-        raise Malformed(f"filter: {error}", "filter") from error
+        raise Malformed(f"{field}: {error}", field) from error
 
 
 def _no_item(id: str, name: str) -> NotFound:

@@ -73,7 +73,9 @@ class EmbeddingsQuery(Strict):
     ]
     model: str = Field(ALIAS, description=MODEL)
     encoding_format: Encoding = "float"
-    dimensions: int | None = Field(None, description="The encoder's dimension; other values are refused.")
+    dimensions: int | None = Field(
+        None, description="Length of the vectors: the encoder's, or a shorter one that it was trained for."
+    )
     user: str | None = Field(None, description="Ignored.")
     modality: Literal["image"] = "image"
     normalize: bool = Field(False, description="Scale the vectors to unit length. OpenAI has no such field.")
@@ -124,13 +126,12 @@ async def create_embeddings(request: Request) -> Response:
         raise UnsupportedType(f"/v1/embeddings accepts {JSON}, not {media_type(request)[:100]}")
     query = validated(EmbeddingsQuery, await json_body(request))
     card = engine.card_of(requested_encoder(query.model))
-    if query.dimensions not in (None, card.dimension):
-        raise Malformed(
-            f"dimensions: {card.id} has {card.dimension}, and its vectors are never shortened", "dimensions"
-        )
+    if query.dimensions not in (None, card.dimension, *card.shortened):
+        others = f"or {', '.join(map(str, card.shortened))}" if card.shortened else "and cannot be shortened"
+        raise Malformed(f"dimensions: the vectors of {card.id} have {card.dimension} {others}", "dimensions")
     uploads = _read_inputs(query.input, request.app.state.limits.images)
     embedded = await embed_uploads(request, engine, uploads, query.model)
-    rows = _encode(_vectors(embedded, query.normalize), query.encoding_format)
+    rows = _encode(_vectors(embedded, query.normalize, query.dimensions), query.encoding_format)
     reply = {
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)],
@@ -220,8 +221,10 @@ def _forgiving_base64(text: str) -> bytes:
     return binascii.a2b_base64(padded.translate(FROM_URLS), strict_mode=True)
 
 
-def _vectors(embedded: EmbeddedImages, normalize: bool) -> np.ndarray:
-    return unit(embedded.vectors) if normalize else embedded.vectors
+def _vectors(embedded: EmbeddedImages, normalize: bool, length: int | None = None) -> np.ndarray:
+    """length: how many of the first numbers of each"""
+    vectors = embedded.vectors[:, :length]
+    return unit(vectors) if normalize else vectors
 
 
 def _encode(vectors: np.ndarray, encoding: Encoding) -> list[np.ndarray] | list[str]:

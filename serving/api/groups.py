@@ -7,6 +7,8 @@ GROUPS: dict[str, dict[str, str]] = {  # by the names of the routes' functions
         "pick": "Pick the items to label first",
         "suggest": "Suggest labels",
         "odd": "List the odd items",
+        "coverage": "List what another collection does not cover",
+        "split": "Divide items into parts such as train and test",
     },
     "Items": {
         "put_items": "Add images, or vectors of images",

@@ -31,8 +31,9 @@ from serving.protocol.shown import shown
 
 PATH = "/mcp"
 INSTRUCTIONS = (
-    "Twinview searches collections of pictures by similarity, not by text. Find an item by its name, label or metadata "
-    "with the tool items, look at it with thumbnail, and give its id to search. No tool changes anything."
+    "Twinview searches collections of pictures by similarity. Find an item by its name, label or metadata with the "
+    "tool items, look at it with thumbnail, and give its id to search. Search by words only where the tool models "
+    "lists an encoder whose text is not null. No tool changes anything."
 )
 TOOLS = {  # the names of the routes' functions, with a description for a language model
     "collections": "List the collections of pictures, each with its number of items.",
@@ -44,7 +45,7 @@ TOOLS = {  # the names of the routes' functions, with a description for a langua
     "thumbnail": "Look at an item's picture, a JPEG of at most 256 pixels on its longer side.",
     "original": "Look at an item's picture, a JPEG of at most 2,048 pixels on its longer side. Some items have none.",
     "search": "Find the items most similar to the positive examples and least similar to the negative ones, nearest "
-    "first. An example is the id of an item.",
+    "first. An example is the id of an item, or words in text if the encoder reads text.",
     "duplicates": "List groups of near-duplicates. The first item of each group can represent the others.",
     "odd": "List the odd items of a collection, the most odd first: outliers, labels that may be wrong, or broken "
     "pictures.",

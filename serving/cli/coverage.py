@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from serving.cli.options import CollectionOptions, TableOptions
-from serving.cli.table import counted, refuse_existing, write_table
-from serving.collection.index import Index, Item
+from serving.cli.table import refuse_existing, write_table
+from serving.collection.index import Index
 from serving.collection.problems import IndexProblem
-from serving.curation.coverage import K, coverage
-from serving.curation.items import read_items
+from serving.curation.coverage_items import NoneToCover, TooFewToCover, uncovered_items
 from serving.protocol.filters import parse_shell
 
 COLUMNS = ("id", "name", "path", "label", "cosine", "nearest_id", "nearest_name", "nearest_path")
@@ -44,39 +41,29 @@ def run(settings: CoverageSettings) -> float:
         raise IndexProblem(
             f"{index.name} is compared with itself; give --by another collection, or --where and --by-where"
         )
-    items, vectors = _read(index, settings.where)
-    others, by = _read(other, settings.by_where)
     asked, covering = _named(index, settings.where), _named(other, settings.by_where)
-    if not items:
-        raise IndexProblem(f"{asked} has no pictures")
-    if len(others) <= K:
-        raise IndexProblem(f"{covering} has {counted(len(others))}, and at least {K + 1} are needed to cover others")
-    found = coverage(vectors, by)
-    missing = np.flatnonzero(~found.covered)
-    missing = missing[np.argsort(found.cosine[missing], kind="stable")]
-    rows = []
-    for row in missing.tolist():
-        item, near = items[row], others[found.nearest[row]]
-        cosine = f"{found.cosine[row]:.4f}"
-        rows.append((item.id, item.name, item.path, item.label, cosine, near.id, near.name, near.path))
-    write_table(settings.output, COLUMNS, rows)
-    share = 1 - len(missing) / len(items)
-    both = len({item.id for item in items} & {item.id for item in others})
-    print(
-        f"{share:.1%} of {len(items):,} pictures of {asked} are covered by {len(others):,} of {covering}, of which the "
-        f"others cover {found.usual:.1%}; the {len(missing):,} that are not are listed in {settings.output}"
+    where = parse_shell(settings.where) if settings.where else None
+    by_where = parse_shell(settings.by_where) if settings.by_where else None
+    try:
+        found = uncovered_items(index, other, where, by_where)
+    except NoneToCover as error:
+        raise IndexProblem(f"{asked} has no pictures") from error
+    except TooFewToCover as error:
+        raise IndexProblem(f"{covering} {error}") from error
+    rows = (
+        (item.id, item.name, item.path, item.label, f"{cosine:.4f}", near.id, near.name, near.path)
+        for item, cosine, near in found.rows
     )
-    if both:
-        print(f"{both:,} pictures are in both, and so covered.")
-    return share
+    write_table(settings.output, COLUMNS, rows)
+    print(
+        f"{found.share:.1%} of {found.compared:,} pictures of {asked} are covered by {found.by:,} of {covering}, of "
+        f"which the others cover {found.usual:.1%}; the {len(found.rows):,} that are not are listed in "
+        f"{settings.output}"
+    )
+    if found.both:
+        print(f"{found.both:,} pictures are in both, and so covered.")
+    return found.share
 
 
 def _named(index: Index, where: str | None) -> str:
     return index.name + (f" with {where}" if where else "")
-
-
-def _read(index: Index, where: str | None) -> tuple[list[Item], np.ndarray]:
-    """Returns the pictures with their vectors (n, d), in the order of their ids."""
-    items, vectors = read_items(index, parse_shell(where) if where else None)
-    order = sorted(range(len(items)), key=lambda row: items[row].id)
-    return [items[row] for row in order], vectors[order]

@@ -3,18 +3,20 @@
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from export.paths import local_path
 from serving.cli.options import TableOptions, least_cosine
-from serving.cli.table import counted, refuse_existing, write_table
+from serving.cli.table import refuse_existing, write_table
 from serving.collection.index import Index, Item
 from serving.collection.problems import IndexProblem
 from serving.curation.items import NoValues, values_of
-from serving.derived.duplicates import MOST_SUGGESTED, group, is_too_much, looked_up, pairs_among
-from serving.derived.task import Derived, DerivedProblem, Result
+from serving.derived.duplicates import MOST_SUGGESTED, group, is_too_much, looked_up, near_duplicates, pairs_among
+from serving.derived.task import DerivedProblem, Result
+from serving.protocol.shown import counted
 
 COLUMNS = ("group", "stays", "copy", "cosine", "id", "name", "label", "path", "width", "height", "bytes")
 FACTS = ("id", "name", "label", "path")
@@ -44,7 +46,7 @@ def run(settings: DuplicatesSettings) -> int:
     if settings.across is not None:
         return _list_across(settings, settings.across)
     index = settings.chosen_table()
-    result, threshold = near_duplicates(index, settings.threshold, settings.closer_than)
+    result, threshold = _near_duplicates(index, settings)
     count = len(result.arrays["ids"])
     groups = group(result.arrays, threshold)
     too_much = is_too_much(groups, count)
@@ -80,7 +82,7 @@ def _list_across(settings: DuplicatesSettings, key: str) -> int:
         parts = values_of(items, key)
     except NoValues as error:
         raise IndexProblem(f"--across {key}: no picture of {settings.collection} has a value of {key}") from error
-    result, threshold = near_duplicates(index, settings.threshold, settings.closer_than)
+    result, threshold = _near_duplicates(index, settings)
     pairs = pairs_among(result.arrays, threshold, [item.id for item in items])
     rows, between = [], Counter[str]()
     for pair in np.argsort(-pairs.cosine, kind="stable").tolist():
@@ -106,21 +108,18 @@ def _facts(item: Item) -> tuple[str | None, ...]:
     return tuple(getattr(item, fact) for fact in FACTS)
 
 
-def near_duplicates(index: Index, threshold: float | None, closer_than: float | None = None) -> tuple[Result, float]:
-    """Returns a result with all near-duplicates of the collection, computed if there is none, and the threshold: by
-    default the collection's own. Raises IndexProblem, DerivedProblem."""
+def checked(threshold: float | None) -> float | None:
+    """Returns the threshold. Raises DerivedProblem."""
     if threshold is not None and not 0 < threshold <= 1:
         raise DerivedProblem(f"--threshold {threshold:g}: must be above 0 and at most 1")
-    threshold = least_cosine(index, threshold, closer_than)
-    result = _up_to_date(Derived(index, "duplicates"), threshold)
-    least, own = float(result.arrays["least"]), float(result.arrays["own"])
-    return result, max(least, own) if threshold is None else threshold
+    return threshold
 
 
-def _up_to_date(derived: Derived, threshold: float | None) -> Result:
-    """Returns the newest result if it is still valid; otherwise computes a new one."""
-    newest = derived.result()
-    if newest and not newest.stale and (threshold is None or newest.arrays["least"] <= threshold):
-        return newest
-    print(f"comparing {derived.index.count():,} pictures of {derived.index.name}", file=sys.stderr)
-    return derived.compute(threshold=threshold)
+def say_comparing(index: Index) -> None:
+    print(f"comparing {index.count():,} pictures of {index.name}", file=sys.stderr)
+
+
+def _near_duplicates(index: Index, settings: DuplicatesSettings) -> tuple[Result, float]:
+    """Returns as near_duplicates. Raises IndexProblem, DerivedProblem."""
+    threshold = least_cosine(index, checked(settings.threshold), settings.closer_than)
+    return near_duplicates(index, threshold, partial(say_comparing, index))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tyro.conf import Positional
@@ -28,6 +29,9 @@ from serving.collection.store import FileStore
 from serving.collection.undo import Listed, changes
 from serving.collection.undo import undo as undo_change
 from serving.protocol.filters import parse_shell
+
+if TYPE_CHECKING:
+    from export.artifact import Bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +124,10 @@ def _tables(settings: IndexOptions, collection: str) -> list[Index]:
 
 @dataclass(frozen=True, kw_only=True)
 class Search(CollectionOptions):
-    query: Positional[str]
+    query: Positional[str | None] = None
     """An image file, or the id of an item."""
+    text: str | None = None
+    """Words for what the pictures should show, instead: for an encoder that reads text."""
     k: int = 10
     """Number of results."""
     where: str | None = None
@@ -140,11 +146,15 @@ class Search(CollectionOptions):
 def search(settings: Search) -> None:
     if not settings.k > 0:
         raise IndexProblem(f"--k {settings.k}: must be at least 1")
+    if (settings.query is None) == (settings.text is None):
+        raise IndexProblem("give an image file or the id of an item to search by, or --text")
+    if settings.text is not None and settings.closer_than is not None:
+        raise IndexProblem("--closer-than: the cosines of pictures and text have no rank; give --threshold")
     where = parse_shell(settings.where) if settings.where else None
     index, vector, without = _query(settings)
     least = least_cosine(index, settings.threshold, settings.closer_than)
     results = index.search(vector, settings.k, where, without, least)
-    pairs = index.random_pairs.up_to_date()
+    pairs = index.random_pairs.up_to_date() if settings.text is None else None
     ranked = [(item, cosine, pairs.closer_than(cosine) if pairs else None) for item, cosine in results]
     if settings.json:
         rows = [{"similarity": round(cosine, 6), "closer_than": rank, **asdict(item)} for item, cosine, rank in ranked]
@@ -164,7 +174,7 @@ def _query(settings: Search) -> tuple[Index, np.ndarray, tuple[str, ...]]:
     from serving.inference.encoder import OnnxEncoder, find_bundle
 
     tables = settings.tables()
-    if not os.path.isfile(path := local_path(settings.query)):
+    if settings.query is not None and not os.path.isfile(local_path(settings.query)):
         several = len(tables) > 1
         index = settings.table(find_bundle(settings.encoder).card.id if several else None)
         if (known := index.get(settings.query)) is None:
@@ -173,11 +183,28 @@ def _query(settings: Search) -> tuple[Index, np.ndarray, tuple[str, ...]]:
     bundle = find_bundle(settings.encoder, used=[table.encoder_id for table in tables])
     index = Index(settings.index, bundle.card.id, bundle.card.dimension, settings.collection)
     index.count()  # raises WrongEncoder before the picture is encoded
+    if settings.query is None:
+        return index, _vector_of_text(settings.text or "", bundle), ()
     try:
-        pixels = read_pixels(path.read_bytes(), bundle.card.preprocessing)
+        pixels = read_pixels(local_path(settings.query).read_bytes(), bundle.card.preprocessing)
     except UnreadableImage as error:
         raise IndexProblem(f"{settings.query} {error}") from error
     return index, OnnxEncoder(bundle)(pixels[None])[0], ()
+
+
+def _vector_of_text(text: str, bundle: "Bundle") -> np.ndarray:
+    """Raises IndexProblem, BundleError."""
+    from export.tokens import NoTokenizers
+    from serving.inference.text import TextEncoder
+
+    if bundle.card.text is None:
+        raise IndexProblem(f"--text: the encoder {bundle.card.id} reads no text; export one with a text tower")
+    if not text.strip():
+        raise IndexProblem("--text: is empty")
+    try:
+        return TextEncoder(bundle).vector(text)
+    except NoTokenizers as error:
+        raise IndexProblem(f"--text: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

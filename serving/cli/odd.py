@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serving.cli.options import TableOptions
-from serving.cli.table import counted, refuse_existing, write_table
+from serving.cli.table import refuse_existing, write_table
 from serving.collection.problems import IndexProblem
 from serving.curation.odd_items import FINDERS, CannotCompare
 from serving.protocol.filters import parse_shell
 from serving.protocol.queries import OddKind
+from serving.protocol.shown import counted
 
 COLUMNS = ("id", "name", "path", "label")
 

@@ -1,4 +1,4 @@
-"""The CSV file that a command writes, and counts in its sentences."""
+"""The CSV file that a command writes."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,8 +24,3 @@ def write_table(output: Path, columns: Sequence[str], rows: Iterable[Sequence[An
             write_rows(file, [columns, *rows])
     except OSError as error:
         raise IndexProblem(f"--output: {output} cannot be written: {error.strerror}") from error
-
-
-def counted(count: int, what: str = "picture") -> str:
-    """Such as "1 picture" or "2,000 pictures"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -33,6 +33,7 @@ from serving.protocol.replies import (
     Classified,
     Collection,
     Copied,
+    Coverage,
     Deleted,
     DerivedProgress,
     Drift,
@@ -55,8 +56,10 @@ from serving.protocol.replies import (
     Run,
     RunDetails,
     ServiceError,
+    Split,
     Suggested,
     SuggestedItem,
+    UncoveredItem,
     Undone,
 )
 
@@ -109,6 +112,7 @@ class AsyncClient:
         *,
         positive: Sequence[Example] = (),
         negative: Sequence[Example] = (),
+        text: str | None = None,
         k: int = 12,
         filter: Filter | None = None,
         threshold: float | None = None,
@@ -119,6 +123,7 @@ class AsyncClient:
         """The k items most similar to the pictures and to the ids or vectors in `positive`, and least similar to those
         in `negative`. Items used as examples are not returned.
 
+        text         words for what the pictures should show, if the encoder reads text: its card in `models` has `text`
         filter       which items are searched, for instance {"label": "shirt", "price": {"lt": 9}}
         threshold    lowest cosine of a result
         closer_than  instead of it: 0.99 for results that are more alike to the query than 99 % of random pairs
@@ -131,6 +136,7 @@ class AsyncClient:
             "model": model,
             "positive": messages.example_values(positive),
             "negative": messages.example_values(negative),
+            "text": text,
         }
         query = {name: value for name, value in query.items() if value not in (None, [])}
         if image is None:
@@ -143,8 +149,8 @@ class AsyncClient:
     async def search_many(
         self, searches: Sequence[Mapping[str, Any]], *, collection: str = COLLECTION
     ) -> list[Matches]:
-        """Several searches by ids and vectors in one request, at most 100. Each is a dict with any of positive,
-        negative, k, filter, threshold, closer_than and model, as in `search`."""
+        """Several searches by ids, vectors and text in one request, at most 100. Each is a dict with any of positive,
+        negative, text, k, filter, threshold, closer_than and model, as in `search`."""
         queries = [
             {**search, **{side: messages.example_values(search.get(side, ())) for side in ("positive", "negative")}}
             for search in searches
@@ -332,6 +338,50 @@ class AsyncClient:
         body = {"kind": kind, "k": k, "filter": filter}
         answer = await self._json("POST", collection_path(collection, "odd"), json=body)
         return replies.parse(Odd, answer | {"items": [replies.parse(OddItem, item) for item in answer["items"]]})
+
+    async def coverage(
+        self,
+        by: str | None = None,
+        k: int = 30,
+        filter: Filter | None = None,
+        by_filter: Filter | None = None,
+        *,
+        collection: str = COLLECTION,
+    ) -> Coverage:
+        """At most k items that another collection, or another part of this one, does not cover, the farthest first.
+
+        by         the other collection; by default the same one, with another by_filter than filter
+        filter     only these items
+        by_filter  covered only by these items of the other
+        """
+        body = {"by": by, "k": k, "filter": filter, "by_filter": by_filter}
+        answer = await self._json("POST", collection_path(collection, "coverage"), json=body)
+        items = [
+            replies.parse(UncoveredItem, item | {"nearest": replies.parse(Item, item["nearest"])})
+            for item in answer["items"]
+        ]
+        return replies.parse(Coverage, answer | {"items": items})
+
+    async def split(
+        self,
+        parts: Mapping[str, float] | None = None,
+        group_by: str | None = None,
+        filter: Filter | None = None,
+        threshold: float | None = None,
+        seed: int = 0,
+        *,
+        collection: str = COLLECTION,
+    ) -> Split:
+        """The ids of each part of a division into train, validation and test, or into other parts. Near-duplicates are
+        in the same part. Nothing is changed.
+
+        parts      each with its share of the items, for instance {"train": 0.8, "test": 0.2}
+        group_by   a metadata key, or label: items with the same value of it are in the same part
+        threshold  lowest cosine of near-duplicates, by default the collection's own
+        """
+        body = {"group_by": group_by, "filter": filter, "threshold": threshold, "seed": seed}
+        body |= {} if parts is None else {"parts": dict(parts)}
+        return replies.parse(Split, await self._json("POST", collection_path(collection, "split"), json=body))
 
     async def items(
         self,

@@ -12,13 +12,25 @@ For single pictures of one label it is the method of Sainte-Laguë: the next one
 t_p / (2 n_p + 1). The last sets fill parts that are still empty.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 Links = tuple[np.ndarray, np.ndarray]  # (p,) and (p,) rows: each pair stays together
+
+
+class WrongShares(ValueError):
+    """The shares of the parts are not those of one whole."""
+
+
+def as_one(shares: Mapping[str, float]) -> dict[str, float]:
+    """Returns the shares with the sum 1. They may be rounded, as three times 0.333. Raises WrongShares."""
+    total = sum(shares.values())
+    if not abs(total - 1) < 0.005:
+        raise WrongShares(f"the shares add up to {total:g}, not to 1")
+    return {name: share / total for name, share in shares.items()}
 
 
 def sets(count: int, links: Iterable[Links]) -> np.ndarray:

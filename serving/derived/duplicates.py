@@ -14,7 +14,7 @@ cosine of 1 and the same width and height. Unless the user gives a threshold, it
 threshold.py.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import NamedTuple
@@ -24,13 +24,15 @@ import numpy as np
 from serving.collection.index import Index, Item
 from serving.derived.copies import compared_rows, first_identical, with_identical
 from serving.derived.pairs import MOST_PAIRS, NearPairs, TooManyPairs, near_pairs
-from serving.derived.task import DerivedProblem, Report, read_all
+from serving.derived.task import Derived, DerivedProblem, Report, Result, read_all
 from serving.derived.threshold import EXACT, own_threshold
 
 LEAST = 0.9  # cosine of the pairs that are stored: any higher threshold is answered from them without computing
 STORED_PAIRS = MOST_PAIRS // 10  # about, where more pairs than these have a cosine of LEAST
 SAMPLE = 256  # pictures, to estimate the number of pairs
 MOST_SUGGESTED = 0.1  # share of a collection: if more are near-duplicates, they are different pictures
+
+Begin = Callable[[], object]
 
 
 class IdGroup(NamedTuple):
@@ -90,6 +92,24 @@ def compute(index: Index, report: Report, threshold: float | None = None) -> dic
     arrays = {"a": a, "b": b, "cosine": cosine, "exact": exact}
     sorted_arrays = {name: array[sorted_] for name, array in arrays.items()}
     return {"ids": ids, **sorted_arrays, "least": np.array(least), "own": np.array(own)}
+
+
+def near_duplicates(index: Index, threshold: float | None = None, begin: Begin | None = None) -> tuple[Result, float]:
+    """Returns a result with all near-duplicates of the collection, and the threshold: by default the collection's own.
+    Without a result that is up to date, one is computed in this process and stored.
+
+    threshold  lowest cosine, above 0 and at most 1
+    begin      called before a computation
+    raises     IndexProblem, DerivedProblem
+    """
+    derived = Derived(index, "duplicates")
+    result = derived.result()
+    if result is None or result.stale or (threshold is not None and result.arrays["least"] > threshold):
+        if begin is not None:
+            begin()
+        result = derived.compute(threshold=threshold)
+    least, own = float(result.arrays["least"]), float(result.arrays["own"])
+    return result, max(least, own) if threshold is None else threshold
 
 
 def _least(vectors: np.ndarray) -> float:

@@ -301,7 +301,7 @@ def serve(graph: int, threads: int, max_work: int, connection: socket.socket) ->
         if start is None:
             return
         try:
-            card = ModelCard(**start[0] | {"preprocessing": Preprocessing(**start[0]["preprocessing"])})
+            card = ModelCard.from_dict(start[0])
             with mmap.mmap(graph, 0, access=mmap.ACCESS_READ) as content:
                 encoder = OnnxEncoder(Bundle(Path(card.id), card), threads, bytes(content))
         except BundleError as error:

@@ -22,6 +22,7 @@ from serving.inference.batcher import Batcher
 from serving.inference.device import open_lanes
 from serving.inference.encoder import CPU, exports, locate
 from serving.inference.health import Health
+from serving.inference.text import TextEncoder
 
 log = logging.getLogger("twinview")
 
@@ -40,6 +41,8 @@ class ServedEncoder:
     batch: Batcher
     index: Callable[[str], Index]
     """Returns the collection of this name; does not open it yet."""
+    text: TextEncoder | None
+    """Its text tower; None if it reads no text."""
 
     @cached_property
     def health(self) -> Health:
@@ -171,6 +174,8 @@ class ServedEncoders:
         self._closing.set()
         for encoder in self._all:
             encoder.batch.close()
+            if encoder.text:
+                encoder.text.close()
 
     def _fill_slot(self, name: str | None) -> _Slot:
         folder = locate(name)
@@ -188,7 +193,8 @@ class ServedEncoders:
         def index(name: str) -> Index:
             return opened(*names_of(self._store, recent=True).resolve(name))
 
-        return ServedEncoder(card, folder, Batcher(lanes, self._record_run, dimension=card.dimension), index)
+        batch = Batcher(lanes, self._record_run, dimension=card.dimension)
+        return ServedEncoder(card, folder, batch, index, TextEncoder(bundle) if card.text else None)
 
     def _watch(self) -> None:
         counted = 0.0

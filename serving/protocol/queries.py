@@ -33,6 +33,7 @@ PATTERNS = {  # what text of this pattern is, for messages
 }
 MAX_EXAMPLES = 100  # in a search, positive and negative each
 MOST_SEARCHES = 100  # in one request
+MOST_TEXT = 1000  # characters of a text to search by
 MODEL = f"Id of an encoder from /v1/models; {ALIAS} is the default encoder."
 
 Number = Annotated[float, Field(strict=True, ge=-1e18, le=1e18)]  # the square of a larger one overflows float32
@@ -41,6 +42,8 @@ Whole = Annotated[  # 5.0 is one too, in JSON Schema and here
 ]
 Id = Annotated[str, Field(pattern=ID)]
 Key = Annotated[str, Field(pattern=KEY)]
+PartName = Annotated[str, Field(min_length=1, max_length=64)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 VALUE_TAGS = {str: "~text", bool: "~truth", int: "~whole", float: "~number"}  # messages hide tags that start with ~
 EXAMPLE_TAGS = {str: "~id", list: "~vector"}
 Value = Annotated[
@@ -214,9 +217,45 @@ class OddQuery(Strict):
     )
 
 
+class CoverageQuery(Strict):
+    by: str | None = Field(
+        None, pattern=NAME, description="Another collection, or an alias. By default the same one, with `by_filter`."
+    )
+    filter: Condition | None = Field(
+        None, description="Only these items of the collection, written like the `filter` of a search."
+    )
+    by_filter: Condition | None = Field(None, description="Cover them only by these items of the other.")
+    k: Whole = Field(30, ge=1, le=1000, description="Most items to list.")
+
+
+class SplitQuery(Strict):
+    parts: dict[PartName, Share] = Field(
+        {"train": 0.8, "validation": 0.1, "test": 0.1},
+        min_length=2,
+        max_length=100,
+        description="The parts by name, each with its share of the items. The shares add up to 1.",
+    )
+    group_by: str | None = Field(
+        None,
+        max_length=64,
+        description="A metadata key, or `label`: items with the same value of it are in the same part.",
+    )
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="Lowest cosine of near-duplicates, by default the collection's own."
+    )
+    filter: Condition | None = Field(None, description="Divide only these, written like the `filter` of a search.")
+    seed: Whole = Field(0, ge=0, lt=2**31, description="Another seed gives another split.")
+
+
 class SearchQuery(Strict):
     positive: Examples = Field([], description="Examples that results should resemble.")
     negative: Examples = Field([], description="Examples that results should not resemble.")
+    text: str | None = Field(
+        None,
+        max_length=MOST_TEXT,
+        description="Words that describe what results should show, as a further positive example. Only for an encoder "
+        "whose model card has `text`; what exceeds the `length` there, in tokens, is left out.",
+    )
     k: Whole = Field(12, ge=1, le=1000, description="Number of results.")
     filter: Condition | None = Field(
         None,
@@ -231,7 +270,7 @@ class SearchQuery(Strict):
         ge=0,
         le=1,
         description="Instead of `threshold`: 0.99 returns pictures that are more alike to the query than 99 % of "
-        "random pairs of the collection's pictures are to each other. Not for searches with negative examples.",
+        "random pairs of the collection's pictures are to each other. Not for searches with negative examples or text.",
     )
     model: str = Field(ALIAS, description=MODEL)
 

@@ -293,6 +293,45 @@ class Odd(Reply):
 
 
 @dataclass(frozen=True)
+class UncoveredItem(Item):
+    similarity: float = field(kw_only=True)
+    """Cosine similarity to the nearest item of the other collection, -1 to 1."""
+    nearest: Item = field(kw_only=True)
+    """That item."""
+
+
+@dataclass(frozen=True)
+class Coverage(Reply):
+    items: list[UncoveredItem]
+    """Those that the other collection does not cover, the farthest first."""
+    uncovered: int
+    """Number of items that are not covered; `items` are the first of them."""
+    compared: int
+    """Number of items of the collection that match the filter."""
+    by: int
+    """Number of items of the other collection that match `by_filter`."""
+    both: int
+    """Number of items that are in both, and so covered."""
+    share: float
+    """Share of the compared items that is covered, 0 to 1."""
+    usual: float
+    """For comparison, the share of the other collection's items that its other items cover, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Split(Reply):
+    parts: dict[str, list[str]] = field(hash=False)
+    """The ids of each part, by its name."""
+    together: list[list[str]]
+    """Groups of near-duplicates by their ids, each in one part, the largest group first."""
+    threshold: float
+    """Lowest cosine similarity of near-duplicates."""
+    notes: list[str]
+    """A sentence for each part that is far from the size asked for, and for labels that are not in every part, with
+    the reason."""
+
+
+@dataclass(frozen=True)
 class ItemWithVector(Item):
     vector: Annotated[np.ndarray | None, Wire(list[float]), Field(exclude_if=lambda vector: vector is None)] = field(
         default=None, compare=False, repr=False
@@ -316,7 +355,7 @@ class Match(Item):
     closer_than: float | None = field(default=None, kw_only=True)
     """What the similarity means in this collection: the share, 0 to 1, of random pairs of its pictures that are less
     alike. Null if the collection has fewer than 30 pictures, if this has not been measured yet, or if the search has
-    negative examples. With several positive examples it is the rank of the mean similarity to them."""
+    negative examples or text. With several positive examples it is the rank of the mean similarity to them."""
 
 
 @dataclass(frozen=True)
@@ -756,6 +795,8 @@ class Model(Reply):
     """Names of the classes that POST /classify distinguishes; empty for an encoder without a classifier."""
     precision: str
     """Arithmetic of the model: fp32, fp16 or int8."""
+    text: dict[str, Any] | None
+    """How the encoder reads text to search by: at most `length` tokens; null if it reads none."""
 
 
 @dataclass(frozen=True)

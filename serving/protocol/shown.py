@@ -1,4 +1,4 @@
-"""A value as the user wrote it, for messages about it."""
+"""Values and counts in sentences."""
 
 import json
 
@@ -23,3 +23,8 @@ def kind_shown(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return "a list is given"
     return "an object is given" if isinstance(value, dict) else f"{shown(value)} is given"
+
+
+def counted(count: int, what: str = "picture") -> str:
+    """Such as "1 picture" or "2,000 pictures"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -246,6 +246,8 @@ def test_weights_in_a_file_of_their_own_are_read_and_missing_ones_are_named(tmp_
 def test_two_inputs_are_refused(tmp_path):
     model = onnx.load(graph(tmp_path))
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
+    model.graph.node[-1].output[0] = "flat"
+    model.graph.node.append(helper.make_node("Mul", ["flat", "mask"], ["h"]))
     onnx.save(model, tmp_path / "theirs.onnx")
     with pytest.raises(BundleError, match="has 2 inputs, and an encoder has one, the pictures: x, mask"):
         wrapped(tmp_path / "theirs.onnx", tmp_path)

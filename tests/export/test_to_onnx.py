@@ -14,7 +14,7 @@ from export import quantize, to_onnx
 from export.artifact import BundleError, Preprocessing, load_bundle, probe_pixels, read_pixels, save_bundle
 from export.sample import sample
 from export.to_onnx import ExportSettings, export
-from training import classifier
+from training import checkpoint, classifier
 from training.augment import AugmentSettings
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
 from training.classifier import Classifier
@@ -104,6 +104,30 @@ def test_the_card_describes_the_bundle(bundle, trained):
     seen = torchs(trained[0], probe_pixels(20))[0]
     np.testing.assert_allclose(card.probe, seen.reshape(16, 8).mean(axis=1), atol=1e-5 * seen.max())
     assert (card.training["images"], card.training["epochs"], card.training["commit"]) == (64, 3, "abc")
+
+
+@pytest.mark.parametrize(
+    ("matryoshka", "more", "lengths"),
+    [
+        (True, {}, [64, 32, 16]),
+        (False, {}, []),
+        (True, {"distillation": {"origin": "it", "settings": {"teacher": "another"}}}, []),
+        (True, {"verdict": {"better": False, "sentence": "worse than it was"}}, []),
+    ],
+    ids=["trained", "trained without it", "a student", "exported as it started"],
+)
+def test_the_card_says_to_which_lengths_embeddings_may_be_cut(
+    run, bundle, tmp_path, monkeypatch, matryoshka, more, lengths
+):
+    saved = checkpoint.load(checkpoint.find(run))
+    saved["settings"]["matryoshka"] = matryoshka
+    if "verdict" in more:
+        saved["facts"] |= more | {"origin": "it"}
+        saved["start"] = checkpoint.encoder_of(saved).state_dict()
+    AtomicCheckpointIO().save_checkpoint(saved | more, tmp_path / "checkpoints" / "last.ckpt")
+    monkeypatch.setattr(to_onnx, "to_graph", lambda *_: bundle.graph.read_bytes())
+    made, _ = export(ExportSettings(str(tmp_path)))
+    assert load_bundle(made.folder).card.shortened == lengths
 
 
 def test_the_bundle_contains_no_path_of_the_machine_that_made_it(bundle):

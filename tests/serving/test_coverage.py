@@ -3,9 +3,12 @@ import csv
 import numpy as np
 import pytest
 
+from serving.client import ServiceError
 from serving.collection.index import Index, Item, unit
 from serving.curation import coverage as module
 from serving.curation.coverage import coverage
+from serving.curation.coverage_items import uncovered_items
+from serving.curation.items import read_items
 
 D = 8
 
@@ -57,22 +60,27 @@ def test_a_copy_is_covered_where_pictures_have_many_copies():
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def collections(tmp_path, monkeypatch):
+def put(folder, encoder: str, dimension: int) -> Index:
     """`pictures`: 12 around one direction in 2020, 6 in 2021, two of which point elsewhere; `others`: 8 as in 2020."""
-    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     near = unit(np.eye(D)[0] + 0.1 * rng.standard_normal((24, D)))
     near[4] = near[12]  # 4 in 2020 is like 12 in 2021
     vectors = near[:18].copy()
     vectors[14] = unit(np.eye(D)[:1] + np.eye(D)[1:2])[0]
     vectors[16] = np.eye(D)[2]
-    index = Index(tmp_path / "index", "means-1", D)
+    near, vectors = (np.pad(one, ((0, 0), (0, dimension - D))) for one in (near, vectors))
+    index = Index(folder, encoder, dimension)
     items = [Item(f"{i:032x}", f"{i}.png", None, f"/p/{i}.png", metadata={"year": 2020 + i // 12}) for i in range(18)]
     index.upsert(items[::-1], vectors[::-1])
-    others = Index(tmp_path / "index", "means-1", D, "others")
+    others = Index(folder, encoder, dimension, "others")
     others.upsert([Item(f"{12 + i:032x}", f"other-{i}.png", "hat", None) for i in range(8)], near[10:18])
     return index
+
+
+@pytest.fixture
+def collections(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return put(tmp_path / "index", "means-1", D)
 
 
 def listed(path) -> list[dict[str, str]]:
@@ -124,7 +132,7 @@ def test_another_collection_covers_what_is_in_both(collections, tmp_path, twinvi
         (["--by", "foreign"], "foreign holds vectors of other-1, but none of means-1"),
         (["--by", "others", "--where", "year=1990"], "pictures with year=1990 has no pictures"),
         (["--by", "others", "--where", "colour=red"], "No item has the metadata colour|.*colour"),
-        (["--by-where", "name=3.png"], "pictures with name=3.png has 1 picture, and at least 4 are needed"),
+        (["--by-where", "name=3.png"], "pictures with name=3.png has 1 of the 4 pictures that are needed"),
         (["--by", "others", "--output", "taken.csv"], "--output: .*taken.csv exists; name another file"),
         (["--by", "others", "--output", "taken.csv/a.csv"], "--output: .*taken.csv/a.csv cannot be written"),
     ],
@@ -136,3 +144,98 @@ def test_bad_input_is_named(collections, tmp_path, twinview, arguments, message)
         twinview("coverage", *arguments)
     assert (tmp_path / "taken.csv").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "taken.csv"]
+
+
+def test_pictures_that_are_equally_far_are_listed_by_their_ids(collections, tmp_path):
+    collections.upsert([Item(id, f"{id}.png", None, None) for id in ("b", "a")], np.eye(D)[[3, 3]])
+    rows = uncovered_items(collections, Index(tmp_path / "index", "means-1", D, "others"), None, None).rows
+    assert [item.id for item, _, _ in rows if item.id in ("a", "b")] == ["a", "b"]
+
+
+# The route ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(bundle, tmp_path, monkeypatch, connect, http):
+    """A client of a service with these collections, in whose folder `twinview` runs."""
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "index", bundle.card.id, bundle.card.dimension)
+    return connect(http)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["--where", "year=2021", "--by-where", "year=2020"], {"filter": {"year": 2021}, "by_filter": {"year": 2020}}),
+        (["--by", "others"], {"by": "others"}),
+        (["--collection", "others", "--by", "pictures"], {"collection": "others", "by": "pictures"}),
+    ],
+)
+def test_the_route_answers_what_the_command_lists(served, tmp_path, twinview, capsys, arguments, asked):
+    twinview("coverage", *arguments)
+    said, rows = capsys.readouterr().out, listed(tmp_path / "uncovered.csv")
+    answer = served.coverage(**asked)
+    found = [
+        (item.id, item.name, f"{item.similarity:.4f}", item.nearest.id, item.nearest.name) for item in answer.items
+    ]
+    columns = ("id", "name", "cosine", "nearest_id", "nearest_name")
+    assert found == [tuple(row[column] for column in columns) for row in rows]
+    assert answer.uncovered == len(rows)
+    assert f"{answer.share:.1%} of {answer.compared} pictures of " in said
+    assert f" are covered by {answer.by} of " in said and f"the others cover {answer.usual:.1%};" in said
+    assert (f"{answer.both} pictures are in both" in said) == (answer.both > 0)
+
+
+@pytest.mark.slow
+def test_the_route_lists_at_most_k_and_changes_nothing(served, http):
+    before = [collection.version for collection in served.collections()]
+    every = served.coverage("others")
+    first = served.coverage("others", 1)
+    assert (len(first.items), first.uncovered) == (1, every.uncovered) and every.uncovered > 1
+    assert first.items == every.items[:1] and first.items[0].metadata["year"] == 2021
+    assert [collection.version for collection in served.collections()] == before
+    served.set_alias("alias", "others")
+    assert served.coverage("alias") == every
+
+
+@pytest.mark.slow
+def test_vectors_of_two_encoders_are_not_compared(bundle, make_bundle, serve, tmp_path):
+    other = make_bundle(tmp_path / "other" / "encoder", scale=1 / 128)
+    put(tmp_path / "index", bundle.card.id, bundle.card.dimension)
+    put(tmp_path / "its", other.card.id, other.card.dimension)
+    items, vectors = read_items(Index(tmp_path / "its", other.card.id, other.card.dimension, "others"))
+    Index(tmp_path / "index", other.card.id, other.card.dimension, "its").upsert(items, vectors)
+    http = serve(encoder=f"{bundle.folder},{other.folder}")
+    answer = http.post("/collections/pictures/coverage", json={"by": "its"})
+    assert answer.status_code == 409
+    assert answer.json()["error"]["message"].startswith(f"by: its holds vectors of {other.card.id}, and this is ")
+
+
+@pytest.mark.slow
+def test_the_route_names_bad_input(served, http, tmp_path):
+    Index(tmp_path / "index", "other-1", D, "foreign").upsert([Item("a", "a.png", None, None)], np.ones((1, D)))
+    for asked, status, param, message in (
+        ({}, 400, "by", "by: pictures is compared with itself; name another collection, or give filter and by_filter"),
+        ({"by": "pictures"}, 400, "by", "by: pictures is compared with itself"),
+        ({"by": "nothing"}, 404, "by", "by: there is no collection nothing; there are "),
+        ({"by": "../others"}, 400, "by", "by: "),
+        (
+            {"by": "foreign"},
+            409,
+            "by",
+            "by: foreign holds vectors of other-1, and this is means-.*Name another collection",
+        ),
+        ({"by": "others", "collection": "nothing"}, 404, "name", "there is no collection nothing"),
+        ({"by": "others", "filter": {"year": 1990}}, 400, "filter", "filter: no item of pictures matches"),
+        ({"by": "others", "filter": {"colour": "red"}}, 400, "filter", "filter: .*colour"),
+        ({"by": "others", "by_filter": {"colour": "red"}}, 400, "by_filter", "by_filter: .*colour"),
+        ({"by": "others", "by_filter": {"label": {"like": 1}}}, 400, "by_filter", "by_filter: "),
+        ({"by_filter": {"name": "3.png"}}, 400, "by", "by: pictures with by_filter has 1 of the 4 pictures that are n"),
+        ({"by": "others", "k": 0}, 400, "k", "k: 0 is given, at least 1 is needed"),
+    ):
+        with pytest.raises(ServiceError, match=f"^{message}") as refused:
+            served.coverage(**asked)
+        assert (refused.value.status, refused.value.param) == (status, param)
+    with http.app.state.engine.library._picking.admit(1):
+        assert http.post("/collections/pictures/coverage", json={"by": "others"}).status_code == 429

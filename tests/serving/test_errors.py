@@ -197,6 +197,8 @@ ROUTES = (
     ("POST", "/collections/pictures/pick"),
     ("POST", "/collections/pictures/suggest"),
     ("POST", "/collections/pictures/odd"),
+    ("POST", "/collections/pictures/coverage"),
+    ("POST", "/collections/pictures/split"),
     ("POST", "/collections/pictures/searches"),
     ("PATCH", "/collections/pictures"),
     ("GET", "/collections/pictures/reembedding"),

@@ -50,6 +50,8 @@ def message(answer, status: int = 400) -> str:
         ({"positive": [[1.0, True]]}, "positive[0][1]: true is given, a number is needed"),
         ({"positive": ["a"] * 101}, "positive: has more than 100 elements"),
         ({"positve": 1}, "positve: is not a field; did you mean positive?"),
+        ({"text": 5}, "text: 5 is given, text is needed"),
+        ({"text": "a" * 1001}, "text: has 1,001 characters, at most 1,000 are allowed"),
         ({"model": 5}, "model: 5 is given, text is needed"),
         ({"model": ""}, "model: is empty; leave it out for the default encoder, or give an id from /v1/models"),
     ],
@@ -66,7 +68,7 @@ def test_a_mistake_in_a_search_is_named_alone_and_among_several(http, fields, se
 @pytest.mark.parametrize(
     ("search", "status", "sentence"),
     [
-        ({"positive": []}, 400, "positive: give at least one image, id or vector to search by"),
+        ({"positive": []}, 400, "positive: give at least one image, id, vector or text to search by"),
         ({"positive": [VECTOR], "filter": {"shelf": 1}}, 400, "filter: No item has the key shelf."),
         ({"positive": [VECTOR], "filter": {"name": 1}}, 400, "filter: The filter on name compares with 1"),
         ({"positive": [VECTOR], "closer_than": 0.9}, 400, "closer_than: pictures has fewer than 30 items"),

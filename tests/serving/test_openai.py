@@ -100,7 +100,7 @@ def test_a_refusal_is_an_error_of_the_openai_client(client, picture, openai):
         ({"input": [[1, 2]]}, "input[0]", "text is needed"),
         ({"input": None}, "input", "a list is needed"),
         ({"encoding_format": "int8"}, "encoding_format", "float or base64 is needed"),
-        ({"dimensions": 24}, "dimensions", "has 48"),
+        ({"dimensions": 24}, "dimensions", "have 48 and cannot be shortened"),
         ({"dimensions": "many"}, "dimensions", "a whole number is needed"),
         ({"modality": "text"}, "modality", "image is needed"),
         ({"inputs": "x"}, "inputs", "did you mean input?"),

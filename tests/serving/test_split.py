@@ -1,11 +1,14 @@
 import csv
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from serving.client import ServiceError
 from serving.collection.index import Index, Item, unit
 from serving.curation.split import divide, links_of, sets
+from serving.curation.split_items import split_items
 
 D = 16
 
@@ -99,12 +102,17 @@ def items_and_vectors(n: int = 60) -> tuple[list[Item], np.ndarray]:
     return items, vectors
 
 
+def put(folder, encoder: str, dimension: int) -> Index:
+    items, vectors = items_and_vectors()
+    index = Index(folder, encoder, dimension)
+    index.upsert(items, np.pad(vectors, ((0, 0), (0, dimension - D))))
+    return index
+
+
 @pytest.fixture
 def collection(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    index = Index(tmp_path / "index", "means-1", D)
-    index.upsert(*items_and_vectors())
-    return index
+    return put(tmp_path / "index", "means-1", D)
 
 
 def listed(path) -> dict[str, str]:
@@ -228,3 +236,94 @@ def test_bad_input_is_named(collection, tmp_path, twinview, arguments, message):
 def test_shares_may_be_rounded(collection, tmp_path, twinview):
     twinview("split", "--parts", "a=0.333", "b=0.333", "c=0.333")
     assert max(Counter(listed(tmp_path / "split.csv").values()).values()) <= 24
+
+
+# The route ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(bundle, tmp_path, monkeypatch, connect, http):
+    """A client of a service with this collection, in whose folder `twinview` runs."""
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "index", bundle.card.id, bundle.card.dimension)
+    return connect(http)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        ([], {}),
+        (
+            ["--parts", "a=0.75", "b=0.25", "--group-by", "camera"],
+            {"parts": {"a": 0.75, "b": 0.25}, "group_by": "camera"},
+        ),
+        (["--where", "year=2020", "--seed", "3"], {"filter": {"year": 2020}, "seed": 3}),
+        (["--threshold", "1", "--group-by", "label"], {"threshold": 1.0, "group_by": "label"}),
+    ],
+)
+def test_the_route_answers_what_the_command_lists(served, tmp_path, twinview, capsys, arguments, asked):
+    answer = served.split(**asked)
+    twinview("split", *arguments)
+    said = capsys.readouterr().out
+    listed_parts = listed(tmp_path / "split.csv")
+    assert {str(int(id, 16)): part for part, ids in answer.parts.items() for id in ids} == listed_parts
+    assert [ids == sorted(ids) for ids in answer.parts.values()] == [True] * len(answer.parts)
+    for part, ids in answer.parts.items():
+        assert f"  {part}: {len(ids)} pictures" in said
+    count = sum(map(len, answer.together))
+    groups = (
+        f"{len(answer.together)} groups of near-duplicates (cosine of at least {answer.threshold:g}) with {count} p"
+    )
+    assert (groups if count else f"No two pictures have a cosine of at least {answer.threshold:g}") in said
+    assert said.endswith("".join(f"{note}\n" for note in answer.notes))
+    assert bool(answer.notes) == ("instead of" in said or "No cat" in said)
+
+
+@pytest.mark.slow
+def test_the_route_keeps_near_duplicates_together_and_changes_nothing(served):
+    before = served.collection()
+    answer = served.split()
+    assert sorted(map(sorted, answer.together)) == [[f"{i:032x}", f"{60 + i:032x}"] for i in range(10)]
+    for pair in answer.together:
+        assert sum(set(pair) <= set(ids) for ids in answer.parts.values()) == 1
+    assert list(answer.parts) == ["train", "validation", "test"]
+    after = served.collection()
+    assert (after.version, after.count) == (before.version, before.count)
+    assert served.split() == answer
+    assert served.split(seed=1).parts != answer.parts
+    sizes = [len(group) for group in served.split(threshold=0.6).together]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
+
+
+def test_pictures_that_were_added_since_near_duplicates_were_looked_for_are_kept_together(collection):
+    split_items(collection, {"a": 0.5, "b": 0.5})
+    items, vectors = items_and_vectors()
+    collection.upsert([replace(items[20], id="added")], vectors[[20]])
+    pairs = [{item.id for item in group} for group in split_items(collection, {"a": 0.5, "b": 0.5}).copies]
+    assert len(pairs) == 11 and {"added", items[20].id} in pairs
+
+
+@pytest.mark.slow
+def test_the_route_names_bad_input(served, http):
+    for asked, status, param, message in (
+        ({"parts": {"a": 0.5, "b": 0.4}}, 400, "parts", "parts: the shares add up to 0.9, not to 1"),
+        ({"parts": {"a": 1.5, "b": 0.5}}, 400, "parts.a", "parts.a: 1.5 is given, "),
+        ({"parts": {"a": 0.5}}, 400, "parts", "parts: "),
+        (
+            {"filter": {"name": "3.png"}},
+            400,
+            "parts",
+            "parts: pictures has 1 item with this filter, fewer than the 3",
+        ),
+        ({"filter": {"colour": "red"}}, 400, "filter", "filter: .*colour"),
+        ({"group_by": "colour"}, 400, "group_by", "group_by: no item of pictures has a value of colour"),
+        ({"threshold": 1.5}, 400, "threshold", "threshold: 1.5 is given"),
+        ({"seed": -1}, 400, "seed", "seed: -1 is given"),
+        ({"collection": "nothing"}, 404, "name", "there is no collection nothing"),
+    ):
+        with pytest.raises(ServiceError, match=f"^{message}") as refused:
+            served.split(**asked)
+        assert (refused.value.status, refused.value.param) == (status, param)
+    with http.app.state.engine.library._picking.admit(1):
+        assert http.post("/collections/pictures/split").status_code == 429

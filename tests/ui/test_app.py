@@ -138,7 +138,7 @@ def test_no_program_has_a_picture_fetched_from_elsewhere(fake, alone):
     picture = {"path": "https://example.com/cat.png", "meta": {"_type": "gradio.FileData"}}
     with alone(fake()) as client:
         call = "/ui/gradio_api/call/similar"
-        event = client.post(call, json={"data": [picture, [], [], 3, 0, [], "pictures", None]}).json()["event_id"]
+        event = client.post(call, json={"data": [picture, [], [], 3, 0, [], "pictures", None, ""]}).json()["event_id"]
         assert "this page loads nothing from other addresses" in client.get(f"{call}/{event}").text
 
 
@@ -150,13 +150,13 @@ def test_programs_get_results_and_readable_errors(fake, alone, uploads):
             call = f"/ui/gradio_api/call/{name}"
             return client.get(f"{call}/{client.post(call, json={'data': data}).json()['event_id']}").text
 
-        found = json.loads(ask("similar", None, ["id1"], [], 2, 0, [], "pictures", None).split("data: ")[1])[0]
+        found = json.loads(ask("similar", None, ["id1"], [], 2, 0, [], "pictures", None, "").split("data: ")[1])[0]
         assert [(item["id"], item["similarity"]) for item in found] == [("id0", 1.0), ("id2", 0.875)]
         listed = json.loads(ask("collection", ["label=cat"], 3, 2, "pictures", None).split("data: ")[1])[0]
         assert (listed["count"], [item["id"] for item in listed["items"]]) == (100, ["id2", "id3", "id4"])
         assert "label= is not a condition like label=shirt" in ask("collection", ["label="], 3, 0, "pictures", None)
         elsewhere = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-        assert "event: error" in ask("similar", elsewhere, [], [], 2, 0, [], "pictures", None)
+        assert "event: error" in ask("similar", elsewhere, [], [], 2, 0, [], "pictures", None, "")
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_the_search_settings_reach_the_service(fake):
     assert (k, model, more) == (
         7,
         "an encoder",
-        {"filter": where, "threshold": 0.5, "closer_than": None, "collection": "others"},
+        {"text": None, "filter": where, "threshold": 0.5, "closer_than": None, "collection": "others"},
     )
     assert asked(fake(), Query((A,)))[-1]["threshold"] is None
 

@@ -10,7 +10,8 @@ const address = () => {
   return location.pathname + (text && `?${text}`);
 };
 
-let loaded = !new URLSearchParams(location.search).has("like"); // else the first search is the one of the address
+const given = new URLSearchParams(location.search);
+let loaded = !given.has("like") && !given.has("text"); // else the first search is the one of the address
 let awaited = null; // number of searches where the browser went back or forward to, until the page shows them
 history.replaceState({ ...history.state, steps: 0 }, "");
 

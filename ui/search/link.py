@@ -1,4 +1,5 @@
-"""The address of a search: `?like=ID&unlike=ID&k=24&least=0.5&closer=0.99&where=label=shirt&in=NAME&encoder=ID`.
+"""The address of a search: `?like=ID&unlike=ID&k=24&least=0.5&closer=0.99&where=label=shirt&in=NAME&encoder=ID`, and
+with words `&text=a+red+shoe`.
 
 It cannot contain a picture from the user's disk. A part of an item is `like=ID@left,top,right,bottom`.
 """
@@ -42,6 +43,8 @@ def query_string(query: Query | None, settings: SearchSettings) -> str | None:
     params: list[tuple[str, str | int | None]] = []
     for name, side in (("like", query.positive), ("unlike", query.negative)) if query else ():
         params += [(name, picture.id if picture.box is None else f"{picture.id}@{picture.box}") for picture in side]
+    if query and query.text:
+        params.append(("text", query.text))
     if settings.k != SearchSettings.k:
         params.append(("k", settings.k))
     if settings.min_similarity:
@@ -83,7 +86,8 @@ async def load_query(client: AsyncClient, params: Sequence[tuple[str, str]], col
 
     sides = [[value for name, value in params if name == side][:MOST] for side in ("like", "unlike")]
     positive, negative = [tuple([await load(value) for value in side]) for side in sides]
-    return Query(positive, negative) if positive else None
+    text = dict(params).get("text", "").strip()
+    return Query(positive, negative, text) if positive or text else None
 
 
 def _number(text: str | None, default: float, least: float, most: float) -> float:

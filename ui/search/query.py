@@ -1,4 +1,4 @@
-"""A search: the pictures that results should be like or unlike, and its settings."""
+"""A search: the pictures and words that results should be like or unlike, and its settings."""
 
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -11,34 +11,43 @@ from ui.search.picture import Picture, read
 @dataclass(frozen=True)
 class Query:
     positive: tuple[Picture, ...]
-    """At least one. The search uses the mean of their vectors."""
+    """At least one, unless there are words. The search uses the mean of their vectors."""
     negative: tuple[Picture, ...] = ()
+    text: str = ""
+    """Words for what results should show."""
 
     @property
-    def picture(self) -> Picture:
-        """The picture that the other tabs show."""
-        return self.positive[0]
+    def picture(self) -> Picture | None:
+        """The picture that the other tabs show; None for a search by words alone."""
+        return self.positive[0] if self.positive else None
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
         return self.positive + self.negative
 
     def like(self, picture: Picture) -> "Query":
-        return Query((*_without(self.positive, picture), picture), _without(self.negative, picture))
+        return Query((*_without(self.positive, picture), picture), _without(self.negative, picture), self.text)
 
     def unlike(self, picture: Picture) -> "Query":
-        """The query unchanged if it has no other positive picture."""
-        positive = _without(self.positive, picture)
-        return Query(positive, (*_without(self.negative, picture), picture)) if positive else self
+        """The query unchanged if it has no other positive picture and no words."""
+        query = Query(_without(self.positive, picture), (*_without(self.negative, picture), picture), self.text)
+        return query._unless_empty() or self
 
     def replace_first(self, picture: Picture) -> "Query":
         """With the first picture replaced."""
-        return Query((picture, *self.positive[1:]), self.negative)
+        return replace(self, positive=(picture, *self.positive[1:]))
 
     def without(self, picture: Picture) -> "Query | None":
-        """None if it has no other positive picture."""
-        positive = _without(self.positive, picture)
-        return Query(positive, _without(self.negative, picture)) if positive else None
+        """None if it has no other positive picture and no words."""
+        query = Query(_without(self.positive, picture), _without(self.negative, picture), self.text)
+        return query._unless_empty()
+
+    def without_text(self) -> "Query | None":
+        """None if it has no positive picture."""
+        return replace(self, text="")._unless_empty()
+
+    def _unless_empty(self) -> "Query | None":
+        return self if self.positive or self.text else None
 
 
 Trail: TypeAlias = tuple[Query, ...]  # the searches so far; the last is the current one
@@ -67,7 +76,8 @@ class SearchSettings:
 
 async def nearest(client: AsyncClient, query: Query, settings: SearchSettings) -> Matches:
     """Nearest first; empty if the collection does not exist yet. The limit `closer_than` is ignored where there are no
-    ranks: for negative pictures, and in a small collection. Raises ServiceError, UploadFailed, FilterProblem."""
+    ranks: for negative pictures, for words, and in a small collection. Raises ServiceError, UploadFailed,
+    FilterProblem."""
     where = parse_conditions(settings.where)
     ids = {p: p.id for p in query.pictures if p.id and p.box is None and p.collection == settings.collection}
     images = [await read(client, picture) for picture in query.positive if picture not in ids]
@@ -80,10 +90,11 @@ async def nearest(client: AsyncClient, query: Query, settings: SearchSettings) -
             images or None,
             positive=positive,
             negative=negative,
+            text=query.text or None,
             k=settings.k,
             filter=where,
             threshold=settings.min_similarity or None,
-            closer_than=None if negative or settings.min_similarity else settings.closer_than or None,
+            closer_than=None if negative or query.text or settings.min_similarity else settings.closer_than or None,
             model=settings.encoder,
             collection=settings.collection,
         )

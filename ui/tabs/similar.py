@@ -9,6 +9,7 @@ import gradio as gr
 
 from serving.client import COLLECTION, Item, Match, ServiceError
 from serving.protocol.filters import FilterProblem, parse_conditions
+from serving.protocol.queries import MOST_TEXT
 from ui.api import EACH, ON_TRAIL, PRIVATE, PROBLEMS, QUIET, publish
 from ui.assets import raw_html
 from ui.search import link, quality, rank, selection
@@ -29,6 +30,15 @@ class SimilarTab(Tab):
         with gr.Row(elem_id="similar-bar"):
             self.heading = raw_html(elem_id="heading", elem_classes="heading")
             self.link = link.link_button()
+        self.words = gr.Textbox(
+            label="Search by words",
+            show_label=False,
+            container=False,
+            placeholder="Describe pictures in words, then press Enter: a red shoe",
+            max_length=MOST_TEXT,
+            visible=False,
+            elem_id="words",
+        )
         with gr.Row(elem_id="narrow"):
             self.where = gr.Dropdown(
                 [],
@@ -64,7 +74,7 @@ class SimilarTab(Tab):
     def connect(self) -> None:
         controls = [self.k, self.least, self.closer, self.where, self.collection, self.encoder, self.other]
         outputs = [self.trail, self.shown, self.picking, self.problem, self.heading, self.grid, self.link]
-        outputs += [self.k, self.least, self.closer, self.more]
+        outputs += [self.k, self.least, self.closer, self.words, self.more]
         loading: dict[str, Any] = {"show_progress_on": self.grid, **PRIVATE}
         showing: dict[str, Any] = {
             "fn": self.show,
@@ -85,6 +95,8 @@ class SimilarTab(Tab):
         gr.on(changes, self.show_first_page, [self.trail, self.picking, *controls], outputs, **loading)
         self.collection.input(**offering)
         self.more.click(lambda shown: shown + PAGE, self.shown, self.shown, **EACH).then(**showing)
+        self.words.submit(self.search_words, [self.trail, self.words], self.trail, **ON_TRAIL)
+        self.trail.change(lambda trail: trail[-1].text if trail else "", self.trail, self.words, **QUIET)
         self.grid.click(self.click, self.trail, self.trail, **ON_TRAIL)
         self.grid.like(self.like, self.trail, self.trail, **ON_TRAIL)
         self.grid.unlike(self.unlike, self.trail, self.trail, **ON_TRAIL)
@@ -158,6 +170,7 @@ class SimilarTab(Tab):
         """
         settings, query, count, by_rank = _settings(*controls), trail[-1] if trail else None, 0, False
         cards = await self.cards()
+        encoder = settings.encoder or (cards[0]["id"] if cards else "")
         try:
             if query:
                 heading, tiles, by_rank = await neighbours(self.client, query, settings, quality.titles(cards))
@@ -170,15 +183,17 @@ class SimilarTab(Tab):
         except PROBLEMS as error:
             if isinstance(error, UploadFailed) or getattr(error, "status", 0) in REFUSED:
                 warn(error)
-                return trail[:-1], *[gr.skip()] * 10
+                return trail[:-1], *[gr.skip()] * 11
             if isinstance(error, FilterProblem) or getattr(error, "param", "") == "filter":
-                return gr.skip(), gr.skip(), gr.skip(), notice(str(error)), *[gr.skip()] * 7
+                return gr.skip(), gr.skip(), gr.skip(), notice(str(error)), *[gr.skip()] * 8
             heading, tiles = "", notice(str(error))
         else:
-            used = [settings.encoder or cards[0]["id"]] if cards and heading else []
+            used = [encoder] if encoder and heading else []
             heading += quality.quality_html(cards, [*used, settings.other_encoder or ""])
         searching = query is not None
-        visible = [searching or bool(picking), searching and not by_rank, searching and by_rank, shown < count]
+        reads_text = any(card.get("text") for card in cards if card["id"] == encoder)
+        visible = [searching or bool(picking), searching and not by_rank, searching and by_rank]
+        visible += [reads_text, shown < count]
         updates = [gr.update(visible=value) for value in visible]
         updates[1]["label"] = "Minimum score" if query and query.negative else "Minimum similarity"
         return (
@@ -210,6 +225,9 @@ class SimilarTab(Tab):
             warn(error)
             query = None
         return (*trail[: max(0, steps - 1)], query) if query else trail
+
+    def search_words(self, trail: Trail, words: str) -> Any:
+        return (*trail, Query((), text=words.strip())) if words.strip() else gr.skip()
 
     def click(self, trail: Trail, event: gr.EventData) -> Trail:
         return (*trail, Query((clicked(event),)))
@@ -252,13 +270,14 @@ class SimilarTab(Tab):
         where: list[str] = [],  # noqa: B006
         collection: str = COLLECTION,
         encoder: str | None = None,
+        text: str = "",
     ) -> list[dict[str, Any]]:
-        """The items nearest to a picture and to the items `like`, and unlike the items `unlike`, with their cosine and
-        its rank among random pairs."""
+        """The items nearest to a picture, to the items `like` and to the words of `text`, and unlike the items
+        `unlike`, with their cosine and its rank among random pairs."""
         uploads = [from_path(cast("dict[str, str]", picture)["path"])] if picture else []  # Gradio passes a dict
         positive, negative = ([Picture(id, id=id, collection=collection) for id in ids] for ids in (like, unlike))
         settings = SearchSettings(k, threshold, tuple(where), collection, encoder)
-        found = await nearest(self.client, Query((*uploads, *positive), tuple(negative)), settings)
+        found = await nearest(self.client, Query((*uploads, *positive), tuple(negative), text), settings)
         return [_to_dict(item) for item in found.results]
 
     async def collection_items(

@@ -133,10 +133,11 @@ class ViewsTab(Tab):
     async def draw(self, trail: Trail, selected: str, count: int, seed: int, *values: Any) -> Any:
         if selected != self.title:
             return gr.skip()
-        if not trail:
+        picture = trail[-1].picture if trail else None
+        if picture is None:
             return "", notice(NOTHING)
         try:
-            return await pairs_html(self.client, trail[-1].picture, count, seed, augmentation.settings(values))
+            return await pairs_html(self.client, picture, count, seed, augmentation.settings(values))
         except (ServiceError, UploadFailed) as error:
             return "", notice(str(error))
 

@@ -24,6 +24,7 @@ SCORED = (
     "Best first. The number is a score, no cosine: the cosine to the pictures with + minus the cosine to those with −."
 )
 ESTIMATED = " The collection is being embedded again, so some similarities are estimates and will change."
+BY_WORDS = " The cosine of words and a picture is lower than that of two pictures."
 LABELLED = "Every picture of the collection has a label."
 FILTERED_LABELLED = "No picture that matches the filter is without a label."
 PICKED = "each from the middle of a group of similar ones. Select those of a kind and label them; then others come."
@@ -136,10 +137,12 @@ async def neighbours(
         words += ESTIMATED if found.estimated else ""
         if by_rank and found.threshold is not None:
             words += f" Only those {in_words(settings.closer_than)}: with a cosine from {found.threshold:.2f} up."
+        words += BY_WORDS if query.text else ""
     else:
         limit = FAR.format(least=settings.min_similarity) if settings.min_similarity else ""
         limit = NOT_CLOSER.format(share=percent(settings.closer_than)) if by_rank else limit
-        return "", notice(limit or _nothing(settings, ALONE if query.picture.id else EMPTY)), by_rank
+        alone = query.picture is not None and query.picture.id
+        return "", notice(limit or _nothing(settings, ALONE if alone else EMPTY)), by_rank
     bar = selection_html(len(results), settings, f"{query}{settings}")
     return f"<h2>Most similar</h2><p>{words}</p>", bar + tiles, by_rank
 

@@ -1,4 +1,4 @@
-"""The column next to the tabs: the current picture, the other pictures of the search, and the searches before it."""
+"""The column next to the tabs: the current picture, all pictures and words of the search, and earlier searches."""
 
 from dataclasses import replace
 from html import escape
@@ -60,11 +60,13 @@ def search_whole(trail: Trail) -> Trail:
 
 
 def _with_box(trail: Trail, box: Box | None) -> Trail:
-    return (*trail, trail[-1].replace_first(replace(trail[-1].picture, box=box))) if trail else trail
+    picture = trail[-1].picture if trail else None
+    return (*trail, trail[-1].replace_first(replace(picture, box=box))) if picture else trail
 
 
 def remove(trail: Trail, event: gr.EventData) -> Trail:
-    query = trail[-1].without(trail[-1].pictures[int(event._data["at"])])
+    at, pictures = int(event._data["at"]), trail[-1].pictures
+    query = trail[-1].without(pictures[at]) if at < len(pictures) else trail[-1].without_text()
     return (*trail, query) if query else trail[:-1]
 
 
@@ -77,11 +79,16 @@ def step_back(trail: Trail) -> Trail:
 
 
 def chips_html(trail: Trail) -> str:
-    """The pictures of a search by several pictures; each is a button that removes it."""
-    if not trail or len(trail[-1].pictures) < 2:
+    """The pictures and words of a search by several; each is a button that removes it."""
+    if not trail or len(trail[-1].pictures) + bool(trail[-1].text) < 2:
         return ""
     query = trail[-1]
-    html = f'<h4>Like these</h4><ul class="chips">{_chips(query.positive, 0)}</ul>'
+    chips = _chips(query.positive, 0)
+    if query.text:
+        title = escape(f"Remove {_quoted(query.text)}")
+        words = f'<span class="words">{escape(query.text)}</span>'
+        chips += f'<li><button class="chip" data-at="{len(query.pictures)}" title="{title}">{words}</button></li>'
+    html = f'<h4>Like these</h4><ul class="chips">{chips}</ul>'
     if query.negative:
         chips = _chips(query.negative, len(query.positive))
         html += f'<h4>Not like these</h4><ul class="chips unlike">{chips}</ul>'
@@ -107,10 +114,16 @@ def steps_html(trail: Trail) -> str:
 
 
 def _step(query: Query, at: int, current: bool) -> str:
-    others, part = len(query.pictures) > 1, query.picture.box is not None
-    title = query.picture.description + " and others" * others + ", a part" * part
+    picture, others = query.picture, " and others" * (len(query.pictures) + bool(query.text) > 1)
+    if picture is None:
+        title = _quoted(query.text) + others
+        shown = f'<span class="words">{escape(query.text)}</span>'
+    else:
+        title = picture.description + others + ", a part" * (picture.box is not None)
+        shown = f'<img src="{escape(picture.url)}" alt="{escape(f"Back to {title}")}">'
     mark = ' aria-current="step"' if current else ""
-    return (
-        f'<li><button class="step" data-at="{at}" title="{escape(title)}"{mark}>'
-        f'<img src="{escape(query.picture.url)}" alt="{escape(f"Back to {title}")}"></button></li>'
-    )
+    return f'<li><button class="step" data-at="{at}" title="{escape(title)}"{mark}>{shown}</button></li>'
+
+
+def _quoted(text: str) -> str:
+    return f"“{text}”"
