@@ -1,11 +1,14 @@
 """What the page changes in a collection, and takes back. Each test leaves the collection as it was."""
 
+import io
 import re
 
 import httpx
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
+
+from serving.client import Client
 
 pytestmark = pytest.mark.browser
 
@@ -231,3 +234,32 @@ def test_what_to_label_is_suggested_until_every_picture_has_a_label(page, server
     page.click("[data-pick=off]")
     expect(page.locator("#heading")).to_contain_text("Your collection")
     expect(page.locator('#grid .tile[data-label="red"]')).to_have_count(3)
+
+
+def test_odd_pictures_are_listed_and_a_doubtful_label_is_corrected(page, servers):
+    files, facts = [], []
+    for i in range(24):
+        buffer = io.BytesIO()
+        Image.new("RGB", (48, 36), (225 - i, 30, 30) if i % 2 else (30, 40, 225 - i)).save(buffer, "PNG")
+        files.append(buffer.getvalue())
+        facts.append({"name": f"{i}.png", "label": "red" if i % 2 or i == 4 else "blue"})
+    with Client(servers.service) as client:
+        client.put_items(files, facts, collection="doubts")
+    page.goto(f"{servers.service}/ui/?in=doubts")
+    page.click("[data-pick=outliers]")
+    expect(page.locator("#heading")).to_contain_text("Outliers")
+    expect(page.locator("#grid .tile")).to_have_count(24)
+    page.click("[data-pick=labels]")
+    expect(page.locator("#heading")).to_contain_text("Doubtful labels")
+    expect(page.locator("#grid .tile")).to_have_attribute("data-name", "4.png")
+    expect(page.locator("#grid .label")).to_have_text("blue?")
+    page.click("[data-select=all]")
+    page.click("[data-act=confirm]")
+    page.click("[data-ask=do]")
+    says(page, "1 picture labelled as suggested.")
+    expect(page.locator("#grid .notice")).to_have_text("No label is contradicted by the nearest pictures.")
+    page.click("[data-pick=broken]")
+    expect(page.locator("#heading")).to_contain_text("Broken pictures")  # a picture of one colour is empty
+    expect(page.locator("#grid .score").first).to_have_text("empty")
+    page.click("[data-pick=off]")
+    expect(page.locator("#heading")).to_contain_text("24 pictures")

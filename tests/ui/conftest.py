@@ -21,6 +21,8 @@ from serving.client import (
     Matches,
     Matrix,
     MatrixPicture,
+    Odd,
+    OddItem,
     Pair,
     Picked,
     ServiceError,
@@ -61,6 +63,12 @@ class FakeClient:
         labels = [{"suggested": ('a"cat', "dog")[i % 2], "share": 1 - i / 10} for i in range(k)]
         items = [SuggestedItem(**vars(item), **label) for item, label in zip(self.all, labels, strict=False)]
         return Suggested(items, min(9, len(self.all)))
+
+    async def odd(self, kind="outliers", k=30, filter=None, *, collection="pictures") -> Odd:
+        self._ask("odd", kind, k, filter, collection)
+        reason = {"outliers": None, "labels": "d<og", "broken": "blurred"}[kind]
+        items = [OddItem(**vars(item), reason=reason, value=3.0) for item in self.all[:k]]
+        return Odd(items, min(9, len(self.all)), len(self.all), 0)
 
     async def drift(self, *, collection="pictures", model=None) -> Drift:
         self._ask("drift", collection, model)

@@ -264,6 +264,29 @@ def test_labels_are_suggested_and_those_of_a_kind_are_together(fake, event, page
 
 
 @pytest.mark.slow
+def test_odd_pictures_are_shown_by_kind_and_doubtful_labels_can_be_confirmed(fake, event, page_of):
+    client = fake()
+    page = page_of(client)
+    show, kinds = callback(page, "show"), ("outliers", "labels", "broken")
+    assert [callback(page, "pick")(event(show=which)) for which in (*kinds, "odd")] == [*kinds, ""]
+    seen = {}
+    for kind in kinds:
+        _, _, picking, _, heading, tiles, *_ = asyncio.run(show((), 60, kind, 5, 0, 0, ["label=cat"], "pets", None, ""))
+        assert picking == kind and client.asked[-1] == ("odd", kind, 5, {"label": {"in": ["cat"]}}, "pets")
+        assert "5 pictures of 9, " in heading and tiles.count("<li>") == 5
+        pressed = re.findall(r'data-pick="(\w+)" aria-pressed="(\w+)"', tiles)
+        assert pressed == [(one, str(one == kind).lower()) for one in kinds] and 'data-pick="off"' in tiles
+        seen[kind] = re.findall(r'class="score">([^<]+)</span><span class="label">([^<]+)', tiles)[0]
+        assert ('data-act="confirm"' in tiles) == ('data-suggested="d&lt;og"' in tiles) == (kind == "labels")
+    assert seen == {"outliers": ("3.00", "cat"), "labels": ("75%", "d&lt;og?"), "broken": ("blurred", "cat")}
+    client.all = []
+    assert "seems to be broken" in asyncio.run(show((), 60, "broken", *USUAL))[5]
+    client.failure = ServiceError("pets has 3 of the 4 pictures that are needed", 400, "invalid_request", "name")
+    tiles = asyncio.run(show((), 60, "outliers", *USUAL))[5]
+    assert "3 of the 4" in tiles and 'data-pick="off"' in tiles, "one can go back"
+
+
+@pytest.mark.slow
 def test_no_event_is_dropped_or_handled_with_the_data_of_another(fake, page_of):
     """Gradio drops events during an earlier one with "once", and repeats the first one's data with "always_last"."""
     listeners = [one for one in page_of(fake()).fns.values() if one.api_visibility == "private"]

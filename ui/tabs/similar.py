@@ -17,7 +17,7 @@ from ui.search.conditions import condition_choices, condition_hint
 from ui.search.picture import Picture, UploadFailed, clicked, from_path, notice, warn
 from ui.search.query import Query, SearchSettings, Trail, nearest
 from ui.tabs.tab import Tab
-from ui.widgets.results import PAGE, browse, drift_html, neighbours, picked, suggested
+from ui.widgets.results import PAGE, VIEWS, browse, drift_html, neighbours
 
 MOST_K = 200
 REFUSED = (413, 415, 422)  # the service's statuses for a picture that it cannot read
@@ -68,7 +68,7 @@ class SimilarTab(Tab):
             self.more = gr.Button("More", size="sm", elem_id="more", visible=False)
         self.saved = selection.download()
         self.shown = gr.State(PAGE)  # pictures of the collection
-        self.picking = gr.State("")  # "first": pictures to label first; "suggested": suggested labels; empty: all
+        self.picking = gr.State("")  # one of VIEWS; empty: all pictures
         self.conditions_set = gr.State(())  # those of `where`
 
     def connect(self) -> None:
@@ -175,8 +175,7 @@ class SimilarTab(Tab):
             if query:
                 heading, tiles, by_rank = await neighbours(self.client, query, settings, quality.titles(cards))
             elif picking:
-                kind = picked if picking == "first" else suggested
-                heading, tiles = await kind(self.client, settings.k, settings)
+                heading, tiles = await VIEWS[picking](self.client, settings.k, settings)
             else:
                 heading, tiles, count = await browse(self.client, shown, settings)
                 heading += await drift_html(self.client, settings) if heading else ""
@@ -212,7 +211,7 @@ class SimilarTab(Tab):
 
     def pick(self, event: gr.EventData) -> str:
         show = (event._data or {}).get("show")
-        return show if show in ("first", "suggested") else ""
+        return show if show in VIEWS else ""
 
     async def navigate(self, trail: Trail, collection: str, event: gr.EventData) -> Trail:
         """The searches so far, after the browser's Back or Forward."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from serving.client import Item, Match, SuggestedItem
+from serving.client import Item, Match, OddItem, SuggestedItem
 from ui.search.picture import Picture, facts_html
 from ui.search.query import SearchSettings
 from ui.search.rank import rank_html
@@ -23,7 +23,8 @@ ACTS_HTML = (
 def grid_html(
     items: Sequence[Item], collection: str, encoder: str | None = None, both: Iterable[str] = (), score: str = ""
 ) -> str:
-    """One tile per picture, with its name, label, and similarity if it has one; or a suggested label and its share.
+    """One tile per picture, with its name, label, and similarity if it has one; or a suggested label and its share; or
+    what is odd about it.
 
     encoder  id of the one whose items they are; None for the service's default
     both     ids to mark, of items that both encoders found
@@ -74,6 +75,8 @@ def _tile(item: Item, collection: str, both: bool) -> str:
     if isinstance(item, SuggestedItem):
         data += f' data-suggested="{escape(item.suggested)}"'
         score, label = f'<span class="score">{item.share:.0%}</span>', f"{item.suggested}?"
+    if isinstance(item, OddItem):
+        score = f'<span class="score">{escape(item.reason or f"{item.value:.2f}")}</span>'
     return (
         f'<li{" class=both" if both else ""}><button class="tile" {data}>'
         f'<img loading="lazy" src="{escape(picture.url)}" alt="{name}">'

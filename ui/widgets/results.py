@@ -1,13 +1,15 @@
 """What the tab Similar shows of the collection or of a search: a heading, and tiles or a sentence."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import fields, replace
+from functools import partial
 from html import escape
 from types import MappingProxyType
 
 from export.suggest import program
-from serving.client import AsyncClient, ServiceError
+from serving.client import AsyncClient, Item, ServiceError, SuggestedItem
 from serving.protocol.filters import parse_conditions
+from serving.protocol.queries import OddKind
 from ui.search.picture import counted, notice
 from ui.search.query import Query, SearchSettings, nearest
 from ui.search.rank import in_words, percent
@@ -31,9 +33,28 @@ PICKED = "each from the middle of a group of similar ones. Select those of a kin
 PICK = (
     '<button class="small" data-pick="first" title="Pictures that say most about all">Suggest what to label</button>'
     '<button class="small" data-pick="suggested" title="By the pictures that have a label">Suggest labels</button>'
+    '<button class="small" data-pick="outliers" title="Outliers, doubtful labels, broken ones">Odd pictures</button>'
 )
 SUGGESTED = "each by the labelled pictures that are most like it. Select those that are right, and confirm them."
 CONFIRM = '<button class="small of-some" data-act="confirm" title="Label each as suggested">Confirm labels</button>'
+ODD: dict[OddKind, tuple[str, str, str]] = {
+    "outliers": (
+        "Outliers",
+        "most unlike the others first. The number is their outlier factor: about 1 is usual.",
+        "No picture is odd.",
+    ),
+    "labels": (
+        "Doubtful labels",
+        "whose label the nearest pictures contradict. Select those where these are right, and confirm.",
+        "No label is contradicted by the nearest pictures.",
+    ),
+    "broken": (
+        "Broken pictures",
+        "dark, over-exposed, empty or blurred, the worst first.",
+        "No picture seems to be broken.",
+    ),
+}
+"""What is odd: its title, what is said of the pictures, and what is said if there is none."""
 BROWSE = '<button class="small" data-pick="off">All pictures</button>'
 NONE = "No picture matches {where}. Remove a condition."
 
@@ -107,6 +128,42 @@ async def suggested(client: AsyncClient, k: int, settings: SearchSettings) -> tu
         tiles = grid_html(items, collection, settings.encoder)
     ids = [item.id for item in items]
     return heading, selection_html(len(ids), settings, f"suggested\n{ids}", CONFIRM + BROWSE) + tiles
+
+
+async def odd(kind: OddKind, client: AsyncClient, k: int, settings: SearchSettings) -> tuple[str, str]:
+    """Heading and grid of the k most odd pictures. Raises ServiceError, FilterProblem."""
+    where, collection, (title, words, none) = parse_conditions(settings.where), settings.collection, ODD[kind]
+    kinds = "".join(
+        f'<button class="small" data-pick="{one}" aria-pressed="{str(one == kind).lower()}">{name}</button>'
+        for one, (name, *_) in ODD.items()
+    )
+    offer = (CONFIRM if kind == "labels" else "") + kinds + BROWSE
+    try:
+        answer = await client.odd(kind, k, where, collection=collection)
+    except ServiceError as error:
+        if (error.status, error.param) != (400, "name"):  # there is enough to compare
+            raise
+        return "", selection_html(0, settings, kind, offer) + notice(str(error))
+    items: list[Item] = list(answer.items)
+    if kind == "labels":
+        facts = [({one.name: getattr(item, one.name) for one in fields(Item)}, item) for item in answer.items]
+        items = [SuggestedItem(**own, suggested=it.reason or "", share=it.value / (1 + it.value)) for own, it in facts]
+    if not items:
+        heading, tiles = "", notice(none)
+    else:
+        of = f" of {answer.odd:,}" if answer.odd > len(items) else ""
+        heading = f"<h2>{title}</h2><p>{counted(len(items))}{of}, {words}</p>"
+        tiles = grid_html(items, collection, settings.encoder)
+    ids = [item.id for item in items]
+    return heading, selection_html(len(ids), settings, f"{kind}\n{ids}", offer) + tiles
+
+
+VIEWS: dict[str, Callable[[AsyncClient, int, SearchSettings], Awaitable[tuple[str, str]]]] = {
+    "first": picked,
+    "suggested": suggested,
+    **{kind: partial(odd, kind) for kind in ODD},
+}
+"""What the collection's buttons show of it, by their data-pick."""
 
 
 async def neighbours(
