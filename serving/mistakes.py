@@ -95,7 +95,7 @@ def written(location: list[str | int]) -> str | None:
 
 def no_json(reason: str, line: int, column: int) -> str:
     """Returns the words for text that is not JSON. The parser's reason only tells whether the text ends too early."""
-    if re.match("EOF|unexpected end", reason):
+    if re.match("EOF|unexpected end of data", reason):
         return "is not valid JSON: it ends too early" if column else "is empty; JSON is needed"
     return f"is not valid JSON from line {line}, column {column} on"
 

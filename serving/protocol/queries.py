@@ -193,7 +193,10 @@ class PickQuery(Strict):
         "possible (k-centre).",
     )
     balanced_by: str | None = Field(
-        None, max_length=64, description="A metadata key, or `label`: as many items of each of its values."
+        None,
+        min_length=1,
+        max_length=64,
+        description="A metadata key, or `label`: as many items of each of its values.",
     )
     filter: Condition | None = Field(None, description="Pick only from these, written like the `filter` of a search.")
     labelled_too: bool = Field(False, description="Whether items that have a label can be picked.")
@@ -237,6 +240,7 @@ class SplitQuery(Strict):
     )
     group_by: str | None = Field(
         None,
+        min_length=1,
         max_length=64,
         description="A metadata key, or `label`: items with the same value of it are in the same part.",
     )

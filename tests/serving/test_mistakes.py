@@ -143,6 +143,7 @@ def test_metadata_of_a_row_in_a_large_body_may_be_anything(http, bundle):
         ("model=", "model: is empty; leave it out for the default encoder, or give an id from /v1/models"),
         ("filter=", "filter: is empty; JSON is needed"),
         ("filter={", "filter: is not valid JSON: it ends too early"),
+        (r'filter={"a":"\ud800x"}', "filter: is not valid JSON from line 1, column 13 on"),
         ('filter={"a":1,}', "filter: is not valid JSON from line 1, column 8 on"),
         ("filter=[1]", "filter: a list is given, an object is needed"),
         ("filter=null", "filter: null is given, an object is needed"),

@@ -317,6 +317,7 @@ def test_the_route_names_bad_input(served, http):
             "parts: pictures has 1 item with this filter, fewer than the 3",
         ),
         ({"filter": {"colour": "red"}}, 400, "filter", "filter: .*colour"),
+        ({"group_by": ""}, 400, "group_by", 'group_by: "" is not allowed'),
         ({"group_by": "colour"}, 400, "group_by", "group_by: no item of pictures has a value of colour"),
         ({"threshold": 1.5}, 400, "threshold", "threshold: 1.5 is given"),
         ({"seed": -1}, 400, "seed", "seed: -1 is given"),
