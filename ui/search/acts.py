@@ -9,9 +9,10 @@ from typing import Any
 from serving.access import MAY_WRITE, READ_ONLY
 from serving.client import AsyncClient, Changed, ServiceError
 from serving.protocol.queries import NAME
+from serving.protocol.shown import counted
 from ui.search import selection
 from ui.search.choice import Choice
-from ui.search.picture import counted, from_path
+from ui.search.picture import from_path
 from ui.search.query import SearchSettings
 
 AT_ONCE = 1000  # ids in one request

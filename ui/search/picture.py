@@ -93,10 +93,6 @@ def facts_html(name: str, label: str | None) -> str:
     return f'{tag}<span class="name" title="{escape(name)}">{escape(PurePosixPath(name).name)}</span>'
 
 
-def counted(pictures: int) -> str:
-    return "1 picture" if pictures == 1 else f"{pictures:,} pictures"
-
-
 def notice(sentence: str) -> str:
     """A sentence shown instead of pictures; text between backticks is set as code."""
     return f'<p class="notice" role="status">{with_code(sentence)}</p>'

@@ -5,7 +5,8 @@ from html import escape
 from typing import Any
 
 from export.suggest import program
-from ui.search.picture import counted, with_code
+from serving.protocol.shown import counted
+from ui.search.picture import with_code
 
 UNKNOWN = (
     f"nothing is known yet about how good these vectors are; `{program('training/evaluate.py')} runs/NAME/encoder "

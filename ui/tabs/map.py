@@ -16,11 +16,12 @@ import orjson
 from fastapi.responses import Response
 
 from serving.client import COLLECTION, AsyncClient, Map, ServiceError
+from serving.protocol.shown import counted
 from ui.api import EACH, ON_TRAIL, QUIET, publish
 from ui.assets import raw_html
 from ui.search import selection
 from ui.search.choice import Choice
-from ui.search.picture import Picture, clicked, counted, notice, warn
+from ui.search.picture import Picture, clicked, notice, warn
 from ui.search.query import Query, SearchSettings, Trail
 from ui.tabs.tab import Tab, to_similar
 from ui.widgets import computing

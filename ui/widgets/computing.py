@@ -6,7 +6,8 @@ from typing import Any
 import gradio as gr
 
 from serving.client import DerivedResult, ServiceError
-from ui.search.picture import counted, notice
+from serving.protocol.shown import counted
+from ui.search.picture import notice
 
 POLL_S = 1.0
 WAIT_S = 5.0  # between polls until a computation begins by itself

@@ -10,7 +10,8 @@ from export.suggest import program
 from serving.client import AsyncClient, Item, ServiceError, SuggestedItem
 from serving.protocol.filters import parse_conditions
 from serving.protocol.queries import OddKind
-from ui.search.picture import counted, notice
+from serving.protocol.shown import counted
+from ui.search.picture import notice
 from ui.search.query import Query, SearchSettings, nearest
 from ui.search.rank import in_words, percent
 from ui.widgets.grid import columns_html, grid_html, selection_html
@@ -45,7 +46,8 @@ ODD: dict[OddKind, tuple[str, str, str]] = {
     ),
     "labels": (
         "Doubtful labels",
-        "whose label the nearest pictures contradict. Select those where these are right, and confirm.",
+        "whose label the nearest pictures contradict. The number says how much speaks for the other label rather than "
+        "their own. Select those where it is right, and confirm.",
         "No label is contradicted by the nearest pictures.",
     ),
     "broken": (
