@@ -1,9 +1,10 @@
 """The time of a run that was given --minutes: its command ends when they are over, by the clock.
 
 Reading and decoding the pictures, compiling, measuring and saving are counted in; training takes what they leave. The
-time kept free for what follows the last step is what the same work took before. It grows as steps become slower, as far
-as that work has become slower with them: steps on all cores suffer more from other programs than measuring and saving.
-The learning rate follows `share`, so that it reaches 0 at the end also on a machine that slows down.
+time kept free for what follows the last step is what the same work took before, scaled by the pace of the steps then
+and now. Steps on all cores suffer more from other programs than measuring and saving, so the scale is a power of the
+ratio of the two paces, and its exponent is learned when work is done again. The learning rate follows `share`, so that
+it reaches 0 at the end also on a machine that slows down.
 """
 
 import math
@@ -14,7 +15,6 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
@@ -22,7 +22,9 @@ from training.device import training_device
 
 clock = time.monotonic
 EXIT_S = 1.0  # what a process needs to end
-RECENT = 5  # steps whose median is the time of a step
+STRETCH_S = 1.0  # the pace of steps is measured over so many seconds, or over one longer step
+RECENT, FIRST = 5, 3  # how many such stretches make the pace now, and at the beginning, as their median
+DOUBT = 1.0  # weight of the first guess: work after the last step slows down as steps do; small is soon corrected
 LEAST = 100  # items that are always affordable
 CHECK_S, MOST_STEPS = 1.0, 50  # how often several processes agree on the time: at each step would hold up a GPU
 LATE = 1.1  # a run that took this many times its minutes says so
@@ -48,11 +50,11 @@ class Budget:
         self.ending_s: dict[str, float] = saved.get("ending_s", {"exit": EXIT_S})
         """What is to be done after the last step, and the seconds that it took when it was done last."""
         self._pace_s: dict[str, float] = {}
-        """How long steps took then."""
-        self._repeated: dict[str, tuple[float, float]] = {}
-        """Of work that was done again: the seconds that it took, and would have taken if it slowed down as steps do."""
-        self._steps_s: deque[float] = deque(maxlen=RECENT)
-        self._first_s = math.nan  # a step at the beginning
+        """Seconds per step then; of work before the first steps, theirs."""
+        self._paces_s: deque[float] = deque(maxlen=RECENT)
+        self._stretch = 0, 0.0  # steps and seconds since the last one of them
+        self._first_s = math.nan  # the pace at the beginning
+        self._learned = DOUBT, DOUBT  # the exponent as a ratio: least squares in logarithms, weighted by seconds
         self._every = self._until = 1  # steps from one check to the next, and to the next one
 
     def state(self) -> dict[str, Any]:
@@ -67,34 +69,34 @@ class Budget:
         """Seconds that are left for training."""
         if self.minutes is None:
             return math.inf
-        ending = sum(took * max(1.0, self._slower(work) * self._suffers) for work, took in self.ending_s.items())
+        ending = sum(took * self._slower(work) ** self.exponent for work, took in self.ending_s.items())
         return 60 * self.minutes - self.used_s - ending
 
     def _slower(self, work: str) -> float:
         """How many times as long a step takes as when the work was done last, or as at the beginning."""
-        if len(self._steps_s) < RECENT:
+        if math.isnan(self._first_s):
             return 1.0
-        return median(self._steps_s) / self._pace_s.get(work, self._first_s)
+        return median(self._paces_s) / self._pace_s.get(work, self._first_s)
 
     @property
-    def _suffers(self) -> float:
-        """How many times as much the work after the last step is slowed down as a step."""
-        if not self._repeated:
-            return 1.0
-        took, expected = np.sum(list(self._repeated.values()), axis=0)
-        return float(took / max(expected, 1e-9))
+    def exponent(self) -> float:
+        """When steps take twice as long, the work after the last one takes 2 ** exponent times as long: 0 to 1."""
+        products, squares = self._learned
+        return min(1.0, max(0.0, products / squares))
 
     @contextmanager
     def ending(self, work: str, times: float = 1.0) -> Iterator[None]:
         """Work that will be done again after the last step, and then takes so many times as long."""
         began = clock()
         yield
-        took = times * (clock() - began)
+        took = max(times * (clock() - began), 1e-6)
         if work in self.ending_s:
-            self._repeated[work] = took, self.ending_s[work] * self._slower(work)
+            steps, ending = math.log(self._slower(work)), math.log(took / self.ending_s[work])
+            products, squares = self._learned
+            self._learned = products + took * steps * ending, squares + took * steps**2
         self.ending_s[work] = took
-        if len(self._steps_s) == RECENT:
-            self._pace_s[work] = median(self._steps_s)
+        if not math.isnan(self._first_s):
+            self._pace_s[work] = median(self._paces_s)
 
     def start(self) -> None:
         """Training begins."""
@@ -107,14 +109,20 @@ class Budget:
             return
         now = clock()
         spent, self._checked = now - self._checked, now
-        self._steps_s.append(spent / self._every)
-        step_s = median(self._steps_s)
-        if len(self._steps_s) == RECENT and math.isnan(self._first_s):
-            self._first_s = step_s
+        steps, seconds = self._stretch
+        self._stretch = steps + self._every, seconds + spent
+        pace_s = self._stretch[1] / self._stretch[0]
+        if self._stretch[1] >= STRETCH_S:
+            self._paces_s.append(pace_s)
+            self._stretch = 0, 0.0
+        if self._paces_s:
+            pace_s = median(self._paces_s)
+        if len(self._paces_s) == FIRST and math.isnan(self._first_s):
+            self._first_s = pace_s
         left = max(0.0, self.left_s)
         share = self.share + (1 - self.share) * (spent / (spent + left) if left else 1.0)
-        every = min(max(1, int(CHECK_S / max(step_s, 1e-6))), MOST_STEPS) if _is_shared() else 1
-        self.share, is_over, every = of_the_first(share, left < every * step_s, every)
+        every = min(max(1, int(CHECK_S / max(pace_s, 1e-6))), MOST_STEPS) if _is_shared() else 1
+        self.share, is_over, every = of_the_first(share, left < every * pace_s, every)
         self.is_over, self._every, self._until = bool(is_over), int(every), int(every)
 
     def affordable(self, part: float, item_s: float, most: int) -> int:

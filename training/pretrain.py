@@ -53,7 +53,6 @@ from training.watch import RunProblem, Watch
 from training.zoo import check_architecture
 
 LEAST_STEPS, LEAST_BATCH = 10, 32  # of an epoch; smallest batch that is made for it
-REPORT_S = 5.0  # what writing the report takes, and loading the libraries: more on a slow or busy machine
 COMPILE_FROM_STEPS, COMPILE_FROM_MIN = 2000, 5.0  # shortest run compiled on a CPU, where compiling takes half a minute
 HOW_TO_RESUME = "Run the same command with --resume to continue."
 
@@ -68,7 +67,6 @@ def pretrain(settings: PretrainSettings, began: float | None = None) -> Path:
     began   when the time of --minutes began, on budget.clock; by default now
     raises  DataError, CheckpointError, ValueError; Stopped after Ctrl-C
     """
-    loading_s = 0.0 if began is None else budget.clock() - began
     began = budget.clock() if began is None else began
     prepare()
     check_tracker(settings.logger)
@@ -99,15 +97,14 @@ def pretrain(settings: PretrainSettings, began: float | None = None) -> Path:
     module = SimCLR(settings, train, test, start, mixture)
     module.judged = judged
     module.budget = Budget(settings.minutes, began, saved and saved["facts"].get("budget"))
-    module.budget.ending_s["report"] = max(REPORT_S, loading_s)
     write_folder(run, module)
     fit(module, run, bool(saved), devices, nodes)
     if module.global_rank == 0:
-        report.write(run / "report.png", module)
+        report.write(run / report.NAME, module)
         print(f"{module.budget.outcome()}: {knn.sentence(module.facts['before'], module.facts['after'])}")
         for sentence in outcomes(module.facts):
             print(sentence)
-        print(f"report with curves, pairs of views and nearest neighbours: {run.absolute() / 'report.png'}")
+        print(f"report with curves, pairs of views and nearest neighbours: {run.absolute() / report.NAME}")
         if is_better(module.facts):
             print(f"next: {command('export/to_onnx.py', run)}")
     return run

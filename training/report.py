@@ -20,6 +20,7 @@ from training.loss import LOSSES
 if TYPE_CHECKING:
     from training.simclr import SimCLR
 
+NAME = "report.png"
 PAIRS, QUERIES, NEIGHBOURS = 6, 6, 7
 BANK = 5000  # neighbours are searched among at most this many pictures
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler
 
-from training import budget, checkpoint
+from training import budget, checkpoint, report
 from training.augment import Draws, draw, generator_at, render
 from training.average import Average
 from training.batches import Batches
@@ -206,6 +206,9 @@ class SimCLR(pl.LightningModule):
                 self.facts["before"] = self.measure(FINAL_BANK)
             if self.judged:
                 self.start = {name: value.cpu().clone() for name, value in self.encoder.state_dict().items()}
+            if self.settings.minutes and self.global_rank == 0:
+                with self.budget.ending("report"):
+                    report.write(Path(self.trainer.default_root_dir) / report.NAME, self)
         self.budget.start()
 
     def encoding_s(self) -> float:
