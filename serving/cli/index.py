@@ -28,6 +28,7 @@ from serving.collection.names import delete_alias, names_of, refuse_alias
 from serving.collection.store import FileStore
 from serving.collection.undo import Listed, changes
 from serving.collection.undo import undo as undo_change
+from serving.collection.upgrade import Upgrade
 from serving.protocol.filters import parse_shell
 
 if TYPE_CHECKING:
@@ -153,7 +154,9 @@ def search(settings: Search) -> None:
     where = parse_shell(settings.where) if settings.where else None
     index, vector, without = _query(settings)
     least = least_cosine(index, settings.threshold, settings.closer_than)
-    results = index.search(vector, settings.k, where, without, least)
+    results, estimated = Upgrade(index).search(vector, settings.k, where, without, least)
+    if estimated:
+        print(f"note: {settings.collection} is being embedded again, so some cosines are estimates", file=sys.stderr)
     pairs = index.random_pairs.up_to_date() if settings.text is None else None
     ranked = [(item, cosine, pairs.closer_than(cosine) if pairs else None) for item, cosine in results]
     if settings.json:
@@ -177,9 +180,10 @@ def _query(settings: Search) -> tuple[Index, np.ndarray, tuple[str, ...]]:
     if settings.query is not None and not os.path.isfile(local_path(settings.query)):
         several = len(tables) > 1
         index = settings.table(find_bundle(settings.encoder).card.id if several else None)
-        if (known := index.get(settings.query)) is None:
+        known = Upgrade(index).get_many([settings.query])
+        if settings.query not in known:
             raise IndexProblem(f"{settings.query} is neither a file nor an item of {settings.collection}")
-        return index, known[1], (settings.query,)
+        return index, known[settings.query][1], (settings.query,)
     bundle = find_bundle(settings.encoder, used=[table.encoder_id for table in tables])
     index = Index(settings.index, bundle.card.id, bundle.card.dimension, settings.collection)
     index.count()  # raises WrongEncoder before the picture is encoded

@@ -1,14 +1,19 @@
 """Searching a collection of which a new encoder has embedded a part. The encoders are functions here."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from serving.cli import index as cli
 from serving.collection import reembedding, upgrade
 from serving.collection.index import Index, Item
 from serving.collection.items import unit
 from serving.collection.problems import UnknownKey, WrongEncoder
 from serving.collection.reembedding import Embedded, Reembedding
 from serving.collection.upgrade import Upgrade
+from serving.inference import encoder
 from serving.protocol.filters import Filter
 
 COUNT, D, D_OLD = 200, 8, 12
@@ -70,6 +75,19 @@ def test_every_item_is_found_when_half_are_embedded_again(old, new, monkeypatch)
     for i, answer in enumerate(answers):
         for item, cosine in answer:  # none has an estimate in place of its real cosine
             assert cosine == pytest.approx(NEW[i] @ NEW[IDS.index(item.id)] + 0.5 * (item.id not in known), abs=0.1)
+
+
+@pytest.mark.parametrize("embedded", [100, COUNT])
+def test_the_search_of_the_command_line_finds_them_too_and_says_so(old, new, monkeypatch, capsys, embedded):
+    embed_again(new, embedded)
+    monkeypatch.setattr(encoder, "find_bundle", lambda *_, **__: SimpleNamespace(card=SimpleNamespace(id="new")))
+    missing = next((id for id in IDS if id not in new.ids()), IDS[0])
+    cli.search(cli.Search(index=old.store.uri, collection=old.name, query=missing, k=COUNT, json=True))
+    said = capsys.readouterr()
+    assert {row["id"] for row in json.loads(said.out)} == set(IDS) - {missing}
+    assert ("some cosines are estimates" in said.err) == (embedded < COUNT)
+    cli.search(cli.Search(index=old.store.uri, collection=old.name, query=missing, threshold=0.5, json=True))
+    assert min(row["similarity"] for row in json.loads(capsys.readouterr().out)) >= 0.5
 
 
 def test_the_items_that_are_embedded_first_stand_for_all(old, new):
