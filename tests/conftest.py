@@ -3,6 +3,7 @@
 import atexit
 import gc
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,10 @@ import httpx
 import pytest
 
 PATIENCE_S = 300  # for an event that must come: on a busy machine, work at low priority may take minutes
+
+# For torch, here and in the processes that tests start: the tensors are small, and threads that wait for each other on
+# a busy machine cost minutes.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Five seconds, the default, are too few for a server on a busy machine.
 for method in ("get", "put", "post", "patch", "delete"):

@@ -28,8 +28,7 @@ notebooks = load("docs/site/notebooks.py")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_a_notebook_runs_to_its_end(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for each other on a busy machine cost minutes
+def test_a_notebook_runs_to_its_end(name, tmp_path):
     shapes.make(tmp_path / "small", train=64, test=24, size_px=32)
     path = notebooks.NOTEBOOKS / f"{name}.ipynb"
     ran = notebooks.executed(path, tmp_path, f'PICTURES = "small"\n{SMALL[name]}')

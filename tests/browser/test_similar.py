@@ -240,6 +240,7 @@ def test_the_address_brings_the_search_back(page, servers):
     page.fill("#k input[type=number]", "3")
     page.keyboard.press("Enter")
     expect(page.locator("#grid .tile")).to_have_count(3)
+    page.wait_for_url(re.compile(r"[?&]k=3\b"))
     found, address = labels(page), page.url
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.click("#link button")

@@ -23,7 +23,6 @@ from training.study.studies import STUDIES, Cell
 from training.study.verdict import Claim, RunRow, SeedGroup, halfwidth, judge, pooled
 
 ROOT = Path(__file__).parents[2]
-torch.set_num_threads(1)  # the tensors are small
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,6 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from training.augment import AugmentSettings, Draws, augment, draw, generator_at, grey, render, shift_hue
 
-torch.set_num_threads(1)  # the tensors are small: a second thread costs more in waiting than it computes
-
 LEVEL = 1 / 255  # one step of an 8-bit image: tolerance between two libraries
 ROUNDING = 2e-5  # tolerance between two float32 implementations of one formula
 SAMPLINGS = ["torchvision", "tensorflow"]

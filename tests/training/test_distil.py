@@ -26,8 +26,6 @@ from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
 from training.teacher import open_teacher
 
-torch.set_num_threads(1)  # the tensors are small
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")  # the exporter's own
 PLAIN = AugmentSettings(crop_area=(1.0, 1.0), flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
 

@@ -29,7 +29,6 @@ from training.zoo import build
 
 ROOT = Path(__file__).parents[2]
 
-torch.set_num_threads(1)  # the tensors are small: a second thread costs more in waiting than it computes
 
 WORLD, IMAGES = 2, 8
 
@@ -125,7 +124,7 @@ def test_a_run_of_two_processes_says_that_one_was_killed_and_is_resumed(small_sh
     (tmp_path / "killed.py").write_text(KILLED)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     options = ["--data", small_shapes, "--name", "two", "--size-px", "16", "--batch-size", "32", "--epochs", "4"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     last = tmp_path / "runs" / "two" / "checkpoints" / "last.ckpt"
 
     def run(script: Path) -> tuple[int, str]:
@@ -156,9 +155,8 @@ def test_a_run_of_two_processes_says_that_one_was_killed_and_is_resumed(small_sh
 def test_two_processes_without_torchrun_need_no_name_and_are_resumed(small_shapes, tmp_path):
     command = [sys.executable, ROOT / "training" / "pretrain.py", "--data", small_shapes, "--size-px", "16"]
     command += ["--batch-size", "32", "--epochs", "4", "--devices", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for options, steps in ((["--max-steps", "2"], 2), (["--resume"], 8)):
-        result = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        result = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert checkpoint.load(tmp_path / "runs/some-shapes-tiny/checkpoints/last.ckpt")["global_step"] == steps
 
@@ -169,7 +167,7 @@ def test_two_processes_whose_clocks_differ_end_their_minutes_together(small_shap
     (tmp_path / "clocks.py").write_text(CLOCKS)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "clocks.py"]
     command += ["--data", small_shapes, "--name", "two", "--size-px", "16", "--batch-size", "32", "--minutes", "0.8"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [*command, "--knn-epochs", "2"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
@@ -246,8 +244,7 @@ def test_two_processes_end_with_the_weights_of_one(small_shapes, tmp_path):
     weights, losses = [], []
     for devices in ("1", "2"):
         options = ["--devices", devices, "--name", devices]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        result = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        result = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         saved = checkpoint.load(tmp_path / "runs" / devices / "checkpoints" / "last.ckpt")
         assert saved["global_step"] == 2 * (64 // 12)

@@ -11,8 +11,6 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from training.encoders import ARCHITECTURES, ResNetEncoder, batch_size, embed, projection_head, to_input
 
-torch.set_num_threads(1)  # the tensors are small: a second thread costs more in waiting than it computes
-
 RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
 

@@ -39,8 +39,6 @@ from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
 from training.resumable import ResumableRun, TrainingProgress
 
-torch.set_num_threads(1)  # the tensors are small
-
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):

@@ -15,8 +15,6 @@ from training.encoders import ResNetEncoder, projection_head
 from training.lars import LARS, lars_groups
 from training.schedule import warmup_cosine
 
-torch.set_num_threads(1)  # the tensors are small: a second thread costs more in waiting than it computes
-
 STEPS, WARMUP, PEAK = 50, 10, 0.5
 
 

@@ -44,9 +44,7 @@ ROOT = Path(__file__).parents[2]
 # behind the settings it is killed after that call of the method.
 SCRIPT = """
 import itertools, json, os, signal, sys
-import torch
 from training import checkpoint, pretrain
-torch.set_num_threads(int(os.environ["THREADS"]))
 from training.config import PretrainSettings
 checkpoint.EVERY_S = 0.0
 if sys.argv[2:]:
@@ -69,7 +67,7 @@ def run_in_process(settings: PretrainSettings, folder: Path, *killed_after: str)
     """Its exit status."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, json.dumps(settings.to_dict()), *killed_after]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "THREADS": str(torch.get_num_threads())}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
 
 

@@ -13,8 +13,6 @@ from training.evaluate import EvaluateSettings, evaluate
 from training.evaluation import sensitivity as s
 from training.evaluation.sensitivity import sensitivity, views
 
-torch.set_num_threads(1)  # the tensors are small
-
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
