@@ -3,8 +3,8 @@
 Reading and decoding the pictures, compiling, measuring and saving are counted in; training takes what they leave. The
 time kept free for what follows the last step is what the same work took before, scaled by the pace of the steps then
 and now. Steps on all cores suffer more from other programs than measuring and saving, so the scale is a power of the
-ratio of the two paces, and its exponent is learned when work is done again. The learning rate follows `share`, so that
-it reaches 0 at the end also on a machine that slows down.
+ratio of the two paces, and its exponent is corrected when work is done again. The learning rate follows `share`, so it
+reaches 0 at the end also on a machine that slows down.
 """
 
 import math
@@ -24,7 +24,8 @@ clock = time.monotonic
 EXIT_S = 1.0  # what a process needs to end
 STRETCH_S = 1.0  # the pace of steps is measured over so many seconds, or over one longer step
 RECENT, FIRST = 5, 3  # how many such stretches make the pace now, and at the beginning, as their median
-DOUBT = 1.0  # weight of the first guess: work after the last step slows down as steps do; small is soon corrected
+EXPONENT = 0.7  # when steps take twice as long, the work after the last one 2 ** 0.7 times as long: 0.6 to 0.7 measured
+DOUBT = 1.0  # weight of that figure: small, so that it is soon corrected by what is measured in the run
 LEAST = 100  # items that are always affordable
 CHECK_S, MOST_STEPS = 1.0, 50  # how often several processes agree on the time: at each step would hold up a GPU
 LATE = 1.1  # a run that took this many times its minutes says so
@@ -54,7 +55,7 @@ class Budget:
         self._paces_s: deque[float] = deque(maxlen=RECENT)
         self._stretch = 0, 0.0  # steps and seconds since the last one of them
         self._first_s = math.nan  # the pace at the beginning
-        self._learned = DOUBT, DOUBT  # the exponent as a ratio: least squares in logarithms, weighted by seconds
+        self._learned = EXPONENT * DOUBT, DOUBT  # the exponent as a ratio: least squares of logarithms
         self._every = self._until = 1  # steps from one check to the next, and to the next one
 
     def state(self) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class Budget:
 
     @property
     def exponent(self) -> float:
-        """When steps take twice as long, the work after the last one takes 2 ** exponent times as long: 0 to 1."""
+        """As EXPONENT, after what the run has shown: 0 to 1."""
         products, squares = self._learned
         return min(1.0, max(0.0, products / squares))
 

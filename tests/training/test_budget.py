@@ -72,7 +72,7 @@ def test_a_run_ends_in_time_and_its_share_reaches_1(clock, name, costs):
         clock.now += 6
     shares = steps_of(clock, limited, costs)
     assert shares == sorted(shares) and shares[-1] > 0.9
-    clock.now += slower * 6 + budget.EXIT_S  # what was measured before now takes as much longer, too
+    clock.now += 6 * slower**budget.EXPONENT + budget.EXIT_S  # what was measured before now changes, too
     assert 0.9 * 120 <= limited.used_s <= 120
     assert limited.outcome() == f"done in {limited.used_s / 60:.1f} min"
 
@@ -99,7 +99,7 @@ def test_the_time_kept_for_the_end_follows_the_machine_both_ways(clock, at_first
     with limited.ending("measuring"):
         clock.now += 5 * at_first
     steps_of(clock, limited, itertools.chain([at_first] * 5, itertools.repeat(later)))
-    clock.now += 5 * later + budget.EXIT_S
+    clock.now += 5 * at_first * (later / at_first) ** budget.EXPONENT + budget.EXIT_S
     assert 0.95 * 120 <= limited.used_s <= 1.03 * 120
 
 
