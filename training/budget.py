@@ -21,9 +21,9 @@ import torch
 from training.device import training_device
 
 clock = time.monotonic
-EXIT_S = 1.0  # what a process needs to end
+EXIT_S = 2.5  # what a process needs to end
 STRETCH_S = 1.0  # the pace of steps is measured over so many seconds, or over one longer step
-RECENT, FIRST = 5, 3  # how many such stretches make the pace now, and at the beginning, as their median
+RECENT = 5  # how many such stretches make the pace, as their median
 EXPONENT = 0.7  # when steps take twice as long, the work after the last one 2 ** 0.7 times as long: 0.6 to 0.7 measured
 DOUBT = 1.0  # weight of that figure: small, so that it is soon corrected by what is measured in the run
 LEAST = 100  # items that are always affordable
@@ -118,7 +118,7 @@ class Budget:
             self._stretch = 0, 0.0
         if self._paces_s:
             pace_s = median(self._paces_s)
-        if len(self._paces_s) == FIRST and math.isnan(self._first_s):
+        if len(self._paces_s) == RECENT and math.isnan(self._first_s):
             self._first_s = pace_s
         left = max(0.0, self.left_s)
         share = self.share + (1 - self.share) * (spent / (spent + left) if left else 1.0)

@@ -40,6 +40,7 @@ def clock(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     made = Clock()
     monkeypatch.setattr(budget, "clock", made)
+    monkeypatch.setattr(budget, "EXIT_S", 0.5)  # which these tests do not let depend on the pace
     return made
 
 
