@@ -154,15 +154,16 @@ def search(settings: Search) -> None:
     where = parse_shell(settings.where) if settings.where else None
     index, vector, without = _query(settings)
     least = least_cosine(index, settings.threshold, settings.closer_than)
-    results, estimated = Upgrade(index).search(vector, settings.k, where, without, least)
+    (found,), estimated = Upgrade(index).search_many(vector[None], settings.k + len(without), where)
+    near = [(item, cosine) for item, cosine in found if item.id not in without and (least is None or cosine >= least)]
     if estimated:
         print(f"note: {settings.collection} is being embedded again, so some cosines are estimates", file=sys.stderr)
     pairs = index.random_pairs.up_to_date() if settings.text is None else None
-    ranked = [(item, cosine, pairs.closer_than(cosine) if pairs else None) for item, cosine in results]
+    ranked = [(item, cosine, pairs.closer_than(cosine) if pairs else None) for item, cosine in near[: settings.k]]
     if settings.json:
         rows = [{"similarity": round(cosine, 6), "closer_than": rank, **asdict(item)} for item, cosine, rank in ranked]
         print(json.dumps(rows, indent=2))
-    elif results:
+    elif ranked:
         heads = ("cosine", *(["closer than"] if pairs else []), "id", "name", "path")
         numbers = ([f"{cosine:.4f}", *([] if rank is None else [f"{rank:.5f}"])] for _, cosine, rank in ranked)
         facts = ((item.id, item.name, item.path or "") for item, _, _ in ranked)

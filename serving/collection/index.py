@@ -15,7 +15,7 @@ a crash.
 import copy
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -258,35 +258,19 @@ class Index:
 
     # Reading
 
-    def search(
-        self,
-        vector: np.ndarray,
-        k: int,
-        where: Filter | None = None,
-        without: Collection[str] = (),
-        threshold: float | None = None,
-    ) -> list[tuple[Item, float]]:
-        """Returns the k items nearest to `vector` (d,) with their cosine, nearest first.
+    def search(self, vector: np.ndarray, k: int, where: Filter | None = None) -> list[tuple[Item, float]]:
+        """Returns the k items nearest to `vector` (d,) with their cosine, nearest first."""
+        return self.search_many(np.asarray(vector)[None], k, where)[0]
 
-        without    ids to leave out
-        threshold  lowest cosine to return
-        """
-        results = self.search_many(np.asarray(vector)[None], k, where, without)[0]
-        return [(item, cosine) for item, cosine in results if threshold is None or cosine >= threshold]
-
-    def search_many(
-        self, vectors: np.ndarray, k: int, where: Filter | None = None, without: Collection[str] = ()
-    ) -> list[list[tuple[Item, float]]]:
+    def search_many(self, vectors: np.ndarray, k: int, where: Filter | None = None) -> list[list[tuple[Item, float]]]:
         """Returns the results of `search` for each of `vectors` (n, d), in one pass."""
         vectors = np.asarray(vectors, np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension or not np.isfinite(vectors).all():
             raise IndexProblem(f"Searching {self.name} needs vectors of {self.dimension} finite numbers.")
-        without = {without} if isinstance(without, str) else set(without)
         with self._table.explained("read"):
             if k < 1 or not len(vectors) or not self._exists():
                 return [[] for _ in vectors]
-            results = self._table.nearest(unit(vectors), k + len(without), where)
-        return [[(item, cosine) for item, cosine in result if item.id not in without][:k] for result in results]
+            return self._table.nearest(unit(vectors), k, where)
 
     def exists(self) -> bool:
         """Whether there is such a collection, of any encoder."""

@@ -8,7 +8,7 @@ The share of such items shrinks while the re-embedding runs, and at its end ther
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,19 +58,6 @@ class Upgrade:
         if (old := self.old_vectors()) is None or not (ids := ids - found.keys()):
             return found
         return self._estimated(old, ids) | found
-
-    def search(
-        self,
-        direction: np.ndarray,
-        k: int,
-        where: Filter | None = None,
-        without: Collection[str] = (),
-        threshold: float | None = None,
-    ) -> tuple[Rows, bool]:
-        """As `Index.search`, among the items of both tables; and whether some were compared by estimates."""
-        (found,), estimated = self.search_many(np.asarray(direction)[None], k + len(without), where)
-        kept = [(item, cosine) for item, cosine in found if item.id not in without][:k]
-        return [(item, cosine) for item, cosine in kept if threshold is None or cosine >= threshold], estimated
 
     def search_many(self, directions: np.ndarray, k: int, where: Filter | None) -> tuple[list[Rows], bool]:
         """As `Index.search_many`, among the items of both tables; and whether some were compared by estimates.

@@ -100,8 +100,18 @@ def test_the_time_kept_for_the_end_follows_the_machine_both_ways(clock, at_first
     with limited.ending("measuring"):
         clock.now += 5 * at_first
     steps_of(clock, limited, itertools.chain([at_first] * 5, itertools.repeat(later)))
-    clock.now += 5 * at_first * (later / at_first) ** budget.EXPONENT + budget.EXIT_S
+    clock.now += 5 * at_first * (later / at_first) ** 0.7 + budget.EXIT_S
     assert 0.95 * 120 <= limited.used_s <= 1.03 * 120
+
+
+def test_slow_first_steps_do_not_make_the_end_seem_shorter(clock):
+    """A process that has just started is slow, on a machine that is as fast as later."""
+    limited = Budget(2.0)
+    with limited.ending("measuring"):
+        clock.now += 20
+    steps_of(clock, limited, itertools.chain([3.0] * 2, itertools.repeat(1.0)))
+    clock.now += 20 + budget.EXIT_S
+    assert 0.95 * 120 <= limited.used_s <= 120
 
 
 def test_a_pause_just_before_the_end_does_not_end_the_run_early(clock):
