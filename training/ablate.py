@@ -52,7 +52,7 @@ from training.data.sources import DataError, open_source
 from training.pretrain import Stopped
 from training.study.cell import COMMIT, cell_key, check_pictures, run_cell
 from training.study.studies import STUDIES, Study
-from training.study.verdict import RunRow, halfwidth, judge
+from training.study.verdict import POWER, RunRow, halfwidth, judge
 
 NEVER = 10**9  # for --knn-epochs: kNN is measured only before and after training
 
@@ -153,8 +153,10 @@ def ablate(settings: AblateSettings) -> dict:
 
 
 def run_all(grid: list[list[PretrainSettings]], kinds: tuple[str, ...]) -> list[list[dict]]:
-    """Results in the shape of `grid`, the settings of each cell and seed; equal settings are run once."""
-    unique = {cell_key(settings): settings for seeds in grid for settings in seeds}
+    """Results in the shape of `grid`, the settings of each cell and seed; equal settings are run once.
+
+    All cells of one seed come before those of the next, so that an interrupted study has complete seeds."""
+    unique = {cell_key(settings): settings for cells in zip(*grid, strict=True) for settings in cells}
     at_once = processes(len(unique))
     threads = max(1, (os.cpu_count() or 1) // at_once)
     results: dict[str, dict] = {}
@@ -233,6 +235,8 @@ batch size {base["batch_size"]}, tau {base["temperature"]}, {base["optimizer"]},
 ![{study.title}]({facts["study"]}.png)
 
 {sentences}
+
+In brackets, the 95 % confidence interval; then the true difference that such a study finds in {POWER:.0%} of cases.
 
 Accuracies in %. After ±, half the 95 % confidence interval of the mean over seeds, from a standard deviation pooled
 over the table's rows; in brackets, the lowest and the highest seed.

@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,64 @@ def test_the_interval_decides_whether_a_claim_held_or_the_reverse_or_neither():
     assert found["held"] is None and "undecided, +10.0 points (-" in found["sentence"]
     s, _ = pooled(noisy, "figure")
     assert found["high"] - found["contrast"] == pytest.approx(stats.t.ppf(0.975, 5) * s)  # sqrt(1/2 + 1/2)
+    assert not found["absent"]
+
+
+def test_the_detectable_difference_is_found_in_four_of_five_studies():
+    """Studies are drawn whose true difference is the one that they state on average."""
+    rng, found, stated = np.random.default_rng(0), 0, []
+    for difference in [0.0] * 200 + [None] * 1000:
+        difference = np.mean(stated[:200]) if difference is None else difference
+        cells = {name: rng.normal(0.5 + difference * (name == "a"), 0.02, 5).tolist() for name in "abcdefg"}
+        verdict = judge(over("a", "b"), rows_of(**cells))
+        stated.append(verdict["detectable"])
+        found += verdict["held"] is True and len(stated) > 200
+    assert found / 1000 == pytest.approx(0.8, abs=0.04)
+    assert f"80% power at {100 * stated[-1]:.1f} points" in verdict["sentence"]
+
+
+def test_a_narrow_interval_around_zero_shows_that_a_difference_is_absent():
+    equal = rows_of(a=(0.500, 0.502), b=(0.500, 0.501), c=(0.5, 0.501), d=(0.3, 0.302))
+    found = judge(over("a", "b"), equal)
+    assert found["absent"] and found["held"] is None
+    assert "no difference of 1 point or more, +0.1 points" in found["sentence"]
+    small = judge(over("a", "b"), rows_of(a=(0.506, 0.506), b=(0.5, 0.5), c=(0.5, 0.501), d=(0.3, 0.301)))
+    assert small["held"] is True and not small["absent"]  # a small difference is not none
+
+
+def test_h_and_z_of_a_run_are_compared_with_each_other():
+    """Runs that differ from each other much, but whose h is better than their z by the same, tell the two apart."""
+    study = STUDIES["projection-head"]
+    runs = [[{"linear h": h, "linear z": h - 0.02 - noise} for h, noise in ((0.3, 0.001), (0.6, 0.0))]] * 7
+    rows = study.judged(study.cells(PretrainSettings()), runs)
+    (found,) = [judge(claim, rows) for claim in study.claims if "non-linear head, h" in claim.words]
+    assert found["held"] and found["contrast"] == pytest.approx(0.0205) and found["low"] > 0.019
+    assert pooled(rows, "linear h - z")[1] == 6  # without a head there is no difference to vary
+
+
+def test_dcl_and_four_views_take_as_many_steps_and_views_as_what_they_are_compared_with():
+    cells = STUDIES["batch-size"].cells(PretrainSettings(epochs=4))
+    cost = {"NT-Xent": [], "DCL": [], "4 views": []}
+    for made in cells:
+        s = made.settings
+        if made.labels["loss"] == "DCL" or s.views == 4 or made.labels["length"] == 1:
+            name = "4 views" if s.views == 4 else made.labels["loss"]
+            cost[name].append((s.epochs / s.batch_size, s.views * s.batch_size))
+    assert cost["NT-Xent"] == cost["DCL"] == cost["4 views"] and len(cost["DCL"]) == 3
+
+
+def test_all_cells_of_a_seed_are_run_before_those_of_the_next(small_settings, monkeypatch):
+    ran = []
+
+    class AtOnce(ThreadPoolExecutor):
+        def __init__(self, *_):
+            super().__init__(1)
+
+    monkeypatch.setattr(ablate, "ProcessPoolExecutor", AtOnce)
+    monkeypatch.setattr(ablate, "run_cell", lambda s, _: ran.append((s.temperature, s.seed)) or {"seed": s.seed})
+    grid = [[small_settings(temperature=tau, seed=seed) for seed in (0, 1)] for tau in (0.1, 0.5)]
+    assert ablate.run_all(grid, ()) == [[{"seed": 0}, {"seed": 1}]] * 2
+    assert ran == [(0.1, 0), (0.5, 0), (0.1, 1), (0.5, 1)]
 
 
 def test_one_seed_gives_no_verdict():

@@ -65,12 +65,19 @@ def pairs(figure: Figure, rows: Sequence[RunRow]) -> None:
 
 
 def batches(figure: Figure, rows: Sequence[RunRow]) -> None:
-    """Fig. 9: groups of bars by epochs."""
-    axis, bars = figure.subplots(), []
-    for shift, batch in enumerate(dict.fromkeys(row.labels["batch"] for row in rows)):
-        bars = [row for row in rows if row.labels["batch"] == batch]
-        _bars(axis, [i + 0.27 * (shift - 1) for i in range(len(bars))], bars, "linear h", rows, 0.25, f"batch {batch}")
-    axis.set_xticks(range(len(bars)), [row.labels["epochs"] for row in bars])
+    """Fig. 9: groups of bars by epochs, and beside them those of DCL and of four views."""
+    axis, groups = figure.subplots(), {}
+    for row in rows:
+        labels = row.labels
+        what = "" if labels["loss"] == "NT-Xent" else f"\n{labels['loss']}"
+        what += "" if labels["views"] == 2 else f"\n{labels['views']} views"
+        groups.setdefault(f"{labels['epochs']}{what}", []).append(row)
+    for shift in range(len(next(iter(groups.values())))):
+        bars = [group[shift] for group in groups.values()]
+        views = bars[0].labels["batch"] * bars[0].labels["views"]
+        places = [i + 0.27 * (shift - 1) for i in range(len(bars))]
+        _bars(axis, places, bars, "linear h", rows, 0.25, f"{views:,} views a step")
+    axis.set_xticks(range(len(groups)), list(groups))
     axis.set(xlabel="epochs", ylabel=OF_H)
     axis.margins(y=0.15)
     axis.legend(ncols=3, loc="upper left")

@@ -22,6 +22,9 @@ HEADS: dict[str, Literal[0, 1, 2]] = {"none": 0, "linear": 1, "non-linear": 2}
 DIMENSIONS = (32, 128, 512)
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)
 BATCHES, LENGTHS = (32, 128, 512), (0.5, 1, 2)  # lengths are multiples of --epochs
+SMALL, LARGE, SHORT, LONG = BATCHES[0], BATCHES[-1], LENGTHS[0], LENGTHS[-1]
+LOSS_NAMES = {"nt_xent": "NT-Xent", "dcl": "DCL"}
+PAPER: dict[str, Any] = {"views": 2, "loss": "NT-Xent"}  # labels
 STRENGTHS = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0)
 SINGLE: dict[str, dict[str, Any]] = {
     "crop": {"crop_area": None},  # that of the base settings
@@ -50,6 +53,16 @@ def row_per_cell(cells: list[Cell], results: list[list[dict]]) -> list[RunRow]:
         RunRow(cell.labels, {name: [run[name] for run in seeds] for name in seeds[0] if name != COMMIT})
         for cell, seeds in zip(cells, results, strict=True)
     ]
+
+
+def rows_of_differences(cells: list[Cell], results: list[list[dict]]) -> list[RunRow]:
+    """Adds 'linear h - z' of each run, as h and z of one run are not independent; without a head z is h."""
+    rows = row_per_cell(cells, results)
+    for row in rows:
+        if row.labels["head"] != "none":
+            pairs = zip(row.values["linear h"], row.values["linear z"], strict=True)
+            row.values["linear h - z"] = [h - z for h, z in pairs]
+    return rows
 
 
 def row_per_factor(cells: list[Cell], results: list[list[dict]]) -> list[RunRow]:
@@ -121,11 +134,27 @@ def pairs(base: PretrainSettings) -> list[Cell]:
 
 
 def batches(base: PretrainSettings) -> list[Cell]:
+    """Each length with the paper's loss; --epochs also with DCL, and with four views of half as many pictures.
+
+    Half as many pictures in half as many epochs are as many steps, and as many views in each."""
+
+    def cell(length: float, batch: int, **changes: Any) -> Cell:
+        settings = replace(base, epochs=max(1, round(base.epochs * length)), batch_size=batch, **changes)
+        return Cell(
+            {
+                "epochs": settings.epochs,
+                "batch": batch,
+                "views": settings.views,
+                "loss": LOSS_NAMES[settings.loss],
+                "length": length,
+            },
+            settings,
+        )
+
     return [
-        Cell({"epochs": epochs, "batch": batch, "length": length}, replace(base, batch_size=batch, epochs=epochs))
-        for length in LENGTHS
-        for epochs in [max(1, round(base.epochs * length))]
-        for batch in BATCHES
+        *(cell(length, batch) for length in LENGTHS for batch in BATCHES),
+        *(cell(1, batch, loss="dcl") for batch in BATCHES),
+        *(cell(0.5, batch // 2, views=4) for batch in BATCHES),
     ]
 
 
@@ -158,15 +187,15 @@ def forgotten(words: str, group: str) -> Claim:
     return Claim(words, (SeedGroup(f"{group} h - z", where(views="all")),), ())
 
 
-def large_and_small_batch(length: float) -> tuple[SeedGroup, SeedGroup]:
-    large, small = (SeedGroup("linear h", where(batch=batch, length=length)) for batch in (BATCHES[-1], BATCHES[0]))
-    return large, small
+def h_over_z(head: str) -> Claim:
+    return Claim(f"Behind a {head} head, h is better than z", (SeedGroup("linear h - z", where(head=head)),), ())
 
 
-SHORT_LARGE, SHORT_SMALL = large_and_small_batch(LENGTHS[0])
-LONG_LARGE, LONG_SMALL = large_and_small_batch(LENGTHS[-1])
+def of_batch(batch: int, length: float = 1, **labels: object) -> SeedGroup:
+    return SeedGroup("linear h", where(**PAPER | {"batch": batch, "length": length} | labels))
+
+
 CROP_COLOUR = {"first": "crop", "second": "colour"}
-NON_LINEAR = where(head="non-linear")
 
 STUDIES = {
     "projection-head": Study(
@@ -176,12 +205,10 @@ STUDIES = {
         (
             claim("A non-linear head is better for h than a linear one", {"head": "non-linear"}, {"head": "linear"}),
             claim("A linear head is better for h than none", {"head": "linear"}, {"head": "none"}),
-            Claim(
-                "Behind a non-linear head, h is better than z",
-                (SeedGroup("linear h", NON_LINEAR),),
-                (SeedGroup("linear z", NON_LINEAR),),
-            ),
+            h_over_z("non-linear"),
+            h_over_z("linear"),
         ),
+        judged=rows_of_differences,
     ),
     "what-g-forgets": Study(
         "Which known factors z = g(h) loses (Table 3)",
@@ -224,10 +251,29 @@ STUDIES = {
         plots.batches,
         (
             Claim(
-                f"In the fewest epochs batch {BATCHES[-1]} is better than {BATCHES[0]}", (SHORT_LARGE,), (SHORT_SMALL,)
+                f"In the fewest epochs batch {LARGE} is better than {SMALL}",
+                (of_batch(LARGE, SHORT),),
+                (of_batch(SMALL, SHORT),),
             ),
-            Claim("That advantage shrinks with more epochs", (SHORT_LARGE, LONG_SMALL), (SHORT_SMALL, LONG_LARGE)),
-            claim("More epochs are better, whatever the batch", {"length": LENGTHS[-1]}, {"length": LENGTHS[0]}),
+            Claim(
+                "That advantage shrinks with more epochs",
+                (of_batch(LARGE, SHORT), of_batch(SMALL, LONG)),
+                (of_batch(SMALL, SHORT), of_batch(LARGE, LONG)),
+            ),
+            claim("More epochs are better, whatever the batch", PAPER | {"length": LONG}, PAPER | {"length": SHORT}),
+            Claim(
+                f"In batches of {SMALL} DCL is better than NT-Xent", (of_batch(SMALL, loss="DCL"),), (of_batch(SMALL),)
+            ),
+            Claim(
+                f"That advantage is smaller in batches of {LARGE}",
+                (of_batch(SMALL, loss="DCL"), of_batch(LARGE)),
+                (of_batch(SMALL), of_batch(LARGE, loss="DCL")),
+            ),
+            claim(
+                "Four views of half as many pictures are better than two, with as many steps and views",
+                {"views": 4},
+                PAPER | {"length": 1},
+            ),
         ),
         figures=(*QUALITY, "steps"),
     ),

@@ -2,8 +2,12 @@ r"""Whether a claim held: a contrast of means and its confidence interval over s
 
 With two or three seeds the standard deviation of a single cell is unreliable, so one deviation s, assumed equal for all
 cells, is pooled over a study's rows: s^2 = sum (x - mean of its row)^2 / nu with nu = values - rows. A contrast c, the
-sum of some groups' means minus that of others, has the interval c +- t s sqrt(sum 1 / n) with Student's t. Values are
-assumed independent, so each must come from a run of its own.
+sum of some groups' means minus that of others, has the standard error e = s sqrt(sum 1 / n) and the interval c +- t e
+with Student's t. Values are assumed independent, so each must come from a run of its own.
+
+The power of the test is stated as the true difference that it finds in POWER of all studies: (t + t_POWER) e (Bloom
+1995, doi:10.1177/0193841X9501900504). An interval that lies within ABSENT of zero shows that there is no difference of
+that size.
 """
 
 import math
@@ -13,7 +17,9 @@ from statistics import fmean
 
 from scipy import stats
 
-LEVEL = 0.95
+LEVEL = 0.95  # of the intervals
+POWER = 0.8
+ABSENT = 0.01  # accuracies that are nearer to each other count as equal
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,11 @@ def halfwidth(rows: Sequence[RunRow], figure: str, n: int) -> float:
 
 
 def judge(claim: Claim, rows: Sequence[RunRow]) -> dict:
-    """The contrast, its interval, and a sentence that says whether the claim held."""
+    """The contrast, its interval, the detectable difference, and a sentence that says whether the claim held.
+
+    held    True; False: the reverse did; None: neither
+    absent  the interval lies within ABSENT of zero and contains it
+    """
     contrast, variance, freedoms = 0.0, 0.0, []
     for sign, groups in ((1, claim.more), (-1, claim.less)):
         for group in groups:
@@ -77,10 +87,17 @@ def judge(claim: Claim, rows: Sequence[RunRow]) -> dict:
             freedoms.append(freedom)
     if not min(freedoms):
         words = f"{claim.words}: {100 * contrast:+.1f} points with one seed, so it cannot be judged."
-        return {"claim": claim.words, "contrast": contrast, "held": None, "sentence": words}
-    half = quantile(min(freedoms)) * math.sqrt(variance)
-    low, high = contrast - half, contrast + half
+        return {"claim": claim.words, "contrast": contrast, "held": None, "absent": False, "sentence": words}
+    error, t = math.sqrt(variance), quantile(min(freedoms))
+    low, high = contrast - t * error, contrast + t * error
+    detectable = (t + float(stats.t.ppf(POWER, min(freedoms)))) * error
     held = True if low > 0 else False if high < 0 else None
+    absent = held is None and low > -ABSENT and high < ABSENT
     verdict = {True: "held", False: "did not hold, the reverse did", None: "undecided"}[held]
-    words = f"{claim.words}: {verdict}, {100 * contrast:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})."
-    return {"claim": claim.words, "contrast": contrast, "low": low, "high": high, "held": held, "sentence": words}
+    verdict = f"no difference of {100 * ABSENT:.0f} point or more" if absent else verdict
+    words = (
+        f"{claim.words}: {verdict}, {100 * contrast:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}); "
+        f"{POWER:.0%} power at {100 * detectable:.1f} points."
+    )
+    facts = {"low": low, "high": high, "detectable": detectable, "held": held, "absent": absent}
+    return {"claim": claim.words, "contrast": contrast} | facts | {"sentence": words}
