@@ -67,7 +67,7 @@ CAMERAS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 @dataclass(frozen=True)
 class Options:
-    data: str
+    data: str = "shapes"
     """Pictures, as pretrain.py reads them."""
     encoder: str = "lite0"
     """Encoder, as evaluate.py takes it."""

@@ -38,7 +38,7 @@ from training.study.verdict import RunRow, halfwidth
 class Options:
     run: Path
     """A pretrained run, runs/NAME."""
-    data: str
+    data: str = "shapes"
     """Labelled pictures with a test split."""
     shares: tuple[float, ...] = (0.01, 0.1)
     """Shares of each class's labels that are used."""

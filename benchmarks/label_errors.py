@@ -43,7 +43,7 @@ LARGE = (100_000, 512)
 
 @dataclass(frozen=True)
 class Options:
-    data: str
+    data: str = "shapes"
     """Pictures with labels, as pretrain.py reads them."""
     encoder: str = "lite0"
     """Encoder, as evaluate.py takes it."""

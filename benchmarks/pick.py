@@ -3,9 +3,11 @@
     python benchmarks/pick.py --data clothing.zip --encoder lite0
 
 The training pictures are the pile to pick from. The test pictures are classified by the picked ones' labels: by the
-nearest of them, and by logistic regression. `suggestions_right` is the share of right labels among the 300 surest that
-are suggested for the rest of the pile. `picked_minus_random_points` is the gain of the default method in logistic
-regression, in percentage points, mean of the seeds.
+nearest of them, and by logistic regression. The last rows have as many labels again: of random pictures, of `central`
+ones, or of those whose two likeliest labels have the most similar probabilities, as finetune.py lists them.
+`suggestions_right` is the share of right labels among the 300 surest that are suggested for the rest of the pile.
+`picked_minus_random_points` is the gain of the default method in logistic regression, in percentage points, mean of the
+seeds.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -31,13 +33,13 @@ from training.data.store import load_splits
 from training.data.stream import StreamedRows
 from training.evaluation.features import open_encoder
 
-RANDOM, LARGE = "random", (100_000, 512)
+RANDOM, LEAST_SURE, LARGE = "random", "least sure", (100_000, 512)
 SUREST = 300
 
 
 @dataclass(frozen=True)
 class Options:
-    data: str
+    data: str = "shapes"
     """Pictures with labels in a training and a test split, as pretrain.py reads them."""
     encoder: str = "lite0"
     """Encoder, as evaluate.py takes it."""
@@ -55,33 +57,40 @@ def main(options: Options) -> None:
         h, labels, asked, expected = vectors(data, options.encoder, options.most)
     seeds = range(3 if options.quick else options.seeds)
     k = min(options.k, len(h) // 4)
-    rows, linear, right = [], {}, []
+    everything = np.zeros(len(h), bool)
+
+    def chosen(method: str, labelled: np.ndarray, seed: int) -> np.ndarray:
+        if method == RANDOM:
+            return np.random.default_rng(seed).permutation(np.flatnonzero(~labelled))[:k]
+        if method == LEAST_SURE:
+            return least_sure(h, labels, labelled, k)
+        return pick(h, k, method, labelled, seed)
+
+    def row(name: str, picked: list[np.ndarray], compared: list[float], **more: object) -> tuple[dict, list[float]]:
+        nearest = [float((labels[p][(asked @ h[p].T).argmax(axis=1)] == expected).mean()) for p in picked]
+        linear = [classified(h[p], labels[p], asked, expected) for p in picked]
+        gains = [a - b for a, b in zip(linear, compared or linear, strict=True)]
+        classes = f"{mean(len(set(labels[p])) for p in picked):.1f} of {len(set(labels.tolist()))}"
+        figures = {"nearest": with_interval(nearest), "linear": with_interval(linear)}
+        return {"picked": name} | figures | {"gain, linear": with_interval(gains), "classes": classes} | more, linear
+
+    rows, linear, picks = [], {}, {}
     for method in (RANDOM, *METHODS):
-        nearest, linear[method], classes, seconds = [], [], [], []
-        for seed in seeds:
-            started = time.perf_counter()
-            picked = (
-                np.random.default_rng(seed).permutation(len(h))[:k]
-                if method == RANDOM
-                else pick(h, k, method, seed=seed)
-            )
-            seconds.append(time.perf_counter() - started)
-            classes.append(len(set(labels[picked])))
-            nearest.append(float((labels[picked][(asked @ h[picked].T).argmax(axis=1)] == expected).mean()))
-            linear[method].append(classified(h[picked], labels[picked], asked, expected))
-            if method == "central":
-                right.append(right_suggestions(h, labels, picked))
-        gains = [a - b for a, b in zip(linear[method], linear[RANDOM], strict=True)]
-        rows.append(
-            {
-                "picked": method,
-                "nearest": with_interval(nearest),
-                "linear": with_interval(linear[method]),
-                "gain, linear": with_interval(gains),
-                "classes": f"{mean(classes):.1f} of {len(set(labels.tolist()))}",
-                "seconds": mean(seconds),
-            }
-        )
+        started = time.perf_counter()
+        picks[method] = [chosen(method, everything, seed) for seed in seeds]
+        seconds = (time.perf_counter() - started) / len(seeds)
+        found, linear[method] = row(method, picks[method], linear.get(RANDOM, []), seconds=seconds)
+        rows.append(found)
+    first, compared = picks["central"], []
+    right = [right_suggestions(h, labels, picked) for picked in first]
+    for method in (RANDOM, "central", LEAST_SURE):
+        both = []
+        for seed, picked in zip(seeds, first, strict=True):
+            labelled = np.isin(np.arange(len(h)), picked)
+            both.append(np.concatenate([picked, chosen(method, labelled, seed)]))
+        found, of_both = row(f"central, then {method}", both, compared)
+        compared = compared or of_both
+        rows.append(found)
     gained = 100 * (mean(linear["central"]) - mean(linear[RANDOM]))
     figures = {"suggestions_right": mean(right), "picked_minus_random_points": gained}
     if not options.quick:
@@ -110,6 +119,14 @@ def classified(h: np.ndarray, labels: np.ndarray, asked: np.ndarray, expected: n
     if len(set(labels.tolist())) == 1:
         return float((expected == labels[0]).mean())
     return float(LogisticRegression(C=10, max_iter=1000).fit(h, labels).score(asked, expected))
+
+
+def least_sure(h: np.ndarray, labels: np.ndarray, labelled: np.ndarray, k: int) -> np.ndarray:
+    """Returns the k pictures without a label whose two likeliest labels have the most similar probabilities."""
+    rest = np.flatnonzero(~labelled)
+    model = LogisticRegression(C=10, max_iter=1000).fit(h[labelled], labels[labelled])
+    best = np.sort(model.predict_proba(h[rest]), axis=1)
+    return rest[np.argsort(best[:, -1] - best[:, -2], kind="stable")[:k]]
 
 
 def right_suggestions(h: np.ndarray, labels: np.ndarray, picked: np.ndarray) -> float:

@@ -39,10 +39,10 @@ QUICK = 400  # pictures of each split
 
 @dataclass(frozen=True)
 class Options:
-    data: str
-    """Labelled pictures with a test split."""
     run: Path
     """A finished run, runs/NAME."""
+    data: str = "shapes"
+    """Labelled pictures with a test split."""
     quick: bool = False
     """400 pictures of each split only."""
 

@@ -41,7 +41,7 @@ QUICK_OLD, QUICK_NEW, QUICK_PX, QUICK_PICTURES, QUICK_PAIRS = "pixels", "resnet1
 
 @dataclass(frozen=True)
 class Options:
-    data: str
+    data: str = "shapes"
     """Pictures with classes, as pretrain.py reads them."""
     old: str = "lite0"
     """Encoder, as evaluate.py takes it."""
