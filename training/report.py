@@ -7,7 +7,6 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 
 matplotlib.use("Agg")
@@ -15,6 +14,7 @@ import matplotlib.pyplot as plt
 
 from training.augment import augment
 from training.encoders import embed
+from training.evaluation import tiles
 from training.loss import LOSSES
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ BANK = 5000  # neighbours are searched among at most this many pictures
 def write(path: Path, module: "SimCLR") -> None:
     """Write the report of a trained module."""
     settings, pixels = module.settings, module.train_store.pixels
-    figure = plt.figure(figsize=(13, 11), layout="constrained")
-    curves, pairs, neighbours = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.1, 1.3, 2.6])[:, 0]
+    figure = plt.figure(figsize=(11, 14), layout="constrained")
+    curves, pairs, neighbours = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.1, 1.9, 4.2])[:, 0]
     figure.suptitle(f"{settings.name}: {settings.architecture}, {len(pixels):,} images, {settings.epochs} epochs")
     _curves(curves, module)
 
@@ -42,22 +42,16 @@ def write(path: Path, module: "SimCLR") -> None:
     similarity = F.cosine_similarity(h_a, h_b)  # (PAIRS,)
     pictures = views.permute(0, 2, 3, 1).numpy()
     pairs.suptitle("pairs of views and the cosine of their h")
-    for i, axis in enumerate(pairs.subplots(2, PAIRS, squeeze=False).T):
-        if i < len(pictures) // 2:
-            _show(axis[0], pictures[i], f"{similarity[i]:.2f}")
-            _show(axis[1], pictures[len(pictures) // 2 + i])
-        else:
-            [a.axis("off") for a in axis]
+    cosines = [f"{value:.2f}" for value in similarity]
+    rows = [pictures[: len(cosines)], pictures[len(cosines) :]]
+    tiles.draw(pairs.subplots(), rows, [cosines, [""] * len(cosines)], (2, PAIRS))
 
     h = F.normalize(embed(module.encoder, bank), dim=1)
     near = (h[:QUERIES] @ h.T).topk(min(NEIGHBOURS + 1, len(h)), dim=1)  # the picture itself comes first
     neighbours.suptitle("pictures (left) and their nearest neighbours by h")
-    for q, axes in enumerate(neighbours.subplots(QUERIES, NEIGHBOURS + 1, squeeze=False)):
-        for rank, axis in enumerate(axes):
-            if q < len(h) and rank < near.indices.shape[1]:
-                _show(axis, bank[near.indices[q, rank]].numpy(), f"{near.values[q, rank]:.2f}" if rank else "")
-            else:
-                axis.axis("off")
+    cosines = [["", *(f"{value:.2f}" for value in row[1:])] for row in near.values]
+    rows = [pixels[chosen[row]] for row in near.indices]
+    tiles.draw(neighbours.subplots(), rows, cosines, (QUERIES, 1 + NEIGHBOURS))
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -76,9 +70,3 @@ def _curves(figure: SubFigure, module: "SimCLR") -> None:
     measured = [(0, module.facts["before"][name]), *((row["epoch"], row[name]) for row in history if name in row)]
     quality.plot(*zip(*measured, strict=True), marker="o")
     quality.set(title={"knn": "kNN accuracy", "views_matched": "views matched"}[name], xlabel="epoch", ylim=(0, 1))
-
-
-def _show(axis: Axes, picture: np.ndarray, title: str = "") -> None:
-    axis.imshow(picture)
-    axis.set_title(title, fontsize=9)
-    axis.axis("off")

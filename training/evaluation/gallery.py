@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 
 from training.data.stream import StreamedRows
+from training.evaluation import tiles
 
 EXAMPLES = (4, 7)  # rows and columns of the pictures classified right, and of those classified wrong
 QUERIES, NEIGHBOURS = 6, 8
@@ -59,19 +60,14 @@ def write_predictions(path: Path, results: list[Predictions]) -> None:
 
 def write_neighbours(path: Path, results: list[Neighbours]) -> None:
     """One block per encoder: pictures (left) and those nearest to them."""
-    height = 1.3 * max(len(result.rows) for result in results) + 0.5
-    figure = plt.figure(figsize=(13, height * len(results)), layout="constrained")
+    height = 1.4 * max(len(result.rows) for result in results) + 0.5
+    figure = plt.figure(figsize=(10.5, height * len(results)), layout="constrained")
     blocks = figure.subfigures(len(results), 1, squeeze=False)[:, 0]
     for block, result in zip(blocks, results, strict=True):
         block.suptitle(result.title, fontweight="bold")
-        columns = 1 + max(len(places) for _, places, _ in result.rows)
-        grid = block.subplots(len(result.rows), columns, squeeze=False)
-        for axes, (query, places, cosines) in zip(grid, result.rows, strict=True):
-            for axis in axes:
-                axis.axis("off")
-            _show(axes[0], result.pixels[query])
-            for axis, place, cosine in zip(axes[1:], places, cosines, strict=False):
-                _show(axis, result.pixels[place], f"{cosine:.3f}")
+        rows = [[result.pixels[place] for place in (query, *places)] for query, places, _ in result.rows]
+        words = [["", *(f"{cosine:.3f}" for cosine in cosines)] for *_, cosines in result.rows]
+        tiles.draw(block.subplots(), rows, words, (len(rows), max(map(len, rows))))
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -97,14 +93,10 @@ def _examples(figure: SubFigure, title: str, result: Predictions, places: np.nda
     figure.suptitle(title, fontsize=10)
     rows, columns = EXAMPLES
     chosen = np.sort(np.random.default_rng(0).permutation(places)[: rows * columns])
-    for i, axis in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axis.axis("off")
-        if i < len(chosen):
-            true, predicted = result.true[chosen[i]], result.predicted[chosen[i]]
-            names = dict.fromkeys((true, predicted))  # one name if it is right
-            _show(axis, result.pixels[chosen[i]], "\n".join(result.classes[label][:14] for label in names))
-
-
-def _show(axis: Axes, picture: np.ndarray, title: str = "") -> None:
-    axis.imshow(picture)
-    axis.set_title(title, fontsize=7)
+    pictures = [result.pixels[place] for place in chosen]
+    words = []
+    for place in chosen:
+        names = dict.fromkeys((result.true[place], result.predicted[place]))  # one name if it is right
+        words.append("\n".join(result.classes[label][:14] for label in names))
+    in_rows = [slice(at, at + columns) for at in range(0, len(chosen), columns)]
+    tiles.draw(figure.subplots(), [pictures[row] for row in in_rows], [words[row] for row in in_rows], EXAMPLES, 0.4, 7)
