@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from export.artifact import CARD
 from export.suggest import program
 from training.config import PretrainSettings
 from training.encoders import Encoder
@@ -134,6 +135,10 @@ def find(run: Path) -> Path:
     run = Path(run)
     path = run / "checkpoints" / NAME if run.is_dir() else run
     if not path.is_file():
+        if (run / CARD).exists():
+            raise CheckpointError(
+                f"{run} is the folder of an exported encoder, not a run; a name stands for such a folder first"
+            )
         raise CheckpointError(f"{run} contains no checkpoint; train one with `{program('training/pretrain.py')}`")
     if path.name == HALFWAY:
         raise CheckpointError(f"{path} is from an unfinished run: finish it with --resume, then give its folder")

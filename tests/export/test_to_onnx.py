@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from export import quantize, to_onnx
-from export.artifact import BundleError, Preprocessing, load_bundle, probe_pixels, read_pixels, save_bundle
+from export.artifact import CARD, BundleError, Preprocessing, load_bundle, probe_pixels, read_pixels, save_bundle
 from export.sample import sample
 from export.to_onnx import ExportSettings, export
 from training import checkpoint, classifier
@@ -213,10 +213,15 @@ def test_logits_that_differ_from_torchs_are_found(adapted):
     assert to_onnx.parity_error(graph, adapted[1].encoder, 20, other) > to_onnx.PARITY_LIMIT
 
 
-def test_a_run_without_a_checkpoint_is_named(tmp_path):
+def test_a_run_without_a_checkpoint_is_named(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="empty contains no checkpoint; train one"):
         export(ExportSettings(str(tmp_path / "empty")))
+    (tmp_path / "lite0").mkdir()
+    (tmp_path / "lite0" / CARD).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="lite0 is the folder of an exported encoder, not a run"):
+        export(ExportSettings("lite0"))
     with pytest.raises(ZooError, match=r"litte0 is not a run, a checkpoint, an ONNX file.*\(nearest: lite0"):
         export(ExportSettings("litte0"))
 
