@@ -8,6 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from export.artifact import ModelCard, TooManyPixels
+from serving.comparisons import Comparisons
 from serving.inference.batcher import Encoded
 from serving.inference.decode import SMALL_WORK, Decoder, Upload, is_small
 from serving.inference.lane import MAX_PROCESSES, LaneLost
@@ -15,6 +16,7 @@ from serving.inference.served import ServedEncoder, ServedEncoders
 from serving.library import Library
 from serving.limits import Gate, Limits, cores, gpu_required
 from serving.metrics import Metrics
+from serving.searches import Searches
 from serving.views.analysis import ViewAnalysis
 
 
@@ -48,7 +50,9 @@ class Engine:
         small_px = min(SMALL_WORK, limits.pixels)
         self._encoders = ServedEncoders(encoders, index, threads, small_px, metrics.record_run, gpu_required())
         self._gate = Gate(limits.images_at_once)
-        self.library = Library(self._encoders, self._gate, self._embed, limits, self._decode)
+        self.library = Library(self._encoders, self._gate, limits, self._decode)
+        self.searches = Searches(self.library, self._encoders, self._gate, self._embed)
+        self.comparisons = Comparisons(self.library)
         self.views = ViewAnalysis(self._encoders, self._gate, self._decode, self.library)
         metrics.drifts = self.library.drift.values
         metrics.levels = lambda: (self._gate.in_flight, self._encoders.waiting, self.gpu_problem is not None)

@@ -1,4 +1,4 @@
-"""Routes of the collections and their items. serving/library.py does the work."""
+"""Routes of the collections and their items. serving/library.py and serving/searches.py do the work."""
 
 import hashlib
 from collections.abc import Iterator
@@ -32,7 +32,6 @@ from serving.collection.problems import BadItem, BadName, IndexProblem, NothingT
 from serving.engine import Engine
 from serving.errors import DiskFull, Malformed, NotFound, NotReady, Refusal, UnsupportedType, documented
 from serving.inference.decode import Upload
-from serving.library import Found, Search
 from serving.protocol import queries
 from serving.protocol.filters import Filter, FilterProblem
 from serving.protocol.queries import (
@@ -67,6 +66,7 @@ from serving.protocol.replies import (
     Undone,
     Verified,
 )
+from serving.searches import Found, Search
 
 CACHE_FOREVER = "private, max-age=31536000, immutable"
 REVALIDATE = "private, no-cache"
@@ -408,7 +408,7 @@ async def search(request: Request, name: Name, engine: Ready) -> Response:
     else:
         raise UnsupportedType(f"send a search as {JSON} or {FORM}, not as {kind[:100]}")
     async with CancelOnDisconnect(request):
-        [found] = await engine.library.find([await _prepare(engine, name, query, images)])
+        [found] = await engine.searches.find([await _prepare(engine, name, query, images)])
     return json_response(_matches(found))
 
 
@@ -428,12 +428,12 @@ async def search_many(request: Request, name: Name, engine: Ready) -> Response:
             with inside(f"searches[{i}]"):
                 prepared.append(await _prepare(engine, name, query, []))
         try:
-            found = await engine.library.find(prepared)
+            found = await engine.searches.find(prepared)
         except IndexProblem:
             found = []
             for i, search in enumerate(prepared):  # to name the one that fails
                 with inside(f"searches[{i}]"):
-                    found += await engine.library.find([search])
+                    found += await engine.searches.find([search])
     return json_response(ManyMatches([_matches(one) for one in found]))
 
 
@@ -454,7 +454,7 @@ def inside(part: str) -> Iterator[None]:
 async def _prepare(engine: Engine, name: str, query: SearchQuery, images: list[Upload]) -> Search:
     refuse_two_limits(query.threshold, query.closer_than)
     where, encoder = parse_filter(query.filter), requested_encoder(query.model)
-    return await engine.library.prepare(name, query, images, where, encoder)
+    return await engine.searches.prepare(name, query, images, where, encoder)
 
 
 def _matches(found: Found) -> Matches:

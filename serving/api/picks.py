@@ -44,21 +44,21 @@ async def answered(
 async def pick(request: Request, name: Name, engine: Ready) -> Response:
     """Pick the items without a label that say most about all items, to be labelled first. Items like a labelled one are
     not picked. One request is answered at a time; 100,000 items take some seconds."""
-    return await answered(request, name, PickQuery, engine.library.pick)
+    return await answered(request, name, PickQuery, engine.comparisons.pick)
 
 
 @route("suggest", SuggestQuery, Suggested)
 async def suggest(request: Request, name: Name, engine: Ready) -> Response:
     """Suggest labels for items without one: those of the nearest items with a label, the surest first. Nothing is
     changed. One request is answered at a time."""
-    return await answered(request, name, SuggestQuery, engine.library.suggest)
+    return await answered(request, name, SuggestQuery, engine.comparisons.suggest)
 
 
 @route("odd", OddQuery, Odd)
 async def odd(request: Request, name: Name, engine: Ready) -> Response:
     """List the odd items: outliers, labels that may be wrong, or broken pictures, the most odd first. Nothing is
     changed. One request is answered at a time. Comparing 100,000 items takes about two minutes on two cores."""
-    return await answered(request, name, OddQuery, engine.library.odd)
+    return await answered(request, name, OddQuery, engine.comparisons.odd)
 
 
 @route("coverage", CoverageQuery, Coverage)
@@ -68,7 +68,7 @@ async def coverage(request: Request, name: Name, engine: Ready) -> Response:
     request is answered at a time."""
 
     async def find(name: str, query: CoverageQuery, where: Filter | None) -> Coverage:
-        return await engine.library.coverage(name, query, where, parse_filter(query.by_filter, "by_filter"))
+        return await engine.comparisons.coverage(name, query, where, parse_filter(query.by_filter, "by_filter"))
 
     return await answered(request, name, CoverageQuery, find)
 
@@ -79,4 +79,4 @@ async def split(request: Request, name: Name, engine: Ready) -> Response:
     share of each label in every part. Nothing is changed: the answer has the ids of each part. The same items and seed
     give the same parts. One request is answered at a time. Near-duplicates are looked for first if they are not
     known."""
-    return await answered(request, name, SplitQuery, engine.library.split)
+    return await answered(request, name, SplitQuery, engine.comparisons.split)

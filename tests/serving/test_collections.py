@@ -14,8 +14,8 @@ from serving import errors
 from serving.access import Access
 from serving.client import COLLECTION
 from serving.collection.index import DEFAULT, Index, content_id
-from serving.library import search_direction
 from serving.limits import Limits
+from serving.searches import search_direction
 from tests.conftest import PATIENCE_S
 
 ITEMS, SEARCH = "/collections/pictures/items", "/collections/pictures/search"

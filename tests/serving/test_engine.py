@@ -254,8 +254,8 @@ def test_a_collection_keeps_its_encoder_until_the_newer_one_has_embedded_all_of_
         assert [card.id for card in engine.cards] == [newer.card.id, old]
 
         async def search(query, images):
-            library = engine.library
-            return await library.find([await library.prepare(DEFAULT, query, images, None, None)])
+            searches = engine.searches
+            return await searches.find([await searches.prepare(DEFAULT, query, images, None, None)])
 
         [found] = asyncio.run(search(SearchQuery(), files(1)))
         assert (found.model, len(found.results)) == (old, 2)

@@ -379,5 +379,5 @@ def test_a_wrong_request_for_odd_items_is_refused_in_a_sentence(http, fill):
         answer = http.post("/collections/pictures/odd", json=body)
         assert (answer.status_code, answer.json()["error"]["message"].startswith(message)) == (status, True), body
     assert http.post("/collections/none/odd").status_code == 404
-    with http.app.state.engine.library._picking.admit(1):
+    with http.app.state.engine.comparisons.gate.admit(1):
         assert http.post("/collections/pictures/odd").status_code == 429

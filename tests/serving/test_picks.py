@@ -64,7 +64,7 @@ def test_nothing_to_pick_is_no_error_and_bad_input_is_named(client, http):
 
 @pytest.mark.slow
 def test_one_request_is_answered_at_a_time(client, http):
-    picking = http.app.state.engine.library._picking
+    picking = http.app.state.engine.comparisons.gate
     with picking.admit(1):
         assert http.post(PICK).status_code == 429
     assert http.post(PICK).status_code == 200

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serving import library
+from serving import searches as searching
 from serving.collection.table import LanceTable
 
 SEARCH, SEARCHES = "/collections/pictures/search", "/collections/pictures/searches"
@@ -60,7 +60,7 @@ def test_searches_that_differ_in_their_examples_only_are_one_query(http, searche
 
 
 def test_searches_for_many_rows_are_not_all_in_memory_at_once(http, searches, queries, monkeypatch):
-    monkeypatch.setattr(library, "ROWS_FOUND", 30)
+    monkeypatch.setattr(searching, "ROWS_FOUND", 30)
     http.post(SEARCHES, json={"searches": searches[:6]})
     assert queries == [2, 2, 2]
 

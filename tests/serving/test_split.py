@@ -326,5 +326,5 @@ def test_the_route_names_bad_input(served, http):
         with pytest.raises(ServiceError, match=f"^{message}") as refused:
             served.split(**asked)
         assert (refused.value.status, refused.value.param) == (status, param)
-    with http.app.state.engine.library._picking.admit(1):
+    with http.app.state.engine.comparisons.gate.admit(1):
         assert http.post("/collections/pictures/split").status_code == 429

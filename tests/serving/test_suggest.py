@@ -106,6 +106,6 @@ def test_without_two_labels_nothing_can_be_suggested_and_bad_input_is_named(clie
 
 @pytest.mark.slow
 def test_one_request_is_answered_at_a_time(client, http):
-    with http.app.state.engine.library._picking.admit(1):
+    with http.app.state.engine.comparisons.gate.admit(1):
         assert http.post(SUGGEST).status_code == 429
     assert http.post(SUGGEST).status_code == 200
