@@ -92,7 +92,8 @@ class ChangeWriter:
         self._write(open)
 
     def end(self) -> None:
-        if self.change.tables:
+        """Note that it has ended: also an undo that changed nothing, since others had changed the same items."""
+        if self.change.tables or self.change.undoes:
             self._write(open=False)
 
     def _write(self, open: bool) -> None:

@@ -2,13 +2,15 @@
 
     INDEX/thumbnails/<name>/ab/<id>.jpg              in folders by the id's first two letters
     INDEX/originals/<name>/ab/<id>                   the file as it was uploaded, in whatever format
-    INDEX/deleted/<name>/<checksum>.<id>.jpg         of rows deleted or replaced lately, for `undo`
-    INDEX/deleted/<name>/<checksum>.<id>.original
+    INDEX/deleted/<name>/<picture>.<id>.jpg          of rows deleted or replaced lately, for `undo`; <picture> is that
+    INDEX/deleted/<name>/<picture>.<id>.original     of the row's checksum, so that facts may change meanwhile
 
 Both kinds are written before the row, and put aside after it is deleted. So a writer that is killed leaves files
-without a row, which `sweep` removes, and never a row without its files.
+without a row, which `sweep` removes. If it was replacing a picture, or undoing a deletion, the files of a row lie in
+deleted/ under the row's picture, and `recover` brings them back.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.compute
 
-from serving.collection.items import content_id, is_content_id, is_id
+from serving.collection.items import content_id, is_content_id, is_id, picture
 from serving.collection.problems import IndexProblem
 from serving.collection.store import FileStore
 from serving.collection.table import LanceTable
@@ -28,8 +30,9 @@ compute: Any = pyarrow.compute  # makes its functions when it is imported, so ty
 Kind = Literal["thumbnails", "originals"]
 ENDS: dict[Kind, str] = {"thumbnails": ".jpg", "originals": ""}
 ENDS_ASIDE: dict[Kind, str] = {"thumbnails": ".jpg", "originals": ".original"}
-CHECKSUM_LETTERS = 17  # with the full stop
+ASIDE = re.compile(r"([0-9a-f]{8})\.(.*)(\.jpg|\.original)")
 UNKNOWN = 0  # in place of a checksum: of a file whose row is not there
+INTERRUPTED_S = 600.0  # a writer takes less time from putting files aside to writing the row
 SWEPT = "swept"  # in deleted/<name>: when it has been removed with the other old files, it is time to sweep again
 
 Rows = Mapping[str, Sequence[int]]
@@ -123,6 +126,12 @@ class ItemFiles:
             self.store.delete(replaced.added)
             self.store.move(replaced.aside)
 
+    def keep_replaced(self, replaced: Replaced) -> None:
+        """Keep the replaced files for `undo` now that the rows are written, except those of the same picture."""
+        ids = {named[1] for path in replaced.aside if (named := _named_aside(path))}
+        same = {self._aside(kind, id, sum) for id, sums in self._rows(ids).items() for sum in sums for kind in ENDS}
+        self.store.delete(sorted(same))
+
     def restore(self, thumbnails: Mapping[str, bytes], originals: Mapping[str, bytes]) -> None:
         """Write those files again that another process has put aside meanwhile, because it was deleting an older row
         or sweeping."""
@@ -154,7 +163,8 @@ class ItemFiles:
 
         before, after  the checksums of all rows of the table
         """
-        changed = {id for id in {**before, **after} if before.get(id) != after.get(id)}
+        changed = {id for id in {**before, **after} if id not in before or id not in after}
+        changed |= {id for id in set(before) & set(after) if picture(before[id]) != picture(after[id])}
         self.put_aside({id: [before[id]] for id in changed & set(before) if id not in after})
         aside = set(self.store.list(self._deleted))
         away, back = {}, {}
@@ -170,9 +180,40 @@ class ItemFiles:
         self.store.move(away)
         self.store.move(back)
 
+    def recover(self) -> None:
+        """Bring back the files of rows that are there, after a writer or an undo was killed before it had finished."""
+        aside: dict[str, dict[int, dict[Kind, str]]] = {}  # by id and picture
+        for path, _, at in self.store.entries(self._deleted):
+            if at < time.time() - INTERRUPTED_S and (named := _named_aside(path)):
+                seen, id, kind = named
+                aside.setdefault(id, {}).setdefault(seen, {})[kind] = path
+        rows, back = self._rows(aside, newest=True), {}
+        for id, checksums in rows.items():
+            # A table that has none of them has a newer picture, whose writer was killed before it told the others.
+            if all(picture(checksum) != UNKNOWN and picture(checksum) in aside[id] for checksum in checksums):
+                found = aside[id][picture(checksums[0])]
+                if "originals" not in found and not is_content_id(id):
+                    self._delete_if_of_other_size(id)
+            else:
+                unknown = aside[id].get(UNKNOWN, {})
+                found = {kind: path for kind, path in unknown.items() if self.read(kind, id) is None}
+            back |= {path: self.path(kind, id) for kind, path in found.items()}
+        self.store.move(back)
+
+    def _delete_if_of_other_size(self, id: str) -> None:
+        """The original of an item that had none, written for a row that never came."""
+        original = self.read("originals", id)
+        for table in self._tables() if original is not None else ():
+            if (row := table.get([id]).get(id)) and row[0].bytes != len(original or b""):
+                self.store.delete([self.path("originals", id)])
+
     def sweep(self, older_s: float) -> None:
-        """Delete what was put aside longer ago than `older_s`. As often as that also put aside the files that no item
-        of any encoder has: of writers that were killed before they wrote the row."""
+        """Recover files, then delete what was put aside longer ago than `older_s`. As often as that also put aside the
+        files that no item of any encoder has: of writers that were killed before they wrote the row."""
+        with self.store.lease(f"undo.{self.name}") as held:  # an undo writes rows first, and moves their files then
+            if not held:
+                return
+            self.recover()
         self.store.sweep(self._deleted, older_s)
         if self.store.read(f"{self._deleted}/{SWEPT}") is not None:
             return
@@ -194,10 +235,12 @@ class ItemFiles:
         files = {self.path("thumbnails", id): jpeg for id, jpeg in thumbnails.items()}
         self.store.write_many(files | {self.path("originals", id): data for id, data in originals.items()})
 
-    def _rows(self, ids: Iterable[str]) -> dict[str, list[int]]:
-        """Returns the checksums of those of `ids` that a table has."""
+    def _rows(self, ids: Iterable[str], newest: bool = False) -> dict[str, list[int]]:
+        """Returns the checksums of those of `ids` that a table has; `newest` as of now, if others write it too."""
         rows: dict[str, list[int]] = {}
         for table in self._tables() if ids else ():
+            if newest:
+                table.refresh()
             for id, checksum in table.checksums(ids).items():
                 rows.setdefault(id, []).append(checksum)
         return rows
@@ -211,14 +254,17 @@ class ItemFiles:
         return used
 
     def _aside(self, kind: Kind, id: str, checksum: int) -> str:
-        return f"{self._deleted}/{checksum % 2**64:016x}.{id}{ENDS_ASIDE[kind]}"
+        return f"{self._deleted}/{picture(checksum):08x}.{id}{ENDS_ASIDE[kind]}"
 
     def _ids_aside(self) -> set[str]:
-        names = (path.rpartition("/")[2][CHECKSUM_LETTERS:] for path in self.store.list(self._deleted))
-        ends = tuple(ENDS_ASIDE.values())
-        return {
-            name.removesuffix(next(end for end in ends if name.endswith(end))) for name in names if name.endswith(ends)
-        }
+        return {named[1] for path in self.store.list(self._deleted) if (named := _named_aside(path))}
+
+
+def _named_aside(path: str) -> tuple[int, str, Kind] | None:
+    """Returns the picture, the id and the kind of a file in deleted/."""
+    if not (named := ASIDE.fullmatch(path.rpartition("/")[2])):
+        return None
+    return int(named[1], 16), named[2], next(kind for kind, end in ENDS_ASIDE.items() if end == named[3])
 
 
 def _id(path: str, kind: Kind) -> str:

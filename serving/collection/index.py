@@ -100,6 +100,7 @@ class Index:
             for table in self._all_tables()[1:] if replaced.changed else ():
                 if known := table.known(replaced.changed):
                     commits.append((table.name, table.delete(sorted(known))))
+            self.files.keep_replaced(replaced)
             self._note(commits, added, changed)
 
     @contextmanager

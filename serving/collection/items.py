@@ -122,13 +122,29 @@ def to_rows(items: Sequence[Item], vectors: np.ndarray, columns: Columns, schema
 
 def checksum(item: Item, vector: np.ndarray) -> int:
     """Returns a number of 64 bits that depends on all fields of the item and every bit of its unit vector (d,) float32.
+    `picture` of it depends on the picture alone.
 
     A whole number and the same number with a fraction count as equal, because a key's column may be widened later.
     """
-    metadata = sorted((key, float(value) if type(value) is int else value) for key, value in item.metadata.items())
-    facts = repr(([getattr(item, name) for name in BASE], metadata)).encode()
-    digest = hashlib.blake2b(facts + np.ascontiguousarray(vector, "<f4").tobytes(), digest_size=8).digest()
+    seen = repr((item.id, item.width, item.height, item.bytes)).encode() + np.ascontiguousarray(vector, "<f4").tobytes()
+    digest = hashlib.blake2b(seen, digest_size=4).digest() + hashlib.blake2b(_facts(item), digest_size=4).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def picture(checksum: int) -> int:
+    """Returns the 32 bits of a row's checksum that are the same as long as the item has the same picture."""
+    return checksum % 2**32
+
+
+def is_checksum(value: int | None, item: Item, vector: np.ndarray) -> bool:
+    """Whether a row's checksum is right. Older rows have another one, or none."""
+    older = hashlib.blake2b(_facts(item) + np.ascontiguousarray(vector, "<f4").tobytes(), digest_size=8).digest()
+    return value in (None, checksum(item, vector), int.from_bytes(older, "little", signed=True))
+
+
+def _facts(item: Item) -> bytes:
+    metadata = sorted((key, float(value) if type(value) is int else value) for key, value in item.metadata.items())
+    return repr(([getattr(item, name) for name in BASE], metadata)).encode()
 
 
 def item_columns(columns: Columns) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +56,23 @@ IDS_TOGETHER = 1000  # in one condition
 
 Handle = Any  # LanceDB's own table object
 T = TypeVar("T")
+
+
+class Cancelled(NamedTuple):
+    """A change that was undone."""
+
+    change: set[int]
+    """The versions that it made."""
+    undo: set[int]
+    """Those of its undo; none if others had changed the same rows since."""
+
+
+class Before(NamedTuple):
+    """A row as a version has it."""
+
+    version: int
+    checksum: int | None
+    """None if it was not there."""
 
 
 class LanceTable:
@@ -307,12 +324,12 @@ class LanceTable:
         return set(self._differences(self._handle, sorted(versions)))
 
     def take_back(
-        self, versions: Collection[int], only: Container[str] | None, cancelled: Sequence[set[int]], made: list[int]
+        self, versions: Collection[int], only: Container[str] | None, cancelled: Sequence[Cancelled], made: list[int]
     ) -> None:
         """Make the rows again what they were before these versions, except for rows that others have changed since.
 
         only       ids of the rows to make so; None for all
-        cancelled  sets of versions that have no effect together
+        cancelled  changes that were undone: rows are made what they were before those, too
         made       the versions that this makes are added to it, also if it fails half way
         raises     NothingToUndo when the versions before are no longer kept
         """
@@ -323,23 +340,25 @@ class LanceTable:
         handle: Handle,
         versions: list[int],
         only: Container[str] | None,
-        cancelled: Sequence[set[int]],
+        cancelled: Sequence[Cancelled],
         made: list[int],
     ) -> None:
         if versions[0] - 1 not in self.kept():
             raise NothingToUndo("The versions from before are no longer kept.")
         later = {version for version, _, _ in self.history() if version > versions[0]}
-        later -= {*versions}.union(*(pair for pair in cancelled if min(pair) > versions[0]))
-        if only is None and not later:
+        later -= {*versions}.union(*(one.change | one.undo for one in cancelled if min(one.change) > versions[0]))
+        earlier = [one for one in cancelled if min(one.change) < versions[0]]
+        if only is None and not later and all(one.undo for one in earlier):
             handle.restore(versions[0] - 1)
             made.append(handle.version)
             return
         differences, now = self._differences(handle, versions), self.checksums()
-        ours = {
-            id: version
-            for id, (version, after) in differences.items()
+        changed = {
+            id: before
+            for id, (before, after) in differences.items()
             if now.get(id) == after and (only is None or id in only)
         }
+        ours = self._before_cancelled(changed, sorted(set().union(*(one.change for one in earlier))))
         for ids in _chunks(id for id, version in ours.items() if version is None and id in now):
             made.append(handle.delete(_among(ids)).version)
         for version in sorted({version for version in ours.values() if version is not None}):
@@ -348,18 +367,38 @@ class LanceTable:
                 for items, vectors in self._scan(before, _among(ids), IDS_TOGETHER):
                     made.append(self._merge(handle, items, vectors, metadata_types(items)).version)
 
-    def _differences(self, handle: Handle, versions: list[int]) -> dict[str, tuple[int | None, int | None]]:
-        """Returns of each row that these versions changed a version that has it as it was before, None if it was not
-        there, and the checksum that it then had, None if it was deleted."""
-        changes = [version for version, _, _ in self.history()][::-1]
-        differences: dict[str, tuple[int | None, int | None]] = {}
+    def _differences(self, handle: Handle, versions: list[int]) -> dict[str, tuple[Before, int | None]]:
+        """Returns of each row that these versions changed what it was before, and the checksum that it then had, None
+        if it was deleted."""
+        changes = self._changes()
+        differences: dict[str, tuple[Before, int | None]] = {}
         for first, last in _runs(versions, changes):
             before, after = (self._checksums(self._at(version)) for version in (first - 1, last))
             for id in {**before, **after}:
                 if before.get(id) != after.get(id):
-                    old = differences[id][0] if id in differences else first - 1 if id in before else None
+                    old = differences[id][0] if id in differences else Before(first - 1, before.get(id))
                     differences[id] = (old, after.get(id))
         return differences
+
+    def _before_cancelled(self, rows: Mapping[str, Before], versions: list[int]) -> dict[str, int | None]:
+        """Returns a version that has each row as it was before, or None if it was not there.
+
+        versions  made by changes that were undone. An undo leaves a row that was changed again later, so what they have
+                  made of it may come to light only now
+        """
+        rows, kept = dict(rows), self.kept()
+        for first, last in reversed([*_runs(versions, self._changes())] if versions else []):
+            if first - 1 not in kept:
+                break
+            before, after = (self._checksums(self._at(version), rows) for version in (first - 1, last))
+            for id, row in rows.items():
+                if after.get(id) == row.checksum and last <= row.version:
+                    rows[id] = Before(first - 1, before.get(id))
+        return {id: None if row.checksum is None else row.version for id, row in rows.items()}
+
+    def _changes(self) -> list[int]:
+        """Returns the versions that changed rows, the oldest first."""
+        return [version for version, _, _ in self.history()][::-1]
 
     def _at(self, version: int) -> Handle:
         """Returns the table as it was, to read from."""

@@ -10,7 +10,7 @@ from serving.collection.changes import Change, ChangeWriter, id_of_commit, noted
 from serving.collection.index import Index
 from serving.collection.problems import IndexProblem, NothingToUndo
 from serving.collection.reembedding import Reembedding
-from serving.collection.table import LanceTable
+from serving.collection.table import Cancelled, LanceTable
 
 LISTED = 100  # newest changes
 
@@ -97,6 +97,10 @@ class _Past:
                     if (single := single + 1) == LISTED:
                         break
         ours = [change for change in noted.values() if any(map(self._is_known, change.tables.items()))]
+        known_ids = {change.id for change in [*found, *ours]}
+        for change in noted.values():  # undos without an effect of their own
+            if not change.tables and change.undoes in known_ids:
+                ours.append(change)
         self.changes = sorted([*found, *ours], key=lambda change: change.at, reverse=True)
         self.undone: set[str] = set()
         """Ids of changes that were taken back."""
@@ -109,14 +113,14 @@ class _Past:
         name, versions = entry
         return bool(self.kept.get(name, set()) & set(versions))
 
-    def cancelled(self, table: str) -> list[set[int]]:
-        """Returns sets of versions that have no effect together: of a change, and of its undo."""
-        sets = []
+    def cancelled(self, table: str) -> list[Cancelled]:
+        """Returns the changes that were undone, as far as they made versions of this table."""
+        found = []
         for undo in self.changes:
             undone = self._by_id.get(undo.undoes)
             if undone and not undo.open and undo.id not in self.undone and table in undone.tables:
-                sets.append({*undone.tables[table], *undo.tables.get(table, [])})
-        return sets
+                found.append(Cancelled({*undone.tables[table]}, {*undo.tables.get(table, [])}))
+        return found
 
     def newest(self) -> Change | None:
         """Returns the change that would be undone next."""
@@ -135,6 +139,8 @@ class _Past:
             )
         if id in self.undone:
             raise NothingToUndo(f"The change {id} of {self._name} was undone already.")
+        if not change.tables:
+            raise NothingToUndo(f"{id} of {self._name} had no effect; there is nothing to take back.")
         return change
 
     def is_kept(self, change: Change) -> bool:
@@ -169,7 +175,7 @@ def _take_back(
     table: LanceTable,
     versions: list[int],
     only: Container[str] | None,
-    cancelled: list[set[int]],
+    cancelled: list[Cancelled],
     writer: ChangeWriter,
 ) -> None:
     before, made = table.checksums(), list[int]()

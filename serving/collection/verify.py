@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from serving.collection.items import CHECKSUM, checksum, matrix, to_item
+from serving.collection.items import CHECKSUM, is_checksum, matrix, to_item
 from serving.collection.manifest import Fragment
 from serving.collection.store import FAILURES, first_line
 from serving.collection.table import LanceTable
@@ -85,7 +85,7 @@ class _Checks:
                 item = to_item(row, columns)
                 if item.bytes:
                     self.sizes[item.id] = item.bytes
-                if row.get(CHECKSUM) not in (None, checksum(item, vector)):
+                if not is_checksum(row.get(CHECKSUM), item, vector):
                     self.changed.append(item.name or str(item.id))
             new |= dict(zip(ids, names, strict=True))
         self.names |= new

@@ -2,15 +2,18 @@
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from serving.collection import items
 from serving.collection.changes import UNDO_S, ChangeWriter
+from serving.collection.files import ItemFiles
 from serving.collection.index import Index, IndexProblem, Item, content_id
+from serving.collection.table import LanceTable
 from serving.collection.undo import undo
 from serving.indexing import transfer
 
@@ -186,6 +189,112 @@ def test_files_are_kept_for_as_long_as_a_change_can_be_undone(tmp_path):
     assert files(index) == {"a": pair(b"one")}
 
 
+class Killed(BaseException):
+    """Ends a writer where it is, as a signal would: nothing is taken back."""
+
+
+def kill_at(monkeypatch, where: object, name: str, do: Callable[[], object]) -> None:
+    """The process that does this is killed when it comes there."""
+
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, killed)
+        with pytest.raises(Killed):
+            do()
+
+
+@pytest.fixture
+def collection(tmp_path) -> Index:
+    return Index(tmp_path / "index", "enc-1", D)
+
+
+def test_an_undo_that_was_killed_before_its_files_is_completed(collection, monkeypatch):
+    put(collection, {"a": b"one", "b": b"two"})
+    collection.delete(["a", "b"])
+    kill_at(monkeypatch, ItemFiles, "undo", lambda: undo(collection))
+    assert (collection.count(), files(collection)) == (2, {})
+    collection.files.recover()
+    assert files(collection) == {}  # what is so new may belong to a writer that is alive
+    aged(collection)
+    with collection.store.lease(f"undo.{collection.stored}"):
+        collection.maintain()
+    assert files(collection) == {}  # while another undo brings its files back, nothing is moved or deleted
+    collection.maintain()
+    assert files(collection) == {"a": pair(b"one"), "b": pair(b"two")}
+    assert collection.verify() == []
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_replacement_that_was_killed_before_its_row_leaves_the_picture_before(collection, monkeypatch, kept):
+    put(collection, {"a": b"one", "b": b"two"}, kept=kept)
+    before = files(collection)
+    kill_at(monkeypatch, LanceTable, "upsert", lambda: put(collection, {"a": b"other"}))
+    assert files(collection)["a"] == pair(b"other")
+    aged(collection)
+    collection.maintain()
+    assert files(collection) == before
+    assert collection.verify() == []
+
+
+def test_a_replacement_that_was_killed_between_two_tables_keeps_the_newer_picture(collection, monkeypatch):
+    other = other_encoder(collection)
+    put(collection, {"a": b"one"})
+    put(other, {"a": b"one"})
+    kill_at(monkeypatch, LanceTable, "delete", lambda: put(collection, {"a": b"other"}))
+    assert other.known(["a"]) == {"a"}
+    aged(collection)
+    collection.maintain()
+    assert files(collection) == {"a": pair(b"other")}
+
+
+def test_a_better_thumbnail_of_the_same_picture_stays(collection):
+    put(collection, {"a": b"one"})
+    item, vector = collection.get("a")
+    collection.upsert([replace(item, label="new")], vector[None], {"a": b"better"}, True, {"a": b"one"})
+    aged(collection)
+    collection.files.recover()
+    assert files(collection) == {"a": (b"one", b"better")}
+
+
+def test_the_picture_of_an_item_that_only_another_encoder_had_comes_back(collection):
+    other = other_encoder(collection)
+    put(other, {"a": b"one"})
+    put(collection, {"a": b"two"})
+    assert other.known(["a"]) == set()
+    undo(collection)
+    assert (other.known(["a"]), collection.known(["a"])) == ({"a"}, set())
+    assert files(collection) == {"a": pair(b"one")}
+
+
+def test_a_picture_comes_back_although_the_facts_of_its_item_were_changed_meanwhile(collection):
+    put(collection, {"a": b"one"})
+    collection.change({"a": {"label": "new"}})
+    labelled = collection.last_change
+    put(collection, {"a": b"two"})
+    replaced = collection.last_change
+    undo(collection, labelled)
+    undo(collection, replaced)
+    assert (collection.get("a")[0].label, files(collection)) == (None, {"a": pair(b"one")})
+
+
+def test_files_that_were_swept_come_back_with_the_row_of_an_undo_that_was_killed(collection, monkeypatch):
+    put(collection, {"a": b"one", "b": b"two"})
+    with monkeypatch.context() as patch:  # the rows are deleted, and the process killed before it moves the files
+        patch.setattr(ItemFiles, "put_aside", lambda *_: None)
+        collection.delete(["a", "b"])
+    aged(collection)
+    collection.files.sweep(UNDO_S)
+    assert files(collection) == {}
+    kill_at(monkeypatch, ItemFiles, "undo", lambda: undo(collection))
+    collection.store.write(collection.files.path("originals", "b"), b"two")
+    aged(collection)
+    collection.files.recover()
+    assert files(collection) == {"a": pair(b"one"), "b": pair(b"two")}
+    assert len(list(collection.store.list(collection.files._deleted))) == 2  # b's original was there; and the mark
+
+
 def test_a_deletion_that_was_cut_off_can_be_undone_after_its_files_were_swept(tmp_path):
     index = Index(tmp_path / "index", "enc-1", D)
     put(index, {"a": b"one", "b": b"two"})
@@ -275,3 +384,21 @@ def test_verify_finds_an_original_that_was_cut_off(index):
     assert index.verify() == []
     index.store.write(index.files.path("originals", "b"), b"t")
     assert index.verify() == ["1 of the pictures have an original of another size than was uploaded: b.png"]
+
+
+def test_rows_with_a_checksum_of_the_older_form_are_undamaged():
+    item, vector = Item("a", "a.png", "cat", None, 4, 3, 10, {"count": 2}), np.ones(4, np.float32) / 2
+    older = -1392389200096356961  # as it was written before
+    assert items.is_checksum(older, item, vector) and items.is_checksum(None, item, vector)
+    assert items.is_checksum(items.checksum(item, vector), item, vector)
+    assert not items.is_checksum(older, replace(item, label="dog"), vector)
+    assert not items.is_checksum(items.checksum(item, vector), item, -vector)
+
+
+def test_the_part_of_a_checksum_for_the_picture_does_not_depend_on_facts():
+    item, vector = Item("a", "a.png", None, None, 4, 3, 10), np.ones(4, np.float32) / 2
+    seen = items.picture(items.checksum(item, vector))
+    assert seen == items.picture(items.checksum(replace(item, label="cat", name="b", metadata={"x": 1}), vector))
+    for other in (replace(item, bytes=11), replace(item, width=5), replace(item, id="b")):
+        assert seen != items.picture(items.checksum(other, vector))
+    assert seen != items.picture(items.checksum(item, -vector))

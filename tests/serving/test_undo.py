@@ -271,6 +271,54 @@ def test_another_picture_under_an_id_is_undone_where_it_was_embedded_again(index
     np.testing.assert_allclose(other.get("a")[1], before, rtol=1e-5)
 
 
+def label(index: Index, id: str, value: str) -> str:
+    index.change({id: {"label": value}})
+    return index.last_change
+
+
+def test_an_undo_without_an_effect_counts_when_the_change_that_hid_it_is_undone(index):
+    """The item was changed once more: the undo leaves that as it is, and no later undo brings the first one back."""
+    put(index, "a")
+    first, second = label(index, "a", "first"), label(index, "a", "second")
+    _, empty = undo(index, first)
+    assert index.page(1)[0].label == "second"
+    assert [(one.text, one.undone) for one in changes(index)[:3]] == [
+        ("undid: changed 1 item", False),
+        ("changed 1 item", False),
+        ("changed 1 item", True),
+    ]
+    with pytest.raises(NothingToUndo, match="was undone already"):
+        undo(index, first)
+    with pytest.raises(NothingToUndo, match=f"{empty} of .* had no effect; there is nothing to take back"):
+        undo(index, empty)
+    undo(index, second)
+    assert index.page(1)[0].label is None
+
+
+def everything(index: Index) -> dict:
+    """Facts, vector and thumbnail of all items."""
+    rows = index.get_many(index.ids())
+    return {id: (item, vector.tolist(), index.read_thumbnail(id)) for id, (item, vector) in rows.items()}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_undoing_all_changes_in_any_order_leaves_the_start(index, seed):
+    if index.store.local is None and seed:
+        pytest.skip("what is undone does not depend on the store")
+    put(index, "abc")
+    start, rng = everything(index), np.random.default_rng(seed)
+    made = []
+    for i in range(8):
+        id = "abc"[rng.integers(3)]
+        act = rng.integers(3)
+        label(index, id, str(i)) if act == 0 else put(index, id, i) if act == 1 else index.delete([id])
+        made.append(index.last_change)
+    made = [one for one in made if one]
+    for i in rng.permutation(len(made)):
+        undo(index, made[i])
+    assert everything(index) == start
+
+
 def test_an_undo_that_fails_half_way_is_completed_by_the_next(index, other, monkeypatch):
     put(index, "abc")
     put(other, "abc")
