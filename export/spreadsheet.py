@@ -7,7 +7,9 @@ forms. Such a text gets an apostrophe before it.
 import csv
 import io
 import itertools
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 SIGNS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
@@ -16,6 +18,18 @@ BEGINNINGS = ("\t", "\r", "\n")
 
 def write_rows(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
     csv.writer(file).writerows([_not_a_formula(cell) for cell in row] for row in rows)
+
+
+def save_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write or replace a file, in UTF-8. Without room for all of it, what was there stays. Raises OSError."""
+    new = path.with_name(f"{path.name}.new")
+    try:
+        with open(new, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            write_rows(file, rows)
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def read_rows(text: str) -> list[tuple[int, dict[str, str]]]:
@@ -34,9 +48,14 @@ def read_rows(text: str) -> list[tuple[int, dict[str, str]]]:
 
 
 def _plain(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and _not_a_formula(cell[1:]) == cell else cell
+    return cell[1:] if cell.startswith("'") and _is_formula(cell) else cell
 
 
 def _not_a_formula(cell: Any) -> Any:
-    is_formula = isinstance(cell, str) and (cell.lstrip().startswith(SIGNS) or cell.startswith(BEGINNINGS))
-    return f"'{cell}" if is_formula else cell
+    return f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell
+
+
+def _is_formula(cell: str) -> bool:
+    """Also behind apostrophes, so that reading takes away no other one than writing has put there."""
+    text = cell.lstrip("'")
+    return text.lstrip().startswith(SIGNS) or text.startswith(BEGINNINGS)

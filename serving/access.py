@@ -24,6 +24,7 @@ loopback address.
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ OPEN_PATHS = ("/livez", "/readyz")
 LINKED = ("/", "/ui", "/ui/", "/docs")  # pages that a link on another website may open
 FORWARDING = (b"forwarded", b"via", b"x-real-ip")  # headers that proxies add, besides x-forwarded-...
 READABLE = ("Retry-After", "Server-Timing", "Twinview-Model", "X-Request-Id")  # headers, by pages of TWINVIEW_ORIGINS
+HOST_AND_PORT = re.compile(r"([^\s@/:\[\]]+|\[[0-9a-f:.]+\])(:\d{1,5})?")
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 CHALLENGES = ('Bearer realm="twinview"', 'Basic realm="twinview", charset="UTF-8"')
 HOW_TO_OPEN = "set TWINVIEW_API_KEYS or TWINVIEW_API_KEYS_FILE, or TWINVIEW_OPEN=1 to answer everyone"
@@ -178,7 +180,8 @@ def _is_on(environment: Mapping[str, str], name: str) -> bool:
 def _checked_origin(origin: str) -> str:
     """As a browser writes it. Raises AccessProblem."""
     parts = urlsplit(origin.rstrip("/").lower())
-    if parts.scheme not in DEFAULT_PORTS or not parts.netloc or parts.geturl() != f"{parts.scheme}://{parts.netloc}":
+    plain = f"{parts.scheme}://{parts.netloc}"
+    if parts.scheme not in DEFAULT_PORTS or not HOST_AND_PORT.fullmatch(parts.netloc) or parts.geturl() != plain:
         raise AccessProblem(f"TWINVIEW_ORIGINS: {origin} is not an origin like https://shop.example:8443")
     return parts.geturl().removesuffix(DEFAULT_PORTS[parts.scheme])
 

@@ -47,7 +47,15 @@ from serving.api.head import Head
 from serving.collection.index import DEFAULT, IndexProblem
 from serving.derived.automatic import AutomaticResults
 from serving.engine import Engine
-from serving.limits import DEFAULT_LIMITS, Limits, decode_s, gpu_required, keeps_originals
+from serving.limits import (
+    DEFAULT_LIMITS,
+    Limits,
+    consistency_s,
+    decode_s,
+    gpu_required,
+    keeps_originals,
+    refuse_misspelt,
+)
 from serving.metrics import Metrics
 from serving.public_path import PublicPath, public_path
 from serving.reembedder import Reembedder
@@ -81,11 +89,11 @@ def create_app(
     encoder  as Engine's `encoders`
     index    folder of the collections, or s3://bucket/prefix; it need not exist
     access   who may use the service; by default read from the environment variables
-    raises   AccessProblem, PublicPathProblem; ValueError for a wrong TWINVIEW_LOG, TWINVIEW_GPU, TWINVIEW_DECODE_S or
-             TWINVIEW_KEEP_ORIGINALS
+    raises   AccessProblem, PublicPathProblem; ValueError for a wrong TWINVIEW_LOG, TWINVIEW_GPU, TWINVIEW_DECODE_S,
+             TWINVIEW_KEEP_ORIGINALS or TWINVIEW_CONSISTENCY_S
     """
     log.install(os.environ)
-    gpu_required(), decode_s(), keeps_originals()  # wrong values end the start
+    refuse_misspelt(), gpu_required(), decode_s(), keeps_originals(), consistency_s()  # wrong settings end the start
     access = Access.from_environment(os.environ) if access is None else access
     below = public_path(os.environ)
     metrics = Metrics()

@@ -1,5 +1,6 @@
 """How much the service accepts: in one request, and in all requests together."""
 
+import difflib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 RETRY_AFTER_S = 1
 DECODE_S = 2.0
 YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+PREFIX = "TWINVIEW_"
+SETTINGS = (  # the environment variables, without PREFIX
+    *("API_KEY", "API_KEYS", "API_KEYS_FILE", "CONSISTENCY_S", "DECODE_S", "ENCODER", "GPU", "INDEX", "KEEP_ORIGINALS"),
+    *("LOG", "OPEN", "ORIGINS", "PROXY", "PUBLIC_PATH", "RUNS"),
+)
+NEAR = 0.75  # similarity of a misspelt one, of difflib
 
 
 class SettingProblem(ValueError):
@@ -89,6 +96,15 @@ def is_on(environment: Mapping[str, str], name: str, default: bool = False) -> b
     if value not in NO:
         raise SettingProblem(f"{name} is 1 or 0, not {environment[name]!r}")
     return default if value == "" else False
+
+
+def refuse_misspelt(environment: Mapping[str, str] = os.environ) -> None:
+    """Raises SettingProblem for a variable that is called almost like one of SETTINGS. Others are not ours: for a
+    service that is called twinview, Kubernetes sets some that begin in the same way."""
+    for name in sorted(name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX)):
+        near = difflib.get_close_matches(name, SETTINGS, 1, NEAR)
+        if near and name not in SETTINGS:
+            raise SettingProblem(f"there is no setting {PREFIX}{name}; did you mean {PREFIX}{near[0]}?")
 
 
 def keeps_originals(environment: Mapping[str, str] = os.environ) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -200,6 +201,8 @@ def check_settings(settings: RunSettings, positive: Names, not_negative: Names =
         raise ValueError(f"--name must be a folder name below runs/, not {settings.name!r}")
     for name in (*positive, *not_negative, *below_one):
         flag, value = f"--{name.replace('_', '-')}", getattr(settings, name)
+        if value == math.inf:
+            raise ValueError(f"{flag} must be a finite number, not {value}")
         if name in positive and value is not None and not value > 0:
             raise ValueError(f"{flag} must be above 0, not {value}")
         if name in not_negative and not value >= 0:

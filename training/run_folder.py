@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.spreadsheet import write_rows
+from export.spreadsheet import save_rows
 
 if TYPE_CHECKING:
     from training.config import PretrainSettings
@@ -20,9 +20,8 @@ def write_folder(run: Path, module: "SimCLR") -> None:
     """Write config.json and skipped.csv."""
     run.mkdir(parents=True, exist_ok=True)
     write_config(run, module.settings)
-    with open(run / "skipped.csv", "w", newline="", errors="surrogateescape") as file:
-        stores = [store for store in (module.train_store, module.test_store) if store]
-        write_rows(file, [("name", "reason"), *(row for store in stores for row in store.skipped)])
+    stores = [store for store in (module.train_store, module.test_store) if store]
+    save_rows(run / "skipped.csv", [("name", "reason"), *(row for store in stores for row in store.skipped)])
 
 
 def write_config(run: Path, settings: "PretrainSettings | ResumableSettings") -> None:

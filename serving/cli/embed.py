@@ -25,7 +25,7 @@ import tyro
 from tqdm import tqdm
 
 from export.artifact import UnreadableImage
-from export.spreadsheet import write_rows
+from export.spreadsheet import save_rows
 from serving.client import Client, ServiceError
 from serving.collection import exchange
 from serving.collection.exchange import FileProblem, writable
@@ -191,8 +191,7 @@ def _write(output: Path, embedded: EmbeddedPictures, model: str) -> list[Path]:
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[tuple]) -> Path:
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        write_rows(file, [columns, *rows])
+    save_rows(path, [columns, *rows])
     return path
 
 

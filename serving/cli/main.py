@@ -67,6 +67,7 @@ def main() -> None:
             _explain(words)
         else:
             command, settings = parse_command(name, words[name.count(" ") + 1 :])
+            _refuse_misspelt_settings()
             command(settings)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -131,6 +132,12 @@ def _explain(words: Sequence[str]) -> None:
     print(f"usage: {' '.join(['twinview', *words])} COMMAND ...     (COMMAND --help explains its options)\n")
     for name in names:
         print(f"  {name:15} {descriptions[name]}")
+
+
+def _refuse_misspelt_settings() -> None:
+    from serving.limits import refuse_misspelt
+
+    refuse_misspelt()
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -1,10 +1,12 @@
 """The CSV file that a command writes."""
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.spreadsheet import write_rows
+from export.spreadsheet import save_rows
 from serving.collection.problems import IndexProblem
 
 
@@ -19,8 +21,8 @@ def write_table(output: Path, columns: Sequence[str], rows: Iterable[Sequence[An
     to be replaced."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        mode = "w" if replace else "x"
-        with open(output, mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
-            write_rows(file, [columns, *rows])
+        if output.exists() and not replace:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        save_rows(output, [columns, *rows])
     except OSError as error:
         raise IndexProblem(f"--output: {output} cannot be written: {error.strerror}") from error

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from export.artifact import Bundle, Preprocessing, TooManyPixels, UnreadableImage
-from export.spreadsheet import write_rows
+from export.spreadsheet import save_rows
 from serving.collection.index import Index, Item, content_id
 from serving.indexing.originals import Original
 from serving.inference import decode
@@ -136,8 +136,7 @@ def write_skipped(path: Path, skipped: list[tuple[str, str]]) -> None:
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        write_rows(file, [("name", "reason"), *sorted(skipped)])
+    save_rows(path, [("name", "reason"), *sorted(skipped)])
 
 
 class _Read(NamedTuple):

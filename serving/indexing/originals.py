@@ -225,7 +225,8 @@ def _from_row(
     name = str(name if name is not None else path or f"{list_.name}, row {number}")
     file = os.path.abspath(list_.parent / at_home(path)) if path and image is None else None
     read = partial(_bytes_of, image) if file is None else partial(read_below, file, folders, MAX_FILE_BYTES)
-    return Original(name, None if label is None else str(label), file, read, metadata)
+    label = None if label is None or not str(label).strip() else str(label)
+    return Original(name, label, file, read, metadata)
 
 
 def _bytes_of(image: bytes | None) -> bytes:

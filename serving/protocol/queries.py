@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -42,6 +43,11 @@ Whole = Annotated[  # 5.0 is one too, in JSON Schema and here
 ]
 Id = Annotated[str, Field(pattern=ID)]
 Key = Annotated[str, Field(pattern=KEY)]
+Label = Annotated[
+    str,
+    Field(max_length=4096, description="A blank one is none."),
+    AfterValidator(lambda label: label if label.strip() else None),
+]
 PartName = Annotated[str, Field(min_length=1, max_length=64)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 VALUE_TAGS = {str: "~text", bool: "~truth", int: "~whole", float: "~number"}  # messages hide tags that start with ~
@@ -115,7 +121,7 @@ class ItemFacts(Strict):
         None, description="By default a hash of the image file, so that the same file is stored only once."
     )
     name: str | None = Field(None, max_length=4096, description="By default the file name.")
-    label: str | None = Field(None, max_length=4096)
+    label: Label | None = None
     path: str | None = Field(None, max_length=4096, description="Where the original file is.")
     metadata: Metadata = Field(
         {}, description="Further values to filter by. The values of a key have the same type in all items."
@@ -127,7 +133,7 @@ class ItemFactsQuery(Strict):
 
     id: Id | None = None
     name: str | None = Field(None, max_length=4096)
-    label: str | None = Field(None, max_length=4096)
+    label: Label | None = None
     path: str | None = Field(None, max_length=4096)
     model: str = Field(ALIAS, description=MODEL)
 
@@ -156,7 +162,7 @@ class ItemChange(Strict):
 
     id: Id
     name: str | None = Field(None, max_length=4096, description="Null leaves it as it is.")
-    label: str | None = Field(None, max_length=4096)
+    label: Label | None = None
     path: str | None = Field(None, max_length=4096, description="Where the original file is.")
     metadata: dict[Key, Value | None] = Field(
         {}, description="The keys to set, or to remove with null. Other keys stay."

@@ -1,10 +1,12 @@
 import ast
+import errno
 import io
 from pathlib import Path
 
 import pytest
 
-from export.spreadsheet import write_rows
+from export import spreadsheet
+from export.spreadsheet import read_rows, save_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +29,27 @@ def test_line_ends_at_the_beginning_get_an_apostrophe():
 
 def test_numbers_and_other_texts_stay_as_they_are():
     assert written(-0.5, -3, None, "a=b", "", "x-y", True) == "-0.5,-3,,a=b,,x-y,True\r\n"
+
+
+@pytest.mark.parametrize("text", ["=x", "'=x", "''=x", "'x", "'", "''", "", "' =x", "'\t", "x'", "-1"])
+def test_reading_gives_what_was_written(text, tmp_path):
+    save_rows(tmp_path / "a.csv", [("name", "other"), (text, "x")])
+    assert [row for _, row in read_rows((tmp_path / "a.csv").read_text())] == [{"name": text, "other": "x"}]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path, monkeypatch):
+    save_rows(tmp_path / "a.csv", [("name",), ("old",)])
+
+    def full(file, rows):
+        file.write("name\nhalf")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(spreadsheet, "write_rows", full)
+    for name in ("a.csv", "b.csv"):
+        with pytest.raises(OSError, match="No space left"):
+            save_rows(tmp_path / name, [("name",), ("new",)])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.csv": "name\nold\n"}
 
 
 def test_every_table_of_texts_is_written_by_this_function():

@@ -240,6 +240,12 @@ def test_an_unknown_command_is_named(words, twinview, capsys):
     assert f"error: there is no command twinview {' '.join(words)};" in capsys.readouterr().err
 
 
+def test_a_misspelt_setting_ends_a_command(twinview, tmp_path, monkeypatch):
+    monkeypatch.setenv("TWINVIEW_KEEP_ORIGINAL", "0")
+    with pytest.raises(SystemExit, match="error: there is no setting TWINVIEW_KEEP_ORIGINAL; did you mean"):
+        twinview("index", "list", "--index", tmp_path)
+
+
 def test_ctrl_c_ends_with_130(twinview, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -576,6 +576,19 @@ def test_an_index_that_is_a_file_is_named(serve, picture, tmp_path):
     assert http.post("/embed", files=files(picture(1))).status_code == 200
 
 
+@pytest.mark.parametrize("blank", ["", " ", "\u3000\t"])
+def test_a_blank_label_is_none(http, fill, picture, blank):
+    [item] = fill(1)
+    assert http.patch(ITEMS, json={"items": [{"id": item.id, "label": " hat"}]}).status_code == 200
+    assert http.get(f"{ITEMS}/{item.id}").json()["label"] == " hat"
+    http.patch(ITEMS, json={"items": [{"id": item.id, "label": blank}]})
+    assert http.get(f"{ITEMS}/{item.id}").json()["label"] is None
+    named = {"Content-Type": "image/png"}
+    stored = http.put(ITEMS, content=picture(5), headers=named, params={"id": "own", "label": blank})
+    assert stored.status_code == 200, stored.text
+    assert http.get(f"{ITEMS}/own").json()["label"] is None
+
+
 @pytest.mark.parametrize(("why", "status"), [("Input/output error", 503), ("No space left on device", 507)])
 def test_the_place_of_the_index_is_in_the_log_only(filled, picture, monkeypatch, caplog, tmp_path, why, status):
     http, *_ = filled

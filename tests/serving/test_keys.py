@@ -2,8 +2,10 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,8 +17,10 @@ from serving.access import Access, AccessProblem
 from serving.app import create_app
 from serving.client import Client, ServiceError
 from serving.keys import ApiKeys, KeyProblem
+from serving.limits import SETTINGS, SettingProblem, refuse_misspelt
 from tests.conftest import PATIENCE_S
 
+ROOT = Path(__file__).parents[2]
 LOCKED = Access.from_keys("first", "second", "schlüssel")
 
 
@@ -423,12 +427,33 @@ def test_settings_that_are_not_understood_are_an_error():
     for name, value in (
         ("TWINVIEW_ORIGINS", "*"),
         ("TWINVIEW_ORIGINS", "shop.example"),
+        ("TWINVIEW_ORIGINS", "https://user@shop.example"),
+        ("TWINVIEW_ORIGINS", "https://shop example"),
+        ("TWINVIEW_ORIGINS", "https://shop.example:port"),
         ("TWINVIEW_ORIGINS", "https://shop.example/page"),
         ("TWINVIEW_OPEN", "maybe"),
         ("TWINVIEW_PROXY", "localhost"),
     ):
         with pytest.raises(AccessProblem, match=name):
             read({name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("API_KYES", "API_KEYS"), ("KEEP_ORIGINAL", "KEEP_ORIGINALS"), ("ENCODERS", "ENCODER")]
+)
+def test_a_misspelt_setting_is_an_error_that_names_the_right_one(given, meant):
+    with pytest.raises(SettingProblem, match=f"no setting TWINVIEW_{given}; did you mean TWINVIEW_{meant}\\?"):
+        refuse_misspelt({f"TWINVIEW_{given}": "1"})
+
+
+def test_settings_and_the_variables_of_kubernetes_are_no_misspelt_ones():
+    ports = ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_3000_TCP", "PORT_3000_TCP_ADDR")
+    refuse_misspelt({f"TWINVIEW_{name}": "1" for name in (*SETTINGS, *ports)} | {"PATH": "/bin"})
+
+
+def test_all_settings_that_the_code_reads_are_known():
+    files = [file for folder in ("serving", "export", "ui") for file in (ROOT / folder).rglob("*.py")]
+    assert {name for file in files for name in re.findall(r"TWINVIEW_([A-Z_]+)", file.read_text())} == set(SETTINGS)
 
 
 def test_an_app_in_this_process_is_answered(serve):

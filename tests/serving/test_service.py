@@ -240,6 +240,8 @@ def test_the_image_of_a_bento_holds_what_serving_needs_and_nothing_of_torch(bent
         ("TWINVIEW_API_KEYS_FILE", "nowhere", f"TWINVIEW_API_KEYS_FILE: {ROOT / 'nowhere'} cannot be read"),
         ("TWINVIEW_LOG", "xml", "TWINVIEW_LOG is json or text, not 'xml'"),
         ("TWINVIEW_GPU", "yes", "TWINVIEW_GPU is auto or required, not 'yes'"),
+        ("TWINVIEW_ENCODERS", "a", "there is no setting TWINVIEW_ENCODERS; did you mean TWINVIEW_ENCODER?"),
+        ("TWINVIEW_CONSISTENCY_S", "abc", "TWINVIEW_CONSISTENCY_S is a number of seconds from 0 to 3600, not 'abc'"),
         ("TWINVIEW_DECODE_S", "0", "TWINVIEW_DECODE_S is a number of seconds from 0.1 to 600, not '0'"),
     ],
 )

@@ -62,6 +62,7 @@ def test_the_command_line_takes_every_row_of_a_table_and_nothing_else(field, tab
         ({"batch_size": 1}, "--batch-size must be at least 2"),
         ({"temperature": 0.0}, "--temperature must be above 0, not 0.0"),
         ({"temperature": float("nan")}, "--temperature must be above 0, not nan"),
+        ({"weight_decay": float("inf")}, "--weight-decay must be a finite number, not inf"),
         ({"epochs": 0}, "--epochs must be above 0, not 0"),
         ({"minutes": -1.0}, "--minutes must be above 0, not -1.0"),
         ({"warmup": 1.0}, "--warmup must be in"),

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from export.paths import at_home
-from export.spreadsheet import read_rows, write_rows
+from export.spreadsheet import read_rows, save_rows
 from training.data.sources import DataError, Source, SourcePicture
 
 NEXT_COLUMNS = ("name", "path", "label", "suggestion", "margin")
@@ -69,8 +69,7 @@ def write_next(
         (picture.name, picture.path or "", "", suggestion, f"{margin:.3f}")
         for picture, suggestion, margin in zip(pictures, suggestions, margins, strict=True)
     ]
-    with open(file, "w", newline="", encoding="utf-8", errors="backslashreplace") as table:
-        write_rows(table, [NEXT_COLUMNS, *rows])
+    save_rows(file, [NEXT_COLUMNS, *rows])
 
 
 def _read(file: str) -> list[tuple[int, dict[str, str]]]:

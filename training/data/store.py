@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from export.artifact import Preprocessing, UnreadableImage, read_pixels
-from export.spreadsheet import write_rows
+from export.spreadsheet import save_rows
 from training.data.sources import DataError, Source, SourcePicture, make_once
 
 T = TypeVar("T")
@@ -141,8 +141,7 @@ def _write(
         name, reason = skipped[0]
         raise DataError(f"none of the {len(pictures):,} files of {source.name} is a readable picture: {name} {reason}")
     if skipped:
-        with open(folder / "skipped.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            write_rows(file, [("name", "reason"), *skipped])
+        save_rows(folder / "skipped.csv", [("name", "reason"), *skipped])
     facts = {
         "source": source.name,
         "split": split,
