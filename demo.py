@@ -42,7 +42,7 @@ BUILT_IN = "shapes"
 KINDS = {  # of the encoders that a demo compares: prefix of the run's name
     "untrained": "",
     "from nothing": "nothing",
-    "as bought": "lite0",
+    "as published": "lite0",
     "adapted": "adapted",
     "distilled": "distilled",
 }
@@ -116,7 +116,7 @@ def prepare(
     settings: DemoSettings, collection: str, encoders: dict[str, Path], pictures: int, classes: int, comparison: Path
 ) -> None:
     """Make the encoders that are not there yet, and compare all, while the page can be used with lite0."""
-    lite0 = encoders["as bought"]
+    lite0 = encoders["as published"]
     say(f"1/5 Indexing {pictures:,} pictures of {settings.data} with lite0, which was trained on ImageNet.")
     if not made(lite0):
         note_pictures(lite0.parent, pictures)
@@ -216,9 +216,9 @@ def is_current(comparison: Path, encoders: dict[str, Path]) -> bool:
 
 
 def best_of(comparison: Path, encoders: dict[str, Path]) -> str:
-    """Print a table of the encoders and return the kind of the best; of equal ones, the one as bought.
+    """Print a table of the encoders and return the kind of the best; of equal ones, the one as published.
 
-    Without labels only the one as bought and the adapted one compete. Encoders that learnt from these pictures alone
+    Without labels only the one as published and the adapted one compete. Encoders that learnt from these pictures alone
     find changed views well, since they were trained to, and may still know little about what pictures show.
     """
     rows = {row["encoder"]: row for row in json.loads(comparison.read_text())["rows"]}
@@ -228,13 +228,13 @@ def best_of(comparison: Path, encoders: dict[str, Path]) -> str:
         measure, column = "knn", f"kNN accuracy on {untrained['asked']:,} pictures"
     else:
         measure, column = "found_again", f"score of finding {untrained['judged']:,} pictures by a changed view of each"
-        encoders = {kind: encoder for kind, encoder in encoders.items() if kind in ("as bought", "adapted")}
-    best = max(encoders, key=lambda kind: (found[kind][measure], kind == "as bought"))
+        encoders = {kind: encoder for kind, encoder in encoders.items() if kind in ("as published", "adapted")}
+    best = max(encoders, key=lambda kind: (found[kind][measure], kind == "as published"))
     print(f"\n{'encoder':<14}{column}")
     for kind in KINDS:
         note = "   the best, which is served" if kind == best else ""
         if kind == "adapted" and not trained_epochs(encoders[kind]):
-            note += "   adapting did not help: the weights as bought, without their crop"
+            note += "   adapting did not help: the weights as published, without their crop"
         print(f"{kind:<14}{found[kind][measure]:.1%}{note}")
     return best
 

@@ -113,6 +113,9 @@ def run(settings: BulkSettings) -> Tally:
         raise
     index.maintain()
     _tell(tally, index)
+    if tally.skipped and not tally.indexed + tally.present:
+        name, reason = tally.skipped[0]
+        raise DataError(f"none of the {len(tally.skipped):,} files of {source} is a readable picture: {name} {reason}")
     return tally
 
 
@@ -150,7 +153,7 @@ def _tell(tally: Tally, index: Index) -> None:
     skipped = _skipped_path(index)
     write_skipped(skipped, tally.skipped)
     listed = f" (see {skipped})" if tally.skipped else ""
-    print(f"{tally}{listed}; the index holds {index.count():,}")
+    print(f"{tally}{listed}; {index.name} holds {index.count():,}")
 
 
 def command(settings: BulkSettings) -> Tally:

@@ -99,7 +99,7 @@ def test_a_changed_encoder_is_compared_again(commands):
 
 def test_an_adapted_encoder_that_was_not_better_is_said_to_be_the_one_as_bought(commands, capsys):
     encoders = {kind: RUNS / f"{prefix}-x" / "encoder" for kind, prefix in demo.KINDS.items() if prefix}
-    for epochs, words in ((0, "adapting did not help: the weights as bought, without their crop"), (3, "")):
+    for epochs, words in ((0, "adapting did not help: the weights as published, without their crop"), (3, "")):
         encoders["adapted"].mkdir(parents=True, exist_ok=True)
         (encoders["adapted"] / CARD).write_text(json.dumps({"training": {"epochs": epochs}}))
         rows = [{"encoder": name, "knn": 0.5, "asked": 9} for name in demo.names_of(encoders).values()]
@@ -114,14 +114,14 @@ def test_without_labels_the_pictures_found_again_decide(commands, capsys):
     encoders = {kind: RUNS / f"{prefix}-x" / "encoder" for kind, prefix in demo.KINDS.items() if prefix}
     encoders["adapted"].mkdir(parents=True)
     (encoders["adapted"] / CARD).write_text('{"training": {"epochs": 3}}')
-    figures = {"untrained": 0.0, "from nothing": 0.8, "as bought": 0.5, "adapted": 0.4, "distilled": 0.9}
+    figures = {"untrained": 0.0, "from nothing": 0.8, "as published": 0.5, "adapted": 0.4, "distilled": 0.9}
     called = demo.names_of(encoders)
     rows = [{"encoder": called[kind], "found_again": value, "judged": 80} for kind, value in figures.items()]
     (RUNS / "comparison-x.json").write_text(json.dumps({"rows": rows}))
-    assert best_of(RUNS / "comparison-x.json", encoders) == "as bought"
+    assert best_of(RUNS / "comparison-x.json", encoders) == "as published"
     table = capsys.readouterr().out
     assert (
-        "score of finding 80 pictures by a changed view of each" in table and "as bought     50.0%   the best" in table
+        "score of finding 80 pictures by a changed view of each" in table and "as published  50.0%   the best" in table
     )
 
 
@@ -146,7 +146,7 @@ def test_of_equal_encoders_the_one_as_bought_is_served_and_every_class_is_compar
     encoders = {kind: RUNS / f"{prefix}-here" / "encoder" for kind, prefix in demo.KINDS.items() if prefix}
     rows = [{"encoder": name, "knn": 0.5, "asked": 9} for name in demo.names_of(encoders).values()]
     (RUNS / "comparison-here.json").write_text(json.dumps({"rows": rows}))
-    assert best_of(RUNS / "comparison-here.json", encoders) == "as bought"
+    assert best_of(RUNS / "comparison-here.json", encoders) == "as published"
 
 
 def test_an_unfinished_training_on_other_pictures_is_put_aside_and_kept(tmp_path, capsys):

@@ -271,7 +271,7 @@ def history(settings: History) -> None:
         rows = [{**asdict(one.change), "text": one.text, "undone": one.undone, "next": one.next} for one in listed]
         print(json.dumps(rows, indent=2))
     elif listed:
-        notes = [" (undone)" if one.undone else " (undone next)" if one.next else "" for one in listed]
+        notes = [" (undone)" if one.undone else " (to be undone next)" if one.next else "" for one in listed]
         rows = [(_time(one), one.change.id, one.text + note) for one, note in zip(listed, notes, strict=True)]
         _print_table(("began", "change", "what it did"), rows)
     else:

@@ -215,7 +215,7 @@ class AsyncClient:
         return messages.read_reembedding(await self._json("DELETE", path, params={"model": model}))
 
     async def changes(self, *, collection: str = COLLECTION) -> list[Change]:
-        """What was changed in the last hour, the newest first, and which change would be undone next."""
+        """What was changed in the last hour or longer, the newest first, and which change would be undone next."""
         answer = await self._json("GET", collection_path(collection, "changes"))
         return [replies.parse(Change, change) for change in answer["changes"]]
 

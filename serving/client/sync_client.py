@@ -213,7 +213,7 @@ class Client:
         return messages.read_reembedding(self._json("DELETE", path, params={"model": model}))
 
     def changes(self, *, collection: str = COLLECTION) -> list[Change]:
-        """What was changed in the last hour, the newest first, and which change would be undone next."""
+        """What was changed in the last hour or longer, the newest first, and which change would be undone next."""
         answer = self._json("GET", collection_path(collection, "changes"))
         return [replies.parse(Change, change) for change in answer["changes"]]
 

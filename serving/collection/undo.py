@@ -131,7 +131,9 @@ class _Past:
         """Raises NothingToUndo."""
         if id is None:
             if (change := self.newest()) is None:
-                raise NothingToUndo(f"{self._name} cannot be undone: no change of the last hour is known.")
+                raise NothingToUndo(
+                    f"{self._name} cannot be undone: no change of the last hour is known that is not undone."
+                )
             return change
         if (change := self._by_id.get(id)) is None:
             raise NothingToUndo(

@@ -175,7 +175,8 @@ class Follower:
             self._index.maintain()
         what = f"{time.strftime('%H:%M:%S')}" if self.started else f"following {self._folder}"
         print(
-            f"{what}: {tally}, renamed {len(moved):,}, removed {len(lost):,}; the index holds {self._index.count():,}",
+            f"{what}: {tally}, renamed {len(moved):,}, removed {len(lost):,}; "
+            f"{self._index.name} holds {self._index.count():,}",
             flush=True,
         )
         self.started = True

@@ -244,7 +244,8 @@ class ServedEncoders:
         slot.encoder = encoder
         index = encoder.index(DEFAULT)
         try:
-            contents = f"{index.count():,} pictures in {index.store.uri}"  # opens it before the first search does
+            count = index.count()  # opens it before the first search does
+            contents = f"{count:,} items in the collection {DEFAULT} of {index.store.uri}"
         except IndexProblem as error:
             contents = str(error)
         log.info("serving %s instead of %s; %s", encoder.card.id, old, contents)

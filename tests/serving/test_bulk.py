@@ -75,7 +75,7 @@ def test_pictures_are_indexed_with_facts_vectors_and_thumbnails(pictures, settin
     np.testing.assert_allclose(vector, h / np.linalg.norm(h), atol=1e-6)
     assert item.bytes == len(picture(33))
     assert index.read_thumbnail(item.id).startswith(b"\xff\xd8")
-    assert "indexed 70, already there 0, skipped 0; the index holds 70" in capsys.readouterr().out
+    assert "indexed 70, already there 0, skipped 0; pictures holds 70" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -156,6 +156,14 @@ def test_a_name_that_is_not_valid_text_stays_readable(pictures, settings, index,
     (folder / "train" / "a" / os.fsdecode(b"caf\xe9.png")).write_bytes(picture(60))
     run(settings(folder))
     assert index.get(content_id(picture(60)))[0].name == "train/a/caf\N{REPLACEMENT CHARACTER}.png"
+
+
+def test_files_of_which_none_is_a_picture_are_an_error(settings, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "texts" / f"{name}.jpg").write_text("no picture")
+    with pytest.raises(DataError, match=r"none of the 2 files of .*texts is a readable picture: \w+\.jpg is not an"):
+        run(settings(tmp_path / "texts"))
 
 
 def test_two_equal_broken_files_are_both_listed(pictures, settings, tmp_path):

@@ -149,6 +149,18 @@ def test_an_error_ends_embed_although_other_requests_wait_for_a_busy_service(
 
 
 @pytest.mark.slow
+def test_files_of_which_none_is_a_picture_leave_the_vectors_of_before(service, pictures, twinview, tmp_path):
+    twinview("embed", pictures, "-o", tmp_path / "v.npy", "--service", service)
+    before = (tmp_path / "v.npy").read_bytes()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jpg").write_text("no picture")
+    with pytest.raises(
+        SystemExit, match=r"error: none of the 1 files of .*texts is a readable picture: a\.jpg is not an"
+    ):
+        twinview("embed", tmp_path / "texts", "-o", tmp_path / "v.npy", "--service", service)
+    assert (tmp_path / "v.npy").read_bytes() == before
+
+
 def test_the_skipped_list_of_an_earlier_run_is_deleted(service, pictures, twinview, picture, tmp_path):
     (pictures / "a" / "00.png").write_text("text")
     twinview("embed", pictures, "--service", service, "-o", tmp_path / "v.npy")

@@ -199,7 +199,7 @@ def test_a_newer_export_does_not_replace_the_encoder_of_a_collection(
     newer = make_bundle(tmp_path / "runs" / "newer" / "encoder", scale=1 / 128)
     assert "0.png" in command("search", folder / "0.png")
     (folder / "2.png").write_bytes(picture(2))
-    assert "the index holds 3" in command("add", "--data", folder)
+    assert "pictures holds 3" in command("add", "--data", folder)
     assert newer.card.id in command("add", "--data", folder, "--reembed")
 
 
@@ -272,7 +272,7 @@ def test_the_last_change_is_undone_after_a_question(command, refused, fill, inde
     heads, deleted, added = command("history").splitlines()
     assert heads.split() == ["began", "change", "what", "it", "did"]
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", deleted)
-    assert deleted.endswith("  deleted 1 item (undone next)") and added.endswith("  added 3 items")
+    assert deleted.endswith("  deleted 1 item (to be undone next)") and added.endswith("  added 3 items")
     at_terminal("yes")
     question, answer = command("undo").splitlines()
     assert re.match(r"Undo the change of [-\d]{10} [:\d]{8} in pictures: deleted 1 item\?", question)

@@ -64,8 +64,8 @@ def test_each_figure_is_said_with_the_pictures_it_was_measured_on(figures, words
     [
         ({"epochs": 3}, "tiny, trained from nothing"),
         ({"epochs": 0}, "tiny"),
-        ({"origin": "lite0"}, "tiny, as bought"),
-        ({"origin": "lite0", "epochs": 0}, "tiny, as bought"),
+        ({"origin": "lite0"}, "tiny, as published"),
+        ({"origin": "lite0", "epochs": 0}, "tiny, as published"),
         ({"origin": "lite0", "epochs": 5}, "tiny, trained further"),
         ({"origin": "scratch, taught by x", "epochs": 5, "distillation": {"tau": 1}}, "tiny, distilled"),
         ({"origin": "x", "epochs": 5, "finetuning": {"mode": "all"}}, "tiny, fine-tuned"),

@@ -29,7 +29,7 @@ def title(card: Mapping[str, Any]) -> str:
     elif training.get("finetuning"):
         how = "fine-tuned"
     elif training.get("origin"):  # an encoder of others, or another run's
-        how = "trained further" if training.get("epochs") else "as bought"
+        how = "trained further" if training.get("epochs") else "as published"
     else:
         how = "trained from nothing" if training.get("epochs") else ""
     precision = card.get("precision", "fp32")
