@@ -279,7 +279,7 @@ def test_an_internal_error_reveals_no_internals(http, picture, monkeypatch):
 
     engine = http.app.state.engine
     of_views = [(engine.views, method) for method in ("pairs", "matrix", "invariance")]
-    for part, method in ((engine, "embed"), (engine.library, "find"), *of_views):
+    for part, method in ((engine, "embed"), (engine.searches, "find"), *of_views):
         monkeypatch.setattr(part, method, fail)
     for path, body in embedding(picture(1)).items():
         answer = http.post(path, **body)

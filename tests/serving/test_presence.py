@@ -35,7 +35,7 @@ def slow(listen, monkeypatch):
         (engine, "embed"),
         (engine, "embed_readable"),
         (engine.views, "pairs"),
-        (engine.library, "prepare"),
+        (engine.searches, "prepare"),
         (engine.library, "put"),
     ):
         monkeypatch.setattr(part, method, work)
