@@ -21,14 +21,21 @@ def write_rows(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def save_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write or replace a file, in UTF-8. Without room for all of it, what was there stays. Raises OSError."""
-    new = path.with_name(f"{path.name}.new")
+    """Write or replace a file, in UTF-8. Without room for all of it, what was there stays. Raises OSError.
+
+    A link keeps pointing to its file. What is no file, such as /dev/stdout, is written to.
+    """
+    is_file = path.is_file() or not path.exists()
+    path = path.resolve() if is_file else path
+    new = path.with_name(f"{path.name}.new") if is_file else path
     try:
         with open(new, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             write_rows(file, rows)
-        os.replace(new, path)
+        if is_file:
+            os.replace(new, path)
     except BaseException:
-        new.unlink(missing_ok=True)
+        if is_file:
+            new.unlink(missing_ok=True)
         raise
 
 

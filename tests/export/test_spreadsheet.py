@@ -52,6 +52,16 @@ def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path, monkeypat
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.csv": "name\nold\n"}
 
 
+def test_a_link_and_a_device_are_written_through(tmp_path):
+    (tmp_path / "file.csv").write_text("old")
+    for name, target in (("link", tmp_path / "file.csv"), ("device", Path("/dev/null"))):
+        (tmp_path / name).symlink_to(target)
+        save_rows(tmp_path / name, [("new",)])
+        assert (tmp_path / name).is_symlink()
+    assert (tmp_path / "file.csv").read_text() == "new\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"file.csv", "link", "device"} and Path("/dev/null").exists()
+
+
 def test_every_table_of_texts_is_written_by_this_function():
     """Tables of numbers only, and the built-in set's own names, need none of it."""
     allowed = {"export/spreadsheet.py", "training/run_folder.py", "training/data/shapes.py"}
