@@ -38,6 +38,7 @@ from serving.indexing.sync import gone
 from serving.inference.encoder import find_bundle
 from serving.limits import SettingProblem, lower_priority
 from serving.protocol.filters import Filter
+from serving.protocol.shown import counted
 from training.data.sources import DataError
 
 
@@ -96,7 +97,7 @@ def run(settings: BulkSettings) -> Tally:
         print(f"columns {note}")
     index.add_folders(originals.folders)
     target = settings.index if index.name == DEFAULT else f"{settings.index}, collection {index.name}"
-    print(f"embedding {originals.count:,} pictures of {source} with {bundle.card.id} into {target}")
+    print(f"embedding {counted(originals.count)} of {source} with {bundle.card.id} into {target}")
     try:
         if settings.ray:
             from serving.indexing.cluster import fill_by_ray
@@ -214,9 +215,9 @@ def _known_ids(settings: BulkSettings, index: Index) -> set[str]:
         there = max(settings.tables(), key=lambda table: table.count())
         encoder = ["--encoder", settings.encoder] if settings.encoder else []
         raise WrongEncoder(
-            f"{there.name} in {settings.index} has {there.count():,} items with vectors of {there.encoder_id}, and "
-            f"this is {index.encoder_id}. Name another collection with --collection, or another index with --index; or "
-            f"embed those items again too, before: {_command('reembed', settings, *encoder)}"
+            f"{there.name} in {settings.index} has {counted(there.count(), 'item')} with vectors of "
+            f"{there.encoder_id}, and this is {index.encoder_id}. Name another collection with --collection, or "
+            f"another index with --index; or embed those items again too, before: {_command('reembed', settings, *encoder)}"
         ) from error
 
 

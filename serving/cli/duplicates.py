@@ -60,10 +60,9 @@ def run(settings: DuplicatesSettings) -> int:
             rows.append((number, stays, copy, f"{cosine:.4f}", *facts))
     output = settings.output or local_path("groups.csv")
     write_table(output, COLUMNS, rows, replace=True)
-    groups = f"{number:,} group{'' if number == 1 else 's'}"
     print(
-        f"{count:,} pictures of {index.name}: {groups} with a cosine of at least {threshold:g}, with {exact:,} exact "
-        f"copies and {near:,} near-duplicates; listed in {output}"
+        f"{counted(count)} of {index.name}: {counted(number, 'group')} with a cosine of at least {threshold:g}, with "
+        f"{counted(exact, 'exact copy')} and {counted(near, 'near-duplicate')}; listed in {output}"
     )
     if too_much:
         print(

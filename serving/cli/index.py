@@ -30,6 +30,7 @@ from serving.collection.undo import Listed, changes
 from serving.collection.undo import undo as undo_change
 from serving.collection.upgrade import Upgrade
 from serving.protocol.filters import parse_shell
+from serving.protocol.shown import counted
 
 if TYPE_CHECKING:
     from export.artifact import Bundle
@@ -77,7 +78,9 @@ class Drop(IndexOptions):
 def drop(settings: Drop) -> None:
     tables = _tables(settings, settings.collection)
     count = max(table.count() for table in tables)
-    question = f"Delete the collection {settings.collection} with {count:,} items from {settings.index}, for good?"
+    question = (
+        f"Delete the collection {settings.collection} with {counted(count, 'item')} from {settings.index}, for good?"
+    )
     _confirm(question, settings.yes)
     print(f"deleted {settings.collection} with {tables[0].drop():,} items")
 
@@ -252,7 +255,7 @@ def verify(settings: Verify) -> None:
         else:
             without = index.without_thumbnail()  # fails on a damaged one
             state = f"no damage, {without:,} without a thumbnail" if without else "no damage"
-        print(f"{collection.name} of {collection.encoder}: {collection.count:,} items, {state}")
+        print(f"{collection.name} of {collection.encoder}: {counted(collection.count, 'item')}, {state}")
         for problem in problems:
             print(f"  {problem}")
     if damaged:
@@ -302,7 +305,7 @@ def undo(settings: Undo) -> None:
             break
     undone, _ = undo_change(tables[0], wanted)
     count = max(table.count() for table in settings.tables())
-    print(f"undone: {undone.text}; {settings.collection} holds {count:,} items")
+    print(f"undone: {undone.text}; {settings.collection} holds {counted(count, 'item')}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +324,7 @@ def export(settings: Export) -> None:
         raise FileProblem(f"{settings.output} must end in .parquet")
     where = parse_shell(settings.where) if settings.where else None
     count = transfer.export(settings.chosen_table(), settings.output, where)
-    print(f"{count:,} items of {settings.collection} in {settings.output}")
+    print(f"{counted(count, 'item')} of {settings.collection} in {settings.output}")
 
 
 ENCODER_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")  # it names a table
@@ -396,7 +399,10 @@ def copy(settings: Copy) -> None:
 
     tables = transfer.tables_to_copy(settings.source, settings.target, settings.collection)
     if extra := sum(len(transfer.only_in(target, source)) for source, target in tables):
-        _confirm(f"Delete {extra:,} items from {settings.target} that {settings.source} does not have?", settings.yes)
+        _confirm(
+            f"Delete {counted(extra, 'item')} from {settings.target} that {settings.source} does not have?",
+            settings.yes,
+        )
     ids = {source.name: new_id() for source, _ in tables}
     for source, target in tables:
         counts = transfer.copy(source, target, ids[source.name])

@@ -60,7 +60,7 @@ def run(settings: SplitSettings) -> int:
     rows = zip(found.items, found.parts, strict=True)
     write_table(settings.output, COLUMNS, ((item.id, item.name, item.path, item.label, part) for item, part in rows))
     count = len(found.items)
-    print(f"divided {count:,} pictures of {index.name}, listed in {settings.output}")
+    print(f"divided {counted(count)} of {index.name}, listed in {settings.output}")
     for name, size in found.sizes.items():
         print(f"  {name}: {counted(size)}, {size / count:.1%}")
     print(_kept_together(found))

@@ -36,6 +36,7 @@ from serving.collection.table import UNINDEXED_BYTES, LanceTable, table_names
 from serving.collection.verify import verify
 from serving.protocol import replies
 from serving.protocol.filters import Filter
+from serving.protocol.shown import counted
 
 __all__ = ["DEFAULT", "Index", "IndexProblem", "Item", "WrongEncoder", "collections", "content_id", "unit"]
 
@@ -455,8 +456,8 @@ class Index:
             count = LanceTable.existing(self.store, f"{self.stored}.{others[0]}").count()
             raise WrongEncoder(
                 f"{self.name} holds vectors of {others[0]}, and this is {self.encoder_id}. Name another collection or "
-                f"index, or embed all {count:,} items of {self.name} again: twinview index reembed --collection "
-                f"{self.name}, or PUT /collections/{self.name}/reembedding"
+                f"index, or embed all {counted(count, 'item')} of {self.name} again: twinview index reembed "
+                f"--collection {self.name}, or PUT /collections/{self.name}/reembedding"
             )
 
     def _other_encoders(self) -> list[str]:

@@ -8,6 +8,7 @@ from serving.collection.items import CHECKSUM, is_checksum, matrix, to_item
 from serving.collection.manifest import Fragment
 from serving.collection.store import FAILURES, first_line
 from serving.collection.table import LanceTable
+from serving.protocol.shown import counted
 
 NAMED = 5  # most items named in one sentence
 TOLERANCE = 1e-3  # between a vector's length and 1
@@ -33,7 +34,7 @@ def _files(table: LanceTable) -> list[str]:
         for path in (f"{table.root}/{file}" for file in fragment.files):
             if not sizes.get(path):
                 state = "is empty" if path in sizes else "is missing"
-                sentences.append(f"{path} {state}: {fragment.rows:,} pictures cannot be read.")
+                sentences.append(f"{path} {state}: {counted(fragment.rows)} cannot be read.")
     return sentences
 
 

@@ -31,6 +31,7 @@ from serving.inference.thumbnail import thumbnail
 from serving.limits import cores
 from serving.protocol.filters import Filter
 from serving.protocol.replies import Collection
+from serving.protocol.shown import counted
 from training.data.sources import MAX_FILE_BYTES
 
 THUMBNAIL_THREADS = 16
@@ -159,8 +160,8 @@ def compare(source: Index, target: Index) -> None:
         )
     if extra := only_in(target, source):
         raise IndexProblem(
-            f"{len(extra):,} items of {target.name} in {target.store.uri} are not in {source.store.uri}, for instance "
-            f"{extra[0]}; make sure that nobody is writing to either, and run the same command again"
+            f"{source.store.uri} does not have {counted(len(extra), 'item')} of {target.name} in {target.store.uri}, "
+            f"for instance {extra[0]}; make sure that nobody is writing to either, and run the same command again"
         )
     target_items = _TargetItems(target, True)
     files = [(source.files.sizes(kind), target.files.sizes(kind)) for kind in ENDS]

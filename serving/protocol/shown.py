@@ -26,5 +26,7 @@ def kind_shown(value: object) -> str:
 
 
 def counted(count: int, what: str = "picture") -> str:
-    """Such as "1 picture" or "2,000 pictures"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    """Such as "1 picture", "2,000 pictures" or "2 copies"."""
+    if count != 1:
+        what = f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
+    return f"{count:,} {what}"

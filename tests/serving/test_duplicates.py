@@ -187,7 +187,8 @@ def test_the_command_writes_one_row_per_picture_and_compares_once(put, tmp_path,
     output = tmp_path / "out" / "groups.csv"
     twinview("duplicates", "--index", tmp_path / "index", "--output", output, "--threshold", "0.98")
     said = capsys.readouterr().out
-    assert "1 groups with a cosine of at least 0.98, with 0 exact copies and 1 near-duplicates" in said
+    assert said.startswith("4 pictures of pictures: 1 group with a cosine of at least 0.98, with 0 exact copies and ")
+    assert " 0 exact copies and 1 near-duplicate; listed in " in said
     assert "More than 10% of the collection are near-duplicates at this threshold" in said
     rows = list(csv.DictReader(output.read_text().splitlines()))
     assert [(row["group"], row["stays"], row["copy"], row["name"], row["width"]) for row in rows] == [

@@ -354,7 +354,7 @@ def test_with_several_encoders_one_must_be_chosen(command, refused, fill, index,
     Index(place, "enc-b", 2).upsert(items[:1], [[1.0, 2.0]], allow_other_encoder=True)
     sentence = refused("export", tmp_path / "v.parquet")
     assert "enc-b" in sentence and index.encoder_id in sentence and "choose one with --encoder" in sentence
-    assert "1 items of pictures" in command("export", tmp_path / "v.parquet", "--encoder", "enc-b")
+    assert "1 item of pictures" in command("export", tmp_path / "v.parquet", "--encoder", "enc-b")
     assert "but none of enc-c" in refused("export", tmp_path / "v.parquet", "--encoder", "enc-c")
 
 
@@ -422,7 +422,7 @@ def test_a_copy_asks_before_it_deletes(twinview, fill, index, tmp_path):
     items = fill(3)
     twinview("index", "copy", tmp_path / "index", tmp_path / "other")
     index.delete([items[0].id])
-    with pytest.raises(SystemExit, match=r"Delete 1 items from .*other that .*index does not have"):
+    with pytest.raises(SystemExit, match=r"Delete 1 item from .*other that .*index does not have"):
         twinview("index", "copy", tmp_path / "index", tmp_path / "other")
     other = Index(tmp_path / "other", index.encoder_id, index.dimension)
     assert other.count() == 3

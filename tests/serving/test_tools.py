@@ -11,6 +11,7 @@ import pytest
 
 from serving.access import WRITING, Access
 from serving.api.tools import PATH, TOOLS
+from tests.conftest import PATIENCE_S
 
 COLLECTION, KEY = "/collections/pictures", {"Authorization": "Bearer r3ad"}
 
@@ -33,7 +34,7 @@ def connect(service: str, work, mode: str = "auto", headers: dict[str, str] = KE
 
     async def run():
         async with (
-            httpx2.AsyncClient(headers=headers) as http,
+            httpx2.AsyncClient(headers=headers, timeout=PATIENCE_S) as http,
             Client(streamable_http_client(service + PATH, http_client=http), mode=mode) as client,
         ):
             return await work(client)
@@ -155,7 +156,7 @@ def test_the_rules_of_access_are_those_of_the_service(service, serve):
         answer = post(PATH, json=ask["json"], headers=ask["headers"] | headers)
         return answer.status_code, answer.json()["error"]["message"]
 
-    with httpx.Client(base_url=service) as keyed:
+    with httpx.Client(base_url=service, timeout=PATIENCE_S) as keyed:
         status, message = refusal(keyed.post)
         assert status == 401 and message.startswith("this service requires an API key")
         assert refusal(keyed.post, Authorization="Bearer no")[1] == "the API key is not one of this service's keys"

@@ -371,7 +371,7 @@ def test_a_copy_deletes_from_the_table_of_its_encoder_only(index, other, tmp_pat
     [
         (
             lambda other: other.upsert(items_of(51)[50:], vectors_of(51)[50:]),
-            "1 items of pictures in .*other are not in .*index",
+            "index does not have 1 item of pictures in .*other",
         ),
         (
             lambda other: other.store.write(other.thumbnail_path(items_of(8)[7].id), b"old"),

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from serving.client import COLLECTION, AsyncClient, Duplicates, Match, ServiceError
+from serving.protocol.shown import counted
 from ui.api import EACH, ON_TRAIL, QUIET, publish
 from ui.assets import raw_html
 from ui.search import rank, selection
@@ -56,7 +57,7 @@ def groups_html(duplicates: Duplicates, threshold: float, offset: int, collectio
     if not duplicates.groups:
         return f"{start}{notice(ALONE.format(threshold=threshold))}</div>"
     total, last = duplicates.total or 0, offset + len(duplicates.groups)
-    several = f"Groups {offset + 1:,} to {last:,} of {total:,}" if total > PAGE else f"{total:,} groups"
+    several = f"Groups {offset + 1:,} to {last:,} of {total:,}" if total > PAGE else counted(total, "group")
     extent = "1 group" if total == 1 else several
     numbered = zip(duplicates.groups, duplicates.exact, strict=True)
     rows = "".join(_group(group, exact, collection) for group, exact in numbered)
