@@ -217,7 +217,8 @@ def _known_ids(settings: BulkSettings, index: Index) -> set[str]:
         raise WrongEncoder(
             f"{there.name} in {settings.index} has {counted(there.count(), 'item')} with vectors of "
             f"{there.encoder_id}, and this is {index.encoder_id}. Name another collection with --collection, or "
-            f"another index with --index; or embed those items again too, before: {_command('reembed', settings, *encoder)}"
+            f"another index with --index; or embed those items again too, before: "
+            f"{_command('reembed', settings, *encoder)}"
         ) from error
 
 
