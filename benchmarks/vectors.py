@@ -3,17 +3,19 @@
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from export.artifact import Preprocessing
+from export.compare import open_graph
 from export.paths import local_path
+from export.to_onnx import to_graph
 from training.data import shapes
 from training.data.sources import open_source
 from training.data.store import load_splits
@@ -42,8 +44,14 @@ def workplace(data: str, quick: bool) -> Iterator[str]:
 
 
 def quality(name: str, encoder: nn.Module, preprocessing: Preprocessing, data: str, length: int | None = None) -> dict:
-    """`found_by` of a network."""
-    return found_by(Extractor(name, preprocessing, extract_with_torch(encoder)), data, length)
+    """`found_by` of a network: on a GPU as it is, on a CPU exported, which takes half the time."""
+    extract = extract_with_torch(encoder) if torch.cuda.is_available() else _exported(encoder, preprocessing.size_px)
+    return found_by(Extractor(name, preprocessing, extract), data, length)
+
+
+def _exported(encoder: nn.Module, size_px: int) -> Callable[[np.ndarray], Tensor]:
+    session = open_graph(to_graph(encoder, size_px), torch.get_num_threads())
+    return lambda pixels: torch.from_numpy(session.run(["embedding"], {"pixels": pixels})[0])
 
 
 def found_by(extractor: Extractor, data: str, length: int | None = None) -> dict:
