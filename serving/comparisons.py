@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from serving.collection.index import others_in_words
 from serving.collection.problems import UnknownKey, WrongEncoder
+from serving.collection.reembedding import Reembedding
 from serving.curation.coverage_items import NoneToCover, TooFewToCover, uncovered_items
 from serving.curation.items import NoValues
 from serving.curation.odd_items import FINDERS, CannotCompare
@@ -34,32 +35,32 @@ class Comparisons:
 
         options = (query.k, query.method, where, query.balanced_by, query.labelled_too, query.seed)
         try:
-            picked = await self._compare(name, pick_items, *options)
+            picked, missing = await self._compare(name, pick_items, *options)
         except NoValues as error:
             raise _no_values("balanced_by", name, query.balanced_by) from error
-        return replies.Picked(picked.items, picked.candidates)
+        return replies.Picked(picked.items, picked.candidates, missing=missing)
 
     async def suggest(self, name: str, query: SuggestQuery, where: Filter | None) -> replies.Suggested:
         """Raises Malformed, NotFound, Busy, IndexProblem."""
         try:
-            found = await self._compare(name, suggest_labels, query.k, where)
+            found, missing = await self._compare(name, suggest_labels, query.k, where)
         except TooFewLabels as error:
             raise Malformed(f"{name} {error}", "name") from error
         items = [
             replies.SuggestedItem(**vars(item), suggested=label, share=share) for item, label, share in found.items
         ]
-        return replies.Suggested(items, found.candidates)
+        return replies.Suggested(items, found.candidates, missing=missing)
 
     async def odd(self, name: str, query: OddQuery, where: Filter | None) -> replies.Odd:
         """Raises Malformed, NotFound, Busy, IndexProblem."""
         try:
-            found = await self._compare(name, FINDERS[query.kind], query.k, where)
+            found, missing = await self._compare(name, FINDERS[query.kind], query.k, where)
         except CannotCompare as error:
             raise Malformed(f"{name} {error}", "name") from error
         items = []
         for item, (*reason, value) in found.rows:
             items.append(replies.OddItem(**vars(item), reason=str(reason[0]) if reason else None, value=float(value)))
-        return replies.Odd(items, found.odd, found.compared, found.left_out)
+        return replies.Odd(items, found.odd, found.compared, found.left_out, missing=missing)
 
     async def coverage(
         self, name: str, query: CoverageQuery, where: Filter | None, by_where: Filter | None
@@ -82,7 +83,7 @@ class Comparisons:
         except UnknownKey as error:
             raise Malformed(f"by_filter: {error}", "by_filter") from error
         try:
-            found = await self._compare(name, uncovered_items, other, where, by_where)
+            found, missing = await self._compare(name, uncovered_items, other, where, by_where)
         except NoneToCover as error:
             raise Malformed(f"filter: no item of {name} matches", "filter") from error
         except TooFewToCover as error:
@@ -91,14 +92,18 @@ class Comparisons:
             replies.UncoveredItem(**vars(item), similarity=cosine, nearest=near)
             for item, cosine, near in found.rows[: query.k]
         ]
-        return replies.Coverage(items, len(found.rows), found.compared, found.by, found.both, found.share, found.usual)
+        return replies.Coverage(
+            items, len(found.rows), found.compared, found.by, found.both, found.share, found.usual, missing=missing
+        )
 
     async def split(self, name: str, query: SplitQuery, where: Filter | None) -> replies.Split:
         """Raises Malformed, NotFound, Busy, IndexProblem."""
         shares = query.parts
         try:
             shares = as_one(shares)
-            found = await self._compare(name, split_items, shares, where, query.group_by, query.threshold, query.seed)
+            found, missing = await self._compare(
+                name, split_items, shares, where, query.group_by, query.threshold, query.seed
+            )
         except WrongShares as error:
             raise Malformed(f"parts: {error}", "parts") from error
         except TooFewToDivide as error:
@@ -111,15 +116,16 @@ class Comparisons:
         for item, part in zip(found.items, found.parts, strict=True):
             parts[part].append(item.id)
         together = [[item.id for item in group] for group in found.copies]
-        return replies.Split(parts, together, found.threshold, found.notes)
+        return replies.Split(parts, together, found.threshold, found.notes, missing=missing)
 
-    async def _compare(self, name: str, compare: Callable[..., T], *options: object) -> T:
-        """Returns compare(index of the collection, *options), for one request at a time. Raises NotFound, Busy, and
-        what `compare` raises."""
+    async def _compare(self, name: str, compare: Callable[..., T], *options: object) -> tuple[T, int]:
+        """Returns compare(index of the collection, *options), for one request at a time, and how many items are still
+        to be embedded again. Raises NotFound, Busy, and what `compare` raises."""
         index = self._library.index(name)
         await self._library.refuse_missing(index)
         with self.gate.admit(1):
-            return await self._library.read(compare, index, *options)
+            progress = await self._library.read(Reembedding(index).progress)
+            return await self._library.read(compare, index, *options), progress.missing
 
 
 def _no_values(field: str, name: str, key: str | None) -> Malformed:

@@ -15,6 +15,7 @@ from serving.api.openapi import new_router
 from serving.api.request import Ready, requested_encoder
 from serving.api.response import json_response
 from serving.collection.index import Index
+from serving.collection.reembedding import Reembedding
 from serving.derived import map
 from serving.derived.automatic import is_automatic
 from serving.derived.duplicates import group, is_too_much, looked_up
@@ -187,7 +188,8 @@ def _common(index: Index, progress: Progress, result: Result | None) -> DerivedR
     facts: dict[str, Any] = dict.fromkeys(("count", "new", "gone", "made"))
     if result:
         facts = {"count": len(result.arrays["ids"]), "new": result.new, "gone": result.gone, "made": progress.made}
-    return DerivedResult(**_progress(progress), model=index.encoder_id, automatic=is_automatic(index.count()), **facts)
+    facts |= {"automatic": is_automatic(index.count()), "missing": Reembedding(index).progress().missing}
+    return DerivedResult(**_progress(progress), model=index.encoder_id, **facts)
 
 
 def _progress(progress: Progress) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Options of several commands: which index, collection and encoder's table they work on."""
 
 import os
+import sys
 from dataclasses import dataclass
 
 from serving.collection.index import DEFAULT, Index, IndexProblem, WrongEncoder, existing_collections
+from serving.collection.reembedding import Reembedding
 from serving.protocol.replies import Collection
 
 DEFAULT_ENCODER = os.environ.get("TWINVIEW_ENCODER", "").partition(",")[0].strip() or None
@@ -45,8 +47,13 @@ class TableOptions(CollectionOptions):
     """Id of the encoder, if the collection holds vectors of several."""
 
     def chosen_table(self) -> Index:
-        """Raises IndexProblem."""
-        return self.table(self.encoder)
+        """Says on stderr if some items are still to be embedded with its encoder. Raises IndexProblem."""
+        table = self.table(self.encoder)
+        progress = Reembedding(table).progress()
+        if progress.missing:
+            words = f"{progress.done:,} of {progress.total:,} items are embedded again; only these are used"
+            print(f"note: {self.collection} is not complete for {table.encoder_id}: {words}", file=sys.stderr)
+        return table
 
 
 def least_cosine(index: Index, threshold: float | None, closer_than: float | None) -> float | None:

@@ -321,13 +321,13 @@ class Client:
         """
         body = {"k": k, "method": method, "filter": filter, "balanced_by": balanced_by, "labelled_too": labelled_too}
         answer = self._json("POST", collection_path(collection, "pick"), json=body | {"seed": seed})
-        return Picked([replies.parse(Item, item) for item in answer["items"]], answer["candidates"])
+        return replies.parse(Picked, answer | {"items": [replies.parse(Item, item) for item in answer["items"]]})
 
     def suggest(self, k: int = 30, filter: Filter | None = None, *, collection: str = COLLECTION) -> Suggested:
         """Labels for k items without one: those of their nearest items with a label, the surest first."""
         answer = self._json("POST", collection_path(collection, "suggest"), json={"k": k, "filter": filter})
         items = [replies.parse(SuggestedItem, item) for item in answer["items"]]
-        return Suggested(items, answer["candidates"])
+        return replies.parse(Suggested, answer | {"items": items})
 
     def odd(
         self, kind: OddKind = "outliers", k: int = 30, filter: Filter | None = None, *, collection: str = COLLECTION

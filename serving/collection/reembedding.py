@@ -80,6 +80,11 @@ class Progress:
     at: float = 0.0
     """Time of the last report, Unix seconds."""
 
+    @property
+    def missing(self) -> int:
+        """Number of items that are still to be embedded."""
+        return 0 if self.state in ("none", "done") else max(0, self.total - self.done)
+
 
 class Stopped(Exception):
     """The work is to end: it was cancelled, or this process ends."""
@@ -182,6 +187,8 @@ class Reembedding:
                 self.index.maintain()
             return self.finish(skipped.values())
         except Stopped:
+            if self._order() is not None:  # the collection was not deleted
+                self._report(skipped, replace(self.now, state="waiting"))
             return self.progress()
         except Exception as error:
             if self._order() is None:  # the collection was deleted in the middle of a write

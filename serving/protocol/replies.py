@@ -246,7 +246,16 @@ class Item(Reply):
 
 
 @dataclass(frozen=True)
-class Picked(Reply):
+class Comparison(Reply):
+    """What was found by comparing the items of a collection with each other or with those of another one."""
+
+    missing: int = field(default=0, kw_only=True)
+    """Number of items that are not in this answer, because they are still to be embedded again with the encoder whose
+    vectors were compared."""
+
+
+@dataclass(frozen=True)
+class Picked(Comparison):
     items: list[Item]
     """The most useful first. All candidates, if they are fewer than asked for."""
     candidates: int
@@ -262,7 +271,7 @@ class SuggestedItem(Item):
 
 
 @dataclass(frozen=True)
-class Suggested(Reply):
+class Suggested(Comparison):
     items: list[SuggestedItem]
     """Those whose suggestions are surest first."""
     candidates: int
@@ -280,7 +289,7 @@ class OddItem(Item):
 
 
 @dataclass(frozen=True)
-class Odd(Reply):
+class Odd(Comparison):
     items: list[OddItem]
     """The most odd first."""
     odd: int
@@ -301,7 +310,7 @@ class UncoveredItem(Item):
 
 
 @dataclass(frozen=True)
-class Coverage(Reply):
+class Coverage(Comparison):
     items: list[UncoveredItem]
     """Those that the other collection does not cover, the farthest first."""
     uncovered: int
@@ -319,7 +328,7 @@ class Coverage(Reply):
 
 
 @dataclass(frozen=True)
-class Split(Reply):
+class Split(Comparison):
     parts: dict[str, list[str]] = field(hash=False)
     """The ids of each part, by its name."""
     together: list[list[str]]
@@ -545,7 +554,7 @@ class DerivedProgress(Reply):
 
 
 @dataclass(frozen=True)
-class DerivedResult(DerivedProgress):
+class DerivedResult(DerivedProgress, Comparison):
     """The newest result, which is kept until the next computation is done, and the progress of that computation."""
 
     model: str

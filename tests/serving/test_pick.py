@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from serving.collection.index import Index, Item, unit
+from serving.collection.reembedding import Progress, Reembedding
 from serving.curation import pick as curation
 from serving.curation.pick import METHODS, balanced, pick
 
@@ -98,6 +99,13 @@ def collection(tmp_path, monkeypatch):
 def listed(path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def test_commands_say_how_much_of_a_collection_is_embedded_again(collection, twinview, capsys, monkeypatch):
+    monkeypatch.setattr(Reembedding, "progress", lambda self: Progress("stopped", 1200, 5000))
+    twinview("pick", "--k", "3")
+    note = f"note: pictures is not complete for {collection.encoder_id}: 1,200 of 5,000 items are embedded again; "
+    assert note + "only these are used\n" in capsys.readouterr().err
 
 
 def test_the_command_lists_pictures_without_a_label_to_be_filled_in(collection, tmp_path, twinview, capsys):

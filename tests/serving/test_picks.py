@@ -3,6 +3,7 @@
 import pytest
 
 from serving.client import ServiceError
+from serving.collection.reembedding import Progress, Reembedding
 from serving.curation.pick_items import PickedItems
 
 PICK, ITEMS = "/collections/pictures/pick", "/collections/pictures/items"
@@ -68,3 +69,22 @@ def test_one_request_is_answered_at_a_time(client, http):
     with picking.admit(1):
         assert http.post(PICK).status_code == 429
     assert http.post(PICK).status_code == 200
+
+
+@pytest.mark.slow
+def test_what_is_compared_of_an_incomplete_collection_says_how_many_items_are_missing(connect, http, fill, monkeypatch):
+    items, client = fill(20), connect(http)
+    facts = [{"id": item.id, "metadata": {"year": 2020 + (i > 1)}} for i, item in enumerate(items)]
+    client.change_items([facts[0] | {"label": "cat"}, facts[1] | {"label": "dog"}, *facts[2:]])
+    comparisons = (
+        client.pick,
+        client.suggest,
+        client.odd,
+        lambda: client.coverage(filter={"year": 2020}, by_filter={"year": 2021}),
+        lambda: client.split({"train": 0.5, "test": 0.5}),
+        client.duplicates,
+        client.map,
+    )
+    assert [compare().missing for compare in comparisons] == [0] * 7
+    monkeypatch.setattr(Reembedding, "progress", lambda self: Progress("stopped", 6, 10))
+    assert [compare().missing for compare in comparisons] == [4] * 7

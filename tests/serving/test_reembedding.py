@@ -1,5 +1,6 @@
 """Embedding a collection again with another encoder, while others write to it. The encoders are functions here."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -233,8 +234,10 @@ def test_as_many_items_are_not_all_of_them(old, work):
 def test_work_that_is_cancelled_stops_and_goes_on_where_it_was(old, work):
     put(old, *LETTERS)
     work.start()
-    assert run(work, work.cancel).state == "stopped"
+    stopped = run(work, work.cancel)
+    assert stopped.state == "stopped"
     assert 0 < work.index.count() < 10
+    assert work.progress().missing == stopped.missing == len(LETTERS) - work.index.count()
     before = work.index.ids()
     embedded = []
     assert work.start().state == "waiting"
@@ -246,13 +249,14 @@ def test_work_that_is_cancelled_stops_and_goes_on_where_it_was(old, work):
         )
     assert set(embedded) == set(LETTERS) - before
     assert_same(old, work.index)
+    assert (work.progress().state, work.progress().missing) == ("done", 0)
 
 
 def test_work_whose_process_was_killed_waits_for_another(old, work, monkeypatch):
     put(old, *LETTERS)
     work.start()
-    stop = []
-    run(work, lambda: stop.append(True), stopping=lambda: bool(stop))
+    with pytest.raises(SystemExit):
+        run(work, sys.exit)
     assert work.progress().state == "running"  # the last that was heard of it
     monkeypatch.setattr(reembedding, "SILENT_S", 0)
     assert work.progress().state == "waiting" and work.is_wanted()
@@ -260,6 +264,17 @@ def test_work_whose_process_was_killed_waits_for_another(old, work, monkeypatch)
     again = Reembedding(work.index)
     assert run(again).state == "done"
     assert_same(old, work.index)
+
+
+def test_work_whose_process_ends_says_how_far_it_is_and_waits_for_another(old, work):
+    put(old, *LETTERS)
+    work.start()
+    stop = []
+    run(work, lambda: stop.append(True), stopping=lambda: bool(stop))
+    there = work.index.count()
+    assert 0 < there < len(LETTERS)
+    progress = work.progress()
+    assert (progress.state, progress.done, progress.missing) == ("waiting", there, len(LETTERS) - there)
 
 
 def test_asking_twice_is_asking_once_and_two_cannot_work_at_once(old, work):

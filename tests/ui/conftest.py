@@ -37,6 +37,7 @@ class FakeClient:
 
     rank: float | None = None
     estimated = False  # of the results of a search
+    missing = 0  # items of a comparison that are still to be embedded again
     closed = False
     drifted = Drift("fake", 3, 500, "unknown", None, None, "3 of the 500 pictures have come")
 
@@ -56,19 +57,19 @@ class FakeClient:
 
     async def pick(self, k=30, method="central", filter=None, *, collection="pictures") -> Picked:
         self._ask("pick", k, filter, collection)
-        return Picked(self.all[:k], min(9, len(self.all)))
+        return Picked(self.all[:k], min(9, len(self.all)), missing=self.missing)
 
     async def suggest(self, k=30, filter=None, *, collection="pictures") -> Suggested:
         self._ask("suggest", k, filter, collection)
         labels = [{"suggested": ('a"cat', "dog")[i % 2], "share": 1 - i / 10} for i in range(k)]
         items = [SuggestedItem(**vars(item), **label) for item, label in zip(self.all, labels, strict=False)]
-        return Suggested(items, min(9, len(self.all)))
+        return Suggested(items, min(9, len(self.all)), missing=self.missing)
 
     async def odd(self, kind="outliers", k=30, filter=None, *, collection="pictures") -> Odd:
         self._ask("odd", kind, k, filter, collection)
         reason = {"outliers": None, "labels": "d<og", "broken": "blurred"}[kind]
         items = [OddItem(**vars(item), reason=reason, value=3.0) for item in self.all[:k]]
-        return Odd(items, min(9, len(self.all)), len(self.all), 0)
+        return Odd(items, min(9, len(self.all)), len(self.all), 0, missing=self.missing)
 
     async def drift(self, *, collection="pictures", model=None) -> Drift:
         self._ask("drift", collection, model)

@@ -114,6 +114,7 @@ def test_programs_get_numbers_and_words():
         ({"state": "failed", "problem": HOSTILE}, "The map could not be made: &lt;script&gt;"),
         ({"state": "none", "count": None, "made": None}, "make one"),
         ({}, "9 pictures. Look."),
+        ({"missing": 1}, "9 pictures. Look. 1 picture is still to be embedded again, and not among them."),
         ({"new": 3, "gone": 1}, "9 pictures; 3 new and 1 deleted since it was made. Look."),
         ({"new": 3, "automatic": True}, "9 pictures; 3 new since it was made. It will be made again by itself. Look."),
         ({"state": "none", "count": None, "automatic": True}, "The map is being made"),

@@ -10,7 +10,7 @@ from ui.search.picture import Picture
 from ui.search.query import Query, SearchSettings
 from ui.tabs.similar import SimilarTab
 from ui.widgets.grid import grid_html, selection_html
-from ui.widgets.results import AT_ONCE, PAGE, browse, neighbours
+from ui.widgets.results import AT_ONCE, PAGE, VIEWS, browse, neighbours
 
 USUAL = SearchSettings()
 BULK = "<code>python serving/bulk.py --data ~/Pictures</code>"
@@ -92,6 +92,15 @@ def test_without_results_the_page_says_what_to_do(fake, upload):
         in (asyncio.run(neighbours(none, upload, narrow))[1])
     )
     assert "Remove a condition" in asyncio.run(browse(none, PAGE, narrow))[1]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_pictures_that_are_still_to_be_embedded_again_are_said_to_be_missing(fake, view):
+    client = fake()
+    assert "embedded again" not in asyncio.run(VIEWS[view](client, 5, USUAL))[0]
+    client.missing = 1200
+    heading, _ = asyncio.run(VIEWS[view](client, 5, USUAL))
+    assert "1,200 pictures are still to be embedded again, and not among them." in heading
 
 
 @pytest.mark.parametrize("estimated", [True, False])

@@ -31,7 +31,13 @@ def status_html(result: DerivedResult, what: str, none: str, explanation: str) -
     changes = [f"{n:,} {word}" for n, word in ((result.new, "new"), (result.gone, "deleted")) if n]
     since = f"; {' and '.join(changes)} since it was made" if changes else ""
     since += ". It will be made again by itself" if changes and result.automatic else ""
-    return f'<p class="status">{counted(result.count)}{since}. {escape(explanation)}</p>'
+    return f'<p class="status">{counted(result.count)}{since}. {escape(explanation)}{without(result.missing)}</p>'
+
+
+def without(missing: int) -> str:
+    """A sentence about pictures that are not in what is shown, because they are still to be embedded again."""
+    be = "is" if missing == 1 else "are"
+    return f" {counted(missing)} {be} still to be embedded again, and not among them." if missing else ""
 
 
 def start_button(result: DerivedResult, first: str, again: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from serving.protocol.shown import counted
 from ui.search.picture import notice
 from ui.search.query import Query, SearchSettings, nearest
 from ui.search.rank import in_words, percent
+from ui.widgets.computing import without
 from ui.widgets.grid import columns_html, grid_html, selection_html
 
 PAGE = 60  # pictures of the collection, and as many for each click on More
@@ -105,7 +106,9 @@ async def picked(client: AsyncClient, k: int, settings: SearchSettings) -> tuple
         heading, tiles = "", notice(FILTERED_LABELLED if settings.where else LABELLED)
     else:
         of = f"the {answer.candidates:,} without a label" if answer.candidates > 1 else "the one without a label"
-        heading = f"<h2>To label first</h2><p>{counted(len(answer.items))} of {of}: {PICKED}</p>"
+        heading = (
+            f"<h2>To label first</h2><p>{counted(len(answer.items))} of {of}: {PICKED}{without(answer.missing)}</p>"
+        )
         tiles = grid_html(answer.items, collection, settings.encoder)
     ids = [item.id for item in answer.items]
     return heading, selection_html(len(ids), settings, f"picked\n{ids}", BROWSE) + tiles
@@ -126,7 +129,7 @@ async def suggested(client: AsyncClient, k: int, settings: SearchSettings) -> tu
         heading, tiles = "", notice(FILTERED_LABELLED if settings.where else LABELLED)
     else:
         of = f"{counted(len(items))} of the {answer.candidates:,} without a label"
-        heading = f"<h2>Suggested labels</h2><p>For {of}, {SUGGESTED}</p>"
+        heading = f"<h2>Suggested labels</h2><p>For {of}, {SUGGESTED}{without(answer.missing)}</p>"
         tiles = grid_html(items, collection, settings.encoder)
     ids = [item.id for item in items]
     return heading, selection_html(len(ids), settings, f"suggested\n{ids}", CONFIRM + BROWSE) + tiles
@@ -154,7 +157,7 @@ async def odd(kind: OddKind, client: AsyncClient, k: int, settings: SearchSettin
         heading, tiles = "", notice(none)
     else:
         of = f" of {answer.odd:,}" if answer.odd > len(items) else ""
-        heading = f"<h2>{title}</h2><p>{counted(len(items))}{of}, {words}</p>"
+        heading = f"<h2>{title}</h2><p>{counted(len(items))}{of}, {words}{without(answer.missing)}</p>"
         tiles = grid_html(items, collection, settings.encoder)
     ids = [item.id for item in items]
     return heading, selection_html(len(ids), settings, f"{kind}\n{ids}", offer) + tiles
