@@ -335,6 +335,14 @@ def save_bundle(
     return Bundle(folder, card)
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Raises BundleError, before long work, if a bundle cannot be written into `folder`."""
+    there = next(parent for parent in Path(folder).absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = f"there is no permission to write in {there}" if there.is_dir() else f"{there} is a file"
+        raise BundleError(f"{folder} cannot be written: {why}; name another folder with --out")
+
+
 def record_measured(folder: Path, measured: dict) -> None:
     """Write `measured` into the figures of the bundle's card. The encoder and its id stay the same.
 

@@ -37,7 +37,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from export.artifact import Bundle, BundleError, encoder_id, load_bundle, save_bundle
+from export.artifact import Bundle, BundleError, encoder_id, load_bundle, refuse_unwritable, save_bundle
 from export.compare import BATCH, NEIGHBOURS, GraphComparison, images_per_s
 from export.paths import parse_settings
 from export.suggest import SERVE
@@ -79,6 +79,9 @@ def quantize(settings: QuantizeSettings) -> Bundle:
     card, graph = bundle.card, bundle.graph.read_bytes()
     if card.precision != "fp32":
         raise BundleError(f"{settings.bundle} is already {card.precision}: give the bundle that it was made from")
+    folder = settings.bundle.resolve()
+    out = settings.out or folder.with_name(f"{folder.name}-{settings.to}")
+    refuse_unwritable(out)
     source = open_source(settings.data)
     train, test = store.load(source, card.preprocessing, "train"), None
     if any(picture.split == "test" and picture.label is not None for picture in source.pictures):
@@ -114,8 +117,6 @@ def quantize(settings: QuantizeSettings) -> Bundle:
         probe=probe_of(made, card.preprocessing.size_px),
         precision=settings.to,
     )
-    folder = settings.bundle.resolve()
-    out = settings.out or folder.with_name(f"{folder.name}-{settings.to}")
     return save_bundle(out, made, new, text=bundle.read_text_files())  # the text tower stays as it is
 
 

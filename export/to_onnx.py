@@ -43,6 +43,7 @@ from export.artifact import (
     load_bundle,
     probe_pixels,
     probe_values,
+    refuse_unwritable,
     save_bundle,
 )
 from export.graph import Pooling, foreign_embedding, open_session, read_graph, wrap
@@ -200,6 +201,7 @@ def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
             return existing, False
     except (BundleError, KeyError):
         pass  # no bundle, or an older format: export
+    refuse_unwritable(out)
     encoder, head = checkpoint.encoder_of(saved), None
     lengths = shortened(encoder.dimension) if trained.matryoshka and not about else []
     facts, verdict = saved["facts"], saved["facts"].get("verdict")
@@ -228,6 +230,8 @@ def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
 
 
 def export_zoo(settings: ExportSettings) -> Bundle:
+    out = settings.out or RUNS / zoo.short_name(settings.source) / "encoder"
+    refuse_unwritable(out)
     model = zoo.load(settings.source, settings.size_px)
     encoder, size_px = model.encoder, model.preprocessing.size_px
     training, measured = {"origin": model.origin}, {}
@@ -240,11 +244,12 @@ def export_zoo(settings: ExportSettings) -> Bundle:
     check_parity(settings.source, error)
     licence = settings.licence or model.licence
     card = card_of_others(graph, model.architecture, encoder.dimension, model.preprocessing, training, error, licence)
-    out = settings.out or RUNS / zoo.short_name(settings.source) / "encoder"
     return save_bundle(out, graph, with_measured(card, measured), weights_file(encoder, model.architecture))
 
 
 def export_graph(file: Path, settings: ExportSettings) -> Bundle:
+    out = settings.out or RUNS / file.stem / "encoder"
+    refuse_unwritable(out)
     foreign = read_graph(file, settings.size_px, settings.output)
     preprocessing = Preprocessing(foreign.size_px, settings.crop, settings.interpolation)
     mean, std, pooling = settings.mean, settings.std, settings.pooling
@@ -283,7 +288,6 @@ def export_graph(file: Path, settings: ExportSettings) -> Bundle:
         )
         files, tower = read_text_tower(given, str(file), dimension)
         card = replace(card, text=tower)
-    out = settings.out or RUNS / file.stem / "encoder"
     return save_bundle(out, graph, with_measured(card, measured), text=files)
 
 

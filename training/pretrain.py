@@ -223,7 +223,10 @@ def open_pictures(
     """
     preprocessing, test = settings.preprocessing, None
     if judged:
-        source = with_test_split(source, judge.PICTURES, settings.seed)
+        given, source = source, with_test_split(source, judge.PICTURES, settings.seed)
+        if source is not given:
+            held_out = sum(picture.split == "test" for picture in source.pictures)
+            print(f"{held_out:,} of {len(source):,} pictures are held out, to compare the result with {settings.init}")
     train = stream.load(source, preprocessing, "train", stream=settings.stream)
     if any(picture.split == "test" for picture in source.pictures):
         test = stream.load(source, preprocessing, "test", stream=settings.stream)

@@ -159,7 +159,11 @@ class ParquetWriter:
         with writable(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             options = {"compression": "zstd", "use_dictionary": ["label"]}  # other columns hardly repeat values
-            self._file = pyarrow.parquet.ParquetWriter(self._part, self._schema, **options)
+            try:
+                self._file = pyarrow.parquet.ParquetWriter(self._part, self._schema, **options)
+            except BaseException:
+                self._part.unlink(missing_ok=True)
+                raise
         return self
 
     def write(self, items: Sequence[Item], vectors: np.ndarray) -> None:

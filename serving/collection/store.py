@@ -32,11 +32,13 @@ THREADS = 16  # for writing and deleting: a disk combines flushes, and an object
 RETRIES = 5  # of a request to an object store
 STALE_S = 3600  # an unfinished file this old was left by a killed writer
 FAILURES = (RuntimeError, ValueError, OSError)  # what the file system and LanceDB raise
+NOT_PERMITTED = ("Permission denied", "Read-only file system", "Operation not permitted")
+REFUSED = "the keys are refused"
 OBJECT_STORE_ERRORS = {  # text in an object store's error: its meaning
     "NoSuchBucket": "there is no such bucket",
-    "403 Forbidden": "the keys are refused",
-    "SignatureDoesNotMatch": "the keys are refused",
-    "InvalidAccessKeyId": "the keys are refused",
+    "403 Forbidden": REFUSED,
+    "SignatureDoesNotMatch": REFUSED,
+    "InvalidAccessKeyId": REFUSED,
     "error sending request": "it does not answer",
     "NotEnoughCredentials": "no keys are set",
 }
@@ -185,8 +187,12 @@ class FileStore:
             return f"The disk of {self.uri} is full. Nothing was changed; free some space and try again."
         if self.local is not None:
             hint = "`twinview index verify` finds damaged files."
+            if any(mark in str(error) for mark in NOT_PERMITTED):
+                hint = "Give this program permission there, or choose another index."
             return f"{self.uri} cannot be {done} ({first_line(error)}). {hint}"
         reason = next((words for mark, words in OBJECT_STORE_ERRORS.items() if mark in str(error)), first_line(error))
+        if reason == REFUSED and not os.environ.get("AWS_ACCESS_KEY_ID"):
+            reason = "it refuses requests without keys, and AWS_ACCESS_KEY_ID is not set"
         return (
             f"{self.uri} cannot be {done} ({reason}). Check the bucket's name and AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
             f"AWS_SECRET_ACCESS_KEY and AWS_REGION."

@@ -23,7 +23,10 @@ STORED = "twinview-encoder"  # the encoder's name in BentoML's model store
 MAX_BATCH = 32
 # Largest difference over the largest value, by the card's precision. Rounding differs far less between processors.
 PROBE_LIMITS = {"fp32": 1e-3, "fp16": 5e-3, "int8": 2e-2}
-HOW_TO = f"Make one with `{program('training/pretrain.py')}` and then `{program('export/to_onnx.py')}`"
+HOW_TO = (
+    f"Make one with `{program('training/pretrain.py')}` and then `{program('export/to_onnx.py')}`, or take one that "
+    f"others trained: `{program('export/to_onnx.py')} lite0`"
+)
 TENSORRT = "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10"
 CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
@@ -74,7 +77,9 @@ def locate(name: str | None = None, runs: Path = Path("runs")) -> Path:
     found = exports(runs)
     folder = found[0] if found else _in_store(STORED)
     if folder is None:
-        raise NoEncoder(f"There is no encoder: nothing under {runs}/ and none in BentoML's model store. {HOW_TO}.")
+        raise NoEncoder(
+            f"There is no encoder: nothing under {local_path(runs)}/ and none in BentoML's model store. {HOW_TO}."
+        )
     return folder
 
 

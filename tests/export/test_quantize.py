@@ -153,6 +153,15 @@ def test_a_quantised_bundle_is_refused(made, pictures):
         quantize(QuantizeSettings(made.folder, "int8", str(pictures)))
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_pictures_are_compared(
+    bundle, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("export.quantize.GraphComparison", lambda *_: pytest.fail("pictures were compared"))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BundleError, match="file/made cannot be written"):
+        quantize(QuantizeSettings(bundle.folder, data=str(pictures), out=tmp_path / "file" / "made"))
+
+
 def test_a_card_of_an_unknown_precision_is_not_read(bundle, tmp_path):
     copy = save_bundle(tmp_path / "encoder", bundle.graph.read_bytes(), bundle.card)
     card = copy.folder / "model_card.json"

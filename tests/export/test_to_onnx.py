@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,7 +12,16 @@ import torch
 from PIL import Image
 
 from export import quantize, to_onnx
-from export.artifact import CARD, BundleError, Preprocessing, load_bundle, probe_pixels, read_pixels, save_bundle
+from export.artifact import (
+    CARD,
+    BundleError,
+    Preprocessing,
+    load_bundle,
+    probe_pixels,
+    read_pixels,
+    refuse_unwritable,
+    save_bundle,
+)
 from export.sample import sample
 from export.to_onnx import ExportSettings, export
 from training import checkpoint, classifier
@@ -312,6 +322,25 @@ def test_the_command_answers_bad_input_in_one_sentence(arguments, message, tmp_p
         to_onnx.main()
     said = f"{end.value.code}"
     assert message in said and "\n" not in said
+
+
+@pytest.mark.parametrize("kind", ["run", "others", "graph"])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_exported(kind, run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    for work in ("to_graph", "read_graph"):
+        monkeypatch.setattr(to_onnx, work, lambda *_: pytest.fail("it was exported"))
+    source = {"run": str(run), "others": "timm:test_resnet:random", "graph": str(tmp_path / "theirs.onnx")}[kind]
+    sentence = f"{tmp_path}/file/made cannot be written: {tmp_path}/file is a file; name another folder with --out"
+    with pytest.raises(BundleError, match=sentence):
+        export(ExportSettings(source, out=tmp_path / "file" / "made"))
+
+
+def test_without_permission_to_write_the_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != tmp_path)
+    with pytest.raises(BundleError, match=f"there is no permission to write in {tmp_path}; name another folder"):
+        refuse_unwritable(tmp_path / "new" / "encoder")
+    (tmp_path / "new").mkdir()
+    refuse_unwritable(tmp_path / "new" / "encoder")
 
 
 def test_settings_that_make_no_sense_are_named():

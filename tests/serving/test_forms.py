@@ -2,7 +2,10 @@
 
 import errno
 import os
+import re
+import shlex
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +61,19 @@ def test_a_full_disk_for_temporary_files_is_507(http, monkeypatch, caplog, path,
     assert answer.status_code == 507
     assert answer.json()["error"]["code"] == "disk_full"
     assert "a disk is full" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_documented_commands_of_curl_embed_and_search(http, fill, picture):
+    fill(6)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    answers = []
+    for command in re.findall(r"^curl (.*)$", readme, re.MULTILINE):
+        *options, url = shlex.split(command)
+        assert options[::2] == ["-F"] * (len(options) // 2)
+        fields = [field.split("=", 1) for field in options[1::2]]
+        files = [(name, (value[1:], picture(i))) for i, (name, value) in enumerate(fields) if value.startswith("@")]
+        data = {name: value for name, value in fields if not value.startswith("@")}
+        answers.append(http.post(url.removeprefix("http://127.0.0.1:3000"), files=files, data=data).json())
+    embedded, found = answers
+    assert len(embedded["embeddings"]) == 2 and len(found["results"]) == 5

@@ -192,6 +192,23 @@ def test_a_missing_bucket_and_a_silent_server_are_reported(s3, monkeypatch):
         FileStore(s3).read("a")
 
 
+def test_the_reason_for_an_error_is_one_that_the_user_can_change(tmp_path, monkeypatch):
+    def sentence(uri, error: Exception) -> str:
+        with pytest.raises(IndexProblem) as raised, FileStore(uri).explained("read"):
+            raise error
+        return str(raised.value)
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    assert "(the keys are refused)" in sentence("s3://bucket/x", OSError("403 Forbidden"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    without = sentence("s3://bucket/x", OSError("403 Forbidden"))
+    assert "(it refuses requests without keys, and AWS_ACCESS_KEY_ID is not set)" in without
+    assert sentence(tmp_path, PermissionError(13, "Permission denied")).endswith(
+        "Give this program permission there, or choose another index."
+    )
+    assert sentence(tmp_path, OSError("bad page")).endswith("`twinview index verify` finds damaged files.")
+
+
 def test_a_file_uri_is_a_folder(tmp_path):
     FileStore(f"file://{tmp_path}").write("a", b"1")
     assert (tmp_path / "a").read_bytes() == b"1"

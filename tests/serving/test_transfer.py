@@ -1,5 +1,6 @@
 """Parquet and back; from a folder to an object store and back."""
 
+import errno
 import re
 import subprocess
 import sys
@@ -132,6 +133,20 @@ def test_an_import_sends_only_missing_and_changed_items(index, other, tmp_path, 
     assert str(transfer.import_(contents, other)) == "33 sent, 17 already there"
     assert str(transfer.import_(contents, other)) == "0 sent, 50 already there"
     assert_equal(index, other)
+
+
+def test_a_disk_that_is_full_at_the_first_byte_leaves_no_file(tmp_path, monkeypatch):
+    def full(path, *_, **options):
+        path.write_bytes(b"PAR")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetWriter", full)
+    with (
+        pytest.raises(FileProblem, match="No space left on device"),
+        exchange.ParquetWriter(tmp_path / "v.parquet", "enc-a", 8),
+    ):
+        pytest.fail("it was opened")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_import_makes_thumbnails_from_unchanged_originals(other, picture, tmp_path):

@@ -8,10 +8,11 @@ import torch
 
 from export.to_onnx import ExportSettings, export
 from training import checkpoint
+from training.config import PretrainSettings
 from training.data import shapes
 from training.data.sources import open_source, with_test_split
 from training.evaluation.judge import Verdict, changed_views, found_again, verdict
-from training.pretrain import pretrain
+from training.pretrain import open_pictures, pretrain
 
 RNG = np.random.default_rng(0)
 
@@ -111,6 +112,17 @@ def test_a_tenth_of_the_pictures_is_held_out_where_there_is_no_test_split(tmp_pa
     few = replace(alone, pictures=alone.pictures[:99])
     assert with_test_split(few, 500, 0) is few
     assert sum(picture.split == "test" for picture in with_test_split(alone, 10, 0).pictures) == 10
+
+
+def test_the_user_sees_how_many_pictures_are_held_out(tmp_path, capsys):
+    shapes.make(tmp_path / "all", train=120, test=0, size_px=8)
+    settings = PretrainSettings(data=str(tmp_path / "all"), init="lite0", size_px=8)
+    train, test = open_pictures(settings, open_source(settings.data), judged=True)
+    assert (len(train), len(test)) == (108, 12)
+    said = capsys.readouterr().out
+    assert said == "12 of 120 pictures are held out, to compare the result with lite0\n"
+    open_pictures(settings, open_source(settings.data), judged=False)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow
