@@ -67,6 +67,17 @@ def test_files_that_a_spreadsheet_saved_are_read(source, table):
         assert (found["train/c.png"], found["train/=e.png"]) == ("hat", "-shirt")
 
 
+def test_names_that_are_not_utf_8_are_found_as_tables_write_them(table, tmp_path):
+    for name in ("\udcffa.png", "b\udcfe.png", "c\udcfd.png", "c\udcfc.png", "d.png"):
+        _picture(tmp_path / "mine" / name)
+    source = open_source(str(tmp_path / "mine"))
+    files = table("name,label\n\ufffda.png,hat\nb\\udcfe.png,shirt\nd.png,hat\n")
+    found = {name: label for name, label in labels(relabel(source, files)).items() if label}
+    assert found == {"\udcffa.png": "hat", "b\udcfe.png": "shirt", "d.png": "hat"}
+    with pytest.raises(DataError, match=r"mine has no picture c\ufffd.png \(line 2"):  # it may be either of two
+        relabel(source, table("name,label\nc\ufffd.png,hat\nd.png,shirt\n"))
+
+
 def test_files_in_the_home_folder_are_found(source, table, tmp_path, monkeypatch):
     table("name,label\ntrain/c.png,hat\ntrain/=e.png,shirt\n")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -25,8 +25,7 @@ def relabel(source: Source, files: Sequence[str]) -> Source:
             rows give a picture different labels; there are fewer than two labels
     """
     pictures = list(source.pictures)
-    rows_of = {picture.name: row for row, picture in enumerate(pictures)}
-    rows_of |= {str(picture.path): row for row, picture in enumerate(pictures) if picture.path}
+    rows_of = _rows_by_name(pictures)
     found: dict[int, tuple[str, str]] = {}  # row: label, and where it stands
     unknown: list[str] = []
     for file in files:
@@ -56,6 +55,23 @@ def relabel(source: Source, files: Sequence[str]) -> Source:
         print(f"note: the test pictures of {', '.join(sorted(left_out))} are left out, since no label is called so")
     labels = {row: label for row, label in tested.items() if label in classes} | labels
     return replace(source, pictures=[replace(picture, label=labels.get(row)) for row, picture in enumerate(pictures)])
+
+
+def _rows_by_name(pictures: Sequence[SourcePicture]) -> dict[str, int]:
+    """The row of each picture by its name and by its path. Where these are not UTF-8, also as tables write them: an
+    index replaces such bytes, and a CSV file has them escaped. What two pictures would be called then names none."""
+    exact: dict[str, int] = {}
+    written: dict[str, set[int]] = {}
+    for row, picture in enumerate(pictures):
+        for name in (picture.name, *([str(picture.path)] if picture.path else [])):
+            exact[name] = row
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                replaced = name.encode(errors="surrogateescape").decode(errors="replace")
+                for form in (replaced, name.encode(errors="backslashreplace").decode()):
+                    written.setdefault(form, set()).add(row)
+    return {form: rows.pop() for form, rows in written.items() if len(rows) == 1} | exact
 
 
 def write_next(
