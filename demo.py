@@ -37,6 +37,7 @@ from training.data.sources import DataError, open_source
 from training.zoo import LITE0_PACKAGE
 
 READY_S = 120
+INTERRUPTED = (130, -signal.SIGINT)  # statuses of a program that Ctrl-C has ended
 RUNS = Path("runs")
 BUILT_IN = "shapes"
 KINDS = {  # of the encoders that a demo compares: prefix of the run's name
@@ -123,16 +124,23 @@ def prepare(
         run("export/to_onnx.py", "lite0", "--centre-on", settings.data, "--out", str(lite0))
     index(settings, collection, lite0)
     say("2/5 Starting the page with lite0, while better encoders are looked for.")
-    with service(settings, [lite0], collection):
+    with service(settings, [lite0], collection) as wait:
         left = [kind for kind, encoder in encoders.items() if not made(encoder)]
         minutes = f"about {len(left) * settings.minutes:g} min" if left else "which has been done"
         say(f"3/5 Training three encoders on your pictures, {minutes}.")
-        train(settings, encoders, pictures)
-        say("4/5 Indexing with all encoders, and comparing them on your pictures.")
-        for encoder in encoders.values():
-            if encoder != lite0:
-                index(settings, collection, encoder)
-        compare(settings, comparison, encoders, classes)
+        try:
+            train(settings, encoders, pictures)
+            say("4/5 Indexing with all encoders, and comparing them on your pictures.")
+            for encoder in encoders.values():
+                if encoder != lite0:
+                    index(settings, collection, encoder)
+            compare(settings, comparison, encoders, classes)
+        except SystemExit:
+            if settings.check:
+                raise
+            say("That failed, for the reason above. The page goes on with lite0 until Ctrl-C.")
+            wait()
+            raise
 
 
 def train(settings: DemoSettings, encoders: dict[str, Path], pictures: int) -> None:
@@ -271,12 +279,17 @@ def say(sentence: str) -> None:
 
 
 def run(*command: str, quiet: bool = False) -> None:
-    """Run a command of this project, and end with its status if it fails. quiet: show its progress and errors only."""
+    """Run a command of this project, and end with its status if it fails, or as after Ctrl-C if that ended it.
+
+    quiet  show its progress and errors only
+    """
     print("$ python", shlex.join(command), flush=True)
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL if quiet else None)
     while process.poll() is None:
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the command too, and ends it
             process.wait()
+    if process.returncode in INTERRUPTED:
+        raise KeyboardInterrupt
     if process.returncode:
         sys.exit(process.returncode)
 

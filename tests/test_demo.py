@@ -183,6 +183,29 @@ def test_ctrl_c_while_encoders_are_trained_ends_the_demo_and_stops_the_service(m
     assert process.stopped
 
 
+def test_the_page_goes_on_with_the_first_encoder_when_training_fails(commands, monkeypatch, capsys):
+    def fails(*command: str, quiet: bool = False) -> None:
+        if command[0] == "training/pretrain.py":
+            raise SystemExit(1)
+        ran(*command, quiet=quiet)
+
+    ran = demo.run
+    monkeypatch.setattr(demo, "run", fails)
+    with pytest.raises(SystemExit):
+        with_lite0(DemoSettings(data="pets"), "pets-1", 50, 3)
+    assert commands[-2:] == [("service", "pets-1", "lite0-pets-1"), ("waits",)]
+    assert "That failed, for the reason above. The page goes on with lite0 until Ctrl-C." in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        with_lite0(DemoSettings(data="pets", check=True), "pets-1", 50, 3)
+    assert commands[-1] == ("service", "pets-1", "lite0-pets-1")  # a check does not wait
+
+
+@pytest.mark.parametrize(("ends", "as_"), [("exit(130)", KeyboardInterrupt), ("exit(3)", SystemExit)])
+def test_a_command_that_fails_or_is_interrupted_ends_the_demo(ends, as_):
+    with pytest.raises(as_):
+        demo.run("-c", ends)
+
+
 def test_a_folder_is_named_from_where_the_demo_is_called(tmp_path, monkeypatch):
     (tmp_path / "pictures").mkdir()
     monkeypatch.chdir(tmp_path)
