@@ -45,6 +45,7 @@ from serving.api.envelope import Envelope, answer_early
 from serving.api.forms import CheckForms
 from serving.api.head import Head
 from serving.collection.index import DEFAULT, IndexProblem
+from serving.collection.index import names as names_embedded_by
 from serving.derived.automatic import AutomaticResults
 from serving.engine import Engine
 from serving.limits import (
@@ -57,6 +58,7 @@ from serving.limits import (
     refuse_misspelt,
 )
 from serving.metrics import Metrics
+from serving.protocol.shown import counted
 from serving.public_path import PublicPath, public_path
 from serving.reembedder import Reembedder
 
@@ -180,18 +182,24 @@ async def _load_engine(app: FastAPI, encoder: str | None, index: str | Path) -> 
             logger.warning(problem)
         return False
     app.state.engine = engine
-    await _open_default_collection(engine)
+    await _open_collections(engine)
     gc.collect()
     gc.freeze()  # what is loaded is never freed; collecting it again would stop requests for 100 ms
     return True
 
 
-async def _open_default_collection(engine: Engine) -> None:
-    """Opens the collection, so that the first search is fast, and logs what is served. A damaged one does not stop the
+async def _open_collections(engine: Engine) -> None:
+    """Opens the collections, so that the first search is fast, and logs what is served. A damaged one does not stop the
     service."""
-    names, index = ", ".join(card.id for card in engine.cards), engine.library.index(DEFAULT)
+    library, encoders = engine.library, ", ".join(card.id for card in engine.cards)
+
+    def contents() -> str:
+        there = {DEFAULT} | {name for card in engine.cards for name in names_embedded_by(library.store.uri, card.id)}
+        indices = [index for name in there if (index := library.index(name)).exists()]
+        pictures = counted(sum(index.count() for index in indices))
+        return f"{pictures} in {counted(len(indices), 'collection')} of {library.store.uri}"
+
     try:
-        count = await run_in_threadpool(index.count)
-        logger.info("serving %s on %s; %s pictures in %s", names, engine.providers[0], f"{count:,}", index.store.uri)
+        logger.info("serving %s on %s; %s", encoders, engine.providers[0], await run_in_threadpool(contents))
     except IndexProblem as error:
-        logger.warning("serving %s on %s without a collection. %s", names, engine.providers[0], error)
+        logger.warning("serving %s on %s. %s", encoders, engine.providers[0], error)

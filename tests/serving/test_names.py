@@ -1,6 +1,7 @@
 """Names of collections: renaming and aliases, in a folder, in an object store, over HTTP and on the command line."""
 
 import json
+import logging
 import threading
 
 import numpy as np
@@ -267,3 +268,19 @@ def test_commands_rename_alias_and_drop(twinview, fill, tmp_path, capsys):
     assert command("alias", "live", "--delete") == "deleted the alias live\n"
     assert command("drop", "photos", "--yes") == "deleted photos with 3 items\n"
     assert "holds no collection" in command("list")
+
+
+def test_the_log_says_how_many_pictures_of_how_many_collections_are_served(serve, bundle, place, caplog):
+    def said() -> str:
+        caplog.clear()
+        serve(index=place)
+        return next(message for message in caplog.messages if message.startswith("serving "))
+
+    vectors = np.ones((3, bundle.card.dimension))
+    items = [Item(id, id, None, None, 4, 3, 5) for id in "abc"]
+    with caplog.at_level(logging.INFO, "twinview"):
+        assert said().endswith(f"; 0 pictures in 0 collections of {place}")
+        Index(place, bundle.card.id, bundle.card.dimension, "cloths").upsert(items, vectors)
+        assert said().endswith(f"; 3 pictures in 1 collection of {place}")
+        Index(place, bundle.card.id, bundle.card.dimension).upsert(items[:1], vectors[:1])
+        assert said().endswith(f"; 4 pictures in 2 collections of {place}")
