@@ -1,6 +1,7 @@
 """Take the documents' screenshots of the page: every tab, in a wide window and in a narrow one.
 
     python docs/screenshots.py --encoder runs/clothing-tiny/encoder --index index --runs runs
+    python docs/screenshots.py --encoder runs/lite0/encoder runs/clothing-tiny/encoder --only compared
 
 Starts the service with that collection and writes docs/screenshots/TAB-wide.webp and TAB-narrow.webp from Chromium. The
 map and the near-duplicates of the collection are computed if that has not been done yet.
@@ -37,16 +38,17 @@ LONG_MS = 180_000  # a map of the whole collection may have to be computed
 
 @dataclass(frozen=True)
 class Options:
-    encoder: str
-    """Folder of the encoder to serve."""
+    encoder: tuple[str, ...]
+    """Folders of the encoders to serve. With several, their results are compared in the screenshot `compared`."""
     index: str = "index"
-    """Folder of the index with the collection `pictures`."""
+    """Folder of the index."""
+    collection: str = "pictures"
     runs: str = "runs"
     """Folder of the training runs."""
     picture: str = ""
     """Part of the name of the picture to show. By default the first picture of the collection."""
     only: str = ""
-    """Take screenshots of this tab only: similar, map, duplicates, views, invariance or runs."""
+    """Take this screenshot only: similar, compared, map, duplicates, views, invariance or runs."""
     scheme: Literal["light", "dark"] = "light"
     """Colour scheme, light or dark."""
 
@@ -58,6 +60,15 @@ def similar(page: Page, picture: str) -> None:
     tile.first.click()
     page.wait_for_selector("#grid .score")
     page.wait_for_function(OPENED_JS)
+
+
+def compared(page: Page, picture: str) -> None:
+    """Show the results of the first encoder beside those of the last."""
+    similar(page, picture)
+    page.locator("#beside input").click()
+    page.get_by_role("option").last.click()
+    page.locator("#grid .grid").nth(1).wait_for()
+    page.wait_for_timeout(2000)  # for the pictures to load
 
 
 def opener(tab: str, ready: str, begin: str | None = None) -> Callable[[Page, str], None]:
@@ -90,6 +101,7 @@ def runs(page: Page, picture: str) -> None:
 
 TABS = {
     "similar": similar,
+    "compared": compared,
     "map": opener("Map", "#map .map:not([hidden]) canvas", "#make-map"),
     "duplicates": opener("Duplicates", "#duplicates .copies", "#compare"),
     "views": opener("Views", "#pairs .pair"),
@@ -100,18 +112,21 @@ TABS = {
 
 def main(options: Options) -> None:
     FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
-        settings = {"TWINVIEW_ENCODER": options.encoder, "TWINVIEW_INDEX": options.index, "TWINVIEW_RUNS": options.runs}
-        settings = {key: str(Path(value).absolute()) for key, value in settings.items()}
-        server = Server("twinview", BENTOML, Path(name), "/readyz", settings)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        folders = {"ENCODER": options.encoder, "INDEX": (options.index,), "RUNS": (options.runs,)}
+        settings = {
+            f"TWINVIEW_{name}": ",".join(str(Path(value).absolute()) for value in values)
+            for name, values in folders.items()
+        }
+        server = Server("twinview", BENTOML, Path(folder), "/readyz", settings)
         try:
             server.wait()
             os.killpg(server.process.pid, signal.SIGCONT)
             with Client(f"http://127.0.0.1:{server.port}", timeout_s=LONG_MS / 1000) as client:
-                client.invariance()  # loads PyTorch, which may take longer than a page waits
+                client.invariance(count=2, collection=options.collection)  # loads PyTorch: longer than a page waits
             browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
             for tab, show in TABS.items():
-                if options.only in ("", tab):
+                if options.only in ("", tab) and (tab != "compared" or len(options.encoder) > 1):
                     for size in SIZES:
                         take(browser, server.port, tab, show, size, options)
         finally:
@@ -122,7 +137,7 @@ def take(browser: Browser, port: int, tab: str, show: Callable, size: str, optio
     width, height = SIZES[size]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=options.scheme)
     page = context.new_page()
-    page.goto(f"http://127.0.0.1:{port}/ui/")
+    page.goto(f"http://127.0.0.1:{port}/ui/?in={options.collection}")
     page.wait_for_function(OPENED_JS)
     show(page, options.picture)
     page.mouse.move(0, 0)

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -242,13 +243,9 @@ class ServedEncoders:
         newest = encoder if slot is self._slots[0] else self.default
         self._keep(newest, [slot.encoder, *self._earlier])
         slot.encoder = encoder
-        index = encoder.index(DEFAULT)
-        try:
-            count = index.count()  # opens it before the first search does
-            contents = f"{count:,} items in the collection {DEFAULT} of {index.store.uri}"
-        except IndexProblem as error:
-            contents = str(error)
-        log.info("serving %s instead of %s; %s", encoder.card.id, old, contents)
+        with suppress(IndexProblem):  # the collection may still have vectors of the earlier one only
+            encoder.index(DEFAULT).count()  # opens it before the first search does
+        log.info(f"serving {encoder.card.id} instead of {old}" if encoder.card.id != old else f"{old} has a new card")
 
     def _look_back(self) -> None:
         if self._slots[0].name is None:

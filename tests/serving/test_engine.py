@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.artifact import BundleError, TooManyPixels, read_pixels, save_bundle
+from export.artifact import BundleError, TooManyPixels, read_pixels, record_measured, save_bundle
 from serving.collection.index import DEFAULT, Item, WrongEncoder
 from serving.engine import Engine
 from serving.errors import Busy, NotFound, Undecodable
@@ -227,6 +227,14 @@ def test_without_a_configured_name_the_newest_export_takes_over(
         wait_until(lambda: old() is None, "the old one is still in memory")
     finally:
         gc.unfreeze()
+
+
+def test_figures_that_are_added_to_a_card_are_no_other_encoder(quick, start, place, caplog, wait_until):
+    with caplog.at_level(logging.INFO, "twinview"):
+        engine = start(str(place.folder))
+        record_measured(place.folder, {"knn": 0.5})
+        wait_until(lambda: engine.card.figures.get("measured"), "the new card is not read")
+        wait_until(lambda: f"{engine.card.id} has a new card" in caplog.messages, "the change is not logged")
 
 
 def items_of(engine, files, *numbers) -> list[Item]:
