@@ -27,6 +27,11 @@ def at_home(given: str) -> str:
     return os.path.expanduser(given)
 
 
+def valid_text(name: str) -> str:
+    """Replaces the bytes of a file name that are not UTF-8: a table cannot store them."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def parse_settings(kind: type[S], arguments: Sequence[str] | None = None, **options: Any) -> S:
     """The settings of a command line, a dataclass. options: of tyro.cli, such as prog, the name in its help"""
     import tyro  # takes a quarter of a second

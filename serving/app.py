@@ -194,8 +194,8 @@ async def _open_collections(engine: Engine) -> None:
     library, encoders = engine.library, ", ".join(card.id for card in engine.cards)
 
     def contents() -> str:
-        there = {DEFAULT} | {name for card in engine.cards for name in names_embedded_by(library.store.uri, card.id)}
-        indices = [index for name in there if (index := library.index(name)).exists()]
+        others = (name for card in engine.cards for name in names_embedded_by(library.store.uri, card.id))
+        indices = [index for name in dict.fromkeys([DEFAULT, *others]) if (index := library.index(name)).exists()]
         pictures = counted(sum(index.count() for index in indices))
         return f"{pictures} in {counted(len(indices), 'collection')} of {library.store.uri}"
 

@@ -25,12 +25,12 @@ import tyro
 from tqdm import tqdm
 
 from export.artifact import UnreadableImage
+from export.paths import valid_text
 from export.spreadsheet import save_rows
 from serving.client import Client, ServiceError
 from serving.collection import exchange
 from serving.collection.exchange import FileProblem, writable
 from serving.collection.index import Item, content_id
-from serving.indexing.originals import valid_text
 from serving.inference.thumbnail import whole_size
 from training.data.sources import DataError, SourcePicture, open_source
 

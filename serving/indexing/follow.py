@@ -22,9 +22,10 @@ import numpy as np
 from watchfiles import watch
 from watchfiles._rust_notify import WatchfilesRustInternalError
 
+from export.paths import valid_text
 from serving.collection.index import Index, IndexProblem, Item
 from serving.indexing.fill import BatchEncoder, Tally, fill, write_skipped
-from serving.indexing.originals import Original, original, valid_text
+from serving.indexing.originals import Original, original
 from serving.indexing.sync import inside
 from training.data.folder import FolderListing
 from training.data.sources import DataError, SourcePicture, list_again

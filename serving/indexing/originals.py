@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from export.artifact import UnreadableImage
-from export.paths import at_home, local_path
+from export.paths import at_home, local_path, valid_text
 from serving.collection.columns import (
     ColumnProblem,
     MetadataColumns,
@@ -118,11 +118,6 @@ def indexed_originals(index: Index, folders: Sequence[str]) -> Originals:
         for item in items
     )
     return Originals(index.count(), files, folders)
-
-
-def valid_text(name: str) -> str:
-    """Replaces the bytes of a file name that are not UTF-8: a table cannot store them."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def read_again(store: FileStore, kept: str, item: Item, folders: Sequence[str]) -> bytes:

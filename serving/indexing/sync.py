@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from export.paths import valid_text
 from serving.collection.index import Index
 from serving.collection.items import is_content_id
-from serving.indexing.originals import valid_text
 
 
 def inside(path: str | None, folder: str | Path) -> str | None:

@@ -50,7 +50,7 @@ def test_the_model_store_is_searched_for_a_tag_and_if_there_is_no_export(bundle,
 
 
 def test_without_any_encoder_the_message_says_how_to_make_one(tmp_path, no_store):
-    with pytest.raises(NoEncoder, match=r"training/pretrain.py.*export/to_onnx.py"):
+    with pytest.raises(NoEncoder, match=rf"nothing under {tmp_path}/ .*training/pretrain.py.*export/to_onnx.py lite0"):
         find_bundle(None, tmp_path)
     with pytest.raises(NoEncoder, match=r"cats:v2 is neither"):
         find_bundle("cats:v2", tmp_path)

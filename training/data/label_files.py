@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from export.paths import at_home
+from export.paths import at_home, valid_text
 from export.spreadsheet import read_rows, save_rows
 from training.data.sources import DataError, Source, SourcePicture
 
@@ -68,8 +68,7 @@ def _rows_by_name(pictures: Sequence[SourcePicture]) -> dict[str, int]:
             try:
                 name.encode()
             except UnicodeEncodeError:
-                replaced = name.encode(errors="surrogateescape").decode(errors="replace")
-                for form in (replaced, name.encode(errors="backslashreplace").decode()):
+                for form in (valid_text(name), name.encode(errors="backslashreplace").decode()):
                     written.setdefault(form, set()).add(row)
     return {form: rows.pop() for form, rows in written.items() if len(rows) == 1} | exact
 

@@ -57,8 +57,7 @@ def groups_html(duplicates: Duplicates, threshold: float, offset: int, collectio
     if not duplicates.groups:
         return f"{start}{notice(ALONE.format(threshold=threshold))}</div>"
     total, last = duplicates.total or 0, offset + len(duplicates.groups)
-    several = f"Groups {offset + 1:,} to {last:,} of {total:,}" if total > PAGE else counted(total, "group")
-    extent = "1 group" if total == 1 else several
+    extent = f"Groups {offset + 1:,} to {last:,} of {total:,}" if total > PAGE else counted(total, "group")
     numbered = zip(duplicates.groups, duplicates.exact, strict=True)
     rows = "".join(_group(group, exact, collection) for group, exact in numbered)
     return f'{start}<div class="heading"><p>{extent}, the largest first.</p></div>{rows}</div>'
