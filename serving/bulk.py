@@ -39,7 +39,7 @@ from serving.inference.encoder import find_bundle
 from serving.limits import SettingProblem, lower_priority
 from serving.protocol.filters import Filter
 from serving.protocol.shown import counted
-from training.data.sources import DataError
+from training.data.sources import DataError, none_readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +115,7 @@ def run(settings: BulkSettings) -> Tally:
     index.maintain()
     _tell(tally, index)
     if tally.skipped and not tally.indexed + tally.present:
-        name, reason = tally.skipped[0]
-        raise DataError(f"none of the {len(tally.skipped):,} files of {source} is a readable picture: {name} {reason}")
+        raise none_readable(tally.skipped, source)
     return tally
 
 

@@ -32,7 +32,7 @@ from serving.collection import exchange
 from serving.collection.exchange import FileProblem, writable
 from serving.collection.index import Item, content_id
 from serving.inference.thumbnail import whole_size
-from training.data.sources import DataError, SourcePicture, open_source
+from training.data.sources import SourcePicture, none_readable, open_source
 
 REQUEST_PICTURES = 32
 REQUESTS_AT_ONCE = 4  # so that some are decoded while others are encoded
@@ -87,11 +87,7 @@ def embed(settings: EmbedSettings) -> EmbeddedPictures:
                 embedded.add(part)
                 bar.update(len(part.pictures) + len(part.skipped))
     if not embedded.pictures:
-        name, reason = embedded.skipped[0]
-        raise DataError(
-            f"none of the {len(pictures):,} files of {settings.data} is a readable picture: {name} {reason}; "
-            "nothing was written"
-        )
+        raise none_readable(embedded.skipped, settings.data)
     written = _write(settings.output, embedded, model)
     print(
         f"{len(embedded.pictures):,} vectors in {' and '.join(map(str, written))}, "

@@ -72,6 +72,12 @@ class DataError(ValueError):
     """Data that cannot be used. The message is one sentence for the user that names the given data."""
 
 
+def none_readable(skipped: Sequence[tuple[str, str]], source: str) -> DataError:
+    """The error for a source without a readable picture. skipped: name and reason of each of its files."""
+    name, reason = skipped[0]
+    return DataError(f"no file of {source} is a readable picture: {name} {reason}")
+
+
 @dataclass(frozen=True, slots=True)
 class SourcePicture:
     """One file of a source; decoding shows whether it is a picture."""

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from export.artifact import Preprocessing, UnreadableImage, read_pixels
 from export.spreadsheet import save_rows
-from training.data.sources import DataError, Source, SourcePicture, make_once
+from training.data.sources import DataError, Source, SourcePicture, make_once, none_readable
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -138,8 +138,7 @@ def _write(
         file.flush()
         os.fsync(file.fileno())
     if len(skipped) == len(pictures):
-        name, reason = skipped[0]
-        raise DataError(f"none of the {len(pictures):,} files of {source.name} is a readable picture: {name} {reason}")
+        raise none_readable(skipped, source.name)
     if skipped:
         save_rows(folder / "skipped.csv", [("name", "reason"), *skipped])
     facts = {
