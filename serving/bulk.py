@@ -115,7 +115,7 @@ def run(settings: BulkSettings) -> Tally:
     index.maintain()
     _tell(tally, index)
     if tally.skipped and not tally.indexed + tally.present:
-        raise none_readable(tally.skipped, source)
+        raise none_readable(tally.skipped, str(source))
     return tally
 
 

@@ -1,6 +1,7 @@
 r"""Distil a trained encoder or classifier into a smaller one, on pictures without labels: the student in runs/NAME.
 
     python training/distil.py --teacher runs/LARGE --encoder tiny --data ~/Pictures
+    python training/distil.py --teacher lite0 --init lite0 --size-px 128 --data ~/Pictures     the same f, for less work
 
 From a classifier the student learns its class probabilities for the same view of a picture (Chen et al. 2020,
 arXiv:2006.10029, Eq. 2); t and s are the logits, tau the temperature:
@@ -14,6 +15,11 @@ of h, so teacher and student may differ in dimension, and no layer is needed bet
 every picture once, as a whole, and the student sees another view of it in each epoch: so a large teacher costs one pass
 over the pictures.
 
+With --init the student starts from weights that already know much, and learns gently: AdamW at a low learning rate,
+the statistics of batch norm as they are. So an encoder can learn, for smaller pictures, from itself at its own size.
+The result is compared with the initial weights, by kNN accuracy if there are labels and otherwise by the neighbours
+shared with the teacher. The better of the two is exported.
+
     runs/NAME/  config.json  metrics.csv  result.json  checkpoints/last.ckpt
 
 The checkpoint has the format of a pretrained run's, or of a fine-tuned one's if the teacher is a classifier.
@@ -25,6 +31,7 @@ if __name__ == "__main__" and not __package__:
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import copy
 import dataclasses
 import json
 import sys
@@ -37,6 +44,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from export.paths import parse_settings
 from export.suggest import command
@@ -51,9 +59,10 @@ from training.data.sources import DataError, open_source
 from training.data.store import PixelStore
 from training.data.stream import StreamedRows
 from training.device import mixed_precision, prepare, to_training_device
-from training.encoders import CENTRE_IMAGES, Encoder
+from training.encoders import CENTRE_IMAGES, Encoder, freeze_statistics
 from training.evaluate import print_table
 from training.evaluation.features import ENCODER_ERRORS, EncoderError
+from training.evaluation.judge import verdict
 from training.initial import load_initial
 from training.lars import LARS, lars_groups
 from training.resumable import ResumableRun, ResumableSettings, is_finished, train_epochs
@@ -62,10 +71,11 @@ from training.teacher import BANK_SIZE, TIMED, TIMED_S, Teacher, compare, notes,
 from training.zoo import short_name
 
 CLASSES_TAU, NEIGHBOURS_TAU = 1.0, 0.1  # default temperatures for a classifier and for an encoder
+SCRATCH_LR, PRETRAINED_LR = 0.15, 1e-4  # of LARS, before scaling with the batch size; of AdamW
 EARLIER = 16_384  # most pictures of earlier batches with which a picture is compared
 WARMUP, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 1e-4  # share of the steps; of LARS; on matrices and kernels only
 TEACHING, COMPARING = 0.3, 0.1  # most of --minutes for the teacher's pass over the pictures; for comparing at the end
-COMPARED = 1.4  # pictures that a comparison encodes, for each one of its bank
+COMPARED = 1.4  # pictures that a comparison encodes by each encoder, for each one of its bank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +96,18 @@ class DistilSettings(ResumableSettings):
     """Augmentation of the student's view, by default crops, flips and mild colour jitter."""
     batch_size: int = 128
     """Pictures per step. Reduced if there are fewer pictures."""
-    lr: float = 0.15
-    """Learning rate of LARS, before it is multiplied by the square root of the batch size."""
+    lr: float | None = None
+    """Peak learning rate. By default 0.15, which is multiplied by the square root of the batch size, of LARS; with
+    --init 1e-4 of AdamW, so that the student keeps most of what it has learnt."""
 
     def __post_init__(self) -> None:
         check_settings(self, ("size_px", "temperature", "epochs", "minutes", "lr"))
         if not self.batch_size >= 2:
             raise ValueError(f"--batch-size must be at least 2, not {self.batch_size}")
+
+    @property
+    def learning_rate(self) -> float:
+        return self.lr or (PRETRAINED_LR if self.init else SCRATCH_LR)
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -215,14 +230,20 @@ def distil(settings: DistilSettings, began: float | None = None) -> Path:
         print(f"note: {note}")
     network = Classifier(start.encoder, None, len(teacher.classes)) if teacher.classes else start.encoder
     network = to_training_device(network)
+    initial = None  # of an encoder, to compare the result with
+    if settings.init and isinstance(network, Encoder):
+        network.set_centre(pixels)  # the teacher's h are centred too
+        initial = copy.deepcopy(network)
     run = ResumableRun(folder, settings, len(pixels))
     run.budget = Budget(settings.minutes, began, run.saved and run.saved.get("budget"))
-    student = teacher_of(folder.name, network, ours, teacher.classes)
+    student = teacher_of("student", network, ours, teacher.classes)
     timed = ((teacher, theirs), (student, ours)) if settings.minutes else ()
     seconds = [encoding_s(one, stores[how][0]) for one, how in timed] or [0.0, 0.0]
     bank = run.budget.affordable(COMPARING, COMPARED * sum(seconds), BANK_SIZE)
     compared, centring = min(bank, len(pixels)), min(CENTRE_IMAGES, len(pixels))
-    run.budget.ending_s["comparing"] = COMPARED * sum(seconds) * compared + 2 * TIMED_S + centring * seconds[1]
+    models = 3 if initial else 2
+    encoding = sum(seconds) + (models - 2) * seconds[1]
+    run.budget.ending_s["comparing"] = COMPARED * encoding * compared + models * TIMED_S + centring * seconds[1]
     targets, taught = None, pixels
     if not teacher.classes:
         count = run.budget.affordable(TEACHING, seconds[0], len(pixels))
@@ -243,8 +264,13 @@ def distil(settings: DistilSettings, began: float | None = None) -> Path:
     if isinstance(network, Encoder):
         network.set_centre(pixels)
     facts = run.facts(source.name, len(history))
-    student = teacher_of(folder.name, network, ours, teacher.classes)
-    facts["after"] = compare(student, teacher, stores[ours], stores[theirs], bank)
+    trained = ({"start": initial} if initial else {}) | {"student": network}
+    models = {name: (teacher_of(name, one, ours, teacher.classes), stores[ours]) for name, one in trained.items()}
+    figures = compare(models | {"teacher": (teacher, stores[theirs])}, bank)
+    facts |= {"after": figures["student"], "teacher": figures["teacher"]}
+    if initial:
+        found = verdict(start.origin, figures["start"], figures["student"])
+        facts |= {"origin": start.origin, "before": figures["start"], "verdict": found._asdict()}
     (folder / "result.json").write_text(json.dumps(facts, indent=1))
     last = folder / "checkpoints" / checkpoint.NAME
     about = {"origin": f"{start.origin}, taught by {teacher_name}", "settings": run.settings.to_dict()}
@@ -253,15 +279,18 @@ def distil(settings: DistilSettings, began: float | None = None) -> Path:
     else:
         weights = {f"encoder.{key}": value.cpu() for key, value in network.state_dict().items()}
         content = {"settings": start.settings.to_dict(), "facts": facts, "history": history, "state_dict": weights}
+        content |= {"start": initial.state_dict()} if initial else {}
         AtomicCheckpointIO().save_checkpoint(content | {"distillation": about}, last)
     run.end()
-    print_table(facts["after"]["rows"])
+    print_table([{"encoder": name} | row for name, row in figures.items()])
     print(f"\n{run.budget.outcome()}")
     agreement, pictures = facts["after"]["agreement"], facts["after"]["pictures"]
     if teacher.classes:
         print(f"student and teacher give {agreement:.1%} of {pictures:,} pictures the same class")
     else:
         print(f"student and teacher share {agreement:.1%} of the ten nearest of each of {pictures:,} pictures")
+    if "verdict" in facts:
+        print(f"the result is {facts['verdict']['sentence']}")
     return folder
 
 
@@ -283,12 +312,17 @@ def encoding_s(model: Teacher, pictures: PixelStore) -> float:
 
 def train_student(network: nn.Module, step: DistilStep, run: ResumableRun) -> list[dict]:
     """Train in place, or resume. Returns one row per epoch."""
-    settings = step.settings
-    lr = scaled_lr(settings.lr, step.batch, "sqrt")
-    optimizer = LARS(lars_groups(network, WEIGHT_DECAY), lr=lr, momentum=MOMENTUM)
+    settings, lr = step.settings, step.settings.learning_rate
+    groups = lars_groups(network, WEIGHT_DECAY)
+    if settings.init:
+        optimizer: Optimizer = AdamW(groups, lr=lr)
+    else:
+        optimizer = LARS(groups, lr=scaled_lr(lr, step.batch, "sqrt"), momentum=MOMENTUM)
     scheduler = cosine_schedule(optimizer, WARMUP, settings.epochs * step.steps_per_epoch, run.budget)
     network.train()
-    return train_epochs(network, optimizer, scheduler, settings, settings.lr, partial(step.epoch, network), run)
+    if settings.init:
+        freeze_statistics(network)
+    return train_epochs(network, optimizer, scheduler, settings, lr, partial(step.epoch, network), run)
 
 
 def main() -> None:

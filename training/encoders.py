@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 SMALL_IMAGE_PX = 32
@@ -172,6 +173,13 @@ def projection_head(dimension: int, layers: int, output: int) -> nn.Module:
     last = nn.BatchNorm1d(output)
     last.bias.requires_grad_(False)  # stays 0
     return nn.Sequential(*modules, _linear(dimension, output), last)
+
+
+def freeze_statistics(network: nn.Module) -> None:
+    """Normalise by the statistics that batch norm has, and leave them as they are. Until the next `train()`."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def shortened(dimension: int) -> list[int]:

@@ -67,6 +67,7 @@ TITLES = {
     "linear over first": "linear over first encoder",
 }
 """What the printed table calls some keys of the JSON file."""
+SHARES = ("near-duplicates", "found_again", "found_first", "knn", "accuracy", "agreement")
 
 
 @dataclass(frozen=True)
@@ -433,7 +434,7 @@ def _cell(row: dict, name: str) -> str:
         return "not distinguishable"
     if limits:
         return f"{value:.1%} ({limits[0]:.1%} to {limits[1]:.1%})"
-    if name in ("near-duplicates", "found_again", "found_first", "knn", "accuracy"):
+    if name in SHARES and value != "":
         return f"{value:.1%}"
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 

@@ -46,7 +46,7 @@ from training.evaluation import judge, knn, words
 from training.evaluation.features import sampled_sizes, size_note
 from training.initial import InitialWeights, load_initial
 from training.progress import RunBar
-from training.run_folder import CONFIG, write_folder
+from training.run_folder import CONFIG, other_setting, write_folder
 from training.simclr import SimCLR
 from training.trackers import check_tracker, trackers
 from training.watch import RunProblem, Watch
@@ -188,11 +188,7 @@ def resumed_settings(requested: PretrainSettings, saved: PretrainSettings, run: 
         name = field.name
         value, own = getattr(requested, name), getattr(saved, name)
         if name not in may_differ and value not in (own, getattr(defaults, name)):
-            flag = f"--{name.replace('_', '-')}"
-            own, value = (" ".join(one) if isinstance(one, tuple) else one for one in (own, value))
-            raise CheckpointError(
-                f"{run} was started with {flag} {own}, not {value}: leave {flag} out, or give another --name"
-            )
+            raise CheckpointError(other_setting(run, name, own, value))
     return dataclasses.replace(saved, max_steps=requested.max_steps, devices=requested.devices)
 
 

@@ -24,7 +24,7 @@ from training import checkpoint
 from training.augment import AugmentSettings
 from training.budget import Budget
 from training.checkpoint import AtomicCheckpointIO, CheckpointError
-from training.run_folder import commit, write_config, write_metrics
+from training.run_folder import commit, other_setting, write_config, write_metrics
 
 KINDS = {"label_share": "fine-tuning", "teacher": "distillation"}  # a setting that only this kind of run has
 
@@ -100,10 +100,7 @@ def _check_same(folder: Path, own: dict, settings: ResumableSettings) -> None:
     may_differ = {"name", "resume"} | ({"epochs"} if requested.get("minutes") else set())
     for name, value in requested.items():
         if name not in may_differ and value != own.get(name, value):
-            flag = f"--{name.replace('_', '-')}"
-            raise CheckpointError(
-                f"{folder} was started with {flag} {own[name]}, not {value}: give that, or another --name"
-            )
+            raise CheckpointError(other_setting(folder, name, own[name], value))
 
 
 class ResumableRun:

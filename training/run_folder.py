@@ -4,7 +4,7 @@ import csv
 import json
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from export.spreadsheet import save_rows
 
@@ -38,6 +38,17 @@ def write_metrics(path: Path, history: list[dict]) -> None:
         rows = csv.DictWriter(file, columns)
         rows.writeheader()
         rows.writerows(history)
+
+
+def other_setting(run: Path, name: str, own: Any, value: Any) -> str:
+    """Why a run cannot be resumed with a setting, and what to do. own: the run's value, None if it was not given."""
+    flag = f"--{name.replace('_', '-')}"
+    own, value = (" ".join(map(str, one)) if isinstance(one, (tuple, list)) else one for one in (own, value))
+    if own is None:
+        return f"{run} was started without {flag}: leave it out, or give another --name"
+    return (
+        f"{run} was started with {flag} {own}{'' if value is None else f', not {value}'}: give that, or another --name"
+    )
 
 
 def commit() -> str:

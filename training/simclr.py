@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler
 
 from training import budget, checkpoint, report
@@ -32,7 +31,7 @@ from training.data.mixture import ALL_ONCE, Mixture
 from training.data.store import PixelStore
 from training.data.stream import Stream
 from training.device import mixed_precision
-from training.encoders import embed, project_beginnings, projection_head
+from training.encoders import embed, freeze_statistics, project_beginnings, projection_head
 from training.evaluation import judge, knn
 from training.evaluation.judge import verdict
 from training.evaluation.retrieval import neighbours_shared
@@ -225,9 +224,7 @@ class SimCLR(pl.LightningModule):
             head_alone = self.global_step < self.settings.head_first and self.budget.share < HEAD_ALONE
             self.encoder.requires_grad_(not head_alone)
         if self.settings.freeze_statistics:
-            for module in self.encoder.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            freeze_statistics(self.encoder)
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         if self.average:
@@ -306,7 +303,7 @@ class SimCLR(pl.LightningModule):
         self.facts |= {"epochs": epoch, "after": after}
         if self.judged:
             found = verdict(self.facts["origin"], self.facts["before"], after)
-            self.facts["verdict"] = {"better": found.better, "sentence": found.sentence}
+            self.facts["verdict"] = found._asdict()
         return after
 
     @property

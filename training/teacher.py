@@ -86,18 +86,19 @@ def notes(teacher: Teacher, student: nn.Module, size_px: int, source: Source) ->
     return [note for note in notes if note]
 
 
-def compare(student: Teacher, teacher: Teacher, own: Splits, theirs: Splits, bank_size: int = BANK_SIZE) -> dict:
-    """Agreement of the two on the test split, or without one on training pictures, and one row of results for each.
+def compare(models: dict[str, tuple[Teacher, Splits]], bank_size: int = BANK_SIZE) -> dict:
+    """Figures of each model, by name, on the test split, or without one on training pictures.
 
-    own, theirs  the same pictures at the student's and at the teacher's size
-    bank_size    most pictures of the kNN bank; a fifth as many are its queries, and compared
-    agreement    of classifiers: share of pictures given the same class; of encoders: share of each picture's ten
-                 nearest that are the same
+    models     by name, the teacher last; each with the same pictures at its own size
+    bank_size  most pictures of the kNN bank; a fifth as many are its queries, and compared
+    returns    size, speed, accuracy where there are labels, and of all but the teacher their agreement with it on
+               `pictures`. Classifiers: share of pictures given the same class; encoders: share of each picture's ten
+               nearest that are the same
     """
-    rows, outputs = [], []
-    for name, model, (train, test) in (("student", student, own), ("teacher", teacher, theirs)):
+    figures, outputs = {}, {}
+    for name, (model, (train, test)) in models.items():
         sample = np.array(train.pixels[:TIMED])  # a copy, since torch warns about read-only arrays
-        row = {"encoder": name, "MB": model.encoder.megabytes, "images/s": images_per_s(model, sample)}
+        row = {"MB": model.encoder.megabytes, "images/s": images_per_s(model, sample)}
         row |= {"dimension": model.encoder.encode(sample).shape[1]}
         if len(np.unique(train.labels[train.labels >= 0])) > 1:
             row |= _knn(model, train, test, bank_size)
@@ -111,10 +112,13 @@ def compare(student: Teacher, teacher: Teacher, own: Splits, theirs: Splits, ban
             labels = [number.get(pictures.classes[i], -1) if i >= 0 else -1 for i in pictures.labels[places]]
             if (known := torch.tensor(labels) >= 0).any():
                 row["accuracy"] = _share((output == torch.tensor(labels))[known])
-        rows.append(row)
-        outputs.append(output)
-    agreement = _share(outputs[0] == outputs[1]) if student.classes else neighbours_shared(*outputs)
-    return {"agreement": agreement, "pictures": len(places), "rows": rows}
+        figures[name], outputs[name] = row, output
+    teacher, taught = outputs.popitem()
+    classes = models[teacher][0].classes
+    for name, output in outputs.items():
+        agreement = _share(output == taught) if classes else neighbours_shared(output, taught)
+        figures[name] |= {"agreement": agreement, "pictures": len(taught)}
+    return figures
 
 
 def _knn(model: Teacher, train: PixelStore, test: PixelStore | None, bank_size: int) -> dict:

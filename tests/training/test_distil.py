@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from training.data.sources import DataError, open_source
 from training.data.store import load_splits
 from training.distil import DistilSettings, NeighboursLoss, soft_cross_entropy
 from training.encoders import ResNetEncoder, embed
-from training.evaluation.features import EncoderError, open_encoder
+from training.evaluation.features import EncoderError, onnx_session, open_encoder
 from training.finetune import finetune
 from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
@@ -142,15 +143,34 @@ def test_a_student_of_an_encoder_can_be_used_like_a_pretrained_run(settings, tea
 
 @pytest.mark.slow
 def test_figures_of_teacher_and_student_are_reported(settings, teacher, capsys):
-    after = json.loads((distil.distil(settings(teacher)) / "result.json").read_text())["after"]
-    student, taught = after["rows"]
-    assert (student["encoder"], taught["encoder"]) == ("student", "teacher")
-    weights = sum(weight.numel() for weight in ResNetEncoder("tiny", 1, 16).parameters())
-    assert student["MB"] == pytest.approx(weights * 4 / 1e6) and taught["MB"] > 3 * student["MB"]
-    for row in (student, taught):
-        assert row["images/s"] > 0 and 0 <= row["knn"] <= 1 and row["queries"] == 20
-    assert after["pictures"] == 20 and 0 <= after["agreement"] <= 1
-    assert "student and teacher share" in capsys.readouterr().out
+    facts = json.loads((distil.distil(settings(teacher)) / "result.json").read_text())
+    student, out = facts["after"], capsys.readouterr().out
+    weights = [sum(weight.numel() for weight in ResNetEncoder("tiny", n, 16).parameters()) * 4 / 1e6 for n in (1, 2)]
+    assert student["MB"] == pytest.approx(weights[0])
+    assert re.search(r"encoder +student +teacher\nMB +" + " +".join(f"{size:.4g}" for size in weights), out), out
+    assert student["images/s"] > 0 and 0 <= student["knn"] <= 1 and student["queries"] == 20
+    assert student["pictures"] == 20 and 0 <= student["agreement"] <= 1
+    assert f"student and teacher share {student['agreement']:.1%} of the ten nearest" in out
+    assert "before" not in facts and "verdict" not in facts
+
+
+@pytest.mark.slow
+def test_a_student_with_initial_weights_learns_gently_from_itself_at_a_larger_size(settings, teacher, capsys):
+    start = checkpoint.encoder_of(checkpoint.load(checkpoint.find(teacher)))
+    rates = {"gently": None, "too fast": 3.0}
+    for name, lr in rates.items():
+        run = distil.distil(settings(teacher, name=name, init=str(teacher), size_px=12, epochs=1, lr=lr))
+        saved, weights = checkpoint.load(checkpoint.find(run)), dict(start.named_parameters())
+        student, out = checkpoint.encoder_of(saved), capsys.readouterr().out
+        moved = max((value - weights[key]).abs().max().item() for key, value in student.named_parameters())
+        assert (0 < moved < 1e-3) if lr is None else moved > 0.1  # 4 steps of AdamW move a weight by 4 rates at most
+        for key, value in student.named_buffers():
+            assert torch.equal(value, start.get_buffer(key)) == (key != "centre"), "batch norm's statistics"
+        assert re.search(r"encoder +start +student +teacher\n", out)
+        assert f"the result is {saved['facts']['verdict']['sentence']}" in out
+    pictures = load_splits(open_source(settings(teacher).data), Preprocessing(12))[0]
+    mean = embed(start, np.array(pictures.pixels)).mean(dim=0)
+    torch.testing.assert_close(saved["start"]["centre"], mean, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -158,6 +178,27 @@ def test_training_brings_the_student_closer_to_its_teacher(settings, teacher):
     longer = settings(teacher, epochs=20, augment=PLAIN)  # the same views in every epoch: only learning moves the loss
     losses = [row["loss"] for row in checkpoint.load(checkpoint.find(distil.distil(longer)))["history"]]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("better", [True, False])
+def test_the_better_one_of_a_student_and_its_start_is_exported(settings, teacher, monkeypatch, better):
+    figures = {"start": 0.4, "student": 0.9 if better else 0.1, "teacher": 1.0}
+    rows = {
+        name: {"knn": share, "queries": 500, "agreement": 0.5, "pictures": 500} for name, share in figures.items()
+    }
+    monkeypatch.setattr(distil, "compare", lambda *_: rows)
+    run = distil.distil(settings(teacher, init=str(teacher), size_px=12, epochs=1))
+    saved = checkpoint.load(checkpoint.find(run))
+    assert saved["facts"]["verdict"]["better"] == better
+    exported = export(ExportSettings(str(run)))[0]
+    assert exported.card.figures["after"] == rows["student" if better else "start"]
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), np.uint8)
+    student, served = (
+        checkpoint.encoder_of(saved),
+        torch.from_numpy(onnx_session(exported.graph).run(None, {"pixels": pixels})[0]),
+    )
+    assert torch.allclose(embed(student, pixels), served, atol=1e-4) == better
 
 
 @pytest.mark.slow
@@ -176,7 +217,7 @@ def test_a_student_of_a_classifier_agrees_with_it_and_keeps_its_classes(settings
     )
     names = [saved["classifier"]["classes"][i] for i in guesses[1]]
     right = np.mean([name == test.classes[label] for name, label in zip(names, test.labels, strict=True)])
-    assert after["rows"][1]["accuracy"] == pytest.approx(right)
+    assert saved["facts"]["teacher"]["accuracy"] == pytest.approx(right)
 
 
 @pytest.mark.slow
@@ -233,7 +274,7 @@ def test_a_resumed_run_gives_the_same_student(settings, teacher, tmp_path, monke
     for key, value in whole["state_dict"].items():
         torch.testing.assert_close(again["state_dict"][key], value, rtol=0, atol=0)
     assert distil.distil(settings(teacher, epochs=3, resume=True)) == run
-    with pytest.raises(CheckpointError, match=r"was started with --lr 0.15, not 0.3"):
+    with pytest.raises(CheckpointError, match=r"student was started without --lr: leave it out, or give another"):
         distil.distil(settings(teacher, epochs=3, lr=0.3, resume=True))
     with pytest.raises(CheckpointError, match="already contains a run: give another --name"):
         distil.distil(settings(teacher))
@@ -249,7 +290,8 @@ def test_an_encoder_encodes_every_picture_once_however_many_epochs_there_are(set
 
     counting = dataclasses.replace(opened, encoder=dataclasses.replace(opened.encoder, encode=encode))
     monkeypatch.setattr(distil, "open_teacher", lambda name: counting)
-    monkeypatch.setattr(distil, "compare", lambda *_: {"agreement": 1.0, "pictures": 1, "rows": []})
+    figures = {name: {"agreement": 1.0, "pictures": 1} for name in ("student", "teacher")}
+    monkeypatch.setattr(distil, "compare", lambda *_: figures)
     run = distil.distil(settings(teacher, epochs=3))
     assert sum(encoded) == 64
     student = checkpoint.encoder_of(checkpoint.load(checkpoint.find(run)))

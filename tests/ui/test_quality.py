@@ -23,13 +23,10 @@ BY_LABEL = "of 372 pictures of clothes, 82 % have the right label by their 20 ne
             "5 % before training",
         ),
         (
-            {"after": {"agreement": 0.62, "pictures": 500, "rows": [{"encoder": "student", "MB": 1}]}},
+            {"after": {"agreement": 0.62, "pictures": 500, "MB": 1}},
             "of the ten nearest of each of 500 pictures of clothes, 62 % are the same as its teacher's",
         ),
-        (
-            {"after": {"agreement": 0.6, "pictures": 5, "rows": [{"encoder": "student", **BEFORE_AFTER["after"]}]}},
-            BY_LABEL,
-        ),
+        ({"after": {"agreement": 0.6, "pictures": 5} | BEFORE_AFTER["after"]}, BY_LABEL),
         (
             BEFORE_AFTER | {"measured": {"data": "shoes", "knn": 0.9, "k": 1, "queries": 1, "bank": 4}},
             "of 1 picture of shoes, 90 % have the right label by their nearest one",

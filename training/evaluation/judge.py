@@ -74,11 +74,14 @@ def changed_views(pixels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def verdict(start: str, before: dict, after: dict) -> Verdict:
-    """The verdict on two results of `SimCLR.measure`, of the encoder named `start` and of the result."""
-    measure = "knn" if "knn" in after else "found_again"
+    """The verdict on two results of `SimCLR.measure`, or of `training.teacher.compare`: of the encoder named `start`
+    and of the result."""
+    measure = next(name for name in ("knn", "agreement", "found_again") if name in after)
     old, new = before[measure], after[measure]
     if measure == "knn":
         what = f"kNN accuracy on {after['queries']:,} pictures"
+    elif measure == "agreement":
+        what = f"share of the ten nearest of each of {after['pictures']:,} pictures that are the teacher's"
     else:
         what = f"score of finding each of {after['judged']:,} pictures by a changed view of it"
         shared = after["neighbours_shared"]

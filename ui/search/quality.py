@@ -70,8 +70,6 @@ def _latest(card: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, An
     if measured := figures.get("measured"):
         return measured, {}, measured.get("data", "")
     before, after = (figures.get(name) or {} for name in ("before", "after"))
-    if student := next((row for row in after.get("rows", []) if row.get("encoder") == "student"), None):
-        after = student if "knn" in student else after  # of a distillation
     return after, before, training.get("data", "")
 
 
