@@ -1,8 +1,10 @@
-"""How much of the gap between an untrained student and its teacher is closed, in the purity of the ten nearest.
+"""How much of the gap between a student's start and its teacher is closed, in the purity of the ten nearest.
 
 The last rows are the first student and its teacher as they are served: exported, and quantised to int8.
 
 python benchmarks/distil.py --data clothing.zip --minutes 20
+python benchmarks/distil.py --data clothing.zip --minutes 20 --width 2                   # a larger student
+python benchmarks/distil.py --data clothing.zip --epochs 4 --init lite0 --size-px 128    # lite0, taught by itself
 """
 
 if __name__ == "__main__" and not __package__:
@@ -12,7 +14,7 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -26,6 +28,7 @@ from export.to_onnx import ExportSettings, export
 from training import checkpoint, zoo
 from training.distil import DistilSettings, distil
 from training.evaluation.features import open_encoder
+from training.initial import load_initial
 
 
 @dataclass(frozen=True)
@@ -34,43 +37,41 @@ class Options:
     """Labelled pictures with a test split."""
     teacher: str = "lite0"
     encoder: str = "tiny"
-    """The student."""
+    """The student, from random weights."""
+    width: int = 1
+    """Of the student."""
+    init: str = ""
+    """An encoder of others from whose weights the student starts, instead."""
     size_px: int = 64
     """Of the student's input."""
     minutes: float = 20.0
     """Of each training."""
+    epochs: int | None = None
+    """Of each training, instead of --minutes."""
     seeds: int = 3
     quick: bool = False
     """A few pictures and one epoch, to show that it runs."""
 
 
 def main(options: Options) -> None:
-    found: dict[str, list[dict]] = {"untrained": [], "distilled": [], "teacher": []}
-    trial = {"epochs": 1} if options.quick else {"minutes": options.minutes}
+    found: dict[str, list[dict]] = {"start": [], "distilled": [], "teacher": []}
+    length = {"epochs": options.epochs} if options.epochs else {"minutes": options.minutes}
+    weights = {"init": options.init} if options.init else {"encoder": options.encoder, "width": options.width}
     with workplace(options.data, options.quick) as data:
+        settings = DistilSettings(teacher=options.teacher, data=data, size_px=options.size_px, **weights)
+        settings = replace(settings, **({"epochs": 1} if options.quick else length))
         teacher = zoo.load(options.teacher)
         found["teacher"].append(quality("teacher", teacher.encoder, teacher.preprocessing, data))
         for seed in range(1 if options.quick else options.seeds):
-            run = distil(
-                DistilSettings(
-                    teacher=options.teacher,
-                    encoder=options.encoder,
-                    size_px=options.size_px,
-                    data=data,
-                    seed=seed,
-                    name=f"student-{seed}",
-                    **trial,
-                )
-            )
+            run = distil(replace(settings, seed=seed, name=f"student-{seed}"))
             saved = checkpoint.load(checkpoint.find(run))
-            settings = checkpoint.settings_of(saved)
-            random = zoo.build(settings.encoder, settings.width, settings.size_px)
-            found["untrained"].append(quality("untrained", random, settings.preprocessing, data))
-            student = checkpoint.encoder_of(saved)
-            found["distilled"].append(quality("distilled", student, settings.preprocessing, data))
+            seen = checkpoint.settings_of(saved).preprocessing
+            start = load_initial(settings.init, settings.encoder, settings.width, settings.size_px, seed).encoder
+            found["start"].append(quality("start", start, seen, data))
+            found["distilled"].append(quality("distilled", checkpoint.encoder_of(saved), seen, data))
         rows = [{"encoder": name} | averaged(results) for name, results in found.items()]
         rows += [*served("student-0", Path("runs/student-0"), data), *served("teacher", options.teacher, data)]
-    low, reached, high = (mean(r["purity"] for r in found[name]) for name in ("untrained", "distilled", "teacher"))
+    low, reached, high = (mean(r["purity"] for r in found[name]) for name in ("start", "distilled", "teacher"))
     publish("distil", rows, {"gap_closed": (reached - low) / (high - low)})
 
 
