@@ -126,6 +126,10 @@ def _fill(threads: "_Threads", count: int, encoder: BatchEncoder, index: Index, 
                 bar.update(threads.taken - bar.n)
                 for thread in done:
                     thread.result()
+        except KeyboardInterrupt:
+            if not quiet:
+                bar.write("stopping: the pictures embedded so far are being stored")
+            raise
         finally:
             threads.stop.set()  # they finish their current batches
 
