@@ -239,19 +239,22 @@ def distil(settings: DistilSettings, began: float | None = None) -> Path:
     student = teacher_of("student", network, ours, teacher.classes)
     timed = ((teacher, theirs), (student, ours)) if settings.minutes else ()
     seconds = [encoding_s(one, stores[how][0]) for one, how in timed] or [0.0, 0.0]
-    bank = run.budget.affordable(COMPARING, COMPARED * sum(seconds), BANK_SIZE)
+    count, h = run.budget.affordable(TEACHING, seconds[0], len(pixels)), None
+    encodes_all = count == len(pixels) and not teacher.classes  # then the comparison has the teacher's h of its bank
+    students = 2 if initial else 1
+    each_s = COMPARED * students * seconds[1] + (COMPARED - encodes_all) * seconds[0]
+    bank = run.budget.affordable(COMPARING, each_s, BANK_SIZE)
     compared, centring = min(bank, len(pixels)), min(CENTRE_IMAGES, len(pixels))
-    models = 3 if initial else 2
-    encoding = sum(seconds) + (models - 2) * seconds[1]
-    run.budget.ending_s["comparing"] = COMPARED * encoding * compared + models * TIMED_S + centring * seconds[1]
+    run.budget.ending_s["comparing"] = each_s * compared + (students + 1) * TIMED_S + centring * seconds[1]
     targets, taught = None, pixels
     if not teacher.classes:
-        count = run.budget.affordable(TEACHING, seconds[0], len(pixels))
         rows = np.sort(np.random.default_rng(settings.seed).permutation(len(pixels))[:count])
-        if count < len(pixels):
+        if not encodes_all:
             taught = StreamedRows(pixels, rows)
             print(f"note: in --minutes {settings.minutes:g} the teacher encodes {count:,} of {len(pixels):,} pictures")
-        targets = targets_of(teacher, stores[theirs][0], rows)
+        whole = stores[theirs][0]
+        h = teacher.encoder(StreamedRows(whole.pixels, rows), [whole.names[row] for row in rows])
+        targets = h - h.mean(dim=0)
     step = DistilStep(teacher, taught, size_px, settings, targets)
     length = f"{settings.minutes:g} min in all" if settings.minutes else f"{settings.epochs} epochs"
     print(
@@ -266,7 +269,7 @@ def distil(settings: DistilSettings, began: float | None = None) -> Path:
     facts = run.facts(source.name, len(history))
     trained = ({"start": initial} if initial else {}) | {"student": network}
     models = {name: (teacher_of(name, one, ours, teacher.classes), stores[ours]) for name, one in trained.items()}
-    figures = compare(models | {"teacher": (teacher, stores[theirs])}, bank)
+    figures = compare(models | {"teacher": (teacher, stores[theirs])}, bank, h if encodes_all else None)
     facts |= {"after": figures["student"], "teacher": figures["teacher"]}
     if initial:
         found = verdict(start.origin, figures["start"], figures["student"])
@@ -292,16 +295,6 @@ def distil(settings: DistilSettings, began: float | None = None) -> Path:
     if "verdict" in facts:
         print(f"the result is {facts['verdict']['sentence']}")
     return folder
-
-
-def targets_of(teacher: Teacher, pictures: PixelStore, rows: np.ndarray) -> Tensor:
-    """The teacher's h of N pictures minus its mean: (N, d).
-
-    rows    (N,) int64 of these pictures
-    raises  EncoderError: NaN or infinite values
-    """
-    h = teacher.encoder(StreamedRows(pictures.pixels, rows), [pictures.names[row] for row in rows])
-    return h - h.mean(dim=0)
 
 
 def encoding_s(model: Teacher, pictures: PixelStore) -> float:

@@ -86,22 +86,25 @@ def notes(teacher: Teacher, student: nn.Module, size_px: int, source: Source) ->
     return [note for note in notes if note]
 
 
-def compare(models: dict[str, tuple[Teacher, Splits]], bank_size: int = BANK_SIZE) -> dict:
+def compare(
+    models: dict[str, tuple[Teacher, Splits]], bank_size: int = BANK_SIZE, taught: Tensor | None = None
+) -> dict[str, dict]:
     """Figures of each model, by name, on the test split, or without one on training pictures.
 
     models     by name, the teacher last; each with the same pictures at its own size
     bank_size  most pictures of the kNN bank; a fifth as many are its queries, and compared
+    taught     (N, d) the teacher's h of all training pictures, if they are there
     returns    size, speed, accuracy where there are labels, and of all but the teacher their agreement with it on
                `pictures`. Classifiers: share of pictures given the same class; encoders: share of each picture's ten
                nearest that are the same
     """
-    figures, outputs = {}, {}
+    figures, outputs, teacher = {}, {}, [*models][-1]
     for name, (model, (train, test)) in models.items():
         sample = np.array(train.pixels[:TIMED])  # a copy, since torch warns about read-only arrays
         row = {"MB": model.encoder.megabytes, "images/s": images_per_s(model, sample)}
         row |= {"dimension": model.encoder.encode(sample).shape[1]}
         if len(np.unique(train.labels[train.labels >= 0])) > 1:
-            row |= _knn(model, train, test, bank_size)
+            row |= _knn(model, train, test, bank_size, taught if name == teacher else None)
         pictures = test if test is not None and len(test) > 1 else train
         places = np.sort(np.random.default_rng(0).permutation(len(pictures))[: max(2, bank_size // 5)])
         batches = np.array_split(places, -(-len(places) // 256))
@@ -113,17 +116,19 @@ def compare(models: dict[str, tuple[Teacher, Splits]], bank_size: int = BANK_SIZ
             if (known := torch.tensor(labels) >= 0).any():
                 row["accuracy"] = _share((output == torch.tensor(labels))[known])
         figures[name], outputs[name] = row, output
-    teacher, taught = outputs.popitem()
-    classes = models[teacher][0].classes
+    theirs, classes = outputs.pop(teacher), models[teacher][0].classes
     for name, output in outputs.items():
-        agreement = _share(output == taught) if classes else neighbours_shared(output, taught)
-        figures[name] |= {"agreement": agreement, "pictures": len(taught)}
+        agreement = _share(output == theirs) if classes else neighbours_shared(output, theirs)
+        figures[name] |= {"agreement": agreement, "pictures": len(theirs)}
     return figures
 
 
-def _knn(model: Teacher, train: PixelStore, test: PixelStore | None, bank_size: int) -> dict:
+def _knn(
+    model: Teacher, train: PixelStore, test: PixelStore | None, bank_size: int, h_train: Tensor | None = None
+) -> dict:
+    """h_train: (N, d) of all training pictures, if they have been encoded."""
     bank, query_store, queries = knn.split_bank_and_queries(train, test, bank_size)
-    h_bank = model.encoder(StreamedRows(train.pixels, bank))
+    h_bank = model.encoder(StreamedRows(train.pixels, bank)) if h_train is None else h_train[torch.from_numpy(bank)]
     h = model.encoder(StreamedRows(query_store.pixels, queries))
     k = knn.default_k(len(bank))
     predicted = knn.knn_predict(h_bank, torch.from_numpy(train.labels[bank]), h, k)

@@ -25,7 +25,7 @@ from training.evaluation.features import EncoderError, onnx_session, open_encode
 from training.finetune import finetune
 from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
-from training.teacher import open_teacher
+from training.teacher import compare, open_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")  # the exporter's own
 PLAIN = AugmentSettings(crop_area=(1.0, 1.0), flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
@@ -184,9 +184,7 @@ def test_training_brings_the_student_closer_to_its_teacher(settings, teacher):
 @pytest.mark.parametrize("better", [True, False])
 def test_the_better_one_of_a_student_and_its_start_is_exported(settings, teacher, monkeypatch, better):
     figures = {"start": 0.4, "student": 0.9 if better else 0.1, "teacher": 1.0}
-    rows = {
-        name: {"knn": share, "queries": 500, "agreement": 0.5, "pictures": 500} for name, share in figures.items()
-    }
+    rows = {name: {"knn": share, "queries": 500, "agreement": 0.5, "pictures": 500} for name, share in figures.items()}
     monkeypatch.setattr(distil, "compare", lambda *_: rows)
     run = distil.distil(settings(teacher, init=str(teacher), size_px=12, epochs=1))
     saved = checkpoint.load(checkpoint.find(run))
@@ -280,30 +278,48 @@ def test_a_resumed_run_gives_the_same_student(settings, teacher, tmp_path, monke
         distil.distil(settings(teacher))
 
 
-@pytest.mark.slow
-def test_an_encoder_encodes_every_picture_once_however_many_epochs_there_are(settings, teacher, monkeypatch):
+@pytest.fixture
+def counted(teacher, monkeypatch) -> list[int]:
+    """How many pictures the teacher has encoded, for each call."""
     encoded, opened = [], open_teacher(str(teacher))
 
     def encode(pixels: np.ndarray) -> torch.Tensor:
         encoded.append(len(pixels))
         return opened.encoder.encode(pixels)
 
-    counting = dataclasses.replace(opened, encoder=dataclasses.replace(opened.encoder, encode=encode))
+    counting = dataclasses.replace(opened, encoder=dataclasses.replace(opened.encoder, encode=encode), output=encode)
     monkeypatch.setattr(distil, "open_teacher", lambda name: counting)
-    figures = {name: {"agreement": 1.0, "pictures": 1} for name in ("student", "teacher")}
-    monkeypatch.setattr(distil, "compare", lambda *_: figures)
+    monkeypatch.setattr("training.teacher.images_per_s", lambda *_: 1)
+    return encoded
+
+
+@pytest.mark.slow
+def test_an_encoder_encodes_every_picture_once_however_many_epochs_there_are(settings, teacher, counted, monkeypatch):
+    targets, step = [], distil.DistilStep
+    monkeypatch.setattr(distil, "DistilStep", lambda *given: targets.append(given[-1]) or step(*given))
     run = distil.distil(settings(teacher, epochs=3))
-    assert sum(encoded) == 64
-    student = checkpoint.encoder_of(checkpoint.load(checkpoint.find(run)))
+    test, dimension = 20, 64  # found by kNN and compared; encoded to learn the dimension
+    assert sum(counted) == 64 + 2 * test + dimension
     pixels = np.array(load_splits(open_source(settings(teacher).data), Preprocessing(16, 1.0))[0].pixels)
+    h = open_teacher(str(teacher)).encoder.encode(pixels)
+    torch.testing.assert_close(targets[0], h - h.mean(dim=0))
+    student = checkpoint.encoder_of(checkpoint.load(checkpoint.find(run)))
     torch.testing.assert_close(embed(student, pixels).mean(dim=0), torch.zeros(128), rtol=0, atol=1e-5)
 
 
-def test_the_targets_are_the_teachers_h_minus_its_mean(teacher, small_shapes):
-    pictures = load_splits(open_source(str(small_shapes)), Preprocessing(16, 1.0))[0]
-    opened = open_teacher(str(teacher))
-    h = opened.encoder.encode(np.array(pictures.pixels))
-    torch.testing.assert_close(distil.targets_of(opened, pictures, np.arange(64)), h - h.mean(dim=0))
+@pytest.mark.slow
+def test_the_comparison_uses_what_the_teacher_has_encoded(settings, teacher, counted):
+    splits, opened = load_splits(open_source(settings(teacher).data), Preprocessing(16, 1.0)), distil.open_teacher("")
+    h = opened.encoder.encode(np.array(splits[0].pixels))
+    models = {"student": (open_teacher(str(teacher)), splits), "teacher": (opened, splits)}
+    counts, found = [], []
+    for taught in (None, h, -h):
+        counted.clear()
+        found.append(compare(models, taught=taught))
+        counts.append(sum(counted))
+    assert counts == [168, 104, 104]
+    assert found[0] == found[1] != found[2]
+    assert found[0]["student"]["knn"] == found[2]["student"]["knn"]
 
 
 def test_the_seed_reaches_the_views_of_the_student(settings, teacher):
