@@ -217,7 +217,7 @@ def distil(settings: DistilSettings, began: float | None = None) -> Path:
     architecture, size_px = start.settings.architecture, start.settings.size_px
     teacher_name = short_name(settings.teacher)
     source = open_source(settings.data)
-    folder = RUNS / (settings.name or f"{source.name}-{architecture}-of-{teacher_name}")
+    folder = RUNS / (settings.name or f"{source.name}-{short_name(settings.init or architecture)}-of-{teacher_name}")
     if is_finished(folder, settings):
         return folder
     ours, theirs = start.settings.preprocessing, teacher.encoder.preprocessing

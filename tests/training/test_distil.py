@@ -186,7 +186,8 @@ def test_the_better_one_of_a_student_and_its_start_is_exported(settings, teacher
     figures = {"start": 0.4, "student": 0.9 if better else 0.1, "teacher": 1.0}
     rows = {name: {"knn": share, "queries": 500, "agreement": 0.5, "pictures": 500} for name, share in figures.items()}
     monkeypatch.setattr(distil, "compare", lambda *_: rows)
-    run = distil.distil(settings(teacher, init=str(teacher), size_px=12, epochs=1))
+    run = distil.distil(settings(teacher, name="", init=str(teacher), size_px=12, epochs=1))
+    assert run.name.endswith("-small-of-small")
     saved = checkpoint.load(checkpoint.find(run))
     assert saved["facts"]["verdict"]["better"] == better
     exported = export(ExportSettings(str(run)))[0]
@@ -231,7 +232,8 @@ def test_a_bundle_gives_the_same_answers_as_its_run_and_its_student_is_exported_
 
 @pytest.mark.slow
 def test_torchvision_models_can_teach_and_a_larger_student_gives_a_note(settings, capsys):
-    run = distil.distil(settings("mobilenet_v3_small:random", epochs=1, encoder="resnet18", size_px=16))
+    run = distil.distil(settings("mobilenet_v3_small:random", epochs=1, encoder="resnet18", size_px=16, name=""))
+    assert run.name.endswith("-resnet18-of-mobilenet_v3_small")
     out = capsys.readouterr().out
     assert "note: the student is larger than its teacher, 44.7 MB of weights against" in out
     assert "takes 224 px and these pictures have 24" in out
