@@ -282,7 +282,7 @@ def distil(settings: DistilSettings, began: float | None = None) -> Path:
     else:
         weights = {f"encoder.{key}": value.cpu() for key, value in network.state_dict().items()}
         content = {"settings": start.settings.to_dict(), "facts": facts, "history": history, "state_dict": weights}
-        content |= {"start": initial.state_dict()} if initial else {}
+        content |= {"start": {key: value.cpu() for key, value in initial.state_dict().items()}} if initial else {}
         AtomicCheckpointIO().save_checkpoint(content | {"distillation": about}, last)
     run.end()
     print_table([{"encoder": name} | row for name, row in figures.items()])
