@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FIRST_CHECK, CHECK_EVERY = 10, 100  # steps; reading the loss waits for the device
 PATIENCE = 200  # steps after the warm-up, after which a loss at chance is reported
+RECENT = 50  # steps over which the loss is averaged, since that of one small batch may be at chance by chance
 AT_CHANCE = 0.02  # with a loss within this share of its chance level, nothing has been learnt
 COLLAPSED = 0.1  # spread of the projections; 1 for independent directions
 
@@ -30,6 +31,7 @@ class Watch(pl.Callback):
     def __init__(self, warmup_steps: int):
         self.warmup_steps = warmup_steps
         self.warned: set[str] = set()
+        self.recent_loss: Tensor | None = None  # stays on the device
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if warning := lr_warning(cast("SimCLR", pl_module).settings):
@@ -38,7 +40,8 @@ class Watch(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
-        step = trainer.global_step
+        step, loss = trainer.global_step, cast("SimCLR", pl_module).loss_value
+        self.recent_loss = loss if self.recent_loss is None else self.recent_loss.lerp(loss, 1 / RECENT)
         if step == FIRST_CHECK or step % CHECK_EVERY == 0:
             self.check(trainer, cast("SimCLR", pl_module))
 
@@ -55,6 +58,7 @@ class Watch(pl.Callback):
                 f"Try a lower --lr than {settings.lr:g}, a longer --warmup, or a higher --temperature."
             )
         chance = LOSSES[settings.loss].chance(settings.batch_size)
+        recent = loss if self.recent_loss is None else self.recent_loss.item()
         if spread < COLLAPSED:
             self._warn(
                 "collapse",
@@ -62,13 +66,13 @@ class Watch(pl.Callback):
                 f"the projections of all pictures point the same way (spread {spread:.3f} of 1 at step {step:,}): the "
                 f"encoder is collapsing. Try a lower --lr, or a --head-layers of 2 or 3, whose batch norm prevents it.",
             )
-        elif self.is_warm(step, module) and loss > (1 - AT_CHANCE) * chance:
+        elif self.is_warm(step, module) and recent > (1 - AT_CHANCE) * chance:
             self._warn(
                 "chance",
                 trainer,
-                f"the loss, {loss:.3f} at step {step:,}, is still at its chance level {chance:.3f}: nothing is being "
-                f"learnt. Are the pictures all alike, or their views too different? Try a gentler augmentation, "
-                f"another --lr, or a lower --temperature.",
+                f"the loss, {recent:.3f} on average before step {step:,}, is still at its chance level {chance:.3f}: "
+                f"nothing is being learnt. Are the pictures all alike, or their views too different? Try a gentler "
+                f"augmentation, another --lr, or a lower --temperature.",
             )
 
     def is_warm(self, step: int, module: "SimCLR") -> bool:

@@ -23,12 +23,18 @@ def check(warnings):
     watch = Watch(warmup_steps=20)
 
     def call(step: int, loss: float, spread: float = 1.0, settings: PretrainSettings = DEFAULTS) -> None:
-        bar = SimpleNamespace(print=warnings.append)
-        trainer = SimpleNamespace(global_step=step, is_global_zero=True, progress_bar_callback=bar)
-        values = {"loss_value": torch.tensor(loss), "spread": torch.tensor(spread)}
-        watch.check(trainer, SimpleNamespace(settings=settings, **values))
+        watch.check(trainer(step, warnings), module(loss, spread, settings))
 
     return call
+
+
+def trainer(step: int, warnings: list[str]) -> SimpleNamespace:
+    bar = SimpleNamespace(print=warnings.append)
+    return SimpleNamespace(global_step=step, is_global_zero=True, progress_bar_callback=bar)
+
+
+def module(loss: float, spread: float = 1.0, settings: PretrainSettings = DEFAULTS) -> SimpleNamespace:
+    return SimpleNamespace(settings=settings, loss_value=torch.tensor(loss), spread=torch.tensor(spread))
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -45,6 +51,14 @@ def test_a_loss_at_chance_is_reported_once_and_not_before_it_had_time(check, war
     check(400, 5.53)
     assert len(warnings) == 1
     assert "is still at its chance level 5.541" in warnings[0]
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_one_batch_does_not_decide_whether_the_loss_is_at_chance(warnings, learns):
+    watch, usual, other = Watch(warmup_steps=20), 4.8 if learns else 5.54, 5.6 if learns else 4.8
+    for step in range(1, 301):
+        watch.on_train_batch_end(trainer(step, warnings), module(other if step == 300 else usual), None, None, 0)
+    assert len(warnings) == (not learns)
 
 
 @pytest.mark.parametrize(("loss", "chance"), [("nt_xent", "1.099"), ("dcl", "0.693")])
