@@ -52,6 +52,7 @@ from training.trackers import check_tracker, trackers
 from training.watch import RunProblem, Watch
 from training.zoo import check_architecture
 
+ADAPTING_STEPS = 28  # of f by the preset adapt, at least: two epochs of 3,409 pictures after --head-first (RECORDS.md)
 LEAST_STEPS, LEAST_BATCH = 10, 32  # of an epoch; smallest batch that is made for it
 COMPILE_FROM_STEPS, COMPILE_FROM_MIN = 2000, 5.0  # shortest run compiled on a CPU, where compiling takes half a minute
 HOW_TO_RESUME = "Run the same command with --resume to continue."
@@ -80,6 +81,7 @@ def pretrain(settings: PretrainSettings, began: float | None = None) -> Path:
     judged = bool(settings.init) and (saved is None or bool(saved.get("start")))  # older runs did not keep their start
     train, test = open_pictures(settings, source, judged)
     settings = check_batch(settings, mixture.images_per_epoch(train), devices * nodes)
+    settings = enough_epochs(settings, mixture.images_per_epoch(train))
     if saved:
         if saved["facts"]["images"] != len(train.pixels):
             raise CheckpointError(
@@ -261,6 +263,15 @@ def check_batch(settings: PretrainSettings, images: int, world: int) -> Pretrain
             "with at least 2 images per process"
         )
     return settings
+
+
+def enough_epochs(settings: PretrainSettings, images: int) -> PretrainSettings:
+    """More epochs of the preset adapt for few images, so that f is trained for ADAPTING_STEPS after g has been."""
+    preset = PRESETS["adapt"][1]
+    if settings.preset != preset.preset or settings.epochs != preset.epochs or settings.minutes:
+        return settings
+    epochs = math.ceil((settings.head_first + ADAPTING_STEPS) / (images // settings.batch_size))
+    return dataclasses.replace(settings, epochs=max(settings.epochs, epochs))
 
 
 def largest_batch(settings: PretrainSettings, images: int, world: int) -> int:

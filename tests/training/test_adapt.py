@@ -1,5 +1,8 @@
 """Settings that adapt an encoder that others trained, the centre of h, and the precision on a CPU."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from timm.layers import SyncBatchNormAct
 from torch import nn
 
 from training import checkpoint, zoo
-from training.config import PretrainSettings
+from training.config import PRESETS, PretrainSettings
 from training.data import store
 from training.data.sources import open_source
 from training.device import bfloat16_pays
@@ -42,6 +45,13 @@ def test_only_the_head_is_trained_in_the_first_steps(small_settings):
     assert not changed(before, head_only, "encoder.") and changed(before, head_only, "projector.")
     both = weights(pretrain(small_settings(name="both", epochs=1, head_first=1, warmup=0.0)))
     assert changed(before, both, "encoder.")
+
+
+@pytest.mark.slow
+def test_the_preset_adapts_to_few_pictures_in_more_epochs(small_shapes):
+    settings = replace(PRESETS["adapt"][1], init="timm:test_resnet:random", size_px=32, max_steps=1)
+    run = pretrain(replace(settings, data=str(small_shapes), name="few"))
+    assert json.loads((run / "config.json").read_text())["epochs"] == 26  # of 2 steps, 24 of them for the head alone
 
 
 def splits(settings: PretrainSettings):

@@ -35,7 +35,7 @@ from training.initial import InitialWeights, apply_initial, load_initial, statis
 from training.lars import lars_groups
 from training.loss import LOSSES
 from training.optimizers import OPTIMIZERS
-from training.pretrain import check_batch, pretrain, starting_point, widen_crops
+from training.pretrain import check_batch, enough_epochs, pretrain, starting_point, widen_crops
 from training.simclr import SimCLR, compiles_networks
 
 ROOT = Path(__file__).parents[2]
@@ -202,6 +202,23 @@ def test_the_batch_of_a_preset_shrinks_to_ten_steps_an_epoch(capsys, preset, giv
         given != expected
     )
     assert ("at least 10 steps" in printed) == (given <= images and given != expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "epochs"),
+    [
+        ({"batch_size": 128}, 3409, 2),
+        ({"batch_size": 32}, 300, 6),  # 54 steps
+        ({"batch_size": 32}, 32, 52),
+        ({"batch_size": 128}, 10**6, 2),
+        ({"batch_size": 32, "head_first": 1}, 300, 4),
+        ({"batch_size": 32, "epochs": 1}, 300, 1),
+        ({"batch_size": 32, "preset": "tiny"}, 300, 2),
+        ({"batch_size": 32, "minutes": 1.0}, 300, 2),
+    ],
+)
+def test_few_pictures_are_adapted_to_in_more_epochs(changes, images, epochs):
+    assert enough_epochs(dataclasses.replace(PRESETS["adapt"][1], **changes), images).epochs == epochs
 
 
 def test_crops_follow_the_spread_of_pictures_that_are_squeezed_to_a_square(tmp_path, small_settings, capsys):
