@@ -15,10 +15,10 @@ of h, so teacher and student may differ in dimension, and no layer is needed bet
 every picture once, as a whole, and the student sees another view of it in each epoch: so a large teacher costs one pass
 over the pictures.
 
-With --init the student starts from weights that already know much, and learns gently: AdamW at a low learning rate,
-the statistics of batch norm as they are. So an encoder can learn, for smaller pictures, from itself at its own size.
-The result is compared with the initial weights, by kNN accuracy if there are labels and otherwise by the neighbours
-shared with the teacher. The better of the two is exported.
+With --init the student of an encoder starts from weights that already know much, and learns gently: AdamW at a low
+learning rate, the statistics of batch norm as they are. So an encoder can learn, for smaller pictures, from itself at
+its own size. The result is compared with the initial weights, by kNN accuracy if there are labels and otherwise by the
+neighbours shared with the teacher. The better of the two is exported.
 
     runs/NAME/  config.json  metrics.csv  result.json  checkpoints/last.ckpt
 
@@ -97,17 +97,14 @@ class DistilSettings(ResumableSettings):
     batch_size: int = 128
     """Pictures per step. Reduced if there are fewer pictures."""
     lr: float | None = None
-    """Peak learning rate. By default 0.15, which is multiplied by the square root of the batch size, of LARS; with
-    --init 1e-4 of AdamW, so that the student keeps most of what it has learnt."""
+    """Peak learning rate. By default 0.15, which is multiplied by the square root of the batch size, of LARS. With
+    --init and an encoder as the teacher 1e-4, of AdamW, so that the student keeps most of what it knows; initial
+    weights that know little need a higher one."""
 
     def __post_init__(self) -> None:
         check_settings(self, ("size_px", "temperature", "epochs", "minutes", "lr"))
         if not self.batch_size >= 2:
             raise ValueError(f"--batch-size must be at least 2, not {self.batch_size}")
-
-    @property
-    def learning_rate(self) -> float:
-        return self.lr or (PRETRAINED_LR if self.init else SCRATCH_LR)
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -305,15 +302,16 @@ def encoding_s(model: Teacher, pictures: PixelStore) -> float:
 
 def train_student(network: nn.Module, step: DistilStep, run: ResumableRun) -> list[dict]:
     """Train in place, or resume. Returns one row per epoch."""
-    settings, lr = step.settings, step.settings.learning_rate
-    groups = lars_groups(network, WEIGHT_DECAY)
-    if settings.init:
+    settings, groups = step.settings, lars_groups(network, WEIGHT_DECAY)
+    gently = settings.init and isinstance(network, Encoder)
+    lr = settings.lr or (PRETRAINED_LR if gently else SCRATCH_LR)
+    if gently:
         optimizer: Optimizer = AdamW(groups, lr=lr)
     else:
         optimizer = LARS(groups, lr=scaled_lr(lr, step.batch, "sqrt"), momentum=MOMENTUM)
     scheduler = cosine_schedule(optimizer, WARMUP, settings.epochs * step.steps_per_epoch, run.budget)
     network.train()
-    if settings.init:
+    if gently:
         freeze_statistics(network)
     return train_epochs(network, optimizer, scheduler, settings, lr, partial(step.epoch, network), run)
 

@@ -52,7 +52,8 @@ def load_initial(init: str, encoder: str | None, width: int | None, size_px: int
                 f"--init {init}: training cannot continue from an ONNX graph; give the weights that it was made from, "
                 "or distil from it with training/distil.py --teacher"
             )
-        path = checkpoint_of(path) if (path / CARD).exists() else checkpoint.find(path)
+        exported = load_bundle(path).card if (path / CARD).exists() else None
+        path = checkpoint_of(path) if exported else checkpoint.find(path)
         saved = checkpoint.load(path)
         if not all(weight.isfinite().all() for weight in saved["state_dict"].values()):
             raise CheckpointError(f"{path} holds weights that are NaN or infinite: give an earlier run")
@@ -61,14 +62,16 @@ def load_initial(init: str, encoder: str | None, width: int | None, size_px: int
             if value not in (None, getattr(own, name)):
                 raise CheckpointError(f"{path} has --{name} {getattr(own, name)}, not {value}: leave --{name} out")
         settings = replace(own, size_px=_size(init, own.encoder, own.size_px, size_px))
-        projector = projection_head(checkpoint.encoder_of(saved).dimension, own.head_layers, own.head_dimension)
+        network = checkpoint.encoder_of(saved)
+        if exported and exported.training.get("epochs") == 0 and saved.get("start"):  # the better weights were exported
+            network.load_state_dict(saved["start"])
+            return InitialWeights(network, None, settings, f"{own.name or init}")
+        projector = projection_head(network.dimension, own.head_layers, own.head_dimension)
         prefix = "projector."
         weights = {k.removeprefix(prefix): w for k, w in saved["state_dict"].items() if k.startswith(prefix)}
         if weights:
             projector.load_state_dict(weights)
-        return InitialWeights(
-            checkpoint.encoder_of(saved), projector if weights else None, settings, f"{own.name or init}"
-        )
+        return InitialWeights(network, projector if weights else None, settings, f"{own.name or init}")
     if zoo.parse(init):
         return _from_zoo(init, encoder, width, size_px)
     near = zoo.nearest_names(init)

@@ -23,6 +23,7 @@ from training.distil import DistilSettings, NeighboursLoss, soft_cross_entropy
 from training.encoders import ResNetEncoder, embed
 from training.evaluation.features import EncoderError, onnx_session, open_encoder
 from training.finetune import finetune
+from training.initial import load_initial
 from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
 from training.teacher import compare, open_teacher
@@ -198,6 +199,13 @@ def test_the_better_one_of_a_student_and_its_start_is_exported(settings, teacher
         torch.from_numpy(onnx_session(exported.graph).run(None, {"pixels": pixels})[0]),
     )
     assert torch.allclose(embed(student, pixels), served, atol=1e-4) == better
+    assert ("distillation" in exported.card.training) == better == bool(exported.card.figures["before"])
+    again = load_initial(str(exported.folder), None, None, 12, 0).encoder
+    assert torch.allclose(embed(again, pixels), served, atol=1e-4), "the weights of a bundle are those that it serves"
+    if not better:
+        kept, forced = exported.graph.read_bytes(), export(ExportSettings(str(run), force=True))[0]
+        assert forced.graph.read_bytes() != kept and "distillation" in forced.card.training
+        assert export(ExportSettings(str(run)))[0].graph.read_bytes() == kept, "not what --force has exported"
 
 
 @pytest.mark.slow
@@ -217,6 +225,14 @@ def test_a_student_of_a_classifier_agrees_with_it_and_keeps_its_classes(settings
     names = [saved["classifier"]["classes"][i] for i in guesses[1]]
     right = np.mean([name == test.classes[label] for name, label in zip(names, test.labels, strict=True)])
     assert saved["facts"]["teacher"]["accuracy"] == pytest.approx(right)
+
+
+@pytest.mark.slow
+def test_a_classifiers_student_with_initial_weights_learns_at_the_full_rate(settings, teacher, labelled):
+    run = distil.distil(settings(labelled, init=str(teacher), epochs=1))
+    student, saved = classifier.load(checkpoint.find(run))
+    assert student.classifier.weight.abs().max() > 1e-3, "it starts at 0, and AdamW at 1e-4 would move it by 4e-4"
+    assert "verdict" not in saved["facts"]
 
 
 @pytest.mark.slow

@@ -68,6 +68,12 @@ def test_pictures_are_found_again_by_an_encoder_that_knows_them_and_not_by_one_t
             "not distinguishable from lite0 as it was: kNN accuracy on 300 pictures 66.7% before, 68.0% after",
         ),
         (
+            {"agreement": 0.557},
+            {"agreement": 0.56, "pictures": 60},
+            True,
+            "not distinguishable from lite0 as it was: share of the ten nearest of each of 60 pictures that are the",
+        ),
+        (
             {"agreement": 0.61},
             {"agreement": 0.72, "pictures": 700},
             True,

@@ -88,7 +88,8 @@ def verdict(start: str, before: dict, after: dict) -> Verdict:
         if shared < LEAST_SHARED:
             reason = f"{shared:.0%} of each picture's ten nearest ones are the same"
             return Verdict(False, f"too far from {start} as it was to be trusted without labels: {reason}")
-    if measure == "knn" and new != old and not words.is_clear(words.difference(old, new, after["queries"])):
+    cases = after.get({"knn": "queries", "agreement": "pictures"}.get(measure))
+    if cases and new != old and not words.is_clear(words.difference(old, new, cases)):
         reason = f"{what} {old:.1%} before, {new:.1%} after"
         return Verdict(new > old, f"not distinguishable from {start} as it was: {reason}")
     if new == old:
