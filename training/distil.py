@@ -1,7 +1,7 @@
 r"""Distil a trained encoder or classifier into a smaller one, on pictures without labels: the student in runs/NAME.
 
     python training/distil.py --teacher runs/LARGE --encoder tiny --data ~/Pictures
-    python training/distil.py --teacher lite0 --init lite0 --size-px 128 --data ~/Pictures     the same f, for less work
+    python training/distil.py --teacher lite0 --init lite0 --size-px 128 --data ~/Pictures --minutes 20
 
 From a classifier the student learns its class probabilities for the same view of a picture (Chen et al. 2020,
 arXiv:2006.10029, Eq. 2); t and s are the logits, tau the temperature:
@@ -227,12 +227,12 @@ def distil(settings: DistilSettings, began: float | None = None) -> Path:
         print(f"note: {note}")
     network = Classifier(start.encoder, None, len(teacher.classes)) if teacher.classes else start.encoder
     network = to_training_device(network)
+    run = ResumableRun(folder, settings, len(pixels))
+    run.budget = Budget(settings.minutes, began, run.saved and run.saved.get("budget"))
     initial = None  # of an encoder, to compare the result with
     if settings.init and isinstance(network, Encoder):
         network.set_centre(pixels)  # the teacher's h are centred too
         initial = copy.deepcopy(network)
-    run = ResumableRun(folder, settings, len(pixels))
-    run.budget = Budget(settings.minutes, began, run.saved and run.saved.get("budget"))
     student = teacher_of("student", network, ours, teacher.classes)
     timed = ((teacher, theirs), (student, ours)) if settings.minutes else ()
     seconds = [encoding_s(one, stores[how][0]) for one, how in timed] or [0.0, 0.0]

@@ -194,11 +194,8 @@ def test_the_better_one_of_a_student_and_its_start_is_exported(settings, teacher
     exported = export(ExportSettings(str(run)))[0]
     assert exported.card.figures["after"] == rows["student" if better else "start"]
     pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), np.uint8)
-    student, served = (
-        checkpoint.encoder_of(saved),
-        torch.from_numpy(onnx_session(exported.graph).run(None, {"pixels": pixels})[0]),
-    )
-    assert torch.allclose(embed(student, pixels), served, atol=1e-4) == better
+    served = torch.from_numpy(onnx_session(exported.graph).run(None, {"pixels": pixels})[0])
+    assert torch.allclose(embed(checkpoint.encoder_of(saved), pixels), served, atol=1e-4) == better
     assert ("distillation" in exported.card.training) == better == bool(exported.card.figures["before"])
     again = load_initial(str(exported.folder), None, None, 12, 0).encoder
     assert torch.allclose(embed(again, pixels), served, atol=1e-4), "the weights of a bundle are those that it serves"
@@ -294,6 +291,15 @@ def test_a_resumed_run_gives_the_same_student(settings, teacher, tmp_path, monke
         distil.distil(settings(teacher, epochs=3, lr=0.3, resume=True))
     with pytest.raises(CheckpointError, match="already contains a run: give another --name"):
         distil.distil(settings(teacher))
+
+
+def test_an_unfinished_run_is_refused_before_any_picture_is_encoded(settings, teacher, tmp_path, monkeypatch):
+    halfway = tmp_path / "runs" / "student" / "checkpoints" / checkpoint.HALFWAY
+    halfway.parent.mkdir(parents=True)
+    halfway.touch()
+    monkeypatch.setattr(ResNetEncoder, "features", None)
+    with pytest.raises(CheckpointError, match="has an unfinished run: give --resume"):
+        distil.distil(settings(teacher, init=str(teacher)))
 
 
 @pytest.fixture
