@@ -57,7 +57,7 @@ def main(options: Options) -> None:
         for seed in range(1 if options.quick else options.seeds):
             preset = replace(PRESETS["adapt"][1], init=options.init, data=data, size_px=sizes[0], **trial)
             run = pretrain(replace(preset, seed=seed, name=f"adapted-{seed}"))
-            adapted = checkpoint.encoder_of(checkpoint.load(checkpoint.find(run)))
+            adapted = checkpoint.encoder_of(checkpoint.load(checkpoint.find(run)), result=True)
             encoders = {"adapted": adapted, "half-way": half_way(starts[sizes[0]].encoder, adapted)}
             for px, start in starts.items():
                 for name, encoder in encoders.items():

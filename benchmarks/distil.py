@@ -68,7 +68,7 @@ def main(options: Options) -> None:
             seen = checkpoint.settings_of(saved).preprocessing
             start = load_initial(settings.init, settings.encoder, settings.width, settings.size_px, seed).encoder
             found["start"].append(quality("start", start, seen, data))
-            found["distilled"].append(quality("distilled", checkpoint.encoder_of(saved), seen, data))
+            found["distilled"].append(quality("distilled", checkpoint.encoder_of(saved, result=True), seen, data))
         rows = [{"encoder": name} | averaged(results) for name, results in found.items()]
         rows += [*served("student-0", Path("runs/student-0"), data), *served("teacher", options.teacher, data)]
     low, reached, high = (mean(r["purity"] for r in found[name]) for name in ("start", "distilled", "teacher"))

@@ -192,26 +192,24 @@ def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
     if settings.size_px:
         trained = replace(trained, size_px=settings.size_px)
     licence = settings.licence or zoo.UNSPECIFIED
-    facts, verdict = saved["facts"], saved["facts"].get("verdict") if saved.get("start") else None
-    keeps_start = bool(verdict) and not verdict["better"] and not settings.force
+    facts, keeps_start = saved["facts"], checkpoint.keeps_start(saved) and not settings.force
     try:
         existing = load_bundle(out)
         card = existing.card
         same = card.training["checkpoint_sha256"] == digest and card.classes == classes and card.precision == "fp32"
         same = same and card.preprocessing == trained.preprocessing and not (settings.centre_on or settings.force)
-        same = same and (not verdict or (card.training.get("epochs") == 0) == keeps_start)
+        same = same and (not facts.get("verdict") or (card.training.get("epochs") == 0) == keeps_start)
         if same and card.licence == licence and card.probe and (out / WEIGHTS).is_file():
             return existing, False
     except (BundleError, KeyError):
         pass  # no bundle, or an older format: export
     refuse_unwritable(out)
-    encoder, head = checkpoint.encoder_of(saved), None
+    encoder, head = checkpoint.encoder_of(saved, result=settings.force), None
     lengths = shortened(encoder.dimension) if trained.matryoshka and not about else []
-    if verdict:
-        print(f"this run is {verdict['sentence']}")
+    if saved.get("start") and "verdict" in facts:
+        print(f"this run is {facts['verdict']['sentence']}")
     if keeps_start:
         print(f"exporting {facts['origin']} as it was; --force exports the result of the run")
-        encoder.load_state_dict(saved["start"])
         facts, lengths, about = facts | {"after": facts["before"], "before": {}, "epochs": 0}, [], None
     if classes:
         if settings.centre_on:

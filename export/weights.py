@@ -8,7 +8,8 @@ from training.encoders import Encoder, ForeignEncoder
 
 
 def weights_file(encoder: Encoder, architecture: str) -> bytes:
-    """The content of the file. With its metadata, h = network((x - mean) / std) - centre for x (N, 3, S, S) in [0, 1].
+    """The content of the file. With its metadata, h = network((x - mean) / std) - centre for x (N, 3, S, S) in [0, 1],
+    or with a tensor `whitening` (d, d) in it, h = network((x - mean) / std) @ whitening - centre.
 
     architecture  as in the model card
     The metadata are texts: `architecture`, and JSON lists of numbers: `mean` and `std` (3), `centre` (d).
@@ -22,4 +23,6 @@ def weights_file(encoder: Encoder, architecture: str) -> bytes:
     tensors = {
         name: value.cpu().clone().contiguous() for name, value in network.state_dict().items() if name != "centre"
     }
+    if encoder.whitening is not None:
+        tensors["whitening"] = encoder.whitening.cpu().clone().contiguous()
     return save(tensors, {"format": "pt", "architecture": architecture, **metadata})

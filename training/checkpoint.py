@@ -149,8 +149,18 @@ def settings_of(checkpoint: dict) -> PretrainSettings:
     return PretrainSettings.from_dict(checkpoint["settings"])
 
 
-def encoder_of(checkpoint: dict) -> Encoder:
-    """f alone, on the CPU, in evaluation mode. raises CheckpointError if weights and settings do not match."""
+def keeps_start(checkpoint: dict) -> bool:
+    """Whether the run found its result no better than the weights that it started from, and has kept these."""
+    verdict = checkpoint["facts"].get("verdict")
+    return bool(checkpoint.get("start") and verdict) and not verdict["better"]
+
+
+def encoder_of(checkpoint: dict, result: bool = False) -> Encoder:
+    """f alone, on the CPU, in evaluation mode: the better one of the run's result and its start, see `keeps_start`.
+
+    result  f as the run ended, also if its start was better
+    raises  CheckpointError if weights and settings do not match
+    """
     settings = settings_of(checkpoint)
     encoder = build(settings.encoder, settings.width, settings.size_px)
     prefix = "encoder."
@@ -162,4 +172,6 @@ def encoder_of(checkpoint: dict) -> Encoder:
             f"the checkpoint of {settings.name or settings.data} holds weights of another architecture than its "
             f"settings, {settings.architecture} for {settings.size_px} px"
         ) from error
+    if keeps_start(checkpoint) and not result:
+        encoder.load_state_dict(checkpoint["start"])
     return encoder.eval()

@@ -16,6 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 SMALL_IMAGE_PX = 32
 CENTRE_IMAGES = 1000  # whose mean is the centre of h
+LEAST_VARIANCE = 0.1  # of the mean variance, added to that of each direction before whitening
 MOST_AT_ONCE, PIXELS_AT_ONCE = 512, 2**22  # images, and their pixels, that are encoded at once
 
 
@@ -38,36 +39,67 @@ ARCHITECTURES = {
 
 
 class Encoder(nn.Module):
-    """f: (N, 3, H, W) float in [0, 1] -> h (N, d) float, the features minus `centre`.
+    """f: (N, 3, H, W) float in [0, 1] -> h (N, d) float: the features, whitened if that was asked for, minus `centre`.
 
     Training ends with setting `centre` to the mean of the features over the training pictures. Before that it is 0.
     The cosine of two pictures then compares how they differ from the average picture, instead of what all have in
-    common.
+    common. `whiten` makes directions in which all pictures vary much count less.
     """
 
     centre: Tensor  # (d,)
+    whitening: Tensor | None  # (d, d); None: the identity
 
     def __init__(self, dimension: int):
         super().__init__()
         self.dimension = dimension
         self.register_buffer("centre", torch.zeros(dimension))
-        self.register_load_state_dict_pre_hook(_add_centre)
+        self.register_buffer("whitening", None)
+        self.register_load_state_dict_pre_hook(_match_buffers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.features(x) - self.centre
+        h = self.features(x)
+        return (h if self.whitening is None else h @ self.whitening) - self.centre
 
     def features(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
     def set_centre(self, pixels: Any) -> None:
         """Set `centre` to the mean of the features of up to CENTRE_IMAGES images: (N, S, S, 3) uint8, as stored."""
-        rows = np.sort(np.random.default_rng(0).permutation(len(pixels))[:CENTRE_IMAGES])
         self.centre.zero_()
-        self.centre.copy_(embed(self, pixels[rows]).mean(dim=0))
+        self.centre.copy_(embed(self, pixels[_sample(pixels)]).mean(dim=0))
+
+    def whiten(self, pixels: Any, power: float) -> None:
+        """Set `whitening` by up to CENTRE_IMAGES images, and `centre`: divide each principal direction of the features
+        by its variance to this power.
+
+        pixels  (N, S, S, 3) uint8, as stored
+        power   0.5 gives all directions the same variance; a smaller one makes the variances less different; 0: none
+        """
+        self.show_features()
+        h = embed(self, pixels[_sample(pixels)]).double()
+        self.centre.copy_(h.mean(dim=0))
+        if power and h.isfinite().all():
+            h -= h.mean(dim=0)
+            variances, directions = torch.linalg.eigh(h.T @ h / len(h))  # (d,), (d, d)
+            relative = variances / variances.mean().clamp(min=1e-12) + LEAST_VARIANCE
+            self.whitening = (directions * relative**-power @ directions.T).to(self.centre)
+            self.centre.copy_(self.centre @ self.whitening)
+
+    def show_features(self) -> None:
+        """Make h the features as they are, which is what training needs."""
+        self.centre.zero_()
+        self.whitening = None
 
 
-def _add_centre(encoder: "Encoder", state_dict: dict, prefix: str, *args: Any) -> None:
-    state_dict.setdefault(f"{prefix}centre", torch.zeros(encoder.dimension))  # older checkpoints have none
+def _sample(pixels: Images) -> np.ndarray:
+    return np.sort(np.random.default_rng(0).permutation(len(pixels))[:CENTRE_IMAGES])
+
+
+def _match_buffers(encoder: "Encoder", state_dict: dict, prefix: str, *args: Any) -> None:
+    """Before loading: older checkpoints have no centre, and only some have a whitening."""
+    state_dict.setdefault(f"{prefix}centre", torch.zeros(encoder.dimension))
+    whitening = state_dict.get(f"{prefix}whitening")
+    encoder.whitening = None if whitening is None else torch.empty_like(whitening, device=encoder.centre.device)
 
 
 class ResNetEncoder(Encoder):

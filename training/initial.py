@@ -62,10 +62,11 @@ def load_initial(init: str, encoder: str | None, width: int | None, size_px: int
             if value not in (None, getattr(own, name)):
                 raise CheckpointError(f"{path} has --{name} {getattr(own, name)}, not {value}: leave --{name} out")
         settings = replace(own, size_px=_size(init, own.encoder, own.size_px, size_px))
-        network = checkpoint.encoder_of(saved)
-        if exported and exported.training.get("epochs") == 0 and saved.get("start"):  # the better weights were exported
-            network.load_state_dict(saved["start"])
-            return InitialWeights(network, None, settings, f"{own.name or init}")
+        forced = exported is not None and exported.training.get("epochs") != 0  # the result was exported by --force
+        network = checkpoint.encoder_of(saved, result=forced)
+        if checkpoint.keeps_start(saved) and not forced:
+            print(f"note: {init} stands for {saved['facts']['origin']} as it was, which that run did not improve")
+            return InitialWeights(network, None, settings, saved["facts"]["origin"])
         projector = projection_head(network.dimension, own.head_layers, own.head_dimension)
         prefix = "projector."
         weights = {k.removeprefix(prefix): w for k, w in saved["state_dict"].items() if k.startswith(prefix)}

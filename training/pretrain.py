@@ -206,6 +206,7 @@ def starting_point(requested: PretrainSettings) -> tuple[PretrainSettings, Initi
     if defaults.init:  # a preset for weights of others has a size of its own
         size_px = requested.size_px
     start = load_initial(requested.init, encoder, width, size_px, requested.seed)
+    names = (*names, "whiten") if requested.whiten == defaults.whiten else names
     settings = dataclasses.replace(requested, **{name: getattr(start.settings, name) for name in names})
     if settings != requested:
         print(f"this run is {settings.architecture} at {settings.size_px} px, like {requested.init}")

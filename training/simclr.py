@@ -196,6 +196,7 @@ class SimCLR(pl.LightningModule):
             at_once = self.settings.chunk_size or self.local_batch
             self.compile_parts(self.first_images(at_once), self.trainer.world_size)
         if self.settings.ema:
+            self.encoder.show_features()  # the average has the buffers of a training step
             self.average = Average(self.encoder, self.settings.ema)
             if self.average_state:
                 self.average.load(self.average_state)
@@ -234,7 +235,7 @@ class SimCLR(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.loss_sum = torch.zeros((), device=self.device)
-        self.encoder.centre.zero_()
+        self.encoder.show_features()
 
     def on_train_epoch_end(self) -> None:
         bar, scheduler = self.trainer.progress_bar_callback, self.lr_schedulers()
@@ -313,10 +314,10 @@ class SimCLR(pl.LightningModule):
     def measure(self, max_bank: int) -> dict:
         """kNN accuracy, or without labels the share of views matched, with at most `max_bank` images in the bank.
 
-        Sets f's centre first, to the mean of the features of some training images.
+        Sets f's centre and whitening first, by the features of some training images.
         """
         max_bank = min(max_bank, self.facts.get("largest_bank", max_bank))  # older runs have none
-        self.encoder.set_centre(self.train_store.pixels)
+        self.encoder.whiten(self.train_store.pixels, self.settings.whiten)
         figures = knn.metrics(self.encoder, self.train_store, self.test_store, self.settings, max_bank)
         if self.judged:
             stores = [self.test_store, self.train_store] if self.test_store else [self.train_store]

@@ -29,11 +29,12 @@ def read(path: Path) -> tuple[dict, dict]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
 
 
-def embedded(network: torch.nn.Module, facts: dict) -> torch.Tensor:
+def embedded(network: torch.nn.Module, facts: dict, whitening: torch.Tensor | None = None) -> torch.Tensor:
     mean, std, centre = (torch.tensor(json.loads(facts[name])) for name in ("mean", "std", "centre"))
     x = to_input(torch.from_numpy(PIXELS))
     with torch.no_grad():
-        return network.eval()((x - mean[:, None, None]) / std[:, None, None]) - centre
+        h = network.eval()((x - mean[:, None, None]) / std[:, None, None])
+        return (h if whitening is None else h @ whitening) - centre
 
 
 def without_classifier(network: torch.nn.Module, weights: dict, classifier: str) -> torch.nn.Module:
@@ -59,6 +60,16 @@ def test_a_resnet_of_this_project_loads_into_torchvision_and_timm(tmp_path):
     theirs = timm.create_model("resnet18", num_classes=0)
     theirs.load_state_dict(weights)
     torch.testing.assert_close(embedded(theirs, facts), h, rtol=0, atol=1e-5)
+
+
+def test_a_whitened_encoder_contains_the_matrix(tmp_path):
+    encoder = zoo.build("resnet18", 1, 64).eval()
+    encoder.whiten(PIXELS, 0.25)
+    weights, facts, h = write(tmp_path, encoder, "resnet18")
+    whitening = weights.pop("whitening")
+    theirs = timm.create_model("resnet18", num_classes=0)
+    theirs.load_state_dict(weights)
+    torch.testing.assert_close(embedded(theirs, facts, whitening), h, rtol=1e-4, atol=1e-4)
 
 
 def test_networks_of_others_load_into_their_library(tmp_path):

@@ -162,7 +162,7 @@ def test_a_student_with_initial_weights_learns_gently_from_itself_at_a_larger_si
     for name, lr in rates.items():
         run = distil.distil(settings(teacher, name=name, init=str(teacher), size_px=12, epochs=1, lr=lr))
         saved, weights = checkpoint.load(checkpoint.find(run)), dict(start.named_parameters())
-        student, out = checkpoint.encoder_of(saved), capsys.readouterr().out
+        student, out = checkpoint.encoder_of(saved, result=True), capsys.readouterr().out
         moved = max((value - weights[key]).abs().max().item() for key, value in student.named_parameters())
         assert (0 < moved < 1e-3) if lr is None else moved > 0.1  # 4 steps of AdamW move a weight by 4 rates at most
         for key, value in student.named_buffers():
@@ -183,7 +183,7 @@ def test_training_brings_the_student_closer_to_its_teacher(settings, teacher):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("better", [True, False])
-def test_the_better_one_of_a_student_and_its_start_is_exported(settings, teacher, monkeypatch, better):
+def test_the_better_one_of_a_student_and_its_start_is_exported(settings, teacher, monkeypatch, capsys, better):
     figures = {"start": 0.4, "student": 0.9 if better else 0.1, "teacher": 1.0}
     rows = {name: {"knn": share, "queries": 500, "agreement": 0.5, "pictures": 500} for name, share in figures.items()}
     monkeypatch.setattr(distil, "compare", lambda *_: rows)
@@ -195,13 +195,19 @@ def test_the_better_one_of_a_student_and_its_start_is_exported(settings, teacher
     assert exported.card.figures["after"] == rows["student" if better else "start"]
     pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), np.uint8)
     served = torch.from_numpy(onnx_session(exported.graph).run(None, {"pixels": pixels})[0])
-    assert torch.allclose(embed(checkpoint.encoder_of(saved), pixels), served, atol=1e-4) == better
+    assert torch.allclose(embed(checkpoint.encoder_of(saved, result=True), pixels), served, atol=1e-4) == better
     assert ("distillation" in exported.card.training) == better == bool(exported.card.figures["before"])
-    again = load_initial(str(exported.folder), None, None, 12, 0).encoder
-    assert torch.allclose(embed(again, pixels), served, atol=1e-4), "the weights of a bundle are those that it serves"
+    capsys.readouterr()
+    for name in (str(exported.folder), str(run), str(checkpoint.find(run))):
+        for h in (embed(load_initial(name, None, None, 12, 0).encoder, pixels), open_encoder(name).encode(pixels)):
+            assert torch.allclose(h, served, atol=1e-4), f"{name} stands for the encoder that is exported"
+    note = f"note: {run} stands for {teacher} as it was, which that run did not improve"
+    assert (note in capsys.readouterr().out) != better
     if not better:
         kept, forced = exported.graph.read_bytes(), export(ExportSettings(str(run), force=True))[0]
         assert forced.graph.read_bytes() != kept and "distillation" in forced.card.training
+        result = load_initial(str(forced.folder), None, None, 12, 0).encoder
+        assert torch.equal(embed(result, pixels), embed(checkpoint.encoder_of(saved, result=True), pixels))
         assert export(ExportSettings(str(run)))[0].graph.read_bytes() == kept, "not what --force has exported"
 
 

@@ -134,6 +134,8 @@ def _from_checkpoint(name: str, path: Path, untrained: bool) -> Extractor:
             encoder = zoo.build(settings.encoder, settings.width, settings.size_px)
     else:
         encoder = checkpoint.encoder_of(saved)
+        if checkpoint.keeps_start(saved):
+            print(f"note: {name} stands for {saved['facts']['origin']} as it was, which that run did not improve")
     return Extractor(name, settings.preprocessing, extract_with_torch(encoder), megabytes(encoder))
 
 

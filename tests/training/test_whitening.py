@@ -1,0 +1,109 @@
+"""Whitening of h: what it does to the features, that a run's setting reaches it, and where it is stored and served."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from export.to_onnx import ExportSettings, export
+from training import checkpoint, zoo
+from training.config import PRESETS, PretrainSettings
+from training.encoders import LEAST_VARIANCE, ResNetEncoder, embed
+from training.evaluation.features import onnx_session
+from training.pretrain import pretrain, starting_point
+from training.simclr import SimCLR
+
+pytestmark = pytest.mark.usefixtures("_in_an_empty_folder")
+PIXELS = np.random.default_rng(0).integers(0, 256, (80, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def encoder() -> ResNetEncoder:
+    torch.manual_seed(0)
+    return ResNetEncoder("tiny", 1, 16).eval()
+
+
+@pytest.mark.parametrize("power", [0.25, 0.5])
+def test_each_principal_direction_is_divided_by_its_variance_to_the_power(encoder, power):
+    features = embed(encoder, PIXELS).double().numpy()
+    encoder.whiten(PIXELS, power)
+    h = embed(encoder, PIXELS).double().numpy()
+    np.testing.assert_allclose(h.mean(axis=0), 0, atol=1e-4)
+    _, scales, directions = np.linalg.svd(features - features.mean(axis=0))
+    variances = scales**2 / len(PIXELS)  # the first 80, since 80 pictures have no more; all others are 0
+    expected = variances * (variances * 128 / variances.sum() + LEAST_VARIANCE) ** (-2 * power)
+    across = directions @ np.cov(h.T, bias=True) @ directions.T
+    np.testing.assert_allclose(across.diagonal()[: len(variances)], expected, rtol=1e-3, atol=1e-5 * expected.max())
+    np.testing.assert_allclose(across - np.diag(across.diagonal()), 0, atol=1e-5 * expected.max())
+
+
+def test_without_a_power_h_is_the_centred_features(encoder):
+    features = embed(encoder, PIXELS)
+    encoder.whiten(PIXELS, 0.5)
+    encoder.whiten(PIXELS, 0)
+    assert encoder.whitening is None
+    torch.testing.assert_close(embed(encoder, PIXELS), features - features.mean(dim=0))
+
+
+@pytest.mark.parametrize("pixels", [PIXELS[:1], np.zeros_like(PIXELS)], ids=["one picture", "equal pictures"])
+def test_pictures_without_any_variance_give_finite_h(encoder, pixels):
+    encoder.whiten(pixels, 0.25)
+    assert embed(encoder, PIXELS).isfinite().all()
+
+
+def test_an_encoder_with_infinite_weights_is_not_whitened(encoder):
+    torch.nn.init.constant_(encoder.conv1.weight, torch.inf)
+    encoder.whiten(PIXELS, 0.25)
+    assert encoder.whitening is None
+
+
+def test_loading_brings_the_whitening_or_removes_it(encoder):
+    plain = {name: value.clone() for name, value in encoder.state_dict().items()}
+    encoder.whiten(PIXELS, 0.25)
+    whitened = ResNetEncoder("tiny", 1, 16).eval()
+    whitened.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(embed(whitened, PIXELS), embed(encoder, PIXELS), rtol=0, atol=0)
+    whitened.load_state_dict(plain)
+    assert whitened.whitening is None and encoder.whitening is not None
+
+
+@pytest.mark.slow
+def test_a_run_whitens_what_it_keeps_measures_and_exports_and_trains_without_it(small_settings, monkeypatch):
+    seen, loss = [], SimCLR.loss
+    monkeypatch.setattr(SimCLR, "loss", lambda self, *args: seen.append(self.encoder.whitening) or loss(self, *args))
+    run = pretrain(small_settings(whiten=0.25, knn_epochs=1, ema=0.5))
+    encoder = checkpoint.encoder_of(checkpoint.load(checkpoint.find(run)))
+    assert encoder.whitening is not None and seen == [None] * 6
+    graph = export(ExportSettings(str(run)))[0].graph
+    served = onnx_session(graph).run(None, {"pixels": PIXELS})[0]
+    np.testing.assert_allclose(served, embed(encoder, PIXELS), atol=1e-4 * np.abs(served).max())
+    again = pretrain(small_settings(name="again", init=str(run), epochs=1, whiten=0.5, ema=0.5))
+    other = checkpoint.encoder_of(checkpoint.load(checkpoint.find(again)), result=True)
+    assert other.whitening is not None and not torch.equal(other.whitening, encoder.whitening)
+    assert seen == [None] * 8
+    plain = pretrain(small_settings(name="plain", epochs=1))
+    assert checkpoint.encoder_of(checkpoint.load(checkpoint.find(plain))).whitening is None
+
+
+@pytest.mark.slow
+def test_a_run_with_initial_weights_whitens_as_they_do_unless_another_power_is_given(small_settings):
+    run = pretrain(small_settings(name="start", whiten=0.3, epochs=1))
+    tiny = PRESETS["tiny"][1]
+    assert tiny.whiten == 0.25
+    for init, whiten in ((f"{zoo.LITE0_ARCHITECTURE}:random", 0.0), (str(run), 0.3)):
+        assert starting_point(dataclasses.replace(tiny, init=init))[0].whiten == whiten
+        assert starting_point(dataclasses.replace(tiny, init=init, whiten=0.1))[0].whiten == 0.1
+
+
+def test_powers_above_full_whitening_are_refused():
+    with pytest.raises(ValueError, match=r"--whiten must be between 0 and 0.5, not 0.6"):
+        PretrainSettings(whiten=0.6)
+    old = PretrainSettings().to_dict()
+    del old["whiten"]
+    assert PretrainSettings.from_dict(old).whiten == 0  # a run from before
