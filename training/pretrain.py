@@ -296,7 +296,7 @@ def compiling_pays(settings: PretrainSettings, images: int) -> bool:
 def fit(module: SimCLR, run: Path, resume: bool, devices: int, nodes: int) -> None:
     """Train to the last epoch, or until the time is over; with `resume` from the run's checkpoint. raises Stopped."""
     settings, total_steps = module.settings, module.settings.epochs * module.steps_per_epoch
-    length = f"{settings.epochs} epochs, {total_steps:,} steps"
+    length = f"{settings.epochs} epoch{'s' * (settings.epochs > 1)}, {total_steps:,} steps"
     if settings.minutes:
         length, total_steps = f"{settings.minutes:g} min in all, in steps", 0
     print(

@@ -26,6 +26,7 @@ from training.evaluation.features import (
 )
 from training.evaluation.retrieval import neighbours_shared
 
+LARGER = 1.1  # a file has some kB besides the weights
 BANK_SIZE = 10_000  # pictures of the kNN bank; a fifth as many are queries
 TIMED, TIMED_S = 64, 0.5  # pictures of a batch, and the seconds for which it is repeated
 
@@ -79,7 +80,7 @@ def notes(teacher: Teacher, student: nn.Module, size_px: int, source: Source) ->
     """Notes on sizes that are probably not intended. student, size_px: the student's encoder and its input size."""
     own, theirs = megabytes(student), teacher.encoder.megabytes
     notes = [size_note(teacher.encoder.name, teacher.size_px, source.pictures)]
-    if own > theirs:
+    if own > LARGER * theirs:
         notes.append(f"the student is larger than its teacher, {own:.1f} MB of weights against {theirs:.1f}")
     if size_px > teacher.size_px:
         notes.append(f"the student takes {size_px} px, but its teacher sees the pictures at {teacher.size_px} px only")

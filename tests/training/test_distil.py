@@ -21,12 +21,12 @@ from training.data.sources import DataError, open_source
 from training.data.store import load_splits
 from training.distil import DistilSettings, NeighboursLoss, soft_cross_entropy
 from training.encoders import ResNetEncoder, embed
-from training.evaluation.features import EncoderError, onnx_session, open_encoder
+from training.evaluation.features import EncoderError, megabytes, onnx_session, open_encoder
 from training.finetune import finetune
 from training.initial import load_initial
 from training.pretrain import pretrain
 from training.recipes import FinetuneSettings
-from training.teacher import compare, open_teacher
+from training.teacher import compare, notes, open_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")  # the exporter's own
 PLAIN = AugmentSettings(crop_area=(1.0, 1.0), flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
@@ -247,6 +247,15 @@ def test_a_bundle_gives_the_same_answers_as_its_run_and_its_student_is_exported_
     torch.testing.assert_close(by_run.output(pixels), by_bundle.output(pixels), rtol=1e-4, atol=1e-4)
     run = distil.distil(settings(bundle.folder, epochs=1))
     assert export(ExportSettings(str(run)))[0].card.classes == by_run.classes
+
+
+@pytest.mark.parametrize(("factor", "noted"), [(1.05, False), (2.0, True)])
+def test_a_student_is_larger_only_if_more_than_its_file_is(teacher, settings, factor, noted):
+    network, source = ResNetEncoder("tiny", 1, 12), open_source(settings(teacher).data)
+    opened = open_teacher(str(teacher))
+    small = dataclasses.replace(opened.encoder, megabytes=megabytes(network) / factor)
+    said = notes(dataclasses.replace(opened, encoder=small), network, 12, source)
+    assert any("larger than its teacher" in note for note in said) == noted
 
 
 @pytest.mark.slow

