@@ -62,12 +62,13 @@ def test_a_resnet_of_this_project_loads_into_torchvision_and_timm(tmp_path):
     torch.testing.assert_close(embedded(theirs, facts), h, rtol=0, atol=1e-5)
 
 
-def test_a_whitened_encoder_contains_the_matrix(tmp_path):
-    encoder = zoo.build("resnet18", 1, 64).eval()
+@pytest.mark.parametrize("architecture", ["resnet18", "timm:test_resnet"])
+def test_the_file_of_a_whitened_encoder_contains_the_matrix(tmp_path, architecture):
+    encoder = zoo.build(architecture, 1, 64).eval()
     encoder.whiten(PIXELS, 0.25)
-    weights, facts, h = write(tmp_path, encoder, "resnet18")
+    weights, facts, h = write(tmp_path, encoder, architecture)
     whitening = weights.pop("whitening")
-    theirs = timm.create_model("resnet18", num_classes=0)
+    theirs = timm.create_model(architecture.removeprefix("timm:"), num_classes=0)
     theirs.load_state_dict(weights)
     torch.testing.assert_close(embedded(theirs, facts, whitening), h, rtol=1e-4, atol=1e-4)
 

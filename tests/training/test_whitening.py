@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from export.artifact import Preprocessing
 from export.to_onnx import ExportSettings, export
 from training import checkpoint, zoo
 from training.config import PRESETS, PretrainSettings
+from training.data.sources import open_source
+from training.data.store import load_splits
+from training.distil import DistilSettings, distil
 from training.encoders import LEAST_VARIANCE, ResNetEncoder, embed
 from training.evaluation.features import onnx_session
 from training.pretrain import pretrain, starting_point
@@ -99,6 +103,19 @@ def test_a_run_with_initial_weights_whitens_as_they_do_unless_another_power_is_g
     for init, whiten in ((f"{zoo.LITE0_ARCHITECTURE}:random", 0.0), (str(run), 0.3)):
         assert starting_point(dataclasses.replace(tiny, init=init))[0].whiten == whiten
         assert starting_point(dataclasses.replace(tiny, init=init, whiten=0.1))[0].whiten == 0.1
+
+
+@pytest.mark.slow
+def test_a_student_keeps_the_whitening_of_its_initial_weights_and_is_centred_on_its_pictures(small_settings):
+    run = pretrain(small_settings(whiten=0.25, epochs=1))
+    settings = DistilSettings(teacher=str(run), init=str(run), data=small_settings().data, name="student", epochs=1)
+    start, student = (
+        checkpoint.encoder_of(checkpoint.load(checkpoint.find(path)), result=True) for path in (run, distil(settings))
+    )
+    assert torch.equal(student.whitening, start.whitening)
+    pixels = load_splits(open_source(settings.data), Preprocessing(16, 1.0))[0].pixels
+    h = embed(student, np.array(pixels))
+    torch.testing.assert_close(h.mean(dim=0), torch.zeros(128), rtol=0, atol=1e-4)
 
 
 def test_powers_above_full_whitening_are_refused():
