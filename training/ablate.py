@@ -95,6 +95,7 @@ class AblateSettings:
             size_px=self.size_px,
             epochs=1 if self.quick else self.epochs,
             batch_size=self.batch_size,
+            whiten=0.0,  # h as in the paper
             knn_epochs=NEVER,
             compile=False,
             devices=1,

@@ -3,8 +3,9 @@
 f is a ResNet of this file, or a network of timm or torchvision (training/zoo.py, whose `build` makes any f by name).
 """
 
+import copy
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -205,6 +206,21 @@ def projection_head(dimension: int, layers: int, output: int) -> nn.Module:
     last = nn.BatchNorm1d(output)
     last.bias.requires_grad_(False)  # stays 0
     return nn.Sequential(*modules, _linear(dimension, output), last)
+
+
+@torch.no_grad()
+def head_for_h(projector: nn.Module, encoder: Encoder) -> nn.Module:
+    """A copy of g that takes h. g itself was trained on the features: (h + centre) @ whitening^-1.
+
+    The change goes into g's first Linear and the batch norm after it; a head without layers stays as it is.
+    """
+    head = copy.deepcopy(projector)
+    if isinstance(head, nn.Sequential):
+        linear, norm = cast(nn.Linear, head[0]), cast(nn.BatchNorm1d, head[1])
+        if encoder.whitening is not None:
+            linear.weight.copy_(linear.weight.double() @ encoder.whitening.double().inverse().T)
+        norm.get_buffer("running_mean").sub_(linear.weight @ encoder.centre)
+    return head
 
 
 def freeze_statistics(network: nn.Module) -> None:

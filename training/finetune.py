@@ -45,7 +45,7 @@ from training.data.sources import DataError, Source, open_source
 from training.data.store import PixelStore
 from training.data.stream import StreamedRows
 from training.device import mixed_precision, prepare, to_training_device
-from training.encoders import embed
+from training.encoders import embed, head_for_h
 from training.evaluation import gallery
 from training.evaluation.bootstrap import interval
 from training.evaluation.features import size_note
@@ -112,7 +112,7 @@ def finetune(settings: FinetuneSettings) -> Path:
         if start.projector is None:
             where = f"{settings.init} has no projection head" if settings.init else "give its folder as --init"
             raise CheckpointError(f"--mode head needs a pretrained run: {where}")
-        hidden = classifier.first_layer(start.projector)
+        hidden = classifier.first_layer(head_for_h(start.projector, start.encoder))
     source = open_source(settings.data)
     if settings.labels:
         source = relabel(source, settings.labels)

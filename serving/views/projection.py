@@ -2,7 +2,8 @@
 
 The layout is that of training/encoders.py's `projection_head`: [Linear, BN, ReLU] any number of times, then Linear and
 BN; no Linear has a bias. It is computed here from its weights, in evaluation mode: training's own module would load
-torchvision and Lightning, which takes several times longer than everything else that views need.
+torchvision and Lightning, which takes several times longer than everything else that views need. g was trained on the
+features, which are (h + centre) @ whitening^-1; as `head_for_h` there does it, this goes into the first layer.
 """
 
 import hashlib
@@ -35,6 +36,8 @@ Layer = tuple[np.ndarray, np.ndarray, np.ndarray]  # matrix (out, in), scale (ou
 def projection_of(folder: Path, card: ModelCard) -> Projection | None:
     """g of the encoder in the bundle `folder`; None if its checkpoint is missing or has no g. Loads torch."""
     digest = card.training.get("checkpoint_sha256")
+    if card.training.get("epochs") == 0:  # the weights that the run started from, which g was not trained with
+        return None
     checkpoint = _checkpoint(folder, digest) if digest else None
     return _load(checkpoint) if checkpoint else None
 
@@ -56,6 +59,7 @@ def _load(checkpoint: Path) -> Projection | None:
     try:
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         layers = _layers({name[len(PREFIX) :]: value for name, value in weights.items() if name.startswith(PREFIX)})
+        layers[:1] = [_for_h(layer, weights) for layer in layers[:1]]
     except (OSError, pickle.UnpicklingError, RuntimeError, KeyError, ValueError) as error:
         log.warning("%s cannot be read (%s), so this encoder has no z", checkpoint, type(error).__name__)
         return None
@@ -74,6 +78,17 @@ def _layers(weights: "dict[str, torch.Tensor]") -> list[Layer]:
         scale = norm["weight"] / np.sqrt(norm["running_var"] + EPSILON)
         layers.append((linear["weight"], scale, norm["bias"] - norm["running_mean"] * scale))
     return layers
+
+
+def _for_h(first: Layer, weights: "dict[str, torch.Tensor]") -> Layer:
+    """The first layer, for h instead of the features."""
+    matrix, scale, shift = first
+    whitening, centre = (weights.get(f"encoder.{name}") for name in ("whitening", "centre"))
+    if whitening is not None:
+        matrix = (matrix @ np.linalg.inv(whitening.double().numpy()).T).astype(np.float32)
+    if centre is not None:  # older checkpoints have none
+        shift = shift + matrix @ centre.numpy() * scale
+    return matrix, scale, shift
 
 
 def _project(layers: list[Layer], x: np.ndarray) -> np.ndarray:

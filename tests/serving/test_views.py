@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.artifact import save_bundle
+from export.artifact import load_bundle, save_bundle
 
 torch = pytest.importorskip("torch")
 sync = pytest.mark.parametrize("connect", ["sync"], indirect=True)
@@ -20,9 +20,10 @@ def pixels(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), np.float64)
 
 
-@pytest.fixture
-def projector(bundle, make_bundle, tmp_path):
-    """g of a run. Writes its checkpoint, and in tmp_path/run/encoder a bundle of the same encoder as `bundle`."""
+@pytest.fixture(params=[False, True], ids=["centred", "whitened"])
+def projector(request, bundle, make_bundle, tmp_path):
+    """h -> z by g of a run. Writes its checkpoint, and in tmp_path/run/encoder a bundle of the same encoder as `bundle`.
+    The checkpoint says that h is (the features @ whitening) - centre."""
     from training.encoders import projection_head
 
     torch.manual_seed(0)
@@ -35,12 +36,16 @@ def projector(bundle, make_bundle, tmp_path):
                 values.data.uniform_(0.5, 1.5)
     checkpoint = tmp_path / "run/checkpoints/last.ckpt"
     checkpoint.parent.mkdir(parents=True)
-    state = {"encoder.conv1.weight": torch.ones(1)} | {f"projector.{k}": v for k, v in g.state_dict().items()}
+    centre, whitening = torch.rand(48), torch.rand(48, 48) + 5 * torch.eye(48)
+    state = {"encoder.centre": centre} | {f"projector.{k}": v for k, v in g.state_dict().items()}
+    if request.param:
+        state["encoder.whitening"] = whitening
     torch.save({"state_dict": state}, checkpoint)
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     card = replace(bundle.card, training={"checkpoint_sha256": digest})
     save_bundle(tmp_path / "run/encoder", bundle.graph.read_bytes(), card)
-    return g.eval()
+    back = whitening.inverse() if request.param else torch.eye(48)
+    return lambda h: g.eval()((h + centre) @ back)
 
 
 def draw(http, picture, **form):
@@ -134,6 +139,14 @@ def test_without_its_run_an_encoder_has_no_z(serve, tmp_path, picture, projector
     http = serve(encoder=tmp_path / "run/encoder")
     assert {pair["projected"] for pair in draw(http, picture)} == {None}
     assert connect(http).matrix([picture(1), picture(2)], count=2).z is None
+
+
+def test_the_weights_that_a_run_started_from_have_no_z(serve, tmp_path, bundle, picture, projector):
+    """An export that kept them has 0 epochs; g was trained with others."""
+    folder = tmp_path / "run/encoder"
+    card = load_bundle(folder).card
+    save_bundle(folder, bundle.graph.read_bytes(), replace(card, training=card.training | {"epochs": 0}))
+    assert {pair["projected"] for pair in draw(serve(encoder=folder), picture)} == {None}
 
 
 def test_a_damaged_checkpoint_is_ignored(serve, tmp_path, bundle, picture):

@@ -1,5 +1,6 @@
 """Whitening of h: what it does to the features, that a run's setting reaches it, and where it is stored and served."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -13,10 +14,14 @@ from training.config import PRESETS, PretrainSettings
 from training.data.sources import open_source
 from training.data.store import load_splits
 from training.distil import DistilSettings, distil
-from training.encoders import LEAST_VARIANCE, ResNetEncoder, embed
+from training.encoders import LEAST_VARIANCE, ResNetEncoder, embed, head_for_h, projection_head
 from training.evaluation.features import onnx_session
+from training.finetune import finetune, train_classifier
+from training.initial import load_initial
 from training.pretrain import pretrain, starting_point
+from training.recipes import FinetuneSettings
 from training.simclr import SimCLR
+from training.study import cell
 
 pytestmark = pytest.mark.usefixtures("_in_an_empty_folder")
 PIXELS = np.random.default_rng(0).integers(0, 256, (80, 16, 16, 3), dtype=np.uint8)
@@ -103,6 +108,48 @@ def test_a_run_with_initial_weights_whitens_as_they_do_unless_another_power_is_g
     for init, whiten in ((f"{zoo.LITE0_ARCHITECTURE}:random", 0.0), (str(run), 0.3)):
         assert starting_point(dataclasses.replace(tiny, init=init))[0].whiten == whiten
         assert starting_point(dataclasses.replace(tiny, init=init, whiten=0.1))[0].whiten == 0.1
+
+
+@pytest.mark.parametrize("power", [0, 0.25])
+def test_g_for_h_gives_the_z_that_training_compared(encoder, power):
+    torch.manual_seed(0)
+    g = projection_head(128, 2, 8).eval()
+    g[0].weight.data.normal_()
+    g[1].running_mean.normal_()
+    features = embed(encoder, PIXELS)
+    encoder.whiten(PIXELS, power)
+    h = embed(encoder, PIXELS)
+    with torch.no_grad():
+        z = g(features)
+        torch.testing.assert_close(head_for_h(g, encoder)(h), z, rtol=1e-3, atol=1e-3 * z.std().item())
+        assert (g(h) - z).abs().max() > 0.1 * z.std()
+    assert isinstance(head_for_h(torch.nn.Identity(), encoder), torch.nn.Identity)
+
+
+@pytest.mark.slow
+def test_studies_and_fine_tuning_get_g_for_h(small_settings, monkeypatch):
+    settings = small_settings(whiten=0.25, epochs=1, head_layers=2, name=f"{cell.FOLDER}/same")
+    run = pretrain(settings)
+    start = load_initial(str(run), None, None, None, 0)
+    whitened, g = start.encoder, start.projector.eval()
+    features = copy.deepcopy(whitened)
+    features.show_features()
+    pixels = np.array(load_splits(open_source(small_settings().data), Preprocessing(16, 1.0))[0].pixels[:20])
+    with torch.no_grad():
+        z, hidden = g(embed(features, pixels)), g[:3](embed(features, pixels))
+    seen = {}
+    monkeypatch.setattr(
+        "training.finetune.train_classifier",
+        lambda network, *args: seen.update(first=copy.deepcopy(network).eval()) or train_classifier(network, *args),
+    )
+    finetune(FinetuneSettings(data=small_settings().data, init=str(run), mode="head", epochs=1, name="tuned"))
+    with torch.no_grad():
+        found = seen["first"].hidden(embed(seen["first"].encoder, pixels))
+    torch.testing.assert_close(found, hidden, rtol=1e-3, atol=1e-3)
+    monkeypatch.setitem(cell.MEASURES, "z", lambda trained: {"z": trained.h_and_z(pixels)[1].tolist()})
+    monkeypatch.setattr(cell, "cell_key", lambda _: "same")
+    found = cell.run_cell(settings, ("z",))["z"]
+    torch.testing.assert_close(torch.tensor(found), z, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

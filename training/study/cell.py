@@ -29,7 +29,7 @@ from training.data import store
 from training.data.labelled import bank_and_queries
 from training.data.sources import Source, open_source
 from training.device import training_device
-from training.encoders import embed
+from training.encoders import embed, head_for_h
 from training.evaluation import linear
 from training.evaluation.knn import default_k, knn_predict, views_matched
 from training.initial import load_initial
@@ -64,6 +64,7 @@ class TrainedCell(StudyPictures):
 
     encoder: nn.Module
     projector: nn.Module
+    """As `head_for_h` makes it."""
 
     def h_and_z(self, pixels: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
         """(N, d) float32 each."""
@@ -114,7 +115,8 @@ def run_cell(settings: PretrainSettings, kinds: tuple[str, ...]) -> dict:
             began = time.process_time()
             pretrain(replace(settings, name=name, resume=True))
             start = load_initial(str(folder), None, None, None, settings.seed)
-            f, g = (m.to(training_device()) for m in (start.encoder, start.projector or nn.Identity()))
+            g = head_for_h(start.projector, start.encoder) if start.projector else nn.Identity()
+            f, g = (m.to(training_device()) for m in (start.encoder, g))
             cell = TrainedCell(**vars(load_pictures(settings)), encoder=f, projector=g)
             figures = {kind: MEASURES[kind](cell) for kind in missing}
         earlier = _read(folder / COST) if (folder / COST).exists() else {}
