@@ -253,7 +253,9 @@ def distil(settings: DistilSettings, began: float | None = None) -> Path:
         h = teacher.encoder(StreamedRows(whole.pixels, rows), [whole.names[row] for row in rows])
         targets = h - h.mean(dim=0)
     step = DistilStep(teacher, taught, size_px, settings, targets)
-    length = f"{settings.minutes:g} min in all" if settings.minutes else f"{settings.epochs} epoch{'s' * (settings.epochs > 1)}"
+    length = f"{settings.epochs} epoch{'s' * (settings.epochs > 1)}"
+    if settings.minutes:
+        length = f"{settings.minutes:g} min in all"
     print(
         f"distilling {settings.teacher} ({f'{len(teacher.classes)} classes' if teacher.classes else 'an encoder'}, "
         f"{teacher.size_px} px) into {architecture} at {size_px} px on {len(taught):,} pictures: {length}, "
