@@ -22,8 +22,8 @@ def pixels(uri: str) -> np.ndarray:
 
 @pytest.fixture(params=[False, True], ids=["centred", "whitened"])
 def projector(request, bundle, make_bundle, tmp_path):
-    """h -> z by g of a run, where h is features @ whitening - centre. Writes its checkpoint, and in tmp_path/run/encoder
-    a bundle of the same encoder as `bundle`."""
+    """h -> z by g of a run, where h is features @ whitening - centre. Writes its checkpoint and a bundle of the encoder
+    of `bundle` in tmp_path/run/encoder."""
     from training.encoders import projection_head
 
     torch.manual_seed(0)
