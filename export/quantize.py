@@ -162,8 +162,8 @@ def to_int8(graph: bytes, pixels: np.ndarray, in_float: str = "none") -> bytes:
 def layers_and_rest(graph: onnx.GraphProto) -> tuple[list[str], list[str]]:
     """Names of the encoder's layers with weights, in order, and of the nodes that always stay float32.
 
-    Those are the products of two activations (attention), and all nodes from the pooling or the last layer on, the
-    classifier's head included.
+    Those are the products of two activations (attention), and all nodes from the pooling or the last layer on: the
+    whitening of h, and the classifier's head.
     """
     weights = {tensor.name for tensor in graph.initializer}
     needed, ours = {"embedding"}, []
@@ -174,8 +174,11 @@ def layers_and_rest(graph: onnx.GraphProto) -> tuple[list[str], list[str]]:
     layers = [i for i in ours if graph.node[i].op_type in LAYERS and weights.intersection(graph.node[i].input[:2])]
     if not layers:
         raise BundleError("this graph has no convolution or matrix product with weights, so int8 would change nothing")
-    rest = [i for i in ours if i > layers[-1]]
-    pooled = next((i for i in rest if graph.node[i].op_type in ("ReduceMean", "GlobalAveragePool")), None)
+    pools = [i for i in ours if graph.node[i].op_type in ("ReduceMean", "GlobalAveragePool")]
+    convolutions = [i for i in layers if graph.node[i].op_type == "Conv"]
+    if pools and convolutions and pools[-1] > convolutions[-1]:
+        layers = [i for i in layers if i < pools[-1]]  # what follows is one product for each image
+    pooled = next((i for i in pools if i > layers[-1]), None)
     end = layers[-1] + 1 if pooled is None else pooled
     products = [i for i in ours if graph.node[i].op_type in LAYERS and i not in layers]
     kept = sorted({*products, *range(end, len(graph.node)), *(set(range(len(graph.node))) - set(ours))})

@@ -12,7 +12,7 @@ from PIL import Image
 from export import quantize as quantizing
 from export.artifact import BundleError, load_bundle, record_measured, save_bundle
 from export.quantize import QuantizeSettings, quantize, to_int8
-from export.to_onnx import ExportSettings, export
+from export.to_onnx import ExportSettings, export, to_graph
 from serving.inference.encoder import OnnxEncoder
 from training import classifier
 from training.classifier import Classifier
@@ -104,6 +104,24 @@ def test_the_convolutions_are_int8_and_the_head_is_not(bundle):
         weights = {kind: [node.input[1] for node in graph.node if node.op_type == kind] for kind in ("Conv", "Gemm")}
         counts.append(sum(makers.get(name) == "DequantizeLinear" for name in weights["Conv"]))
         assert len(weights["Gemm"]) == 1 and weights["Gemm"][0] not in makers
+    assert counts == [12, 11, 8]
+
+
+@pytest.mark.slow
+def test_the_whitening_of_h_stays_float32_and_is_not_counted_as_a_layer():
+    torch.manual_seed(0)
+    encoder = ResNetEncoder("tiny", 1, 20).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 20, 20, 3), dtype=np.uint8)
+    encoder.whiten(pixels, 0.25)
+    whole, counts = to_graph(encoder, 20), []
+    for in_float in ("none", *quantizing.FLOAT):
+        graph = onnx.load_from_string(to_int8(whole, pixels, in_float)).graph
+        makers = {output: node.op_type for node in graph.node for output in node.output}
+        (product,) = (node for node in graph.node if node.op_type in ("MatMul", "Gemm"))
+        assert all(makers.get(name) != "DequantizeLinear" for name in product.input)
+        counts.append(
+            sum(makers.get(node.input[1]) == "DequantizeLinear" for node in graph.node if node.op_type == "Conv")
+        )
     assert counts == [12, 11, 8]
 
 
