@@ -23,6 +23,6 @@ def weights_file(encoder: Encoder, architecture: str) -> bytes:
     tensors = {
         name: value.cpu().clone().contiguous() for name, value in network.state_dict().items() if name != "centre"
     }
-    if encoder.whitening is not None:
+    if encoder.whitening is not None:  # the state dict of another network lacks it
         tensors["whitening"] = encoder.whitening.cpu().clone().contiguous()
     return save(tensors, {"format": "pt", "architecture": architecture, **metadata})

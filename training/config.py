@@ -65,7 +65,7 @@ class PretrainSettings:
     whiten: float = 0.0
     """After training, divide each principal direction of h by its variance to this power, so that the few directions in
     which all pictures vary most do not decide which are near: 0.5 whitens h fully, 0 leaves it as it is. The preset
-    tiny has 0.25; encoders that others trained do not need it."""
+    tiny has 0.25, and --init by default that of the weights; encoders that others trained do not need it."""
     loss: LossName = "nt_xent"
     """Contrastive loss: nt_xent as in the paper, or dcl, which leaves the positive pair out of the denominator."""
     loss_scale: float = 1.0

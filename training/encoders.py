@@ -65,7 +65,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def set_centre(self, pixels: Any) -> None:
-        """Set `centre` to the mean of the features of up to CENTRE_IMAGES images: (N, S, S, 3) uint8, as stored."""
+        """Set `centre` to the mean of up to CENTRE_IMAGES images: (N, S, S, 3) uint8, as stored. `whitening` stays."""
         self.centre.zero_()
         self.centre.copy_(embed(self, pixels[_sample(pixels)]).mean(dim=0))
 

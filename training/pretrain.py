@@ -209,7 +209,8 @@ def starting_point(requested: PretrainSettings) -> tuple[PretrainSettings, Initi
     names = (*names, "whiten") if requested.whiten == defaults.whiten else names
     settings = dataclasses.replace(requested, **{name: getattr(start.settings, name) for name in names})
     if settings != requested:
-        print(f"this run is {settings.architecture} at {settings.size_px} px, like {requested.init}")
+        whitened = f", whitened by {settings.whiten:g}" if settings.whiten else ""
+        print(f"this run is {settings.architecture} at {settings.size_px} px{whitened}, like {requested.init}")
     return settings, start
 
 

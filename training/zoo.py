@@ -132,16 +132,14 @@ def load(name: str, size_px: int | None = None, seed: int = 0) -> ZooModel:
 
 
 def short_name(name: str) -> str:
-    """A name for folders and tables: of a run, its checkpoint or its exported encoder the run's, of another path its
-    last part, of a network its architecture."""
+    """A name for folders and tables: of a run, its last checkpoint or its exported encoder the run's, of another path
+    its last part, of a network its architecture."""
     parts = parse(name)
     if Path(at_home(name)).exists() or parts is None:
         path = Path(name)
         if path.parent.name == "checkpoints":
-            path = path.parent.parent
-        elif path.name == "encoder":
-            path = path.parent
-        return path.stem or Path(name).stem
+            return path.parents[1].name + ("" if path.stem == "last" else f"-{path.stem}")
+        return path.parent.name if path.name == "encoder" and path.parent.name else path.stem
     return LITE0 if parts.weights == LITE0 else parts.architecture
 
 

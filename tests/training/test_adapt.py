@@ -140,3 +140,25 @@ def test_synchronised_batch_norms_of_timm_keep_their_activation():
         assert any(isinstance(module, SyncBatchNormAct) for module in synchronised.modules())
         torch.testing.assert_close(synchronised(x), expected)
     assert np.isfinite(expected.numpy()).all()
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_continued_has_no_verdict_until_its_end(small_settings, monkeypatch):
+    earlier = pretrain(small_settings(name="earlier", epochs=1))
+    settings = small_settings(name="trial", init=str(earlier), epochs=4)
+    path = checkpoint.find(pretrain(replace(settings, max_steps=1)))
+    results = {"verdict", "after", "epochs"}
+    assert results <= checkpoint.load(path)["facts"].keys()
+    loss = SimCLR.loss
+
+    def fails_in_the_third_epoch(self, *args):
+        if self.current_epoch == 2:
+            raise RuntimeError("power cut")
+        return loss(self, *args)
+
+    monkeypatch.setattr(SimCLR, "loss", fails_in_the_third_epoch)
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    with pytest.raises(RuntimeError, match="power cut"):
+        pretrain(replace(settings, resume=True))
+    saved = checkpoint.load(path)
+    assert len(saved["history"]) == 2 and not results & saved["facts"].keys()

@@ -224,6 +224,7 @@ def test_without_the_package_the_message_names_it(monkeypatch):
         ("runs/mine", "mine"),
         ("runs/mine/", "mine"),
         ("runs/mine/checkpoints/last.ckpt", "mine"),
+        ("runs/mine/checkpoints/epoch-0010.ckpt", "mine-epoch-0010"),
         ("runs/mine/encoder", "mine"),
         ("encoder", "encoder"),
         ("elsewhere/graph.onnx", "graph"),
