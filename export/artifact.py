@@ -255,6 +255,11 @@ class ModelCard:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
 
     @property
+    def is_start(self) -> bool:
+        """Whether the weights are those that a run started from and did not improve."""
+        return self.training.get("epochs") == 0
+
+    @property
     def outputs(self) -> int:
         """How many numbers the graph returns per picture: h and the logits."""
         return self.dimension + len(self.classes)

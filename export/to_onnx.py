@@ -198,7 +198,7 @@ def export_run(run: Path, settings: ExportSettings) -> tuple[Bundle, bool]:
         card = existing.card
         same = card.training["checkpoint_sha256"] == digest and card.classes == classes and card.precision == "fp32"
         same = same and card.preprocessing == trained.preprocessing and not (settings.centre_on or settings.force)
-        same = same and (not facts.get("verdict") or (card.training.get("epochs") == 0) == keeps_start)
+        same = same and (not facts.get("verdict") or card.is_start == keeps_start)
         if same and card.licence == licence and card.probe and (out / WEIGHTS).is_file():
             return existing, False
     except (BundleError, KeyError):

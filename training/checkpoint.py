@@ -155,6 +155,11 @@ def keeps_start(checkpoint: dict) -> bool:
     return bool(checkpoint.get("start") and verdict) and not verdict["better"]
 
 
+def start_note(name: str, checkpoint: dict) -> str:
+    """For the user, who gave this name of a run that keeps its start."""
+    return f"note: {name} stands for {checkpoint['facts']['origin']} as it was, which that run did not improve"
+
+
 def encoder_of(checkpoint: dict, result: bool = False) -> Encoder:
     """f alone, on the CPU, in evaluation mode: the better one of the run's result and its start, see `keeps_start`.
 

@@ -62,10 +62,10 @@ def load_initial(init: str, encoder: str | None, width: int | None, size_px: int
             if value not in (None, getattr(own, name)):
                 raise CheckpointError(f"{path} has --{name} {getattr(own, name)}, not {value}: leave --{name} out")
         settings = replace(own, size_px=_size(init, own.encoder, own.size_px, size_px))
-        result = exported is not None and exported.training.get("epochs") != 0  # an export with --force is the result
+        result = exported is not None and not exported.is_start  # an export with --force is the result
         network = checkpoint.encoder_of(saved, result=result)
         if checkpoint.keeps_start(saved) and not result:
-            print(f"note: {init} stands for {saved['facts']['origin']} as it was, which that run did not improve")
+            print(checkpoint.start_note(init, saved))
             return InitialWeights(network, None, settings, saved["facts"]["origin"])
         projector = projection_head(network.dimension, own.head_layers, own.head_dimension)
         prefix = "projector."

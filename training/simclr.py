@@ -192,6 +192,8 @@ class SimCLR(pl.LightningModule):
         return Batches(self)
 
     def on_train_start(self) -> None:
+        for result in ("after", "epochs", "verdict"):  # of a trial by --max-steps that is continued
+            self.facts.pop(result, None)
         if self.settings.compile:
             at_once = self.settings.chunk_size or self.local_batch
             self.compile_parts(self.first_images(at_once), self.trainer.world_size)
@@ -236,8 +238,6 @@ class SimCLR(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.loss_sum = torch.zeros((), device=self.device)
         self.encoder.show_features()
-        for result in ("after", "epochs", "verdict"):  # of a trial by --max-steps that is continued
-            self.facts.pop(result, None)
 
     def on_train_epoch_end(self) -> None:
         bar, scheduler = self.trainer.progress_bar_callback, self.lr_schedulers()

@@ -36,7 +36,7 @@ Layer = tuple[np.ndarray, np.ndarray, np.ndarray]  # matrix (out, in), scale (ou
 def projection_of(folder: Path, card: ModelCard) -> Projection | None:
     """g of the encoder in the bundle `folder`; None if its checkpoint is missing or has no g. Loads torch."""
     digest = card.training.get("checkpoint_sha256")
-    if card.training.get("epochs") == 0:  # the weights that the run started from, which g was not trained with
+    if card.is_start:  # g was trained with other weights
         return None
     checkpoint = _checkpoint(folder, digest) if digest else None
     return _load(checkpoint) if checkpoint else None

@@ -101,13 +101,14 @@ def test_a_run_whitens_what_it_keeps_measures_and_exports_and_trains_without_it(
 
 
 @pytest.mark.slow
-def test_a_run_with_initial_weights_whitens_as_they_do_unless_another_power_is_given(small_settings):
+def test_a_run_with_initial_weights_whitens_as_they_do_unless_another_power_is_given(small_settings, capsys):
     run = pretrain(small_settings(name="start", whiten=0.3, epochs=1))
     tiny = PRESETS["tiny"][1]
     assert tiny.whiten == 0.25
     for init, whiten in ((f"{zoo.LITE0_ARCHITECTURE}:random", 0.0), (str(run), 0.3)):
         assert starting_point(dataclasses.replace(tiny, init=init))[0].whiten == whiten
         assert starting_point(dataclasses.replace(tiny, init=init, whiten=0.1))[0].whiten == 0.1
+    assert f"this run is tiny at 16 px, whitened by 0.3, like {run}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("power", [0, 0.25])

@@ -135,7 +135,7 @@ def _from_checkpoint(name: str, path: Path, untrained: bool) -> Extractor:
     else:
         encoder = checkpoint.encoder_of(saved)
         if checkpoint.keeps_start(saved):
-            print(f"note: {name} stands for {saved['facts']['origin']} as it was, which that run did not improve")
+            print(checkpoint.start_note(name, saved))
     return Extractor(name, settings.preprocessing, extract_with_torch(encoder), megabytes(encoder))
 
 
